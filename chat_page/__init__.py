@@ -1,0 +1,1 @@
+"""The chat page and the API description: data files only."""
