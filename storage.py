@@ -1,0 +1,781 @@
+"""Sessions and where they are kept.
+
+`Storage` and `Taken` say what every back end does and hold the rules; `MemoryStorage` keeps sessions in a
+dict, `FileStorage` in one JSON file each. Reading needs no lock. Whoever wants to change a session takes it
+first, and is then the only one, between threads and between processes alike.
+
+A back end writes six primitives of `Storage` and four of `Taken`; `tests/test_storage.py` checks it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import logging
+import os
+import re
+import secrets
+import stat
+import struct
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+try:
+    import fcntl
+except ImportError:  # Windows, where sessions live in memory only
+    fcntl = None  # type: ignore[assignment]
+
+log = logging.getLogger(__name__)
+
+TITLE_LENGTH = 200
+SESSION_ID = re.compile(r"session-[0-9a-z-]{1,64}")
+
+_BRIEFLY = 1.0  # seconds to wait for a session that is taken for less than a turn (a new title, a deletion)
+_STALE = 3600.0  # seconds after which a temporary file is taken for the rest of a crash
+
+
+class SessionNotFound(Exception):
+    """There is no session of this id (or the id is not of the form of one)."""
+
+
+class SessionBusy(Exception):
+    """Somebody else has taken the session: this process or another one."""
+
+
+class SessionCorrupt(Exception):
+    """What is stored cannot be understood. It is left as it is."""
+
+
+class StorageUnavailable(Exception):
+    """The store cannot be read or written now. What was stored before is intact."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """A copy of a session as it was when asked for; changing it changes nothing that is stored.
+
+    `messages` are JSON objects, oldest first, each with `id`, `role`, `content` and `created_at`. `note` is a
+    word about the time after the last message, gone with the next one (see `Taken.note`).
+    """
+
+    id: str
+    created_at: str
+    updated_at: str
+    title: str | None = None
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a list of sessions shows of one. `title` is the one that was set, else the beginning of the first
+    user message, else None. A session that cannot be understood has None for all but its id."""
+
+    id: str
+    title: str | None = None
+    created_at: str | None = None
+    updated_at: str | None = None
+    message_count: int | None = None
+
+
+def new_id(kind: str) -> str:
+    """An id that cannot be guessed: 128 random bits in lower-case hex after `kind` and a hyphen."""
+    return f"{kind}-{secrets.token_hex(16)}"
+
+
+def timestamp() -> str:
+    """The time now, in UTC, to the second: `2026-01-31T12:34:56Z`."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+class Storage(ABC):
+    """Sessions by id. Every method may be called from any thread."""
+
+    def create(self) -> str:
+        """Make an empty session and give its id. It is durable when this returns."""
+        now = timestamp()
+        session = Session(new_id("session"), now, now)
+        self._create(session)
+        return session.id
+
+    def get(self, session_id: str) -> Session:
+        """The session as it is now; while a turn runs, with all that the turn has stored so far.
+
+        Raises SessionNotFound, SessionCorrupt, StorageUnavailable.
+        """
+        return self._read(_checked(session_id))
+
+    def summary(self, session_id: str) -> Summary:
+        """What a list shows of the session. Raises SessionNotFound and StorageUnavailable."""
+        try:
+            return _summary(self.get(session_id))
+        except SessionCorrupt:
+            return Summary(session_id)
+
+    def page(self, limit: int | None = None, after: str | None = None) -> tuple[list[str], str | None]:
+        """At most `limit` ids, most recently updated first and then by id, from the one that follows `after`;
+        and what to give as `after` for the next page, None on the last one.
+
+        Raises SessionNotFound where there is no session `after`.
+        """
+        ids = self._ids()
+        if after is not None:
+            if after not in ids:
+                raise SessionNotFound(after)
+            ids = ids[ids.index(after) + 1 :]
+        page = ids if limit is None else ids[:limit]
+        return page, page[-1] if len(page) < len(ids) else None
+
+    def take(self, session_id: str, *, turn: bool = False) -> Taken:
+        """Take the session, so that nobody else can until it is released; `running` says so where it is for a
+        `turn`. Whoever holds it for less than that is waited for, briefly.
+
+        Raises SessionNotFound, SessionBusy, StorageUnavailable.
+        """
+        give_up = time.monotonic() + _BRIEFLY
+        while (taken := self._take(_checked(session_id), turn)) is None:
+            if self.running(session_id) or time.monotonic() > give_up:
+                raise SessionBusy(session_id)
+            time.sleep(0.005)
+        return taken
+
+    def running(self, session_id: str) -> bool:
+        """Whether somebody holds the session for a turn, here or elsewhere. Asking disturbs nobody who is about
+        to take it. Raises SessionNotFound, StorageUnavailable."""
+        return self._running(_checked(session_id))
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raise StorageUnavailable if sessions could not be written now."""
+
+    @abstractmethod
+    def _create(self, session: Session) -> None:
+        """Store a new session, durably."""
+
+    @abstractmethod
+    def _read(self, session_id: str) -> Session:
+        """A copy of what is stored."""
+
+    @abstractmethod
+    def _ids(self) -> list[str]:
+        """All ids in the order of the list."""
+
+    @abstractmethod
+    def _take(self, session_id: str, turn: bool) -> Taken | None:
+        """Take the session at once or not at all; None where it is taken."""
+
+    @abstractmethod
+    def _running(self, session_id: str) -> bool:
+        """Whether the session is taken for a turn."""
+
+
+class Taken(ABC):
+    """A session that is ours until `release`, and the only way to change one. Not for several threads at once."""
+
+    def __init__(self, session_id: str) -> None:
+        self.id = session_id
+
+    @functools.cached_property
+    def session(self) -> Session:
+        """The session, kept up to date with what is changed through this object. Raises SessionCorrupt and
+        StorageUnavailable."""
+        return self._load()
+
+    def append(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Add a message of these fields and give it back with its new `id` and `created_at`. It is durable when
+        this returns; where this raises StorageUnavailable, the session is as it was before.
+
+        Raises ValueError or TypeError for what JSON in UTF-8 cannot hold (NaN, lone surrogates), or where `role`
+        or `content` is not a string.
+        """
+        now = timestamp()
+        line = _dump({"id": new_id("msg"), **fields, "created_at": now})
+        message: dict[str, Any] = json.loads(line)
+        if not _is_message(message):
+            raise ValueError("a message needs a role and a content, both strings")
+        changed = _changed(self.session, updated_at=now, note=None)
+        self._append(changed, line)
+        changed.messages.append(message)
+        self.session = changed
+        return message
+
+    def note(self, note: str) -> None:
+        """Leave a word beside the messages, in force until the next one is added. Durable when this returns."""
+        _dump(note)
+        changed = _changed(self.session, updated_at=timestamp(), note=note)
+        self._append(changed, None)
+        self.session = changed
+
+    def rename(self, title: str | None) -> None:
+        """Set the title, or remove it with None; neither `updated_at` nor the place in the list changes.
+        Durable when this returns. Raises ValueError for what JSON in UTF-8 cannot hold."""
+        _dump(title)
+        changed = _changed(self.session, title=title)
+        self._rewrite(changed)
+        self.session = changed
+
+    @abstractmethod
+    def delete(self) -> None:
+        """Remove the session for good; durable when this returns. It need not be one that can be read."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Let others take the session. May be repeated."""
+
+    @abstractmethod
+    def _load(self) -> Session:
+        """What is stored, as an object of our own."""
+
+    @abstractmethod
+    def _append(self, session: Session, line: bytes | None) -> None:
+        """Add a message, given as JSON on one line (if any), and the `updated_at` and `note` of `session`."""
+
+    @abstractmethod
+    def _rewrite(self, session: Session) -> None:
+        """Store all of `session` again, its place in the list unchanged."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+def _checked(session_id: str) -> str:
+    if not SESSION_ID.fullmatch(session_id):
+        raise SessionNotFound(session_id)
+    return session_id
+
+
+def _changed(session: Session, **changes: Any) -> Session:
+    return Session(**{**vars(session), **changes})
+
+
+def _is_message(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("id"), str)
+        and isinstance(value.get("role"), str)
+        and isinstance(value.get("content"), str)
+        and isinstance(value.get("created_at"), str)
+    )
+
+
+def _summary(session: Session) -> Summary:
+    title = session.title
+    if title is None:
+        first = next((m["content"] for m in session.messages if m["role"] == "user"), "")
+        title = " ".join(first[: 10 * TITLE_LENGTH].split())[:80] or None
+    return Summary(session.id, title, session.created_at, session.updated_at, len(session.messages))
+
+
+def _dump(value: Any) -> bytes:
+    """JSON on one line, characters as themselves; ValueError for NaN and for lone surrogates."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.encode()
+
+
+# --- in memory ---
+
+
+@dataclass
+class _Kept:
+    """A session in memory: all but its messages, and those as the JSON lines that a file would hold, so that
+    both back ends refuse the same values and hand out copies."""
+
+    session: Session
+    lines: list[bytes]
+    order: int  # when it was last updated, in nanoseconds
+    taken: bool = False
+    turn: bool = False
+
+
+class MemoryStorage(Storage):
+    """Sessions in a dict, for as long as the process lives."""
+
+    def __init__(self) -> None:
+        self._sessions: dict[str, _Kept] = {}
+        self._lock = threading.Lock()
+
+    def check(self) -> None:
+        pass
+
+    def _create(self, session: Session) -> None:
+        with self._lock:
+            self._sessions[session.id] = _Kept(session, [], time.time_ns())
+
+    def _read(self, session_id: str) -> Session:
+        with self._lock:
+            kept = self._find(session_id)
+            session, lines = kept.session, kept.lines.copy()
+        return _changed(session, messages=json.loads(b"[" + b",".join(lines) + b"]"))
+
+    def _ids(self) -> list[str]:
+        with self._lock:
+            return [id for _, id in sorted((-kept.order, id) for id, kept in self._sessions.items())]
+
+    def _take(self, session_id: str, turn: bool) -> Taken | None:
+        with self._lock:
+            kept = self._find(session_id)
+            if kept.taken:
+                return None
+            kept.taken, kept.turn = True, turn
+            return _TakenMemory(self, kept)
+
+    def _running(self, session_id: str) -> bool:
+        with self._lock:
+            return self._find(session_id).turn
+
+    def _find(self, session_id: str) -> _Kept:
+        try:
+            return self._sessions[session_id]
+        except KeyError:
+            raise SessionNotFound(session_id) from None
+
+
+class _TakenMemory(Taken):
+    def __init__(self, storage: MemoryStorage, kept: _Kept) -> None:
+        super().__init__(kept.session.id)
+        self._storage = storage
+        self._kept: _Kept | None = kept
+
+    def delete(self) -> None:
+        with self._storage._lock:
+            self._storage._sessions.pop(self.id, None)
+
+    def release(self) -> None:
+        with self._storage._lock:
+            if self._kept is not None:
+                self._kept.taken = self._kept.turn = False
+                self._kept = None
+
+    def _load(self) -> Session:
+        return self._storage._read(self.id)
+
+    def _append(self, session: Session, line: bytes | None) -> None:
+        with self._held() as kept:
+            kept.session = _changed(session, messages=[])
+            kept.order = time.time_ns()
+            if line is not None:
+                kept.lines.append(line)
+
+    def _rewrite(self, session: Session) -> None:
+        with self._held() as kept:
+            kept.session = _changed(session, messages=[])
+
+    @contextlib.contextmanager
+    def _held(self) -> Iterator[_Kept]:
+        with self._storage._lock:
+            if self._kept is None:
+                raise RuntimeError(f"{self.id} was changed after its release")
+            yield self._kept
+
+
+# --- one JSON file per session ---
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A session read from a file, and where its closing line begins; None where the file is not in the layout
+    that can be added to in place, because of another hand or of a crash."""
+
+    session: Session
+    end: int | None
+
+
+class FileStorage(Storage):
+    """Sessions in a directory, one JSON file each, which `jq` reads.
+
+    A message is one line, added by writing over the closing line and beyond with one `fsync`, so that a crash can
+    tear the last line only; readers skip a torn one. Whatever else changes is a new file, synced, renamed over
+    the old one. A taken session is locked with `flock`, which the kernel lifts when the process dies; the file's
+    modification time is its place in the list.
+
+    Raises StorageUnavailable when the directory cannot be made or written, or where there is no `flock`.
+    """
+
+    def __init__(self, directory: str) -> None:
+        if fcntl is None:
+            raise StorageUnavailable("sessions on disk need flock, which this system does not have")
+        self._directory = os.path.abspath(directory)
+        self._cached_summary = functools.lru_cache(10_000)(self._summarized)
+        with _unavailable("open", self._directory):
+            if not os.path.isdir(self._directory):
+                os.makedirs(self._directory, mode=0o700)
+                self._sync_directory(os.path.dirname(self._directory))
+            self._sweep()
+        self.check()
+
+    def check(self) -> None:
+        path = os.path.join(self._directory, f".{secrets.token_hex(8)}.tmp")
+        with _unavailable("write", self._directory):
+            try:
+                with open(path, "xb") as file:
+                    file.write(b"the store can be written\n")
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
+
+    def summary(self, session_id: str) -> Summary:
+        try:
+            found = os.lstat(self._path(_checked(session_id)))
+        except OSError as error:
+            raise self._failure("read", session_id, error) from error
+        return self._cached_summary(
+            session_id, (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        )
+
+    def _summarized(self, session_id: str, _version: tuple[int, ...]) -> Summary:
+        return super().summary(session_id)
+
+    def _create(self, session: Session) -> None:
+        with _unavailable("create", session.id):
+            file = self._write_new(session, time.time_ns(), turn=False)
+            try:
+                self._sync_directory()
+            finally:
+                os.close(file)
+
+    def _read(self, session_id: str) -> Session:
+        with self._opened(session_id, os.O_RDONLY) as file:
+            return self._parsed(session_id, file).session
+
+    def _ids(self) -> list[str]:
+        found = []
+        with _unavailable("list", self._directory), os.scandir(self._directory) as entries:
+            for entry in entries:
+                name, extension = entry.name[:-5], entry.name[-5:]
+                if extension == ".json" and SESSION_ID.fullmatch(name) and entry.is_file(follow_symlinks=False):
+                    with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
+                        found.append((-entry.stat(follow_symlinks=False).st_mtime_ns, name))
+        return [name for _, name in sorted(found)]
+
+    def _take(self, session_id: str, turn: bool) -> Taken | None:
+        while True:
+            file = self._open(session_id, os.O_RDWR)
+            try:
+                with _unavailable("lock", session_id):
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if self._is_current(file, session_id):
+                        if turn:
+                            _mark_turn(file)
+                        return _TakenFile(self, session_id, file, turn)
+            except BlockingIOError:
+                os.close(file)
+                return None
+            except BaseException:
+                os.close(file)
+                raise
+            os.close(file)  # replaced or deleted between open and lock: the lock went with the old file
+
+    def _running(self, session_id: str) -> bool:
+        with self._opened(session_id, os.O_RDONLY) as file:
+            return _turn_marked(file)
+
+    def _is_current(self, file: int, session_id: str) -> bool:
+        try:
+            return os.path.samestat(os.fstat(file), os.lstat(self._path(session_id)))
+        except FileNotFoundError:
+            return False
+
+    def _path(self, session_id: str) -> str:
+        return os.path.join(self._directory, f"{session_id}.json")
+
+    def _open(self, session_id: str, flags: int) -> int:
+        """The session's file. Only a regular file is one: no link, no folder, and no FIFO to wait at."""
+        try:
+            file = os.open(self._path(session_id), flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            raise self._failure("open", session_id, error) from error
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            os.close(file)
+            raise SessionNotFound(session_id)
+        return file
+
+    @contextlib.contextmanager
+    def _opened(self, session_id: str, flags: int) -> Iterator[int]:
+        file = self._open(session_id, flags)
+        try:
+            yield file
+        finally:
+            os.close(file)
+
+    def _failure(self, verb: str, session_id: str, error: OSError) -> Exception:
+        """What it means that a session's path cannot be opened: no such session, or no store."""
+        with contextlib.suppress(OSError):
+            entry = os.lstat(self._path(session_id))
+            if not stat.S_ISREG(entry.st_mode):
+                return SessionNotFound(session_id)
+        if isinstance(error, FileNotFoundError) and os.path.isdir(self._directory):
+            return SessionNotFound(session_id)
+        log.error("cannot %s %s: %s", verb, session_id, error)
+        return StorageUnavailable(f"cannot {verb} {session_id}")
+
+    def _parsed(self, session_id: str, file: int) -> _Read:
+        with _unavailable("read", session_id):
+            data = _read_all(file)
+        try:
+            return _parse(session_id, data)
+        except (ValueError, RecursionError) as error:
+            log.error("%s.json cannot be understood and is left as it is: %s", session_id, error)
+            raise SessionCorrupt(session_id) from error
+
+    def _write_new(self, session: Session, modified: int, *, turn: bool) -> int:
+        """Write the session's file whole, put it in place, and give it back open and locked; the directory is for
+        the caller to sync. OSError if it cannot be written; then nothing has changed."""
+        path = os.path.join(self._directory, f".{session.id}.{secrets.token_hex(8)}.tmp")
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)  # before anybody can find it, so that no one comes in between
+            if turn:
+                _mark_turn(file)
+            _write_all(file, b"".join(_layout(session)), 0)
+            os.utime(file, ns=(modified, modified))
+            os.fsync(file)
+            os.rename(path, self._path(session.id))
+        except BaseException:
+            os.close(file)
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+            raise
+        return file
+
+    def _sync_directory(self, path: str | None = None) -> None:
+        directory = os.open(path or self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+    def _sweep(self) -> None:
+        """Remove the temporary files that a crash has left."""
+        with os.scandir(self._directory) as entries:
+            for entry in entries:
+                if entry.name.startswith(".") and entry.name.endswith(".tmp"):
+                    with contextlib.suppress(OSError):
+                        if entry.stat(follow_symlinks=False).st_mtime < time.time() - _STALE:
+                            os.unlink(entry.path)
+
+
+class _TakenFile(Taken):
+    def __init__(self, storage: FileStorage, session_id: str, file: int, turn: bool) -> None:
+        super().__init__(session_id)
+        self._storage = storage
+        self._file: int | None = file
+        self._turn = turn
+        self._end: int | None = None
+
+    def delete(self) -> None:
+        with _unavailable("delete", self.id):
+            os.unlink(self._storage._path(self.id))
+            self._storage._sync_directory()
+
+    def release(self) -> None:
+        if self._file is not None:
+            os.close(self._file)  # and with it the lock
+            self._file = None
+
+    def _load(self) -> Session:
+        read = self._storage._parsed(self.id, self._held())
+        self._end = read.end
+        return read.session
+
+    def _append(self, session: Session, line: bytes | None) -> None:
+        if self._end is None:
+            log.warning("%s.json was torn or is in another layout: written anew before it is added to", self.id)
+            self._rewrite(self.session)
+        assert self._end is not None
+        file, end = self._held(), self._end
+        added = b"" if line is None else (b",\n" if session.messages else b"\n") + line
+        with _unavailable("write", self.id):
+            before = os.pread(file, 1 << 16, end)
+            try:
+                self._write_end(file, end, added + _closing(session), time.time_ns())
+            except BaseException:
+                self._put_back(file, end, before)
+                raise
+        self._end = end + len(added)
+
+    def _rewrite(self, session: Session) -> None:
+        with _unavailable("write", self.id):
+            modified = os.fstat(self._held()).st_mtime_ns
+            file = self._storage._write_new(session, modified, turn=self._turn)
+            os.close(self._held())
+            self._file = file
+            self._end = sum(map(len, _layout(session)[:-1]))
+            self._storage._sync_directory()
+
+    def _held(self) -> int:
+        if self._file is None:
+            raise RuntimeError(f"{self.id} was changed after its release")
+        return self._file
+
+    def _write_end(self, file: int, end: int, data: bytes, modified: int) -> None:
+        _write_all(file, data, end)
+        if os.fstat(file).st_size > end + len(data):
+            os.ftruncate(file, end + len(data))
+        # The kernel's own stamps are milliseconds apart, too coarse for the order of the list.
+        os.utime(file, ns=(modified, modified))
+        os.fsync(file)
+
+    def _put_back(self, file: int, end: int, before: bytes) -> None:
+        """Undo a write that failed half-way; its first bytes have gone where the closing line was, so there is
+        room to write that again on a full disk."""
+        try:
+            self._write_end(file, end, before, os.fstat(file).st_mtime_ns)
+        except OSError as error:
+            log.error("%s.json may end in a torn line, which is skipped: %s", self.id, error)
+
+
+@contextlib.contextmanager
+def _unavailable(verb: str, what: str) -> Iterator[None]:
+    """Turn the system's errors into StorageUnavailable, and say in the log what they were."""
+    try:
+        yield
+    except BlockingIOError:
+        raise  # a lock that is held is not an error
+    except OSError as error:
+        log.error("cannot %s %s: %s", verb, what, error)
+        raise StorageUnavailable(f"cannot {verb} {what}: {error.strerror or error}") from error
+
+
+def _read_all(file: int) -> bytes:
+    blocks = []
+    offset = 0
+    while block := os.pread(file, max(os.fstat(file).st_size - offset, 0) + 4096, offset):
+        blocks.append(block)
+        offset += len(block)
+    return b"".join(blocks)
+
+
+def _write_all(file: int, data: bytes, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(file, view, offset)
+        view = view[written:]
+        offset += written
+
+
+# A turn is marked by a second lock, on the open file description, because its holder can be asked for without
+# taking it (fcntl(2), F_OFD_GETLK), which flock does not offer. The two kinds do not see each other.
+_FLOCK = "hhqqi4x"  # struct flock: type, whence, start, length, pid
+
+
+def _mark_turn(file: int) -> None:
+    if hasattr(fcntl, "F_OFD_SETLK"):
+        fcntl.fcntl(file, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+
+
+def _turn_marked(file: int) -> bool:
+    if hasattr(fcntl, "F_OFD_GETLK"):
+        asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        found: int = struct.unpack(_FLOCK, fcntl.fcntl(file, fcntl.F_OFD_GETLK, asked))[0]
+        return found != fcntl.F_UNLCK
+    try:  # macOS: all that can be told there is whether it is locked at all
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    return False
+
+
+# --- the layout of a file ---
+
+
+def _layout(session: Session) -> list[bytes]:
+    """The whole file: the first line, the messages, the closing line."""
+    head = {"id": session.id, "created_at": session.created_at}
+    if session.title is not None:
+        head["title"] = session.title
+    lines = b",".join(b"\n" + _dump(message) for message in session.messages)
+    return [_dump(head)[:-1] + b',"messages":[', lines, _closing(session)]
+
+
+def _closing(session: Session) -> bytes:
+    tail = {"updated_at": session.updated_at}
+    if session.note is not None:
+        tail["note"] = session.note
+    return b"\n]," + _dump(tail)[1:] + b"\n"
+
+
+def _parse(session_id: str, data: bytes) -> _Read:
+    """Read a file's content in any layout, or what a crash has left of it. ValueError if it is no session."""
+    try:
+        value = _load(data)
+    except ValueError:
+        return _Read(_session(session_id, _untorn(data)), None)
+    session = _session(session_id, value)
+    if b"\\u" in data:
+        _dump(value)  # lone surrogates, which could not be sent on, hide in escapes
+    head, _, closing = _layout(_changed(session, messages=[]))
+    ours = (
+        data.startswith(head)
+        and data.endswith(closing)
+        and data.count(b"\n") == len(session.messages) + 2
+        and (not session.messages or data[len(head) : len(head) + 2] == b"\n{")
+        and set(value) <= {"id", "created_at", "title", "messages", "updated_at", "note"}
+    )
+    return _Read(session, len(data) - len(closing) if ours else None)
+
+
+def _load(data: bytes) -> Any:
+    def refuse(constant: str) -> Any:
+        raise ValueError(f"{constant} is not JSON")
+
+    return json.loads(data.decode(), parse_constant=refuse)
+
+
+def _session(session_id: str, value: Any) -> Session:
+    if not isinstance(value, dict) or value.get("id") != session_id:
+        raise ValueError("it does not hold the session that it is named after")
+    messages, title, note = value.get("messages"), value.get("title"), value.get("note")
+    if not isinstance(messages, list) or not all(map(_is_message, messages)):
+        raise ValueError("its messages are not a list of messages")
+    if not isinstance(title, str | None) or not isinstance(note, str | None):
+        raise ValueError("its title or its note is not text")
+    created = value.get("created_at")
+    updated = value.get("updated_at", messages[-1]["created_at"] if messages else created)
+    if not isinstance(created, str) or not isinstance(updated, str):
+        raise ValueError("its times are missing")
+    return Session(session_id, created, updated, title, messages, note)
+
+
+def _untorn(data: bytes) -> dict[str, Any]:
+    """The whole lines before a torn end, in our layout. ValueError where more than the end is broken.
+
+    A write begins at the closing line, so that what a crash can leave is: the old closing line or a piece of it,
+    and anything behind; or a piece of the new message, cut short or with blocks of zeros in it, and anything
+    behind. (Blocks of one unsynced write reach the disk in any order.)
+    """
+    first, *lines = data.split(b"\n")
+    value: dict[str, Any] = _load(first + b"]}")
+    if not isinstance(value, dict) or value.get("messages") != []:
+        raise ValueError("its first line is broken")
+    for number, line in enumerate(lines):
+        if line.startswith(b"]"):
+            break
+        try:
+            value["messages"].append(_load(line.removesuffix(b",")))
+        except ValueError:
+            if b"\0" not in line and any(lines[number + 1 :]):
+                raise ValueError("a line in its middle is broken") from None
+            value["messages"].extend(_whole(line))
+            break
+    return value
+
+
+def _whole(line: bytes) -> list[Any]:
+    """The message that a last line begins with, if that much of it is there."""
+    try:
+        message, _ = json.JSONDecoder().raw_decode(line.decode(errors="surrogateescape"))
+        _dump(message)
+    except ValueError:
+        return []
+    return [message] if _is_message(message) else []
