@@ -1,0 +1,704 @@
+"""One turn at a time in a session: started, watched, cancelled, resumed.
+
+A turn runs on a thread of its own. It stores each message as it completes and appends each event to a log that any
+number of readers follow, each at its own pace. Whoever ends a turn first, ends it: the model's answer, a failure, a
+cancel, the clock, a deletion or the shutdown, all by way of `Turn._end`; what comes later is dropped.
+"""
+
+from __future__ import annotations
+
+import _thread
+import contextlib
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from agent import Agent, Answer, Chunk, Message, ModelError, Stop, Stopped, ToolCall, ToolResult
+from storage import (
+    Session,
+    SessionBusy,
+    Storage,
+    StorageUnavailable,
+    Taken,
+    timestamp,
+)
+
+log = logging.getLogger(__name__)
+
+REPLAY_SECONDS = 60.0  # how long an ended turn can still be watched
+REPLAY_BYTES = 64 << 20  # ... unless the ended turns hold more than this together
+MAX_EVENTS = 200_000  # of one turn
+MAX_WATCHERS = 16  # of one turn, beside whoever started it
+
+_INCOMPLETE = ("length", "content_filter", "no_finish_reason")  # the model ended here, and nothing failed
+
+
+class Overloaded(Exception):
+    """As many turns run, or as many clients watch this one, as may."""
+
+
+class ShuttingDown(Exception):
+    """No new turns are started any more."""
+
+
+class KeyReused(Exception):
+    """The idempotency key belongs to another message of this session."""
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The first event of a turn: the user's message is stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """The last event of a turn that the model finished or that was cancelled. `message` is stored; its `status` and
+    `reason` say whether it is complete. `complete_text` is all text of the turn."""
+
+    message: dict[str, Any]
+    complete_text: str
+    finish_reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The last event of a turn that something else ended. `text` says what in words, where there is more to say than
+    the code does; `message_id` is that of the partial answer, if there was one."""
+
+    code: str
+    text: str | None = None
+    retry_after: str | None = None
+    message_id: str | None = None
+
+
+Event = Started | Chunk | ToolCall | ToolResult | Ended | Failed
+
+
+class Entry(NamedTuple):
+    """An event in the log of its turn. Entries are numbered from 1; `sequence` numbers the chunks among them."""
+
+    number: int
+    created_at: str
+    sequence: int
+    event: Event
+
+
+class _Log:
+    """The events of one turn, for one writer after another and any number of readers."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._entries: list[Entry] = []
+        self._waiting: list[_thread.LockType] = []
+        self._chunks = 0
+        self._sealed = False
+        self._second = 0
+        self._now = ""
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def append(self, event: Event) -> None:
+        """Add an event and wake the readers. Raises _Over where the turn is being ended."""
+        with self._lock:
+            if self._sealed:
+                raise _Over
+            self._add(event)
+
+    @property
+    def sealed(self) -> bool:
+        return self._sealed
+
+    def seal(self) -> bool:
+        """Let no event in but the last one; whether this call did it."""
+        with self._lock:
+            sealed, self._sealed = self._sealed, True
+            return not sealed
+
+    def close(self, event: Ended | Failed) -> None:
+        """Add the last event."""
+        with self._lock:
+            self._add(event)
+
+    def read(self, after: int, seconds: float, most: int = 256) -> list[Entry]:
+        """The next entries behind number `after`, as soon as there are any; none after `seconds` without."""
+        with self._lock:
+            if len(self._entries) > after:
+                return self._entries[after : after + most]
+            signal = _thread.allocate_lock()
+            signal.acquire()
+            self._waiting.append(signal)
+        if not signal.acquire(timeout=seconds):
+            with self._lock, contextlib.suppress(ValueError):
+                self._waiting.remove(signal)
+        return self._entries[after : after + most]
+
+    def text(self, after: int = 0) -> str:
+        """All text behind entry number `after`."""
+        return "".join(entry.event.content for entry in self._entries[after:] if type(entry.event) is Chunk)
+
+    def size(self) -> int:
+        """About how many bytes of memory the entries take."""
+        events = [entry.event for entry in self._entries]
+        texts = (getattr(event, "content", None) or getattr(event, "result", None) or "" for event in events)
+        return sum(250 + len(text) for text in texts)
+
+    def _add(self, event: Event) -> None:
+        second = int(time.time())
+        if second != self._second:
+            self._second, self._now = second, timestamp()
+        sequence = 0
+        if type(event) is Chunk:
+            self._chunks = sequence = self._chunks + 1
+        self._entries.append(Entry(len(self._entries) + 1, self._now, sequence, event))
+        waiting, self._waiting = self._waiting, []
+        for signal in waiting:
+            signal.release()
+
+
+class _Over(Exception):
+    """The turn was ended from elsewhere while its thread was at work."""
+
+
+class Turn:
+    """One turn of a session: running, or ended and still to be watched. Made by `Runs`."""
+
+    def __init__(self, session_id: str, text: str, key: str | None = None) -> None:
+        self.id = secrets.token_hex(16)
+        self.session_id = session_id
+        self.text = text
+        self.key = key
+        self._log = _Log()
+        self._ended = threading.Event()
+        self._watchers = threading.Semaphore(MAX_WATCHERS)
+
+    def read(self, after: int, seconds: float) -> list[Entry]:
+        """The next events behind number `after` (0: from the first), some of those there are; waits for one, and
+        gives none if there is none within `seconds`. The last is an `Ended` or a `Failed`."""
+        return self._log.read(after, seconds)
+
+    def result(self) -> Ended | Failed:
+        """Wait until the turn has ended, and give its last event."""
+        self._ended.wait()
+        last = self._log.read(len(self._log) - 1, 0)[0].event
+        assert isinstance(last, Ended | Failed)
+        return last
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for the end, at most so long; whether the turn has ended."""
+        return self._ended.wait(seconds)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last event is in the log."""
+        return self._ended.is_set()
+
+    @property
+    def size(self) -> int:
+        """About how many bytes of memory its events take."""
+        return self._log.size()
+
+    @property
+    def length(self) -> int:
+        """How many events there are so far."""
+        return len(self._log)
+
+    def watch(self) -> Callable[[], None]:
+        """Count one more watcher; returns what to call when it has gone. Raises Overloaded at 16."""
+        if not self._watchers.acquire(blocking=False):
+            raise Overloaded
+        return self._watchers.release
+
+    def _close(self, last: Ended | Failed) -> None:
+        self._log.close(last)
+        self._ended.set()
+
+
+class _Running(Turn):
+    """A turn that this process runs: from a session that is taken to one that is released."""
+
+    def __init__(
+        self, session_id: str, text: str, key: str | None, on_end: Callable[[_Running, Ended | Failed], None]
+    ) -> None:
+        super().__init__(session_id, text, key)
+        self.began = time.monotonic()
+        self._on_end = on_end
+        self._started = threading.Event()  # or will never be, see `_refusal`
+        self._refusal: BaseException | None = None
+        self._stop = Stop()
+        self._storing = threading.Lock()  # held to write messages: by the turn's thread, and once by who ends it
+        self.usage: dict[str, Any] | None = None
+        self._partial_from = 0  # the text behind this event is in no stored message yet
+        self._attempt: dict[str, int] = {}
+        self._tool_began = 0.0
+        self.tool_seconds = 0.0
+
+    def begin(self, taken: Taken) -> list[dict[str, Any]]:
+        """Store the user's message, unless this is another attempt at a failed turn, and give the messages that
+        the model is to see. Raises _Known where the key's turn has ended meanwhile, and StorageUnavailable or
+        SessionCorrupt; then the turn has not begun."""
+        session = taken.session
+        past = _find(session, self.key)
+        if past is None:
+            kept = {"idempotency_key": self.key, "previous_error": session.note}
+            kept = {name: value for name, value in kept.items() if value is not None}
+            taken.append({"role": "user", "content": self.text, **kept})
+        elif past.can_be_tried_again:
+            self._attempt = {"attempt": 1 + max(map(_attempt, past.messages))}
+        else:
+            raise _Known
+        self._taken = taken
+        self._log.append(Started())
+        self._started.set()
+        return _without_failed_attempts(taken.session.messages, self._attempt.get("attempt", 1))
+
+    def refuse(self, error: BaseException) -> None:
+        """Say to all who wait for the turn that it does not begin."""
+        self._refusal = error
+        self._started.set()
+
+    def wait_until_begun(self) -> bool:
+        """Wait until the user's message is stored; False if the turn does not begin."""
+        self._started.wait()
+        return self._refusal is None
+
+    def join(self) -> None:
+        """Wait as `wait_until_begun` does, and raise here too what keeps the turn from beginning."""
+        self._started.wait()
+        if self._refusal is not None:
+            raise self._refusal
+
+    def work(self, agent: Agent, history: Sequence[Mapping[str, Any]]) -> None:
+        """Run the turn to its end, on the thread that calls."""
+        try:
+            with contextlib.closing(agent.run(history, self._stop)) as events:
+                for event in events:
+                    self._take_in(event)
+        except (_Over, Stopped):
+            pass  # whoever ended it has seen to the rest
+        except ModelError as error:
+            self.fail(error.code, str(error), error.retry_after)
+        except StorageUnavailable:
+            self.fail("storage_unavailable")
+        except Exception:
+            log.exception("turn %s of %s failed", self.id, self.session_id)
+            self.fail("internal_error")
+
+    def fail(self, code: str, text: str | None = None, retry_after: str | None = None) -> bool:
+        """End the turn with an error; whether it was this call that ended it."""
+        return self._end("incomplete", code, failure=Failed(code, text, retry_after))
+
+    @property
+    def ending(self) -> bool:
+        """Whether somebody has begun to end the turn."""
+        return self._log.sealed
+
+    def cancel(self) -> bool:
+        """End the turn as cancelled, keeping what there is of the answer; whether it was this call that ended it.
+        When this returns the turn has ended either way."""
+        cancelled = self._end("cancelled", "cancelled")
+        self._ended.wait()
+        return cancelled
+
+    def _take_in(self, event: Chunk | ToolCall | ToolResult | Message | Answer) -> None:
+        if type(event) is Chunk:
+            if len(self._log) >= MAX_EVENTS:
+                raise ModelError("model_error", "The model server sent too long an answer.")
+            self._log.append(event)
+        elif isinstance(event, Message):
+            self.usage = event.usage
+            if event.data["role"] == "tool":
+                self.tool_seconds += time.monotonic() - self._tool_began
+            with self._storing:
+                if self._log.sealed:
+                    raise _Over
+                self._taken.append({**event.data, **self._attempt})
+                if event.data["role"] == "assistant":
+                    self._partial_from = len(self._log)
+        elif isinstance(event, Answer):
+            self.usage = event.usage
+            status = "completed" if event.reason is None else "incomplete"
+            self._end(status, event.reason, finish_reason=event.finish_reason)
+        else:
+            self._log.append(event)
+            self._tool_began = time.monotonic()
+
+    def _end(
+        self, status: str, reason: str | None, *, finish_reason: str | None = None, failure: Failed | None = None
+    ) -> bool:
+        """Store what there is of the answer, release the session, and only then say so, in this order."""
+        if not self._log.seal():
+            return False
+        if status == "cancelled" or failure:
+            self._stop.set()
+        last: Ended | Failed
+        with self._storing:
+            text = self._log.text(self._partial_from)
+            answer: dict[str, Any] = {"role": "assistant", "content": text, **self._attempt}
+            if status != "completed":
+                answer |= {"status": status, "reason": reason}
+            if self.usage is not None:
+                answer["usage"] = self.usage
+            if self.key is not None and finish_reason is not None:
+                answer["finish_reason"] = finish_reason
+            try:
+                if failure is None:
+                    last = Ended(self._taken.append(answer), self._log.text(), finish_reason)
+                elif text:
+                    message_id = self._taken.append(answer)["id"]
+                    last = Failed(failure.code, failure.text, failure.retry_after, message_id)
+                else:
+                    self._taken.note(failure.code)
+                    last = failure
+            except StorageUnavailable:
+                last = failure or Failed("storage_unavailable")
+            except Exception:
+                log.exception("turn %s of %s could not be stored", self.id, self.session_id)
+                last = Failed("internal_error")
+            finally:
+                self._taken.release()
+        self._on_end(self, last)
+        self._close(last)
+        return True
+
+
+class Runs:
+    """The turns of all sessions in a storage, run with one agent. Every method may be called from any thread.
+
+    At most `max_turns` run at once, each for `timeout` seconds at most.
+    """
+
+    def __init__(self, storage: Storage, agent: Agent, *, timeout: float = 120.0, max_turns: int = 1000) -> None:
+        self._storage = storage
+        self._agent = agent
+        self._timeout = timeout
+        self._max_turns = max_turns
+        self._lock = threading.Lock()
+        self._running: dict[str, _Running] = {}  # by session, oldest first, from before they begin
+        self._begun: dict[_Running, None] = {}  # oldest first
+        self._ended: dict[str, _Held] = {}  # by session, oldest first
+        self._ended_bytes = 0
+        self._closing = False
+        self._clock: threading.Thread | None = None
+        self._tick = threading.Condition(self._lock)
+        self._next_tick = 0.0
+
+    def start(self, session_id: str, text: str, key: str | None = None) -> tuple[Turn, bool]:
+        """Start a turn with a user's message, which is durable when this returns; or, where the idempotency key
+        is that of an earlier request with the same message, give that one's turn: running, or ended, or told again
+        from what is stored. The second value says whether it had ended. A failed turn that is the session's last
+        is tried again under its key.
+
+        Raises SessionNotFound, KeyReused, ShuttingDown, SessionBusy, Overloaded (in this order), and
+        StorageUnavailable or SessionCorrupt.
+        """
+        while True:
+            turn = _Running(session_id, text, key, self._on_end)
+            try:
+                if key is not None and (known := self._known(session_id, text, key)):
+                    return known
+                history = self._begin(turn)
+            except _Known:
+                continue
+            except SessionBusy:
+                if key is not None and self._runs_with(session_id, key):
+                    continue
+                raise
+            try:
+                threading.Thread(target=turn.work, args=(self._agent, history), name=turn.id, daemon=True).start()
+            except RuntimeError:  # the system has no more threads to give
+                turn.fail("overloaded")
+            return turn, False
+
+    def attach(self, session_id: str) -> Turn | None:
+        """The session's turn that runs or can still be watched, None where there is none.
+
+        Raises SessionNotFound, and SessionBusy where it runs in another process.
+        """
+        turn = self._here(session_id)
+        if (turn is None or turn.ended) and self._storage.running(session_id):
+            turn = self._here(session_id)  # it may have begun since
+            if turn is None or turn.ended:
+                raise SessionBusy(session_id)
+        return turn
+
+    def running(self, session_id: str) -> bool:
+        """Whether a turn runs in the session, in any process. Raises SessionNotFound, StorageUnavailable."""
+        return self._storage.running(session_id)
+
+    def cancel(self, session_id: str) -> bool:
+        """Cancel the session's turn and wait until it has ended; False if none runs.
+
+        Raises SessionNotFound, and SessionBusy where it runs in another process.
+        """
+        turn = self.attach(session_id)
+        return isinstance(turn, _Running) and turn.cancel()
+
+    def delete(self, session_id: str) -> None:
+        """Delete the session, durably; a turn that runs in it is cancelled and has ended when this returns.
+
+        Raises SessionNotFound, StorageUnavailable, and SessionBusy where a turn runs in another process.
+        """
+        for last_try in (False, False, False, True):
+            self.cancel(session_id)
+            try:
+                with self._storage.take(session_id) as taken:
+                    taken.delete()
+                break
+            except SessionBusy:  # another turn began in between
+                if last_try:
+                    raise
+        with self._lock:
+            self._forget(session_id)
+
+    def rename(self, session_id: str, title: str | None) -> None:
+        """Set the session's title, or remove it with None. Raises SessionNotFound, SessionBusy where a turn runs,
+        SessionCorrupt, StorageUnavailable."""
+        with self._storage.take(session_id) as taken:
+            taken.rename(title)
+
+    def shut_down(self, grace: float) -> None:
+        """Start no more turns, give the running ones `grace` seconds to end, then end them as failed. All have
+        ended, and what they leave is stored, when this returns. May be repeated, with less grace."""
+        with self._lock:
+            self._closing = True
+            turns = list(self._running.values())
+        until = time.monotonic() + grace
+        for turn in turns:
+            if turn.wait_until_begun() and not turn.wait(until - time.monotonic()):
+                turn.fail("shutting_down")
+        for turn in turns:
+            if turn.wait_until_begun():
+                turn.result()
+
+    @property
+    def closing(self) -> bool:
+        """Whether `shut_down` was called."""
+        return self._closing
+
+    def _known(self, session_id: str, text: str, key: str) -> tuple[Turn, bool] | None:
+        """The turn that has this key, unless it failed and can be tried again; and whether it had ended."""
+        with self._lock:
+            running = self._running.get(session_id)
+            turn = running or self._watchable(session_id)
+        if turn is not None and turn.key == key:
+            if turn.text != text:
+                raise KeyReused
+            if running is not None:
+                running.join()
+            if not turn.ended:
+                return turn, False
+            if isinstance(turn.result(), Ended):
+                return turn, True
+        session = self._storage.get(session_id)
+        past = _find(session, key)
+        if past is None:
+            return None
+        if past.messages[0]["content"] != text:
+            raise KeyReused
+        return None if past.can_be_tried_again else (past.told_again(session_id), True)
+
+    def _watchable(self, session_id: str) -> Turn | None:
+        held = self._ended.get(session_id)
+        return held and held.turn
+
+    def _runs_with(self, session_id: str, key: str) -> bool:
+        with self._lock:
+            turn = self._running.get(session_id)
+            return turn is not None and turn.key == key
+
+    def _here(self, session_id: str) -> Turn | None:
+        while True:
+            with self._lock:
+                running = self._running.get(session_id)
+                if running is None:
+                    return self._watchable(session_id)
+            if running.wait_until_begun():
+                return running
+
+    def _begin(self, turn: _Running) -> list[dict[str, Any]]:
+        """Take the session and begin the turn in it, or leave everything as it was and raise."""
+        id = turn.session_id
+        with self._lock:
+            closing, busy = self._closing, id in self._running
+            if not closing and not busy:
+                self._running[id] = turn
+        if closing:
+            self._storage.running(id)  # there is no such session: that is said first
+            raise ShuttingDown
+        if busy:
+            raise SessionBusy(id)
+        try:
+            taken = self._storage.take(id, turn=True)
+            try:
+                self._admit(turn)
+                return turn.begin(taken)
+            except BaseException:
+                taken.release()
+                raise
+        except BaseException as error:
+            with self._lock:
+                del self._running[id]
+                self._begun.pop(turn, None)
+            turn.refuse(error)
+            raise
+
+    def _admit(self, turn: _Running) -> None:
+        with self._lock:
+            if self._closing:
+                raise ShuttingDown
+            if len(self._begun) >= self._max_turns:
+                raise Overloaded
+            self._begun[turn] = None
+            self._wake_by(turn.began + self._timeout)
+
+    def _on_end(self, turn: _Running, last: Ended | Failed) -> None:
+        now = time.monotonic()
+        held = _Held(turn, now + REPLAY_SECONDS, turn.size)
+        with self._lock:
+            del self._running[turn.session_id]
+            del self._begun[turn]
+            self._forget(turn.session_id)
+            self._ended[turn.session_id] = held
+            self._ended_bytes += held.size
+            while self._ended_bytes > REPLAY_BYTES:
+                self._forget(next(iter(self._ended)))
+            self._wake_by(now + REPLAY_SECONDS)
+        seconds = now - turn.began
+        log.info(
+            "turn session=%s status=%s seconds=%.3f model_seconds=%.3f tokens=%s",
+            turn.session_id,
+            last.code if isinstance(last, Failed) else last.message.get("status", "completed"),
+            seconds,
+            seconds - turn.tool_seconds,
+            (turn.usage or {}).get("total_tokens", "-"),
+        )
+
+    def _forget(self, session_id: str) -> None:
+        if held := self._ended.pop(session_id, None):
+            self._ended_bytes -= held.size
+
+    def _wake_by(self, when: float) -> None:
+        """See that the clock looks again at this time, or before. To be called with the lock held."""
+        if self._clock is None:
+            self._clock = threading.Thread(target=self._keep_time, name="clock", daemon=True)
+            self._clock.start()
+        elif when < self._next_tick:
+            self._tick.notify()
+
+    def _keep_time(self) -> None:
+        """End the turns whose time is up, and forget the ended ones, as long as there are any of either."""
+        while True:
+            with self._lock:
+                now = time.monotonic()
+                for session_id, held in list(self._ended.items()):
+                    if held.until > now:
+                        break
+                    self._forget(session_id)
+                if not self._begun and not self._ended:
+                    self._clock = None
+                    return
+                deadlines = {turn: turn.began + self._timeout for turn in self._begun if not turn.ending}
+                due = [turn for turn, deadline in deadlines.items() if deadline <= now]
+                if not due:
+                    ticks = [*deadlines.values(), *(held.until for held in self._ended.values())]
+                    self._next_tick = max(min(ticks, default=0.0), now + 0.05)
+                    self._tick.wait(self._next_tick - now)
+            for turn in due:
+                if turn.wait_until_begun():
+                    turn.fail("model_timeout")
+
+
+class _Known(Exception):
+    """The turn of this key has ended meanwhile, and need not be run."""
+
+
+class _Held(NamedTuple):
+    """An ended turn that can still be watched, until when, and about how many bytes it takes."""
+
+    turn: Turn
+    until: float
+    size: int
+
+
+@dataclass(frozen=True)
+class _Past:
+    """A turn as it is stored: the user's message and what came of it, in all attempts; the error that was noted when
+    it ended, if one was; and whether it is the session's last."""
+
+    messages: list[dict[str, Any]]
+    error: str | None
+    is_last: bool
+
+    @property
+    def can_be_tried_again(self) -> bool:
+        return self.is_last and isinstance(self._end(), Failed)
+
+    def told_again(self, session_id: str) -> Turn:
+        """The ended turn, its events made from what is stored."""
+        turn = Turn(session_id, self.messages[0]["content"])
+        turn._log.append(Started())
+        for message in self._answers():
+            if message["role"] == "tool":
+                text, call = message["content"], (message.get("tool_call_id", ""), message.get("name", ""))
+                failed = text.startswith("error: ")
+                turn._log.append(ToolResult(*call, **{"error" if failed else "result": text.removeprefix("error: ")}))
+                continue
+            if message["content"]:
+                turn._log.append(Chunk(message["content"]))
+            for tool_call in message.get("tool_calls", ()):
+                function = tool_call["function"]
+                turn._log.append(ToolCall(tool_call["id"], function["name"], function["arguments"]))
+        turn._close(self._end())
+        return turn
+
+    def _answers(self) -> list[dict[str, Any]]:
+        attempt = max(map(_attempt, self.messages))
+        return [message for message in self.messages[1:] if _attempt(message) == attempt]
+
+    def _end(self) -> Ended | Failed:
+        last = self.messages[-1]
+        answered = last["role"] == "assistant" and not last.get("tool_calls")
+        if self.error is not None:
+            return Failed(self.error, message_id=last["id"] if answered else None)
+        if not answered:
+            return Failed("internal_error", "The turn was interrupted.")
+        if last.get("status") == "incomplete" and last.get("reason") not in _INCOMPLETE:
+            return Failed(str(last.get("reason")), message_id=last["id"])
+        text = "".join(message["content"] for message in self._answers() if message["role"] == "assistant")
+        return Ended(last, text, last.get("finish_reason"))
+
+
+def _find(session: Session, key: str | None) -> _Past | None:
+    """The turn that was started with this key."""
+    keys = [message.get("idempotency_key") for message in session.messages]
+    if key is None or key not in keys:
+        return None
+    messages = session.messages[keys.index(key) :]
+    for number, message in enumerate(messages):
+        if number > 0 and message["role"] == "user":
+            return _Past(messages[:number], message.get("previous_error"), is_last=False)
+    return _Past(messages, session.note, is_last=True)
+
+
+def _attempt(message: Mapping[str, Any]) -> int:
+    attempt = message.get("attempt")
+    return attempt if isinstance(attempt, int) else 1
+
+
+def _without_failed_attempts(messages: Sequence[dict[str, Any]], attempt: int) -> list[dict[str, Any]]:
+    """The messages without those of attempts that were followed by another; `attempt` is that of the last turn."""
+    kept = []
+    for message in reversed(messages):
+        if message["role"] == "user":
+            attempt = 1
+        elif _attempt(message) < attempt:
+            continue
+        else:
+            attempt = _attempt(message)
+        kept.append(message)
+    return kept[::-1]
