@@ -6,6 +6,7 @@
 It speaks the Chat Completions format, streamed and whole, on a free loopback port.
 """
 
+import itertools
 import json
 import re
 import select
@@ -22,7 +23,8 @@ from typing import Any, Self
 class Reply:
     """The answer to one request: bytes to send, and calls between them that may wait, look around, or raise.
 
-    Nothing is sent before the first bytes, not even the status. Each bytes are one HTTP chunk.
+    Nothing is sent before the first bytes, not even the status; empty ones send only that and the headers. Each of
+    the others is one HTTP chunk.
     """
 
     parts: Iterable["bytes | Callable[[Exchange], object]"]
@@ -50,7 +52,7 @@ class Exchange(BaseHTTPRequestHandler):
 
     def send(self, reply: Reply) -> None:
         begun = False
-        for part in reply.parts:
+        for part in itertools.chain(reply.parts, [b""]):
             if callable(part):
                 part(self)
                 continue
@@ -60,7 +62,8 @@ class Exchange(BaseHTTPRequestHandler):
                 for name, value in {**reply.headers, "Transfer-Encoding": "chunked"}.items():
                     self.send_header(name, value)
                 self.end_headers()
-            self.wfile.write(b"%x\r\n%b\r\n" % (len(part), part))
+            if part:
+                self.wfile.write(b"%x\r\n%b\r\n" % (len(part), part))
         self.wfile.write(b"0\r\n\r\n")
 
     def wait(self, seconds: float, until: threading.Event | None = None) -> None:
@@ -80,9 +83,10 @@ class ModelServer(ThreadingHTTPServer):
 
     daemon_threads = True
     request_queue_size = 1024
+    exchange = Exchange
 
     def __init__(self, script: Script) -> None:
-        super().__init__(("127.0.0.1", 0), Exchange)
+        super().__init__(("127.0.0.1", 0), self.exchange)
         self.script = script
         self.base_url = f"http://127.0.0.1:{self.server_port}/v1"
         self._connections: dict[threading.Thread, socket.socket] = {}
