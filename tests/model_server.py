@@ -10,7 +10,7 @@ more in line. A reply is a function from the request's body to a `demo_model.Rep
     answer("Hello", " world")                 text, each piece a chunk; whole where the request asks for that
     tool_call("calculator", {"expression": "1+1"}, id="call_1")
     tool_calls(("calculator", {...}), ("calculator", {...}))
-    frames({...}, "[DONE]")                   just these events: dicts as JSON, text as it is; bytes are sent as they are
+    frames({...}, "[DONE]")                   just these events: dicts as JSON, text as it is; bytes are sent untouched
     whole({...})                              a JSON body with status 200
     body(b"<html>", "text/html")              any body with status 200
     status(429, {"error": "slow down"}, {"Retry-After": "1"})
@@ -25,12 +25,12 @@ Between the pieces of `answer` and `frames`, and before them, may stand steps:
     pause(0.1)       goes on after that many seconds
     tell(event)      sets the threading.Event
 
-`answer(STALL)` says nothing at all, `answer("Hel", STALL)` stops in mid-answer, `answer("Hel", wait(go), "lo")` goes on
-when the test says so.
+`answer(STALL)` says nothing at all, `answer("Hel", STALL)` stops in mid-answer, `answer("Hel", wait(go), "lo")` goes
+on when the test says so.
 
-What the server saw: `requests` (bodies), `headers` (of each request, names in lower case), `connections` (how many were
-opened), and `closed`, an Event that is set when a client left before its answer was complete, at most 0.2 s after it
-did. `wait_for(n)` waits until n requests have come.
+What the server saw: `requests` (bodies), `headers` (of each request, names in lower case), `connections` (how many
+were opened), and `closed`, an Event that is set when a client left before its answer was complete, at most 0.2 s
+after it did. `wait_for(n)` waits until n requests have come.
 """
 
 import itertools
@@ -86,12 +86,13 @@ def answer(*pieces: Piece, finish_reason: str | None = "stop", usage: Mapping[st
             steps = [piece for piece in pieces if callable(piece)]
             data = completion({"content": text}, finish_reason or "", usage or {})
             return Reply([*steps, json.dumps(data).encode()], headers={"Content-Type": "application/json"})
-        start: list[Piece] = (
-            [chunk({"role": "assistant", "content": ""})] if pieces and not callable(pieces[0]) else []
-        )
-        text_frames = [chunk({"content": piece}) if isinstance(piece, str) else piece for piece in pieces]
-        end = [chunk({}, finish_reason), *([{**chunk({}), "choices": [], "usage": usage}] if usage else []), "[DONE]"]
-        return frames(*start, *text_frames, *end)(request)
+        sent: list[Piece] = [chunk({"content": piece}) if isinstance(piece, str) else piece for piece in pieces]
+        if pieces and isinstance(pieces[0], str):
+            sent.insert(0, chunk({"role": "assistant", "content": ""}))
+        sent.append(chunk({}, finish_reason))
+        if usage:
+            sent.append({**chunk({}), "choices": [], "usage": usage})
+        return frames(*sent, "[DONE]")(request)
 
     return reply
 
@@ -146,10 +147,8 @@ def frames(*pieces: Piece) -> ReplyTo:
     return lambda request: Reply(parts)
 
 
-def body(
-    content: bytes, content_type: str = "text/event-stream", headers: Mapping[str, str] | None = None
-) -> ReplyTo:
-    return lambda request: Reply([content], headers={"Content-Type": content_type, **(headers or {})})
+def body(content: bytes, content_type: str = "text/event-stream", **headers: str) -> ReplyTo:
+    return lambda request: Reply([content], headers={"Content-Type": content_type, **headers})
 
 
 def whole(data: object) -> ReplyTo:
