@@ -32,7 +32,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from agent import Agent, Chunk, ToolCall, ToolResult
 from calculator import calculator
-from demo_model import DemoModel
+from demo_model import ModelServer, demo_script
 from runs import Ended, Entry, Failed, KeyReused, Overloaded, Runs, ShuttingDown, Started, Turn
 from storage import (
     TITLE_LENGTH,
@@ -48,7 +48,8 @@ from storage import (
 log = logging.getLogger("session_server")
 
 MAX_BODY = 1 << 20  # bytes of a request
-PAGE_FILES = ("page.css", "page.js", "markdown.js")
+PAGE = importlib.resources.files("chat_page")
+PAGE_FILES = [file.name for file in PAGE.iterdir() if file.name.endswith((".css", ".js", ".svg"))]
 
 # Every error that a caller can meet: its code, its HTTP status, and what is said where nothing more is known.
 ERRORS: dict[str, tuple[int, str]] = {
@@ -396,7 +397,7 @@ def _stream(frames: Iterator[bytes], headers: Mapping[str, str], leave: Callable
 
 
 def _file(name: str) -> Response:
-    response = send_from_directory(str(importlib.resources.files("chat_page")), name)
+    response = send_from_directory(str(PAGE), name)
     response.headers["Cache-Control"] = "no-cache"
     response.headers["Content-Security-Policy"] = (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -731,7 +732,7 @@ def _assemble(settings: Settings) -> Flask:
         raise SettingsError(f"-session_dir: {error}; give a directory that can be written") from None
     base_url: str | None = settings.base_url or None
     if settings.demo:
-        base_url = DemoModel().start().base_url
+        base_url = ModelServer(demo_script()).start().base_url
     agent = Agent(
         api_key=settings.api_key or "none",
         base_url=base_url,
