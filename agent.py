@@ -35,26 +35,26 @@ _http: Any = sys.modules[openai.DefaultHttpxClient.__mro__[1].__module__]  # htt
 
 _MAX_ROUNDS = 10  # of tool calls in one run
 _MAX_CALLS = 64  # in one answer
-_MAX_ANSWER = 8 << 20  # bytes of text, tool calls and reasoning in one run; also of one frame
-_MAX_RESULT = 1 << 20  # characters of a tool's result
-_MAX_REFUSAL = 64 << 10  # bytes of an error's body
+_MAX_ANSWER = 8 << 20  # bytes of text, tool calls and reasoning in one run
+_MAX_RESULT = 1 << 20  # characters of one tool's result
+_MAX_REFUSAL = 64 << 10  # bytes of a body that is no answer
 _MAX_RETRIES = 2
-_MAX_IDLE = 16  # clients kept for the next runs
+_MAX_IDLE = 16  # clients that wait for the next runs
 _IDLE_SECONDS = 30.0
 _CONNECT_SECONDS = 10.0
-_TAIL_SECONDS = 0.01  # what the end of a body may take after "[DONE]" for its connection to be used again
+_TAIL_SECONDS = 0.01  # how long the end of a body may take after "[DONE]"
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of the answer's text; never empty."""
+    """A piece of the answer's text, never empty."""
 
     content: str
 
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """The model wants a tool. `arguments` is the text that it sent, which should be a JSON object."""
+    """The model wants a tool. `arguments` is what it sent, which should be a JSON object."""
 
     id: str
     name: str
@@ -63,7 +63,7 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class ToolResult:
-    """What came of the call with this id: a result, or an error that the model has been told."""
+    """What came of a call: a result, or an error that the model has been told."""
 
     id: str
     name: str
@@ -73,9 +73,9 @@ class ToolResult:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A complete message that belongs to the history: the assistant's with tool calls, or a tool's.
+    """A complete message for the history: the assistant's with tool calls, or a tool's.
 
-    `usage` is the sum over the model calls of this run so far, if the model server tells it.
+    `usage` is summed over the model calls of the run so far, if the model server tells it.
     """
 
     data: dict[str, Any]
@@ -84,9 +84,9 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The last event of a run that ended well: the text after the last tool call.
+    """The last event of a run that ended well, with the text after the last tool call.
 
-    `reason` says why the answer is not complete: `length`, `content_filter` or `no_finish_reason`.
+    `reason` is why the answer is not complete: `length`, `content_filter` or `no_finish_reason`.
     """
 
     content: str
@@ -99,10 +99,10 @@ Event = Chunk | ToolCall | ToolResult | Message | Answer
 
 
 class ModelError(Exception):
-    """The model gave no answer. The text is a sentence for people and holds none of the model server's words.
+    """There is no answer. The text is a sentence for people, without any of the model server's own words.
 
-    `code` is one of `context_length_exceeded`, `model_rate_limited`, `model_error`, `model_unauthorized`,
-    `too_many_tool_rounds`, `model_timeout`; `retry_after` is the model server's own header, if it limits the rate.
+    `code` is `context_length_exceeded`, `model_rate_limited`, `model_error`, `model_unauthorized`,
+    `too_many_tool_rounds` or `model_timeout`. `retry_after` is the model server's header, if it limits the rate.
     """
 
     def __init__(self, code: str, sentence: str, retry_after: str | None = None) -> None:
@@ -116,7 +116,7 @@ class Stopped(Exception):
 
 
 class Stop:
-    """Ends one run from any thread, at any time, also while the model server is silent; never blocks."""
+    """Ends one run, from any thread and at any time, also while the model server is silent. Never blocks."""
 
     def __init__(self) -> None:
         self._event = threading.Event()
@@ -127,20 +127,20 @@ class Stop:
         with self._lock:
             self._event.set()
             for sock in self._sockets:
-                _shut(sock)
+                _shut_down(sock)
 
     def is_set(self) -> bool:
         return self._event.is_set()
 
     def wait(self, seconds: float) -> bool:
-        """Waits until the run is to end, or until the time is up. Gives `is_set()`."""
+        """Waits for `set()`, at most that long. Gives `is_set()`."""
         return self._event.wait(seconds)
 
     def _watch(self, sock: socket.socket) -> None:
         with self._lock:
             self._sockets.append(sock)
             if self._event.is_set():
-                _shut(sock)
+                _shut_down(sock)
 
     def _release(self) -> bool:
         """Lets the sockets go. Gives whether they are unharmed."""
@@ -149,22 +149,23 @@ class Stop:
             return not self._event.is_set()
 
 
-def _shut(sock: socket.socket) -> None:
+def _shut_down(sock: socket.socket) -> None:
     with suppress(OSError):  # closed by now
-        socket.socket.shutdown(sock, socket.SHUT_RDWR)  # not SSLSocket's, which drops what a reader is using
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)  # that of SSLSocket takes away what its reader works with
 
 
 class Agent:
-    """A model with its tools. One agent serves any number of runs at once, and keeps nothing between them.
+    """A model and its tools. One agent serves any number of runs at once, and keeps nothing between them.
 
     `base_url` is OpenAI's own if None. `stream=False` asks for whole answers. `max_history` is how many of the
-    newest messages before the current turn go to the model, cut between turns (0: all). `timeout` is seconds for
-    one run.
+    newest messages before the current turn go to the model, cut between turns (0: all). `timeout` is in seconds,
+    for a whole run.
 
-    A tool is a plain function: its name, docstring and annotations are what the model is told, and its arguments
-    are checked against them. What it returns goes to the model as text (JSON if it is not a string). The text of a
-    ValueError goes to the model too; of any other exception only the type. Raises ValueError for a tool or an
-    address that cannot be used.
+    A tool is a plain function. The model is told its name, its docstring and what its annotations say of the
+    arguments, and what it asks for is checked against them. What the function returns goes to the model as text,
+    as JSON if it is not a string. So does the text of a ValueError; of other exceptions only the type.
+
+    Raises ValueError if a tool, the address or the proxy settings cannot be used.
     """
 
     def __init__(
@@ -181,10 +182,6 @@ class Agent:
     ) -> None:
         self._api_key = api_key
         self._base_url = base_url or "https://api.openai.com/v1"
-        address = urlsplit(self._base_url)
-        if address.scheme not in ("http", "https") or not address.hostname:
-            raise ValueError(f"{base_url!r} is no address of a model server; it looks like http://127.0.0.1:8000/v1")
-        self._local = _is_loopback(address.hostname)
         self._model = model
         self._stream = stream
         self._system = [{"role": "system", "content": _text(system_prompt)}] if system_prompt else []
@@ -194,19 +191,20 @@ class Agent:
         self._max_history = max_history
         self._timeout = timeout
         self._ask_usage = stream
-        self._tls: ssl.SSLContext | None = None
-        self._idle: collections.deque[_Line] = collections.deque()
+        self._tls = _http.create_ssl_context()
+        self._idle = collections.deque([self._new_line()])
         self._closed = False
         self._lock = threading.Lock()
 
     def run(self, history: Sequence[Mapping[str, Any]], stop: Stop) -> Generator[Event, None, None]:
         """Answers the last user message of `history`, calling tools as the model asks.
 
-        `history` is the stored messages, oldest first; whatever state they are in, the request is well formed.
-        An assistant message that calls tools comes first as a `Message`, then all its `ToolCall`s, then for each the
-        tool's `Message` and `ToolResult`. The last event is the `Answer`.
+        `history` is the stored messages, oldest first; whatever state they are in, the request is well formed. An
+        assistant message with tool calls comes first as a `Message`, then all its `ToolCall`s, then for each the
+        tool's `Message` and its `ToolResult`. The last event is the `Answer`.
 
-        Raises ModelError, and Stopped after `stop.set()`.
+        Raises ModelError, and Stopped after `stop.set()`. A model server that falls silent just before the time is
+        up can take up to twice the timeout; `stop.set()` ends that at once.
         """
         run = _Run(stop, self._timeout)
         conversation = _Conversation(history, self._max_history)
@@ -226,16 +224,17 @@ class Agent:
     def _rounds(
         self, client: openai.OpenAI, conversation: "_Conversation", run: "_Run"
     ) -> Generator[Event, None, Answer]:
-        for rounds in itertools.count():
+        rounds = 0
+        while True:
             reply = yield from self._ask(client, conversation, run)
-            reason = reply.finish_reason
-            missing = "no_finish_reason" if reason is None else reason if reason in _CUT_OFF else None
-            calls = [] if missing else reply.calls(conversation)
+            text, reason = "".join(reply.text), reply.finish_reason or "no_finish_reason"
+            complete = reason not in ("length", "content_filter", "no_finish_reason")
+            calls = reply.calls(conversation) if complete else []
             if not calls:
-                return Answer("".join(reply.text), reason, missing, run.usage)
+                return Answer(text, reply.finish_reason, None if complete else reason, run.usage)
             if rounds == _MAX_ROUNDS:
-                break
-            yield conversation.add(_assistant("".join(reply.text), calls), run)
+                raise ModelError("too_many_tool_rounds", f"The model wanted tools more than {_MAX_ROUNDS} times.")
+            yield conversation.add(_assistant(text, calls), run)
             yield from calls
             for call in calls:
                 run.remaining()
@@ -244,9 +243,7 @@ class Agent:
                 message = {"role": "tool", "tool_call_id": call.id, "name": call.name, "content": content}
                 yield conversation.add(message, run)
                 yield result
-        raise ModelError(
-            "too_many_tool_rounds", f"The model asked for tools more than {_MAX_ROUNDS} times in a turn."
-        )
+            rounds += 1
 
     def _call_tool(self, call: ToolCall) -> ToolResult:
         tool = self._tools.get(call.name)
@@ -256,7 +253,7 @@ class Agent:
         try:
             return ToolResult(call.id, call.name, result=tool(call.arguments))
         except ValueError as error:
-            return ToolResult(call.id, call.name, error=_text(str(error))[:_MAX_RESULT])
+            return ToolResult(call.id, call.name, error=_text(str(error))[:_MAX_RESULT] or "the tool failed")
         except Exception as error:  # noqa: BLE001  a tool is anybody's code
             _log.warning("Tool %s failed with %s", call.name, type(error).__name__)
             return ToolResult(call.id, call.name, error=f"the tool failed ({type(error).__name__})")
@@ -266,6 +263,7 @@ class Agent:
     ) -> Generator[Event, None, "_Reply"]:
         """One answer, asked for again where that may help and nothing of it has been seen."""
         retries = 0
+        without_usage = False
         while True:
             body = self._body(conversation)
             try:
@@ -275,9 +273,11 @@ class Agent:
                     raise
                 if failure.code == "context_length_exceeded" and conversation.halve():
                     continue
-                if failure.code == "model_error" and failure.status in (400, 422) and "stream_options" in body:
-                    self._ask_usage = False
-                    continue
+                if failure.code == "model_error" and failure.status in (400, 422):
+                    self._ask_usage = without_usage and self._stream  # refused without it too: it was something else
+                    without_usage = not without_usage
+                    if "stream_options" in body:
+                        continue
                 delay = failure.delay if failure.delay is not None else random.uniform(0.4, 0.6) * 2**retries
                 if not failure.passing or retries == _MAX_RETRIES or delay >= run.remaining():
                     raise
@@ -295,12 +295,11 @@ class Agent:
         return body
 
     def _answer(self, client: openai.OpenAI, body: dict[str, Any], run: "_Run") -> Generator[Event, None, "_Reply"]:
-        """One request, and its answer as it arrives."""
+        """One request, and its answer as it comes."""
         reply = _Reply(run)
         left = run.remaining()
         begun = False
         try:
-            # Not the SDK's own iterator: it bounds no line, and gives up the connection at "[DONE]".
             with client.post(
                 "/chat/completions",
                 body=body,
@@ -309,6 +308,7 @@ class Agent:
                 stream_cls=openai.Stream[object],
                 options={"timeout": openai.Timeout(left, connect=min(left, _CONNECT_SECONDS))},
             ) as stream:
+                # The SDK's own iterator bounds no line, costs 5 µs more a chunk, and gives the connection up.
                 parts = stream.response.iter_bytes()
                 for data in _frames(parts, run) if self._stream else _whole(parts, run):
                     if data.startswith(b"[DONE]"):
@@ -317,11 +317,11 @@ class Agent:
                     if text := reply.add(json.loads(data.decode())):
                         yield Chunk(text)
                     begun = True
-            if run.stop.is_set():  # its end of the connection looks like the end of an answer
+            if run.stop.is_set():  # a connection that was shut down looks like the end of an answer
                 raise Stopped
             if text := reply.end():
                 yield Chunk(text)
-        except _UPSTREAM_ERRORS as error:
+        except (openai.OpenAIError, _http.HTTPError, OSError, ValueError, RuntimeError) as error:
             if run.stop.is_set():
                 raise Stopped from None
             raise _failure(error, begun, self._api_key) from None  # its text is not for every log
@@ -333,9 +333,7 @@ class Agent:
         """A client for one run. Goes back only after a run that ended well: else nobody knows its connections."""
         with self._lock:
             line = self._idle.pop() if self._idle else None
-            if self._tls is None:
-                self._tls = _http.create_ssl_context()
-        line = line or _Line(self._api_key, self._base_url, self._tls, proxies=not self._local)
+        line = line or self._new_line()
         unharmed = False
         try:
             line.attach(stop)
@@ -350,14 +348,20 @@ class Agent:
 
     def _give_back(self, line: "_Line") -> None:
         now = line.idle_since = time.monotonic()
+        surplus = []
         with self._lock:
             self._idle.append(line)
             limit = 0 if self._closed else _MAX_IDLE
-            surplus = []
             while len(self._idle) > limit or (self._idle and self._idle[0].idle_since < now - _IDLE_SECONDS):
                 surplus.append(self._idle.popleft())
         for line in surplus:
             line.close()
+
+    def _new_line(self) -> "_Line":
+        try:
+            return _Line(self._api_key, self._base_url, self._tls)
+        except (ImportError, ValueError, _http.InvalidURL) as error:
+            raise ValueError(f"{self._base_url} cannot be used as it is set up: {error}") from error
 
 
 class _Run:
@@ -387,15 +391,18 @@ class _Run:
 class _Line:
     """A client of the SDK with a connection pool of its own, whose sockets are known to the run that uses it."""
 
-    def __init__(self, api_key: str, base_url: str, tls: ssl.SSLContext, proxies: bool) -> None:
+    def __init__(self, api_key: str, base_url: str, tls: ssl.SSLContext) -> None:
+        address = urlsplit(base_url)
+        if address.scheme not in ("http", "https") or not address.hostname:
+            raise ValueError("the address of a model server begins with http:// or https:// and a host")
         http = openai.DefaultHttpxClient(
             verify=tls,
-            trust_env=proxies,
+            trust_env=not _is_loopback(address.hostname),  # a proxy has no way to this machine
             limits=_http.Limits(keepalive_expiry=_IDLE_SECONDS),
             event_hooks={"request": [self._on_request], "response": [_shorten_refusal]},
         )
         self.client = openai.OpenAI(api_key=api_key, base_url=base_url, max_retries=0, http_client=http)
-        self.idle_since = 0.0
+        self.idle_since = time.monotonic()
         self._sockets: list[socket.socket] = []
         self._stop = Stop()
 
@@ -451,41 +458,38 @@ def _is_loopback(host: str) -> bool:
 
 
 def _frames(parts: Iterable[bytes], run: _Run) -> Iterator[bytes]:
-    """The data of each server-sent event in a body (https://html.spec.whatwg.org/#server-sent-events).
-
-    Raises _NoAnswer where the body holds none.
-    """
-    pending = bytearray()  # a line whose end has not come
+    """The data of each server-sent event in a body. Raises _NotAnAnswer where there is none."""
+    pending: list[bytes] = []  # of a line whose end has not come
     data: list[bytes] = []
-    head = b""
-    found = after_cr = False
-    for part in parts:
+    held = 0
+    head: bytes | None = b""
+    for part in itertools.chain(parts, [b"\n\n"]):  # not every server ends its last event
         run.remaining()
-        if not found and len(head) < _MAX_REFUSAL:
+        held += len(part)
+        if held > 2 * _MAX_ANSWER:
+            raise ModelError("model_error", "The model's answer is too long.")
+        if head is not None and len(head) < _MAX_REFUSAL:
             head += part
-        if after_cr and part.startswith(b"\n"):
-            part = part[1:]
-        after_cr = part.endswith(b"\r")
-        if b"\n" not in part and b"\r" not in part:
-            pending += part
-            if len(pending) > _MAX_ANSWER:
-                run.grow(len(pending))
+        pending.append(part)
+        if b"\n" not in part:
             continue
-        lines = (pending + part).splitlines()
-        pending = bytearray() if part.endswith((b"\n", b"\r")) else lines.pop()
+        *lines, rest = b"".join(pending).split(b"\n")
+        pending = [rest]
         for line in lines:
+            line = line.rstrip(b"\r")
             if line.startswith(b"data:"):
-                data.append(bytes(line[6:] if line[5:6] == b" " else line[5:]))
-            elif not line and data:
-                found = True
-                yield data[0] if len(data) == 1 else b"\n".join(data)
-                data.clear()
-    if pending.startswith(b"data:"):
-        data.append(bytes(pending[5:]).strip())
-    if data:
-        yield b"\n".join(data)
-    elif not found:
-        raise _NoAnswer(head)
+                data.append(line[5:].lstrip(b" "))
+            elif not line:
+                held = len(rest)
+                if data:
+                    head = None
+                    yield b"\n".join(data)
+                    data.clear()
+    if head is not None:
+        try:
+            raise _NotAnAnswer(json.loads(head))
+        except json.JSONDecodeError:
+            raise _NotAnAnswer(None) from None
 
 
 def _whole(parts: Iterable[bytes], run: _Run) -> Iterator[bytes]:
@@ -495,7 +499,7 @@ def _whole(parts: Iterable[bytes], run: _Run) -> Iterator[bytes]:
         run.remaining()
         body += part
         if len(body) > 2 * _MAX_ANSWER:
-            run.grow(len(body))
+            raise ModelError("model_error", "The model's answer is too long.")
     yield bytes(body)
 
 
@@ -536,7 +540,7 @@ class _Reply:
         if not isinstance(frame, dict):
             raise ValueError("a frame is not a JSON object")
         if frame.get("error") or frame.get("object") == "error":
-            raise _ErrorFrame(frame)
+            raise _NotAnAnswer(frame)
         if usage := frame.get("usage"):
             self.usage = usage
         choices = frame.get("choices")
@@ -569,7 +573,7 @@ class _Reply:
         """The last text, if any is left. Raises ValueError if nothing has come at all."""
         rest, self._half = _text(self._half), ""
         self.text.append(rest)
-        if self.finish_reason is None and not self._calls and not any(self.text):
+        if self.finish_reason is None and not any(call.name for call in self._calls) and not any(self.text):
             raise ValueError("nothing in the answer")
         return rest
 
@@ -600,7 +604,8 @@ class _Reply:
             call = self._call_of(piece.get("index"), id, name)
             call.id = call.id or id
             call.name = call.name or name
-            call.arguments.append(arguments)
+            if arguments:
+                call.arguments.append(arguments)
 
     def _call_of(self, index: Any, id: str, name: str) -> _Call:
         """The call that a piece belongs to: by index where there is one, else by what the piece begins."""
@@ -645,7 +650,7 @@ def _summed(before: dict[str, Any] | None, usage: Any, depth: int = 0) -> dict[s
         known = total.get(key := _text(key)[:100])
         if isinstance(value, dict) and depth < 3:
             total[key] = _summed(known if isinstance(known, dict) else None, value, depth + 1) or {}
-        elif isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+        elif isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e15:
             total[key] = value + (known if isinstance(known, (int, float)) else 0)
     return total or None
 
@@ -657,13 +662,14 @@ class _Tool:
     """A function as the model sees it."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
-        self.name = function.__name__
-        if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", self.name) or inspect.iscoroutinefunction(function):
-            raise ValueError(f"{self.name!r} cannot be a tool: it must be a plain function with a name")
+        self.name = getattr(function, "__name__", "")
         target: Any = function  # takes functions too, which its annotation does not tell
         self._adapter = pydantic.TypeAdapter(target)
-        description = inspect.getdoc(function) or ""
         parameters = self._adapter.json_schema()
+        fits = re.fullmatch(r"[A-Za-z0-9_-]{1,64}", self.name) and parameters["type"] == "object"
+        if not fits or inspect.iscoroutinefunction(function):
+            raise ValueError(f"{function!r} cannot be a tool: that is a plain function with named arguments")
+        description = inspect.getdoc(function) or ""
         self.schema = {
             "type": "function",
             "function": {"name": self.name, "description": description, "parameters": parameters},
@@ -822,28 +828,29 @@ def _size(turn: list[Mapping[str, Any]]) -> int:
 
 # What goes wrong
 
+_OVERFLOW = re.compile(
+    r"context|prompt is (too long|longer)|prompt \(length|too many tokens|maximum (model|sequence) length"
+    r"|input token count|reduce the length",
+    re.IGNORECASE,
+)
+_BAD_KEY = re.compile(r"api[ _-]?key|auth\w*[ _-]error|authenticat|unauthori[sz]ed", re.IGNORECASE)
+_SECRET = re.compile(
+    r"bearer\s+\S+|\b(?:sk|pk|rk|gsk|xai|hf|key)[-_][^\s'\",;]+|(?=[\w+/*-]*\d)[\w+/*-]{24,}={0,2}"
+    r"|(?:key|token|secret|password)\w*\)?\s*[:=]\s*\S+",
+    re.IGNORECASE,
+)
 
-class _NoAnswer(ValueError):
-    """A body with status 200 that is no stream."""
 
-    def __init__(self, head: bytes) -> None:
-        super().__init__("no frame in the body")
-        with suppress(ValueError, RecursionError):
-            self.body = json.loads(head.decode())
+class _NotAnAnswer(ValueError):
+    """Something else where an answer or a piece of it should be, such as an error."""
 
-    body: object = None
-
-
-class _ErrorFrame(ValueError):
-    """An error where a chunk should be."""
-
-    def __init__(self, frame: dict[str, Any]) -> None:
-        super().__init__("an error in the stream")
-        self.body = frame
+    def __init__(self, body: object) -> None:
+        super().__init__("not an answer")
+        self.body = body
 
 
 class _Failure(ModelError):
-    """A failed request. `passing` if it may go better next time, after `delay` seconds if the server says so."""
+    """A failed request: `begun` if some of the answer was there, `passing` if it may go better after `delay`."""
 
     begun = False
     passing = False
@@ -851,69 +858,54 @@ class _Failure(ModelError):
     delay: float | None = None
 
 
-_CUT_OFF = ("length", "content_filter")
-_UPSTREAM_ERRORS = (openai.OpenAIError, _http.HTTPError, OSError, ValueError, RuntimeError)
-_OVERFLOW = re.compile(
-    r"context|prompt is (too long|longer)|too many tokens|maximum (model|sequence) length|input token count"
-    r"|reduce the length|prompt \(length",
-    re.I,
-)
-_BAD_KEY = re.compile(r"api[ _-]?key|auth\w*[ _-]error|unauthori[sz]ed|authenticat", re.I)
-_SECRET = re.compile(
-    r"bearer\s+\S+|\b(?:sk|pk|rk|gsk|xai|hf|key)[-_][^\s'\",;]+|[\w+/*-]{20,}={0,2}"
-    r"|(?:key|token|secret|password)\w*\)?\s*[:=]\s*\S+",
-    re.I,
-)
-
-
 def _failure(error: Exception, begun: bool, api_key: str) -> _Failure:
     """What an error of the SDK, of HTTP or of the answer's form means. The model server's own words go to the log."""
-    status = getattr(error, "status_code", None)
+    timed_out = isinstance(error, (openai.APITimeoutError, _http.TimeoutException, TimeoutError))
+    unreachable = isinstance(error, (openai.APIConnectionError, _http.HTTPError, OSError))
     headers: Mapping[str, str] = error.response.headers if isinstance(error, openai.APIStatusError) else {}
     body = getattr(error, "body", None)
     words = _words(body)
-    if isinstance(error, _ErrorFrame):
-        inner = body.get("error") if isinstance(body, dict) else None
-        code = inner.get("code") if isinstance(inner, dict) else None
-        status = code if isinstance(code, int) else None
-    said = words or (str(error.__cause__ or "") if isinstance(error, openai.APIConnectionError) else "")
+    status: int | None = getattr(error, "status_code", None) or _status_within(body)
+    said = words or ("" if status else str(error.__cause__ or error))
     _log.warning("Model server: %s %s %r", type(error).__name__, status or "", _masked(said, api_key))
-    failure = _classified(error, status, words, begun)
-    failure.begun, failure.status = begun, status
-    failure.delay = _delay(headers)
-    if failure.code == "model_rate_limited":
-        failure.retry_after = headers.get("retry-after") or (
-            None if failure.delay is None else str(math.ceil(failure.delay))
-        )
-    return failure
 
-
-def _classified(error: Exception, status: int | None, words: str, begun: bool) -> _Failure:
+    code = "model_error"
     if status == 413 or (status in (None, 400, 422, 500) and _OVERFLOW.search(words)):
-        return _Failure("context_length_exceeded", "The conversation is too long for the model.")
-    if status in (401, 403) or (status == 400 and _BAD_KEY.search(words)):
-        return _Failure("model_unauthorized", "The model server does not accept the API key.")
-    if isinstance(error, (openai.APITimeoutError, _http.TimeoutException, TimeoutError)) or status in (408, 504):
-        failure = _Failure("model_timeout", "The model server did not answer in time.")
+        code, sentence = "context_length_exceeded", "The conversation is too long for the model."
+    elif status in (401, 403) or (status == 400 and _BAD_KEY.search(words)):
+        code, sentence = "model_unauthorized", "The model server does not accept the API key."
+    elif timed_out or status in (408, 504):
+        code, sentence = "model_timeout", "The model server did not answer in time."
     elif status == 429:
-        failure = _Failure("model_rate_limited", "The model server limits the rate of requests; try again later.")
-    elif status is not None and status >= 500:
-        failure = _Failure("model_error", f"The model server failed (status {status}).")
+        code, sentence = "model_rate_limited", "The model server takes no more requests for now."
     elif status == 404:
-        return _Failure("model_error", "The model server knows no such model or address (status 404).")
-    elif status is not None:
-        return _Failure("model_error", f"The model server refused the request (status {status}).")
-    elif isinstance(error, (openai.APIConnectionError, _http.HTTPError, OSError)):
-        failure = _Failure(
-            "model_error",
-            "The connection to the model server broke." if begun else "The model server could not be reached.",
-        )
-    elif isinstance(error, _ErrorFrame):
-        return _Failure("model_error", "The model server ended its answer with an error.")
+        sentence = "The model server knows no such model or address (status 404); check both."
+    elif status:
+        sentence = f"The model server answered with an error (status {status})."
+    elif unreachable and begun:
+        sentence = "The connection to the model server broke."
+    elif unreachable:
+        sentence = "The model server could not be reached; check its address, and whether it runs."
+    elif words:
+        sentence = "The model server answered with an error."
     else:
-        return _Failure("model_error", "The model server sent something that is not an answer.")
-    failure.passing = True
+        sentence = "The model server sent something that is not an answer."
+
+    failure = _Failure(code, sentence)
+    failure.begun, failure.status, failure.delay = begun, status, _delay(headers)
+    failure.passing = code in ("model_rate_limited", "model_timeout") or (
+        code == "model_error" and (unreachable or (status or 0) >= 500)
+    )
+    if code == "model_rate_limited" and failure.delay is not None:
+        failure.retry_after = headers.get("retry-after") or str(math.ceil(failure.delay))
     return failure
+
+
+def _status_within(body: object) -> int | None:
+    """The status that an error in a stream tells in its code, if it does."""
+    error = body.get("error") if isinstance(body, dict) else None
+    code = str(error.get("code")) if isinstance(error, dict) else ""
+    return int(code) if re.fullmatch("[45][0-9][0-9]", code) else None
 
 
 def _words(body: object, depth: int = 0) -> str:
@@ -930,9 +922,8 @@ def _words(body: object, depth: int = 0) -> str:
 
 def _masked(words: str, api_key: str) -> str:
     """One short line without anything that looks like a key."""
-    if api_key:
-        words = words.replace(api_key, "***")
-    return _SECRET.sub("***", " ".join(words.split()))[:300]
+    words = " ".join(words.split())
+    return _SECRET.sub("***", words.replace(api_key, "***") if api_key else words)[:300]
 
 
 def _delay(headers: Mapping[str, str]) -> float | None:
@@ -942,6 +933,6 @@ def _delay(headers: Mapping[str, str]) -> float | None:
             seconds = float(headers[name]) / unit
             if 0 <= seconds < math.inf:
                 return seconds
-    with suppress(ValueError, KeyError, TypeError):
+    with suppress(ValueError, KeyError):
         return max(0.0, email.utils.parsedate_to_datetime(headers["retry-after"]).timestamp() - time.time())
     return None

@@ -10,7 +10,7 @@ more in line. A reply is a function from the request's body to a `demo_model.Rep
     answer("Hello", " world")                 text, each piece a chunk; whole where the request asks for that
     tool_call("calculator", {"expression": "1+1"}, id="call_1")
     tool_calls(("calculator", {...}), ("calculator", {...}))
-    frames({...}, "[DONE]")                   just these events: dicts as JSON, text as it is; bytes are sent untouched
+    frames({...}, "[DONE]")                   just these events: dicts as JSON, text as it is; bytes are sent raw
     whole({...})                              a JSON body with status 200
     body(b"<html>", "text/html")              any body with status 200
     status(429, {"error": "slow down"}, {"Retry-After": "1"})
