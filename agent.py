@@ -7,6 +7,7 @@ for event in agent.run([{"role": "user", "content": "What is 15 * 23?"}], Stop()
 
 import collections
 import email.utils
+import functools
 import inspect
 import ipaddress
 import itertools
@@ -191,7 +192,6 @@ class Agent:
         self._max_history = max_history
         self._timeout = timeout
         self._ask_usage = stream
-        self._tls = _http.create_ssl_context()
         self._idle = collections.deque([self._new_line()])
         self._closed = False
         self._lock = threading.Lock()
@@ -359,7 +359,7 @@ class Agent:
 
     def _new_line(self) -> "_Line":
         try:
-            return _Line(self._api_key, self._base_url, self._tls)
+            return _Line(self._api_key, self._base_url)
         except (ImportError, ValueError, _http.InvalidURL) as error:
             raise ValueError(f"{self._base_url} cannot be used as it is set up: {error}") from error
 
@@ -391,12 +391,12 @@ class _Run:
 class _Line:
     """A client of the SDK with a connection pool of its own, whose sockets are known to the run that uses it."""
 
-    def __init__(self, api_key: str, base_url: str, tls: ssl.SSLContext) -> None:
+    def __init__(self, api_key: str, base_url: str) -> None:
         address = urlsplit(base_url)
         if address.scheme not in ("http", "https") or not address.hostname:
             raise ValueError("the address of a model server begins with http:// or https:// and a host")
         http = openai.DefaultHttpxClient(
-            verify=tls,
+            verify=_tls_context(),
             trust_env=not _is_loopback(address.hostname),  # a proxy has no way to this machine
             limits=_http.Limits(keepalive_expiry=_IDLE_SECONDS),
             event_hooks={"request": [self._on_request], "response": [_shorten_refusal]},
@@ -432,6 +432,13 @@ class _Line:
     def _note(self, sock: socket.socket) -> None:
         self._sockets = [*(known for known in self._sockets if known.fileno() >= 0), sock]
         self._stop._watch(sock)
+
+
+@functools.cache
+def _tls_context() -> ssl.SSLContext:
+    """What all clients share, since reading the certificates takes long."""
+    context: ssl.SSLContext = _http.create_ssl_context()
+    return context
 
 
 def _shorten_refusal(response: Any) -> None:
