@@ -474,6 +474,8 @@ class Runs:
         for turn in turns:
             if turn.wait_until_begun():
                 turn.result()
+        with self._lock:
+            self._tick.notify()
 
     @property
     def closing(self) -> bool:
@@ -527,11 +529,9 @@ class Runs:
             closing, busy = self._closing, id in self._running
             if not closing and not busy:
                 self._running[id] = turn
-        if closing:
-            self._storage.running(id)  # there is no such session: that is said first
-            raise ShuttingDown
-        if busy:
-            raise SessionBusy(id)
+        if closing or busy:
+            self._storage.running(id)  # where there is no such session, that is said first
+            raise ShuttingDown if closing else SessionBusy(id)
         try:
             taken = self._storage.take(id, turn=True)
             try:
@@ -591,7 +591,8 @@ class Runs:
             self._tick.notify()
 
     def _keep_time(self) -> None:
-        """End the turns whose time is up, and forget the ended ones, as long as there are any of either."""
+        """End the turns whose time is up, and forget the ended ones, as long as there are any of either; after a
+        shutdown, as long as any run."""
         while True:
             with self._lock:
                 now = time.monotonic()
@@ -599,7 +600,7 @@ class Runs:
                     if held.until > now:
                         break
                     self._forget(session_id)
-                if not self._begun and not self._ended:
+                if not self._begun and (self._closing or not self._ended):
                     self._clock = None
                     return
                 deadlines = {turn: turn.began + self._timeout for turn in self._begun if not turn.ending}
