@@ -90,7 +90,8 @@ class ModelServer(ThreadingHTTPServer):
         self.script = script
         self.base_url = f"http://127.0.0.1:{self.server_port}/v1"
         self._connections: dict[threading.Thread, socket.socket] = {}
-        self._thread = threading.Thread(target=self.serve_forever, args=[0.05], name="model server", daemon=True)
+        self._thread = threading.Thread(target=self._serve, name="model server", daemon=True)
+        self._stopped = False
 
     def start(self) -> Self:
         self._thread.start()
@@ -98,7 +99,8 @@ class ModelServer(ThreadingHTTPServer):
 
     def stop(self) -> None:
         """Ends all connections and threads."""
-        self.shutdown()
+        self._stopped = True
+        socket.create_connection(("127.0.0.1", self.server_port)).close()  # wakes the thread that accepts
         self._thread.join()
         self.server_close()
         for thread, connection in list(self._connections.items()):
@@ -107,6 +109,13 @@ class ModelServer(ThreadingHTTPServer):
             except OSError:  # closed by now
                 pass
             thread.join(10)
+
+    def _serve(self) -> None:
+        while not self._stopped:
+            self.handle_request()
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        return not self._stopped
 
     def client_left(self, exchange: Exchange) -> None:
         """Called when a client has gone before its answer was complete."""
