@@ -387,11 +387,13 @@ class Runs:
         self._tick = threading.Condition(self._lock)
         self._next_tick = 0.0
 
-    def start(self, session_id: str, text: str, key: str | None = None) -> tuple[Turn, bool]:
+    def start(
+        self, session_id: str, text: str, key: str | None = None, *, room: bool = True
+    ) -> tuple[Turn, bool]:
         """Start a turn with a user's message, which is durable when this returns; or, where the idempotency key
         is that of an earlier request with the same message, give that one's turn: running, or ended, or told again
         from what is stored. The second value says whether it had ended. A failed turn that is the session's last
-        is tried again under its key.
+        is tried again under its key. Without `room`, no new turn begins.
 
         Raises SessionNotFound, KeyReused, ShuttingDown, SessionBusy, Overloaded (in this order), and
         StorageUnavailable or SessionCorrupt.
@@ -401,7 +403,7 @@ class Runs:
             try:
                 if key is not None and (known := self._known(session_id, text, key)):
                     return known
-                history = self._begin(turn)
+                history = self._begin(turn, room)
             except _Known:
                 continue
             except SessionBusy:
@@ -522,7 +524,7 @@ class Runs:
             if running.wait_until_begun():
                 return running
 
-    def _begin(self, turn: _Running) -> list[dict[str, Any]]:
+    def _begin(self, turn: _Running, room: bool) -> list[dict[str, Any]]:
         """Take the session and begin the turn in it, or leave everything as it was and raise."""
         id = turn.session_id
         with self._lock:
@@ -535,7 +537,7 @@ class Runs:
         try:
             taken = self._storage.take(id, turn=True)
             try:
-                self._admit(turn)
+                self._admit(turn, room)
                 return turn.begin(taken)
             except BaseException:
                 taken.release()
@@ -547,11 +549,11 @@ class Runs:
             turn.refuse(error)
             raise
 
-    def _admit(self, turn: _Running) -> None:
+    def _admit(self, turn: _Running, room: bool) -> None:
         with self._lock:
             if self._closing:
                 raise ShuttingDown
-            if len(self._begun) >= self._max_turns:
+            if not room or len(self._begun) >= self._max_turns:
                 raise Overloaded
             self._begun[turn] = None
             self._wake_by(turn.began + self._timeout)

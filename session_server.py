@@ -138,6 +138,7 @@ def create_app(storage: Storage, agent: Agent, settings: Settings | None = None)
     responses = threading.BoundedSemaphore(settings.max_responses)
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
+    app.url_map.merge_slashes = False  # a path with two is not found, and no redirect in HTML
     app.extensions["runs"] = runs
     app.before_request(lambda: _guard(settings))
     app.after_request(lambda response: _finish(response, settings))
@@ -239,17 +240,16 @@ def create_app(storage: Storage, agent: Agent, settings: Settings | None = None)
         key = request.headers.get("Idempotency-Key")
         if key is not None and not re.fullmatch(r"[\x21-\x7e]{1,255}", key):
             raise Refusal("invalid_request", "Idempotency-Key must be 1 to 255 visible ASCII characters.")
-        leave = enter()
+        room = responses.acquire(blocking=False)
         try:
-            return *_known(session_id, lambda id: runs.start(id, message, key)), leave
+            turn, replayed = _known(session_id, lambda id: runs.start(id, message, key, room=room))
+            if not room:
+                raise Overloaded
         except BaseException:
-            leave()
+            if room:
+                responses.release()
             raise
-
-    def enter() -> Callable[[], None]:
-        if not responses.acquire(blocking=False):
-            raise Overloaded
-        return responses.release
+        return turn, replayed, responses.release
 
     @app.get("/sessions/<session_id>/run_stream")
     def resume_stream(session_id: str) -> Response:
@@ -259,13 +259,14 @@ def create_app(storage: Storage, agent: Agent, settings: Settings | None = None)
         after = _position(turn, request.headers.get("Last-Event-ID") or request.args.get("after"))
         if turn is None or (turn.ended and after == turn.length):
             return Response(status=204)
-        leave = enter()
+        if not responses.acquire(blocking=False):
+            raise Overloaded
         try:
             unwatch = turn.watch()
         except BaseException:
-            leave()
+            responses.release()
             raise
-        response = _stream(_frames(turn, after, settings.keep_alive, resumable=True), {}, leave)
+        response = _stream(_frames(turn, after, settings.keep_alive, resumable=True), {}, responses.release)
         response.call_on_close(unwatch)
         return response
 
