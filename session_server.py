@@ -28,6 +28,7 @@ from typing import Any, NoReturn
 
 from flask import Flask, Response, g, request, send_from_directory
 from waitress.server import create_server
+from waitress.task import ThreadedTaskDispatcher
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from agent import Agent, Chunk, ToolCall, ToolResult
@@ -253,8 +254,6 @@ def create_app(storage: Storage, agent: Agent, settings: Settings | None = None)
 
     @app.get("/sessions/<session_id>/run_stream")
     def resume_stream(session_id: str) -> Response:
-        if request.method == "HEAD":  # not every WSGI server keeps a streamed body from a HEAD
-            raise MethodNotAllowed(valid_methods=["GET", "OPTIONS", "POST"])
         turn = _known(session_id, runs.attach)
         after = _position(turn, request.headers.get("Last-Event-ID") or request.args.get("after"))
         if turn is None or (turn.ended and after == turn.length):
@@ -293,6 +292,10 @@ def create_app(storage: Storage, agent: Agent, settings: Settings | None = None)
     @app.get("/openapi.json")
     def openapi() -> Response:
         return _file("openapi.json")
+
+    for rule in app.url_map.iter_rules("resume_stream"):  # some WSGI servers send a stream's body to a HEAD too
+        assert rule.methods
+        rule.methods.discard("HEAD")
 
     for name in PAGE_FILES:
         app.add_url_rule(f"/{name}", name, lambda name=name: _file(name))
@@ -751,6 +754,7 @@ def _set_up_logging(settings: Settings) -> None:
     """Our own lines at the level that is asked for; the libraries' only from warnings up, since theirs may hold
     message texts."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
+    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # its pool grows, see _Pool
     for name in ("session_server", "runs", "agent", "storage"):
         logging.getLogger(name).setLevel(settings.log_level.upper())
 
@@ -780,6 +784,21 @@ def _listen(settings: Settings) -> socket.socket:
     return listener
 
 
+class _Pool(ThreadedTaskDispatcher):
+    """waitress' worker threads, started as they are needed: a thousand of them idle would cost 17 MB."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._most = most
+
+    def add_task(self, task: Any) -> None:
+        with self.lock:
+            short = len(self.queue) >= len(self.threads) - self.active_count and len(self.threads) < self._most
+        if short:
+            self.set_thread_count(len(self.threads) + 1)
+        super().add_task(task)
+
+
 def _serve(settings: Settings) -> None:
     with _listen(settings) as listener:
         app = _assemble(settings)
@@ -787,7 +806,7 @@ def _serve(settings: Settings) -> None:
         server = create_server(
             app,
             sockets=[listener],
-            threads=threads,
+            threads=0,  # ours are those of _Pool
             connection_limit=threads + 1000,
             backlog=2048,
             asyncore_use_poll=True,
@@ -799,6 +818,7 @@ def _serve(settings: Settings) -> None:
             cleanup_interval=10,
             ident=None,
         )
+        server.task_dispatcher = _Pool(threads)
         stop = threading.Event()
 
         def on_signal(number: int, _frame: object) -> None:
