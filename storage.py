@@ -407,22 +407,25 @@ class FileStorage(Storage):
             raise StorageUnavailable("sessions on disk need flock, which this system does not have")
         self._directory = os.path.abspath(directory)
         self._cached_summary = functools.lru_cache(10_000)(self._summarized)
-        with _unavailable("open", self._directory):
+        with _unavailable("open", self._directory, logging.DEBUG):  # whoever starts us is told
             if not os.path.isdir(self._directory):
                 os.makedirs(self._directory, mode=0o700)
                 self._sync_directory(os.path.dirname(self._directory))
             self._sweep()
-        self.check()
+            self._try_writing()
 
     def check(self) -> None:
-        path = os.path.join(self._directory, f".{secrets.token_hex(8)}.tmp")
         with _unavailable("write", self._directory):
-            try:
-                with open(path, "xb") as file:
-                    file.write(b"the store can be written\n")
-            finally:
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(path)
+            self._try_writing()
+
+    def _try_writing(self) -> None:
+        path = os.path.join(self._directory, f".{secrets.token_hex(8)}.tmp")
+        try:
+            with open(path, "xb") as file:
+                file.write(b"the store can be written\n")
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
 
     def summary(self, session_id: str) -> Summary:
         try:
@@ -636,14 +639,14 @@ class _TakenFile(Taken):
 
 
 @contextlib.contextmanager
-def _unavailable(verb: str, what: str) -> Iterator[None]:
+def _unavailable(verb: str, what: str, level: int = logging.ERROR) -> Iterator[None]:
     """Turn the system's errors into StorageUnavailable, and say in the log what they were."""
     try:
         yield
     except BlockingIOError:
         raise  # a lock that is held is not an error
     except OSError as error:
-        log.error("cannot %s %s: %s", verb, what, error)
+        log.log(level, "cannot %s %s: %s", verb, what, error)
         raise StorageUnavailable(f"cannot {verb} {what}: {error.strerror or error}") from error
 
 
