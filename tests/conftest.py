@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -18,6 +19,21 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PATIENCE = 30.0  # seconds; how long a test waits for what must happen at all
+SERVER = (sys.executable, str(ROOT / "session_server.py"))
+
+
+def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
+    """The environment for a server process: ours without what would set the server up, and then `more`."""
+    ours = ("OPENAI_", "SESSION_SERVER_")
+    return {**{name: value for name, value in os.environ.items() if not name.startswith(ours)}, **(more or {})}
+
+
+def until(holds: Callable[[], object], seconds: float = PATIENCE) -> None:
+    """Look again and again until it holds: only for what no event tells of. AssertionError if it never does."""
+    give_up = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < give_up, "it did not come true in time"
+        time.sleep(0.02)
 
 
 class Reply:
@@ -60,16 +76,22 @@ class Reply:
 class Server:
     """A server process, started as its users start it, on a free port."""
 
-    def __init__(self, *flags: str, env: dict[str, str] | None = None, log: Path) -> None:
-        ours = ("OPENAI_", "SESSION_SERVER_")
-        clean = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    def __init__(
+        self,
+        *flags: str,
+        env: dict[str, str] | None = None,
+        log: Path,
+        command: Sequence[str] = SERVER,
+        cwd: Path | None = None,
+    ) -> None:
         self.log = log
         with log.open("ab") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, str(ROOT / "session_server.py"), "-port=0", *flags],
+                [*command, "-port=0", *flags],
                 stdout=subprocess.PIPE,
                 stderr=stderr,
-                env={**clean, **(env or {})},
+                env=environment(env),
+                cwd=cwd,
                 text=True,
             )
         self.banner = ""
