@@ -50,7 +50,7 @@ class Talk:
     ) -> None:
         self._threads = set(threading.enumerate())
         self.model = model or ModelServer(*replies, default=default).start()
-        self._stop_model = (lambda: None) if model else self.model.stop
+        self._stop_model: Callable[[], object] = (lambda: None) if model else self.model.stop
         self.storage = storage or MemoryStorage()
         self.settings = Settings(**{"timeout": 60.0, "keep_alive": 0.5, "api_key": KEY, **settings})
         self.agent = Agent(
