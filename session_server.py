@@ -26,7 +26,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NoReturn
 
-from flask import Flask, Response, g, request, send_from_directory
+from flask import Flask, Response, g, request
 from waitress.server import create_server
 from waitress.task import ThreadedTaskDispatcher
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
@@ -51,6 +51,13 @@ log = logging.getLogger("session_server")
 MAX_BODY = 1 << 20  # bytes of a request
 PAGE = importlib.resources.files("chat_page")
 PAGE_FILES = [file.name for file in PAGE.iterdir() if file.name.endswith((".css", ".js", ".svg"))]
+_FILE_TYPES = {  # not left to the system's own table, which can be wrong
+    "css": "text/css",
+    "html": "text/html",
+    "js": "text/javascript",
+    "json": "application/json",
+    "svg": "image/svg+xml",
+}
 
 # Every error that a caller can meet: its code, its HTTP status, and what is said where nothing more is known.
 ERRORS: dict[str, tuple[int, str]] = {
@@ -401,7 +408,7 @@ def _stream(frames: Iterator[bytes], headers: Mapping[str, str], leave: Callable
 
 
 def _file(name: str) -> Response:
-    response = send_from_directory(str(PAGE), name)
+    response = Response((PAGE / name).read_bytes(), mimetype=_FILE_TYPES[name.rpartition(".")[2]])
     response.headers["Cache-Control"] = "no-cache"
     response.headers["Content-Security-Policy"] = (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
