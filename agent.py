@@ -670,12 +670,13 @@ class _Tool:
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.name = getattr(function, "__name__", "")
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", self.name) or inspect.iscoroutinefunction(function):
+            raise ValueError(f"{function!r} cannot be a tool: it is no plain function with a name")
         target: Any = function  # takes functions too, which its annotation does not tell
         self._adapter = pydantic.TypeAdapter(target)
         parameters = self._adapter.json_schema()
-        fits = re.fullmatch(r"[A-Za-z0-9_-]{1,64}", self.name) and parameters["type"] == "object"
-        if not fits or inspect.iscoroutinefunction(function):
-            raise ValueError(f"{function!r} cannot be a tool: that is a plain function with named arguments")
+        if parameters["type"] != "object":
+            raise ValueError(f"{self.name} cannot be a tool: its arguments need names")
         description = inspect.getdoc(function) or ""
         self.schema = {
             "type": "function",

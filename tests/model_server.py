@@ -206,6 +206,11 @@ class ModelServer(demo_model.ModelServer):
         self._replies = list(replies)
         self._asked = threading.Condition()
 
+    @property
+    def workers(self) -> list[threading.Thread]:
+        """The threads that serve a connection, one for each that is open."""
+        return list(self._connections)
+
     def then(self, *replies: ReplyTo) -> None:
         with self._asked:
             self._replies.extend(replies)
