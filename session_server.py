@@ -27,6 +27,8 @@ from dataclasses import dataclass, fields
 from typing import Any, NoReturn
 
 from flask import Flask, Response, g, request
+from waitress.channel import HTTPChannel
+from waitress.parser import HTTPRequestParser, ParsingError
 from waitress.server import create_server
 from waitress.task import ThreadedTaskDispatcher
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
@@ -806,6 +808,39 @@ class _Pool(ThreadedTaskDispatcher):
         super().add_task(task)
 
 
+class _StrictParser(HTTPRequestParser):
+    """Strict where a proxy could take a request for another one, or for one to another host (RFC 9112, sections
+    2.3, 3.2 and 6.3)."""
+
+    headers: dict[str, str]
+    proxy_netloc: str
+
+    def received(self, data: bytes) -> int:
+        consumed = super().received(data)
+        if self.completed:
+            self.expect_continue = False  # there is no body to send, or it is refused already
+        return consumed
+
+    def parse_header(self, header_plus: bytes) -> None:
+        try:
+            super().parse_header(header_plus)
+        except ValueError:  # a length of thousands of digits, half an IPv6 address
+            raise ParsingError("Number or address is invalid") from None
+        names = re.findall(rb"\n(host|content-length|transfer-encoding):", header_plus.lower())
+        if self.version not in ("1.0", "1.1"):
+            raise ParsingError("HTTP version is not supported")
+        if names.count(b"host") > 1:
+            raise ParsingError("More than one Host")
+        if b"transfer-encoding" in names and (self.version == "1.0" or b"content-length" in names):
+            raise ParsingError("Length of the body is not clear")
+        if self.proxy_netloc:
+            self.headers["HOST"] = self.proxy_netloc
+
+
+class _Channel(HTTPChannel):
+    parser_class = _StrictParser
+
+
 def _serve(settings: Settings) -> None:
     with _listen(settings) as listener:
         app = _assemble(settings)
@@ -825,6 +860,7 @@ def _serve(settings: Settings) -> None:
             cleanup_interval=10,
             ident=None,
         )
+        server.channel_class = _Channel  # type: ignore[union-attr]  # one socket, one server
         server.task_dispatcher = _Pool(threads)
         stop = threading.Event()
 
