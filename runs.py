@@ -137,6 +137,11 @@ class _Log:
                 self._waiting.remove(signal)
         return self._entries[after : after + most]
 
+    @property
+    def closed(self) -> bool:
+        """Whether the last event is there to read."""
+        return bool(self._entries) and isinstance(self._entries[-1].event, Ended | Failed)
+
     def text(self, after: int = 0) -> str:
         """All text behind entry number `after`."""
         return "".join(entry.event.content for entry in self._entries[after:] if type(entry.event) is Chunk)
@@ -194,8 +199,8 @@ class Turn:
 
     @property
     def ended(self) -> bool:
-        """Whether the last event is in the log."""
-        return self._ended.is_set()
+        """Whether the last event can be read."""
+        return self._log.closed
 
     @property
     def size(self) -> int:
