@@ -411,10 +411,6 @@ class Runs:
                 history = self._begin(turn, room)
             except _Known:
                 continue
-            except SessionBusy:
-                if key is not None and self._runs_with(session_id, key):
-                    continue
-                raise
             try:
                 threading.Thread(target=turn.work, args=(self._agent, history), name=turn.id, daemon=True).start()
             except RuntimeError:  # the system has no more threads to give
@@ -515,11 +511,6 @@ class Runs:
         held = self._ended.get(session_id)
         return held and held.turn
 
-    def _runs_with(self, session_id: str, key: str) -> bool:
-        with self._lock:
-            turn = self._running.get(session_id)
-            return turn is not None and turn.key == key
-
     def _here(self, session_id: str) -> Turn | None:
         while True:
             with self._lock:
@@ -530,13 +521,16 @@ class Runs:
                 return running
 
     def _begin(self, turn: _Running, room: bool) -> list[dict[str, Any]]:
-        """Take the session and begin the turn in it, or leave everything as it was and raise."""
+        """Take the session and begin the turn in it, or leave everything as it was and raise; _Known where a turn
+        of the same key is in it by now."""
         id = turn.session_id
         with self._lock:
-            closing, busy = self._closing, id in self._running
-            if not closing and not busy:
+            closing, other = self._closing, self._running.get(id)
+            if not closing and other is None:
                 self._running[id] = turn
-        if closing or busy:
+        if other is not None and other.key is not None and other.key == turn.key:
+            raise _Known
+        if closing or other is not None:
             self._storage.running(id)  # where there is no such session, that is said first
             raise ShuttingDown if closing else SessionBusy(id)
         try:
@@ -622,7 +616,7 @@ class Runs:
 
 
 class _Known(Exception):
-    """The turn of this key has ended meanwhile, and need not be run."""
+    """The turn of this key was begun or has ended meanwhile, and need not be run."""
 
 
 class _Held(NamedTuple):
