@@ -489,23 +489,24 @@ class Runs:
         """The turn that has this key, unless it failed and can be tried again; and whether it had ended."""
         with self._lock:
             running = self._running.get(session_id)
-            turn = running or self._watchable(session_id)
-        if turn is not None and turn.key == key:
-            if turn.text != text:
+        if running is not None and running.key == key:
+            if running.text != text:
                 raise KeyReused
-            if running is not None:
-                running.join()
-            if not turn.ended:
-                return turn, False
-            if isinstance(turn.result(), Ended):
-                return turn, True
-        session = self._storage.get(session_id)
-        past = _find(session, key)
+            running.join()
+            if not running.ended:
+                return running, False
+        past = _find(self._storage.get(session_id), key)
         if past is None:
             return None
         if past.messages[0]["content"] != text:
             raise KeyReused
-        return None if past.can_be_tried_again else (past.told_again(session_id), True)
+        if past.can_be_tried_again:
+            return None
+        with self._lock:
+            turn = self._watchable(session_id)
+        if turn is None or turn.key != key or isinstance(turn.result(), Failed):  # or tried again elsewhere since
+            turn = past.told_again(session_id)
+        return turn, True
 
     def _watchable(self, session_id: str) -> Turn | None:
         held = self._ended.get(session_id)
