@@ -11,6 +11,7 @@ import _thread
 import contextlib
 import logging
 import secrets
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -148,9 +149,7 @@ class _Log:
 
     def size(self) -> int:
         """About how many bytes of memory the entries take."""
-        events = [entry.event for entry in self._entries]
-        texts = (getattr(event, "content", None) or getattr(event, "result", None) or "" for event in events)
-        return sum(250 + len(text) for text in texts)
+        return sum(250 + _size(entry.event) for entry in self._entries)
 
     def _add(self, event: Event) -> None:
         second = int(time.time())
@@ -163,6 +162,16 @@ class _Log:
         waiting, self._waiting = self._waiting, []
         for signal in waiting:
             signal.release()
+
+
+def _size(event: Event) -> int:
+    """How many bytes the texts in an event take."""
+    if type(event) is Chunk:
+        return sys.getsizeof(event.content)
+    if isinstance(event, Ended):
+        return sys.getsizeof(event.complete_text) + sys.getsizeof(event.message["content"])
+    texts = (getattr(event, name) for name in event.__slots__)
+    return sum(sys.getsizeof(text) for text in texts if isinstance(text, str))
 
 
 class _Over(Exception):
