@@ -674,10 +674,9 @@ class _Past:
 
     def _end(self) -> Ended | Failed:
         last = self.messages[-1]
-        answered = last["role"] == "assistant" and not last.get("tool_calls")
-        if self.error is not None:
-            return Failed(self.error, message_id=last["id"] if answered else None)
-        if not answered:
+        if self.error is not None:  # which is noted where there is no partial answer
+            return Failed(self.error)
+        if last["role"] != "assistant" or last.get("tool_calls"):
             return Failed("internal_error", "The turn was interrupted.")
         if last.get("status") == "incomplete" and last.get("reason") not in _INCOMPLETE:
             return Failed(str(last.get("reason")), message_id=last["id"])
