@@ -264,7 +264,7 @@ def create_app(storage: Storage, agent: Agent, settings: Settings | None = None)
     @app.get("/sessions/<session_id>/run_stream")
     def resume_stream(session_id: str) -> Response:
         turn = _known(session_id, runs.attach)
-        after = _position(turn, request.headers.get("Last-Event-ID") or request.args.get("after"))
+        after = _position(turn, request.headers.get("Last-Event-ID") or request.args.get("after", ""))
         if turn is None or (turn.ended and after == turn.length):
             return Response(status=204)
         if not responses.acquire(blocking=False):
@@ -376,14 +376,14 @@ def _wire(entry: Entry) -> tuple[str, dict[str, Any] | None]:
             return "error", {"error": event.text or text, "code": event.code, "status": status, **kept}
 
 
-def _position(turn: Turn | None, event_id: str | None) -> int:
+def _position(turn: Turn | None, event_id: str) -> int:
     """Which of the turn's events the client has seen last; 0 if none."""
-    if event_id is None:
+    if not event_id:
         return 0
-    number = event_id.removeprefix(f"evt-{turn.id}-") if turn else ""
-    if turn is None or not re.fullmatch(r"[1-9][0-9]{0,9}", number) or int(number) > turn.length:
+    found = re.fullmatch(rf"evt-{turn.id}-([1-9][0-9]{{0,9}})", event_id) if turn else None
+    if turn is None or found is None or int(found[1]) > turn.length:
         raise Refusal("event_gone")
-    return int(number)
+    return int(found[1])
 
 
 def _json(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
