@@ -720,16 +720,15 @@ class _Conversation:
     """A history as the model is to see it: the turns before, which may be cut, and the current one."""
 
     def __init__(self, history: Sequence[Mapping[str, Any]], max_history: int) -> None:
+        self._history = [message for message in history if isinstance(message, Mapping)]
         turns: list[list[Mapping[str, Any]]] = [[]]
-        for message in history:
-            if not isinstance(message, Mapping):
-                continue
-            if message.get("role") == "user":
+        for message in self._history:
+            if message.get("role") == "user" and turns[-1]:
                 turns.append([])
             turns[-1].append(message)
-        *self._earlier, self._current = [turn for turn in turns if turn] or [[]]
+        *self._earlier, self._current = turns
         self._halved = False
-        self._ids = {call.id for message in history if isinstance(message, Mapping) for call in _calls_of(message)}
+        self._ids: set[str] = set()
         if max_history:
             self._keep_newest(max_history, len)
 
@@ -739,10 +738,8 @@ class _Conversation:
 
     def unique_id(self, id: str) -> str:
         """This id, or a new one where it is missing or taken."""
-        while not id or id in self._ids:
-            id = secrets.token_hex(5)[:9]  # a form that Mistral takes
-        self._ids.add(id)
-        return id
+        self._ids = self._ids or {call.id for message in self._history for call in _calls_of(message)}
+        return _add_id(id, self._ids)
 
     def halve(self) -> bool:
         """Keeps the newest half of the text before the current turn. Gives whether that made a difference."""
@@ -772,7 +769,7 @@ class _Conversation:
                 if role == "user":
                     if last == "tool":
                         sent.append({"role": "assistant", "content": "(interrupted)"})
-                    if last == "user":
+                    elif last == "user":
                         text = _joined(sent.pop()["content"], text)
                     sent.append({"role": "user", "content": text})
                 elif role == "assistant":
@@ -789,19 +786,26 @@ def _sendable(
     text: str, calls: list[ToolCall], results: dict[str, list[str]], ids: set[str]
 ) -> Iterator[dict[str, Any]]:
     """An assistant's message, each call in it with a name, an id and arguments that servers take, and its result."""
-    named = []
-    contents = []
-    for call in calls:
-        contents.append(results[call.id].pop(0) if results.get(call.id) else "error: interrupted")
-        id = call.id
-        while not id or id in ids:
-            id = secrets.token_hex(5)[:9]
-        ids.add(id)
-        arguments = call.arguments if _json_object(call.arguments) is not None else "{}"
-        named.append(ToolCall(id, re.sub(r"[^A-Za-z0-9_-]", "_", call.name)[:64], arguments))
+    contents = [results[call.id].pop(0) if results.get(call.id) else "error: interrupted" for call in calls]
+    named = [
+        ToolCall(
+            _add_id(call.id, ids),
+            re.sub(r"[^A-Za-z0-9_-]", "_", call.name)[:64],
+            call.arguments if _json_object(call.arguments) is not None else "{}",
+        )
+        for call in calls
+    ]
     yield _assistant(text, named)
     for call, content in zip(named, contents, strict=True):
         yield {"role": "tool", "tool_call_id": call.id, "content": content}
+
+
+def _add_id(id: str, ids: set[str]) -> str:
+    """Adds an id, or a new one if it is empty or there already. Gives the one that was added."""
+    while not id or id in ids:
+        id = secrets.token_hex(5)[:9]  # nine letters or digits are what Mistral takes
+    ids.add(id)
+    return id
 
 
 def _assistant(text: str, calls: list[ToolCall]) -> dict[str, Any]:
