@@ -593,8 +593,12 @@ def _prompt(text: str) -> str:
 
 
 def _url(text: str) -> str:
-    url = urllib.parse.urlsplit(text)
-    if url.scheme not in ("http", "https") or not url.hostname:
+    try:
+        url = urllib.parse.urlsplit(text)
+        valid = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:  # of the port or of an IPv6 address
+        valid = False
+    if not valid:
         raise ValueError("must be a URL such as http://localhost:11434/v1")
     return text
 
@@ -650,7 +654,7 @@ class _Parser(argparse.ArgumentParser):
         for field in fields(Settings):
             default = getattr(Settings, field.name, "")
             shown = "" if default in ("", (), False) or field.name == "system_prompt" else f" (default {default})"
-            lines.append(f"  -{field.name:<14} {FLAGS[field.name][1]}{str(shown).lower()}")
+            lines.append(f"  -{field.name:<14} {FLAGS[field.name][1]}{shown.lower().replace('.0)', ')')}")
         lines += [
             "",
             "Every flag can also be set in the environment, as SESSION_SERVER_ and its name in capitals.",
