@@ -44,13 +44,13 @@ class Reply:
         self._response = connection.getresponse()
         self.status = self._response.status
         self.headers = self._response.headers
+        self._body: bytes | None = None
+        if self.headers.get_content_type() != "text/event-stream":
+            self._read()
 
     @property
     def text(self) -> str:
-        try:
-            return self._response.read().decode()
-        finally:
-            self.close()
+        return self._read().decode()
 
     @property
     def json(self) -> Any:
@@ -71,6 +71,14 @@ class Reply:
     def close(self) -> None:
         self._response.close()
         self._connection.close()
+
+    def _read(self) -> bytes:
+        if self._body is None:
+            try:
+                self._body = self._response.read()
+            finally:
+                self.close()
+        return self._body
 
 
 class Server:
