@@ -853,7 +853,8 @@ def _serve(settings: Settings) -> None:
             app,
             sockets=[listener],
             threads=0,  # ours are those of _Pool
-            connection_limit=threads + 1000,
+            # However many wait, each turn finds a file free for its session and one for the model server.
+            connection_limit=min(threads + 1000, max(16, _open_files() - 2 * settings.max_streams - 100)),
             backlog=2048,
             asyncore_use_poll=True,
             channel_request_lookahead=1,  # so that it notices clients that leave
