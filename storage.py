@@ -4,7 +4,7 @@
 dict, `FileStorage` in one JSON file each. Reading needs no lock. Whoever wants to change a session takes it
 first, and is then the only one, between threads and between processes alike.
 
-A back end writes six primitives of `Storage` and four of `Taken`; `tests/test_storage.py` checks it.
+A back end writes six primitives of `Storage` and five of `Taken`; `tests/storage_conformance.py` checks it.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from types import TracebackType
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 try:
@@ -176,57 +175,75 @@ class Storage(ABC):
 
 
 class Taken(ABC):
-    """A session that is ours until `release`, and the only way to change one. Not for several threads at once."""
+    """A session that is ours until `release`, and the only way to change one; RuntimeError after that. Not for
+    several threads at once."""
 
     def __init__(self, session_id: str) -> None:
         self.id = session_id
+        self._session: Session | None = None
+        self._released = False
 
-    @functools.cached_property
+    @property
     def session(self) -> Session:
         """The session, kept up to date with what is changed through this object. Raises SessionCorrupt and
         StorageUnavailable."""
-        return self._load()
+        self._check_held()
+        if self._session is None:
+            self._session = self._load()
+        return self._session
 
     def append(self, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """Add a message of these fields and give it back with its new `id` and `created_at`. It is durable when
-        this returns; where this raises StorageUnavailable, the session is as it was before.
+        """Add a message of these fields and give a copy of it with its new `id` and `created_at`. It is durable
+        when this returns; where this raises StorageUnavailable, the session is as it was before.
 
         Raises ValueError or TypeError for what JSON in UTF-8 cannot hold (NaN, lone surrogates), or where `role`
         or `content` is not a string.
         """
         now = timestamp()
-        line = _dump({"id": new_id("msg"), **fields, "created_at": now})
+        line = _dump({"id": None, **fields} | {"id": new_id("msg"), "created_at": now})
         message: dict[str, Any] = json.loads(line)
         if not _is_message(message):
             raise ValueError("a message needs a role and a content, both strings")
-        changed = _changed(self.session, updated_at=now, note=None)
+        changed = replace(self.session, updated_at=now, note=None)
         self._append(changed, line)
-        changed.messages.append(message)
-        self.session = changed
+        changed.messages.append(json.loads(line))
+        self._session = changed
         return message
 
     def note(self, note: str) -> None:
-        """Leave a word beside the messages, in force until the next one is added. Durable when this returns."""
+        """Leave a word beside the messages, in force until the next one is added. Durable when this returns.
+        Raises ValueError for what JSON in UTF-8 cannot hold."""
         _dump(note)
-        changed = _changed(self.session, updated_at=timestamp(), note=note)
+        changed = replace(self.session, updated_at=timestamp(), note=note)
         self._append(changed, None)
-        self.session = changed
+        self._session = changed
 
     def rename(self, title: str | None) -> None:
         """Set the title, or remove it with None; neither `updated_at` nor the place in the list changes.
         Durable when this returns. Raises ValueError for what JSON in UTF-8 cannot hold."""
         _dump(title)
-        changed = _changed(self.session, title=title)
+        changed = replace(self.session, title=title)
         self._rewrite(changed)
-        self.session = changed
+        self._session = changed
 
-    @abstractmethod
     def delete(self) -> None:
-        """Remove the session for good; durable when this returns. It need not be one that can be read."""
+        """Remove the session for good, and release it; durable when this returns. It need not be one that can be
+        read."""
+        self._check_held()
+        self._delete()
+        self.release()
 
-    @abstractmethod
     def release(self) -> None:
         """Let others take the session. May be repeated."""
+        if not self._released:
+            self._released = True
+            self._release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
     @abstractmethod
     def _load(self) -> Session:
@@ -240,23 +257,23 @@ class Taken(ABC):
     def _rewrite(self, session: Session) -> None:
         """Store all of `session` again, its place in the list unchanged."""
 
-    def __enter__(self) -> Self:
-        return self
+    @abstractmethod
+    def _delete(self) -> None:
+        """Remove what is stored."""
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.release()
+    @abstractmethod
+    def _release(self) -> None:
+        """Let go; called once."""
+
+    def _check_held(self) -> None:
+        if self._released:
+            raise RuntimeError(f"{self.id} was changed after its release")
 
 
 def _checked(session_id: str) -> str:
     if not SESSION_ID.fullmatch(session_id):
         raise SessionNotFound(session_id)
     return session_id
-
-
-def _changed(session: Session, **changes: Any) -> Session:
-    return Session(**{**vars(session), **changes})
 
 
 def _is_message(value: Any) -> bool:
@@ -279,8 +296,7 @@ def _summary(session: Session) -> Summary:
 
 def _dump(value: Any) -> bytes:
     """JSON on one line, characters as themselves; ValueError for NaN and for lone surrogates."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return text.encode()
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
 # --- in memory ---
@@ -316,7 +332,7 @@ class MemoryStorage(Storage):
         with self._lock:
             kept = self._find(session_id)
             session, lines = kept.session, kept.lines.copy()
-        return _changed(session, messages=json.loads(b"[" + b",".join(lines) + b"]"))
+        return replace(session, messages=json.loads(b"[" + b",".join(lines) + b"]"))
 
     def _ids(self) -> list[str]:
         with self._lock:
@@ -345,38 +361,29 @@ class _TakenMemory(Taken):
     def __init__(self, storage: MemoryStorage, kept: _Kept) -> None:
         super().__init__(kept.session.id)
         self._storage = storage
-        self._kept: _Kept | None = kept
-
-    def delete(self) -> None:
-        with self._storage._lock:
-            self._storage._sessions.pop(self.id, None)
-
-    def release(self) -> None:
-        with self._storage._lock:
-            if self._kept is not None:
-                self._kept.taken = self._kept.turn = False
-                self._kept = None
+        self._kept = kept
 
     def _load(self) -> Session:
         return self._storage._read(self.id)
 
     def _append(self, session: Session, line: bytes | None) -> None:
-        with self._held() as kept:
-            kept.session = _changed(session, messages=[])
-            kept.order = time.time_ns()
+        with self._storage._lock:
+            self._kept.session = replace(session, messages=[])
+            self._kept.order = time.time_ns()
             if line is not None:
-                kept.lines.append(line)
+                self._kept.lines.append(line)
 
     def _rewrite(self, session: Session) -> None:
-        with self._held() as kept:
-            kept.session = _changed(session, messages=[])
-
-    @contextlib.contextmanager
-    def _held(self) -> Iterator[_Kept]:
         with self._storage._lock:
-            if self._kept is None:
-                raise RuntimeError(f"{self.id} was changed after its release")
-            yield self._kept
+            self._kept.session = replace(session, messages=[])
+
+    def _delete(self) -> None:
+        with self._storage._lock:
+            del self._storage._sessions[self.id]
+
+    def _release(self) -> None:
+        with self._storage._lock:
+            self._kept.taken = self._kept.turn = False
 
 
 # --- one JSON file per session ---
@@ -572,22 +579,20 @@ class _TakenFile(Taken):
     def __init__(self, storage: FileStorage, session_id: str, file: int, turn: bool) -> None:
         super().__init__(session_id)
         self._storage = storage
-        self._file: int | None = file
+        self._file = file
         self._turn = turn
         self._end: int | None = None
 
-    def delete(self) -> None:
+    def _delete(self) -> None:
         with _unavailable("delete", self.id):
             os.unlink(self._storage._path(self.id))
             self._storage._sync_directory()
 
-    def release(self) -> None:
-        if self._file is not None:
-            os.close(self._file)  # and with it the lock
-            self._file = None
+    def _release(self) -> None:
+        os.close(self._file)  # and with it the lock
 
     def _load(self) -> Session:
-        read = self._storage._parsed(self.id, self._held())
+        read = self._storage._parsed(self.id, self._file)
         self._end = read.end
         return read.session
 
@@ -596,7 +601,7 @@ class _TakenFile(Taken):
             log.warning("%s.json was torn or is in another layout: written anew before it is added to", self.id)
             self._rewrite(self.session)
         assert self._end is not None
-        file, end = self._held(), self._end
+        file, end = self._file, self._end
         added = b"" if line is None else (b",\n" if session.messages else b"\n") + line
         with _unavailable("write", self.id):
             before = os.pread(file, 1 << 16, end)
@@ -609,17 +614,12 @@ class _TakenFile(Taken):
 
     def _rewrite(self, session: Session) -> None:
         with _unavailable("write", self.id):
-            modified = os.fstat(self._held()).st_mtime_ns
+            modified = os.fstat(self._file).st_mtime_ns
             file = self._storage._write_new(session, modified, turn=self._turn)
-            os.close(self._held())
+            os.close(self._file)
             self._file = file
             self._end = sum(map(len, _layout(session)[:-1]))
             self._storage._sync_directory()
-
-    def _held(self) -> int:
-        if self._file is None:
-            raise RuntimeError(f"{self.id} was changed after its release")
-        return self._file
 
     def _write_end(self, file: int, end: int, data: bytes, modified: int) -> None:
         _write_all(file, data, end)
@@ -717,7 +717,7 @@ def _parse(session_id: str, data: bytes) -> _Read:
     session = _session(session_id, value)
     if b"\\u" in data:
         _dump(value)  # lone surrogates, which could not be sent on, hide in escapes
-    head, _, closing = _layout(_changed(session, messages=[]))
+    head, _, closing = _layout(replace(session, messages=[]))
     ours = (
         data.startswith(head)
         and data.endswith(closing)
