@@ -13,6 +13,7 @@ import contextlib
 import functools
 import json
 import logging
+import math
 import os
 import re
 import secrets
@@ -389,15 +390,6 @@ class _TakenMemory(Taken):
 # --- one JSON file per session ---
 
 
-@dataclass(frozen=True)
-class _Read:
-    """A session read from a file, and where its closing line begins; None where the file is not in the layout
-    that can be added to in place, because of another hand or of a crash."""
-
-    session: Session
-    end: int | None
-
-
 class FileStorage(Storage):
     """Sessions in a directory, one JSON file each, which `jq` reads.
 
@@ -456,7 +448,7 @@ class FileStorage(Storage):
 
     def _read(self, session_id: str) -> Session:
         with self._opened(session_id, os.O_RDONLY) as file:
-            return self._parsed(session_id, file).session
+            return self._parsed(session_id, file)[0]
 
     def _ids(self) -> list[str]:
         found = []
@@ -529,14 +521,19 @@ class FileStorage(Storage):
         log.error("cannot %s %s: %s", verb, session_id, error)
         return StorageUnavailable(f"cannot {verb} {session_id}")
 
-    def _parsed(self, session_id: str, file: int) -> _Read:
-        with _unavailable("read", session_id):
-            data = _read_all(file)
-        try:
-            return _parse(session_id, data)
-        except (ValueError, RecursionError) as error:
-            log.error("%s.json cannot be understood and is left as it is: %s", session_id, error)
-            raise SessionCorrupt(session_id) from error
+    def _parsed(self, session_id: str, file: int) -> tuple[Session, int | None]:
+        """See `_parse`. Somebody may be writing meanwhile: only what stays as it is can be called corrupt."""
+        before = None
+        while True:
+            with _unavailable("read", session_id):
+                data = _read_all(file)
+            try:
+                return _parse(session_id, data)
+            except (ValueError, RecursionError) as error:
+                if data == before:
+                    log.error("%s.json cannot be understood and is left as it is: %s", session_id, error)
+                    raise SessionCorrupt(session_id) from error
+            before = data
 
     def _write_new(self, session: Session, modified: int, *, turn: bool) -> int:
         """Write the session's file whole, put it in place, and give it back open and locked; the directory is for
@@ -547,7 +544,7 @@ class FileStorage(Storage):
             fcntl.flock(file, fcntl.LOCK_EX)  # before anybody can find it, so that no one comes in between
             if turn:
                 _mark_turn(file)
-            _write_all(file, b"".join(_layout(session)), 0)
+            _write_all(file, _layout(session), 0)
             os.utime(file, ns=(modified, modified))
             os.fsync(file)
             os.rename(path, self._path(session.id))
@@ -592,9 +589,8 @@ class _TakenFile(Taken):
         os.close(self._file)  # and with it the lock
 
     def _load(self) -> Session:
-        read = self._storage._parsed(self.id, self._file)
-        self._end = read.end
-        return read.session
+        session, self._end = self._storage._parsed(self.id, self._file)
+        return session
 
     def _append(self, session: Session, line: bytes | None) -> None:
         if self._end is None:
@@ -618,7 +614,7 @@ class _TakenFile(Taken):
             file = self._storage._write_new(session, modified, turn=self._turn)
             os.close(self._file)
             self._file = file
-            self._end = sum(map(len, _layout(session)[:-1]))
+            self._end = os.lseek(self._file, 0, os.SEEK_END) - len(_closing(session))
             self._storage._sync_directory()
 
     def _write_end(self, file: int, end: int, data: bytes, modified: int) -> None:
@@ -651,12 +647,10 @@ def _unavailable(verb: str, what: str, level: int = logging.ERROR) -> Iterator[N
 
 
 def _read_all(file: int) -> bytes:
-    blocks = []
-    offset = 0
-    while block := os.pread(file, max(os.fstat(file).st_size - offset, 0) + 4096, offset):
-        blocks.append(block)
-        offset += len(block)
-    return b"".join(blocks)
+    data = b""
+    while block := os.pread(file, os.fstat(file).st_size + 1, len(data)):
+        data += block
+    return data
 
 
 def _write_all(file: int, data: bytes, offset: int) -> None:
@@ -692,13 +686,11 @@ def _turn_marked(file: int) -> bool:
 # --- the layout of a file ---
 
 
-def _layout(session: Session) -> list[bytes]:
-    """The whole file: the first line, the messages, the closing line."""
+def _head(session: Session) -> bytes:
     head = {"id": session.id, "created_at": session.created_at}
     if session.title is not None:
         head["title"] = session.title
-    lines = b",".join(b"\n" + _dump(message) for message in session.messages)
-    return [_dump(head)[:-1] + b',"messages":[', lines, _closing(session)]
+    return _dump(head)[:-1] + b',"messages":['
 
 
 def _closing(session: Session) -> bytes:
@@ -708,31 +700,44 @@ def _closing(session: Session) -> bytes:
     return b"\n]," + _dump(tail)[1:] + b"\n"
 
 
-def _parse(session_id: str, data: bytes) -> _Read:
-    """Read a file's content in any layout, or what a crash has left of it. ValueError if it is no session."""
+def _layout(session: Session) -> bytes:
+    lines = b",".join(b"\n" + _dump(message) for message in session.messages)
+    return _head(session) + lines + _closing(session)
+
+
+def _parse(session_id: str, data: bytes) -> tuple[Session, int | None]:
+    """The session in a file's content, in any layout, or in what a crash has left of it; and where its closing
+    line begins, None where it is not in our layout. ValueError if it is no session."""
     try:
         value = _load(data)
     except ValueError:
-        return _Read(_session(session_id, _untorn(data)), None)
+        return _session(session_id, _untorn(data)), None
     session = _session(session_id, value)
-    if b"\\u" in data:
-        _dump(value)  # lone surrogates, which could not be sent on, hide in escapes
-    head, _, closing = _layout(replace(session, messages=[]))
+    closing = _closing(session)
     ours = (
-        data.startswith(head)
+        data.startswith(_head(session))
         and data.endswith(closing)
-        and data.count(b"\n") == len(session.messages) + 2
-        and (not session.messages or data[len(head) : len(head) + 2] == b"\n{")
-        and set(value) <= {"id", "created_at", "title", "messages", "updated_at", "note"}
+        and data.count(b"\n{") == len(session.messages) == data.count(b"\n") - 2
+        and value.keys() <= {"id", "created_at", "title", "messages", "updated_at", "note"}
     )
-    return _Read(session, len(data) - len(closing) if ours else None)
+    return session, len(data) - len(closing) if ours else None
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError("a number in it is not finite")
+    return value
+
+
+_JSON = json.JSONDecoder(parse_float=_finite, parse_constant=_finite)
 
 
 def _load(data: bytes) -> Any:
-    def refuse(constant: str) -> Any:
-        raise ValueError(f"{constant} is not JSON")
-
-    return json.loads(data.decode(), parse_constant=refuse)
+    value = _JSON.decode(data.decode())
+    if b"\\u" in data:
+        _dump(value)  # lone surrogates, which could not be sent on, hide in escapes
+    return value
 
 
 def _session(session_id: str, value: Any) -> Session:
@@ -753,32 +758,35 @@ def _session(session_id: str, value: Any) -> Session:
 def _untorn(data: bytes) -> dict[str, Any]:
     """The whole lines before a torn end, in our layout. ValueError where more than the end is broken.
 
-    A write begins at the closing line, so that what a crash can leave is: the old closing line or a piece of it,
-    and anything behind; or a piece of the new message, cut short or with blocks of zeros in it, and anything
-    behind. (Blocks of one unsynced write reach the disk in any order.)
+    A write begins at the closing line, so what a crash can leave from there on is any mixture of the old closing
+    line, the new message, the new closing line, and zeros: the blocks of one unsynced write reach the disk in any
+    order. That is one message at most, and an end that is broken in front of something else has zeros up to the
+    end of a block.
     """
     first, *lines = data.split(b"\n")
     value: dict[str, Any] = _load(first + b"]}")
     if not isinstance(value, dict) or value.get("messages") != []:
         raise ValueError("its first line is broken")
-    for number, line in enumerate(lines):
-        if line.startswith(b"]"):
-            break
-        try:
-            value["messages"].append(_load(line.removesuffix(b",")))
-        except ValueError:
-            if b"\0" not in line and any(lines[number + 1 :]):
-                raise ValueError("a line in its middle is broken") from None
-            value["messages"].extend(_whole(line))
+    lines = [line for line in lines if line]
+    for number, line in enumerate(lines, 1):
+        message, rest = _message(line)
+        if message is not None:
+            value["messages"].append(message)
+        if message is None or rest not in ("", ","):
+            after = lines[number:]
+            zeros = any(run.end() % 512 == 0 or run.end() == len(data) for run in re.finditer(rb"\0+", data))
+            if any(_message(other)[0] for other in after) or (after and not zeros and not line.startswith(b"]")):
+                raise ValueError("a line in its middle is broken")
             break
     return value
 
 
-def _whole(line: bytes) -> list[Any]:
-    """The message that a last line begins with, if that much of it is there."""
+def _message(line: bytes) -> tuple[dict[str, Any] | None, str]:
+    """The message that a line begins with, None where there is none, and what follows it."""
+    text = line.decode(errors="surrogateescape")
     try:
-        message, _ = json.JSONDecoder().raw_decode(line.decode(errors="surrogateescape"))
+        message, end = _JSON.raw_decode(text)
         _dump(message)
     except ValueError:
-        return []
-    return [message] if _is_message(message) else []
+        return None, text
+    return (message, text[end:]) if _is_message(message) else (None, text)
