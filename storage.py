@@ -22,9 +22,9 @@ import struct
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 try:
     import fcntl
@@ -38,6 +38,9 @@ SESSION_ID = re.compile(r"session-[0-9a-z-]{1,64}")
 
 _BRIEFLY = 1.0  # seconds to wait for a session that is taken for less than a turn (a new title, a deletion)
 _STALE = 3600.0  # seconds after which a temporary file is taken for the rest of a crash
+_TEMPORARY = re.compile(rf"\.({SESSION_ID.pattern}\.)?[0-9a-f]{{16}}\.tmp")
+
+T = TypeVar("T")
 
 
 class SessionNotFound(Exception):
@@ -407,30 +410,17 @@ class FileStorage(Storage):
         self._directory = os.path.abspath(directory)
         self._cached_summary = functools.lru_cache(10_000)(self._summarized)
         with _unavailable("open", self._directory, logging.DEBUG):  # whoever starts us is told
-            if not os.path.isdir(self._directory):
-                os.makedirs(self._directory, mode=0o700)
-                self._sync_directory(os.path.dirname(self._directory))
-            self._sweep()
+            _make_directory(self._directory)
+            with _synced(self._directory):  # also what a process that was killed had renamed
+                self._sweep()
             self._try_writing()
 
     def check(self) -> None:
         with _unavailable("write", self._directory):
             self._try_writing()
 
-    def _try_writing(self) -> None:
-        path = os.path.join(self._directory, f".{secrets.token_hex(8)}.tmp")
-        try:
-            with open(path, "xb") as file:
-                file.write(b"the store can be written\n")
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
-
     def summary(self, session_id: str) -> Summary:
-        try:
-            found = os.lstat(self._path(_checked(session_id)))
-        except OSError as error:
-            raise self._failure("read", session_id, error) from error
+        found = self._at(_checked(session_id), os.lstat)
         return self._cached_summary(
             session_id, (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
         )
@@ -439,15 +429,12 @@ class FileStorage(Storage):
         return super().summary(session_id)
 
     def _create(self, session: Session) -> None:
-        with _unavailable("create", session.id):
+        with _unavailable("create", session.id), contextlib.ExitStack() as stack, _synced(self._directory):
             file = self._write_new(session, time.time_ns(), turn=False)
-            try:
-                self._sync_directory()
-            finally:
-                os.close(file)
+            stack.callback(os.close, file)  # when it is durable; nobody can take it before
 
     def _read(self, session_id: str) -> Session:
-        with self._opened(session_id, os.O_RDONLY) as file:
+        with self._opened(session_id) as file:
             return self._parsed(session_id, file)[0]
 
     def _ids(self) -> list[str]:
@@ -462,64 +449,60 @@ class FileStorage(Storage):
 
     def _take(self, session_id: str, turn: bool) -> Taken | None:
         while True:
-            file = self._open(session_id, os.O_RDWR)
-            try:
-                with _unavailable("lock", session_id):
+            with contextlib.ExitStack() as stack, _unavailable("lock", session_id):
+                file = self._open(session_id, os.O_RDWR)
+                stack.callback(os.close, file)
+                try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    if self._is_current(file, session_id):
-                        if turn:
-                            _mark_turn(file)
-                        return _TakenFile(self, session_id, file, turn)
-            except BlockingIOError:
-                os.close(file)
-                return None
-            except BaseException:
-                os.close(file)
-                raise
-            os.close(file)  # replaced or deleted between open and lock: the lock went with the old file
+                except BlockingIOError:
+                    return None
+                if self._is_current(file, session_id):  # else it was replaced, and the lock went with it
+                    if turn:
+                        _mark_turn(file)
+                    stack.pop_all()
+                    return _TakenFile(self, session_id, file, turn)
 
     def _running(self, session_id: str) -> bool:
-        with self._opened(session_id, os.O_RDONLY) as file:
-            return _turn_marked(file)
+        while True:
+            with self._opened(session_id) as file, _unavailable("look at", session_id):
+                if _turn_marked(file):
+                    return True
+                if self._is_current(file, session_id):
+                    return False
 
     def _is_current(self, file: int, session_id: str) -> bool:
-        try:
-            return os.path.samestat(os.fstat(file), os.lstat(self._path(session_id)))
-        except FileNotFoundError:
-            return False
+        return os.path.samestat(os.fstat(file), self._at(session_id, os.lstat))
 
     def _path(self, session_id: str) -> str:
         return os.path.join(self._directory, f"{session_id}.json")
 
+    def _temporary(self, prefix: str = "") -> str:
+        return os.path.join(self._directory, f".{prefix}{secrets.token_hex(8)}.tmp")
+
+    def _at(self, session_id: str, look: Callable[[str], T]) -> T:
+        """What `look` gives for the path of the session's file. Only a regular file is one: no link, no folder, no
+        FIFO to wait at."""
+        with _unavailable("open", session_id):
+            try:
+                path = self._path(session_id)
+                if stat.S_ISREG(os.lstat(path).st_mode):
+                    return look(path)
+            except FileNotFoundError:
+                if not os.path.isdir(self._directory):
+                    raise
+        raise SessionNotFound(session_id)
+
     def _open(self, session_id: str, flags: int) -> int:
-        """The session's file. Only a regular file is one: no link, no folder, and no FIFO to wait at."""
-        try:
-            file = os.open(self._path(session_id), flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError as error:
-            raise self._failure("open", session_id, error) from error
-        if not stat.S_ISREG(os.fstat(file).st_mode):
-            os.close(file)
-            raise SessionNotFound(session_id)
-        return file
+        flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        return self._at(session_id, lambda path: os.open(path, flags))
 
     @contextlib.contextmanager
-    def _opened(self, session_id: str, flags: int) -> Iterator[int]:
-        file = self._open(session_id, flags)
+    def _opened(self, session_id: str) -> Iterator[int]:
+        file = self._open(session_id, os.O_RDONLY)
         try:
             yield file
         finally:
             os.close(file)
-
-    def _failure(self, verb: str, session_id: str, error: OSError) -> Exception:
-        """What it means that a session's path cannot be opened: no such session, or no store."""
-        with contextlib.suppress(OSError):
-            entry = os.lstat(self._path(session_id))
-            if not stat.S_ISREG(entry.st_mode):
-                return SessionNotFound(session_id)
-        if isinstance(error, FileNotFoundError) and os.path.isdir(self._directory):
-            return SessionNotFound(session_id)
-        log.error("cannot %s %s: %s", verb, session_id, error)
-        return StorageUnavailable(f"cannot {verb} {session_id}")
 
     def _parsed(self, session_id: str, file: int) -> tuple[Session, int | None]:
         """See `_parse`. Somebody may be writing meanwhile: only what stays as it is can be called corrupt."""
@@ -538,7 +521,7 @@ class FileStorage(Storage):
     def _write_new(self, session: Session, modified: int, *, turn: bool) -> int:
         """Write the session's file whole, put it in place, and give it back open and locked; the directory is for
         the caller to sync. OSError if it cannot be written; then nothing has changed."""
-        path = os.path.join(self._directory, f".{session.id}.{secrets.token_hex(8)}.tmp")
+        path = self._temporary(f"{session.id}.")
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(file, fcntl.LOCK_EX)  # before anybody can find it, so that no one comes in between
@@ -555,20 +538,21 @@ class FileStorage(Storage):
             raise
         return file
 
-    def _sync_directory(self, path: str | None = None) -> None:
-        directory = os.open(path or self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+    def _try_writing(self) -> None:
+        path = self._temporary()
+        with open(path, "xb", buffering=0) as file:
+            try:
+                file.write(b"the store can be written\n")
+            finally:
+                os.unlink(path)
 
     def _sweep(self) -> None:
         """Remove the temporary files that a crash has left."""
         with os.scandir(self._directory) as entries:
             for entry in entries:
-                if entry.name.startswith(".") and entry.name.endswith(".tmp"):
+                if _TEMPORARY.fullmatch(entry.name):
                     with contextlib.suppress(OSError):
-                        if entry.stat(follow_symlinks=False).st_mtime < time.time() - _STALE:
+                        if entry.stat(follow_symlinks=False).st_ctime < time.time() - _STALE:
                             os.unlink(entry.path)
 
 
@@ -578,15 +562,7 @@ class _TakenFile(Taken):
         self._storage = storage
         self._file = file
         self._turn = turn
-        self._end: int | None = None
-
-    def _delete(self) -> None:
-        with _unavailable("delete", self.id):
-            os.unlink(self._storage._path(self.id))
-            self._storage._sync_directory()
-
-    def _release(self) -> None:
-        os.close(self._file)  # and with it the lock
+        self._end: int | None = None  # where the closing line begins, if the file can be added to in place
 
     def _load(self) -> Session:
         session, self._end = self._storage._parsed(self.id, self._file)
@@ -597,41 +573,50 @@ class _TakenFile(Taken):
             log.warning("%s.json was torn or is in another layout: written anew before it is added to", self.id)
             self._rewrite(self.session)
         assert self._end is not None
-        file, end = self._file, self._end
         added = b"" if line is None else (b",\n" if session.messages else b"\n") + line
         with _unavailable("write", self.id):
-            before = os.pread(file, 1 << 16, end)
+            modified = self._stat().st_mtime_ns
             try:
-                self._write_end(file, end, added + _closing(session), time.time_ns())
-            except BaseException:
-                self._put_back(file, end, before)
+                self._write_end(self._end, added + _closing(session), time.time_ns())
+            except OSError:
+                # The first bytes have gone where the closing line was, so there is room for it on a full disk.
+                with contextlib.suppress(OSError):
+                    self._write_end(self._end, _closing(self.session), modified)
                 raise
-        self._end = end + len(added)
+        self._end += len(added)
 
     def _rewrite(self, session: Session) -> None:
-        with _unavailable("write", self.id):
-            modified = os.fstat(self._file).st_mtime_ns
-            file = self._storage._write_new(session, modified, turn=self._turn)
-            os.close(self._file)
-            self._file = file
-            self._end = os.lseek(self._file, 0, os.SEEK_END) - len(_closing(session))
-            self._storage._sync_directory()
+        with _unavailable("write", self.id), _synced(self._storage._directory):
+            old = self._file
+            self._file = self._storage._write_new(session, self._stat().st_mtime_ns, turn=self._turn)
+            os.close(old)
+            self._end = None  # while a crash may bring the old file back
+        self._end = os.lseek(self._file, 0, os.SEEK_END) - len(_closing(session))
 
-    def _write_end(self, file: int, end: int, data: bytes, modified: int) -> None:
-        _write_all(file, data, end)
-        if os.fstat(file).st_size > end + len(data):
-            os.ftruncate(file, end + len(data))
+    def _delete(self) -> None:
+        with (
+            _unavailable("delete", self.id),
+            _synced(self._storage._directory),
+            contextlib.suppress(FileNotFoundError),
+        ):
+            os.unlink(self._storage._path(self.id))
+
+    def _release(self) -> None:
+        os.close(self._file)  # and with it the lock
+
+    def _stat(self) -> os.stat_result:
+        found = os.fstat(self._file)
+        if found.st_nlink == 0:
+            raise FileNotFoundError("another hand has removed or replaced the file")
+        return found
+
+    def _write_end(self, end: int, data: bytes, modified: int) -> None:
+        _write_all(self._file, data, end)
+        if os.fstat(self._file).st_size > end + len(data):
+            os.ftruncate(self._file, end + len(data))
         # The kernel's own stamps are milliseconds apart, too coarse for the order of the list.
-        os.utime(file, ns=(modified, modified))
-        os.fsync(file)
-
-    def _put_back(self, file: int, end: int, before: bytes) -> None:
-        """Undo a write that failed half-way; its first bytes have gone where the closing line was, so there is
-        room to write that again on a full disk."""
-        try:
-            self._write_end(file, end, before, os.fstat(file).st_mtime_ns)
-        except OSError as error:
-            log.error("%s.json may end in a torn line, which is skipped: %s", self.id, error)
+        os.utime(self._file, ns=(modified, modified))
+        os.fsync(self._file)
 
 
 @contextlib.contextmanager
@@ -639,11 +624,28 @@ def _unavailable(verb: str, what: str, level: int = logging.ERROR) -> Iterator[N
     """Turn the system's errors into StorageUnavailable, and say in the log what they were."""
     try:
         yield
-    except BlockingIOError:
-        raise  # a lock that is held is not an error
     except OSError as error:
         log.log(level, "cannot %s %s: %s", verb, what, error)
         raise StorageUnavailable(f"cannot {verb} {what}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def _synced(directory: str) -> Iterator[None]:
+    """Make what is changed in the directory durable. It is opened first, so that nothing changes if it cannot be."""
+    opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+def _make_directory(path: str) -> None:
+    if not os.path.isdir(path):
+        parent = os.path.dirname(path)
+        _make_directory(parent)
+        with _synced(parent), contextlib.suppress(FileExistsError):
+            os.mkdir(path, 0o700)
 
 
 def _read_all(file: int) -> bytes:
@@ -654,28 +656,27 @@ def _read_all(file: int) -> bytes:
 
 
 def _write_all(file: int, data: bytes, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(file, view, offset)
-        view = view[written:]
-        offset += written
+    while data:
+        written = os.pwrite(file, data, offset)
+        data, offset = data[written:], offset + written
 
 
 # A turn is marked by a second lock, on the open file description, because its holder can be asked for without
 # taking it (fcntl(2), F_OFD_GETLK), which flock does not offer. The two kinds do not see each other.
-_FLOCK = "hhqqi4x"  # struct flock: type, whence, start, length, pid
+def _turn_lock(file: int, command: int) -> bool:
+    struct_flock = "hhqqi4x"  # type, whence, start, length, pid
+    lock = struct.pack(struct_flock, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+    return bool(struct.unpack(struct_flock, fcntl.fcntl(file, command, lock))[0] != fcntl.F_UNLCK)
 
 
 def _mark_turn(file: int) -> None:
     if hasattr(fcntl, "F_OFD_SETLK"):
-        fcntl.fcntl(file, fcntl.F_OFD_SETLK, struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+        _turn_lock(file, fcntl.F_OFD_SETLK)
 
 
 def _turn_marked(file: int) -> bool:
     if hasattr(fcntl, "F_OFD_GETLK"):
-        asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-        found: int = struct.unpack(_FLOCK, fcntl.fcntl(file, fcntl.F_OFD_GETLK, asked))[0]
-        return found != fcntl.F_UNLCK
+        return _turn_lock(file, fcntl.F_OFD_GETLK)
     try:  # macOS: all that can be told there is whether it is locked at all
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
