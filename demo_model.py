@@ -123,7 +123,10 @@ class ModelServer(ThreadingHTTPServer):
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         self._connections[threading.current_thread()] = request
         try:
-            super().process_request_thread(request, client_address)
+            if self._stopped:
+                self.shutdown_request(request)
+            else:
+                super().process_request_thread(request, client_address)
         finally:
             del self._connections[threading.current_thread()]
 
@@ -226,6 +229,6 @@ def _demo_message(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _expression(text: str) -> str:
-    """The longest arithmetic expression in a text, or nothing."""
-    found = [match.group().strip(" ,.") for match in _EXPRESSION.finditer(text)]
+    """The longest arithmetic expression in the beginning of a text, or nothing."""
+    found = [match.group().strip(" ,.") for match in _EXPRESSION.finditer(text[:1000])]
     return max((one for one in found if re.search(r"[\d)]\s*\D+\s*[\d.(]|\w\(", one)), key=len, default="")

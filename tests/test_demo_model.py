@@ -75,6 +75,10 @@ def test_other_text_gets_an_answer_that_names_itself_a_demo(model: ModelServer, 
     assert "tool_calls" not in answer
 
 
+def test_a_text_of_a_megabyte_is_answered_too(model: ModelServer) -> None:
+    assert "demo" in message(model, "(" * (1 << 20), tools=CALCULATOR)["content"]
+
+
 def test_nothing_is_called_that_the_request_does_not_offer(model: ModelServer) -> None:
     assert "demo" in message(model, "What is 15 * 23?")["content"]
 
