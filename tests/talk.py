@@ -6,7 +6,8 @@
         assert stream.next()["type"] == "stream_start"
         assert talk.model.requests[0]["messages"][-1]["content"] == "Hi"
 
-At the end of the `with` the app is shut down, and everything that it started must have ended.
+At the end of the `with` the app is shut down, and everything that it started must have ended; of several apps at the
+same time, when the last is closed.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from conftest import PATIENCE
 from model_server import ModelServer, ReplyTo
@@ -37,6 +38,9 @@ class Talk:
     """The app over a model server, its own where none is given, and requests to it. `headers` are sent with every
     one."""
 
+    _alive: ClassVar[set[Talk]] = set()
+    _threads: ClassVar[set[threading.Thread]] = set()  # that were there before
+
     def __init__(
         self,
         *replies: ReplyTo,
@@ -48,7 +52,9 @@ class Talk:
         headers: Mapping[str, str] | None = None,
         **settings: Any,
     ) -> None:
-        self._threads = set(threading.enumerate())
+        if not Talk._alive:
+            Talk._threads = set(threading.enumerate())
+        Talk._alive.add(self)
         self.model = model or ModelServer(*replies, default=default).start()
         self._stop_model: Callable[[], object] = (lambda: None) if model else self.model.stop
         self.storage = storage or MemoryStorage()
@@ -123,7 +129,8 @@ class Talk:
         self.agent.close()
         self._stop_model()
         self._others.shutdown()
-        for thread in set(threading.enumerate()) - self._threads:
+        Talk._alive.discard(self)
+        for thread in set(threading.enumerate()) - Talk._threads if not Talk._alive else ():
             thread.join(PATIENCE)
             assert not thread.is_alive(), f"{thread} is left"
 
