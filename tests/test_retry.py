@@ -822,7 +822,9 @@ def test_another_message_is_refused_while_another_turn_runs(talk: Talk) -> None:
 
 
 @pytest.mark.parametrize(
-    "reply", [answer("OK"), status(404, {"error": "no"}), answer("One", BREAK)], ids=["answered", "failed", "broken off"]
+    "reply",
+    [answer("OK"), status(404, {"error": "no"}), answer("One", BREAK)],
+    ids=["answered", "failed", "broken off"],
 )
 def test_another_message_is_refused_after_a_restart(reopen: Callable[..., Talk], reply: ReplyTo) -> None:
     talk = reopen(reply)
