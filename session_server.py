@@ -371,9 +371,10 @@ def _wire(entry: Entry) -> tuple[str, dict[str, Any] | None]:
             told |= {name: message[name] for name in ("usage",) if name in message}
             return "stream_end", {"complete_text": event.complete_text, **told}
         case Failed():
-            status, text = ERRORS[event.code]
+            code = event.code if event.code in ERRORS else "internal_error"  # told again from another hand's file
+            status, text = ERRORS[code]
             kept = {} if event.message_id is None else {"message_id": event.message_id}
-            return "error", {"error": event.text or text, "code": event.code, "status": status, **kept}
+            return "error", {"error": event.text or text, "code": code, "status": status, **kept}
 
 
 def _position(turn: Turn | None, event_id: str) -> int:

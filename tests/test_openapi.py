@@ -546,6 +546,20 @@ def test_events_are_as_the_document_says(world: World, kind: str) -> None:
         assert kind in [event["type"] for event in events]
 
 
+@pytest.mark.parametrize("reason", ["something_new", None, "cancelled"])
+def test_a_stored_error_that_nobody_knows_is_told_again_as_the_document_says(
+    world: World, reason: str | None
+) -> None:
+    app = world.app()
+    world.model.default = answer("Hel", BREAK)
+    world.ask("run_stream", app=app, Idempotency_Key="k")
+    world.ask("run_stream", app=app)
+    path = world.directory / f"{world.session_id}.json"
+    path.write_text(path.read_text().replace('"model_error"', json.dumps(reason)))
+    response = world.ask("run_stream", Idempotency_Key="k")
+    assert check_answer("run_stream", 200, response.headers, response.text)[-1]["data"]["code"] == "internal_error"
+
+
 @pytest.mark.parametrize("finish_reason", ["stop", "length", "content_filter", None, "something_new"])
 def test_an_end_is_as_the_document_says(world: World, finish_reason: str | None) -> None:
     world.model.default = answer("Hel", finish_reason=finish_reason)
