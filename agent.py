@@ -317,8 +317,6 @@ class Agent:
                     if text := reply.add(json.loads(data.decode())):
                         yield Chunk(text)
                     begun = True
-            if run.stop.is_set():  # a connection that was shut down looks like the end of an answer
-                raise Stopped
             if text := reply.end():
                 yield Chunk(text)
         except (openai.OpenAIError, _http.HTTPError, OSError, ValueError, RuntimeError) as error:
@@ -909,7 +907,7 @@ def _failure(error: Exception, begun: bool, api_key: str) -> _Failure:
         code == "model_error" and (unreachable or (status or 0) >= 500)
     )
     if code == "model_rate_limited" and failure.delay is not None:
-        failure.retry_after = headers.get("retry-after") or str(math.ceil(failure.delay))
+        failure.retry_after = str(math.ceil(failure.delay))
     return failure
 
 

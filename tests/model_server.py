@@ -14,7 +14,7 @@ more in line. A reply is a function from the request's body to a `demo_model.Rep
     whole({...})                              a JSON body with status 200
     body(b"<html>", "text/html")              any body with status 200
     status(429, {"error": "slow down"}, {"Retry-After": "1"})
-    raw(b"SSH-2.0-x")                         bytes in place of an HTTP response, then the end
+    raw(b"SSH-2.0-x", *steps)                 bytes in place of an HTTP response, then the steps, then the end
 
 Between the pieces of `answer` and `frames`, and before them, may stand steps:
 
@@ -162,12 +162,8 @@ def status(code: int, data: object = None, headers: Mapping[str, str] | None = N
     return lambda request: Reply([content], code, {"Content-Type": content_type, **(headers or {})})
 
 
-def raw(content: bytes) -> ReplyTo:
-    def write(exchange: Exchange) -> None:
-        exchange.wfile.write(content)
-        raise _Broken
-
-    return lambda request: Reply([write])
+def raw(content: bytes, *steps: Step) -> ReplyTo:
+    return lambda request: Reply([lambda exchange: exchange.wfile.write(content), *steps, BREAK])
 
 
 def nobody_listens() -> str:
