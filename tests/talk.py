@@ -125,6 +125,9 @@ class Talk:
         self.app.extensions["runs"].shut_down(grace)
 
     def close(self) -> None:
+        """End all that was started, and wait for it. May be repeated."""
+        if self not in Talk._alive:
+            return
         self.shut_down()
         self.agent.close()
         self._stop_model()

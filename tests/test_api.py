@@ -337,7 +337,8 @@ def test_a_title_of_200_characters_is_taken_and_a_longer_one_is_not(talk: Talk) 
 
 def test_a_title_that_is_no_text_is_refused(talk: Talk) -> None:
     path = f"/sessions/{talk.create()}"
-    for body in ({}, {"titel": "x"}, {"title": 5}, {"title": ["x"]}, {"title": {}}, {"title": True}, []):
+    bodies: list[object] = [{}, {"titel": "x"}, {"title": 5}, {"title": ["x"]}, {"title": {}}, {"title": True}, []]
+    for body in bodies:
         assert said(talk.request("PATCH", path, body)) == (400, "invalid_request"), body
 
 
