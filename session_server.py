@@ -51,6 +51,7 @@ from storage import (
 log = logging.getLogger("session_server")
 
 MAX_BODY = 1 << 20  # bytes of a request
+BLOCK = 1 << 16  # bytes of events that are written together, and what a reader that has stalled holds up
 PAGE = importlib.resources.files("chat_page")
 PAGE_FILES = [file.name for file in PAGE.iterdir() if file.name.endswith((".css", ".js", ".svg"))]
 _FILE_TYPES = {  # not left to the system's own table, which can be wrong
@@ -335,7 +336,14 @@ def _frames(turn: Turn, after: int, keep_alive: float, *, resumable: bool) -> It
     without any."""
     while True:
         entries = turn.read(after, keep_alive)
-        yield b"".join([_frame(turn.id, entry, resumable) for entry in entries]) or b": keep-alive\n\n"
+        if not entries:
+            yield b": keep-alive\n\n"
+        block = b""
+        for entry in entries:
+            block += _frame(turn.id, entry, resumable)
+            if len(block) >= BLOCK or entry is entries[-1]:
+                yield block
+                block = b""
         after += len(entries)
         if entries and isinstance(entries[-1].event, Ended | Failed):
             return
