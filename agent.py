@@ -38,6 +38,7 @@ _MAX_ROUNDS = 10  # of tool calls in one run
 _MAX_CALLS = 64  # in one answer
 _MAX_ANSWER = 8 << 20  # bytes of text, tool calls and reasoning in one run
 _MAX_RESULT = 1 << 20  # characters of one tool's result
+_MAX_LINE = 4096  # bytes of the line before a chunk
 _MAX_REFUSAL = 64 << 10  # bytes of a body that is no answer
 _MAX_RETRIES = 2
 _MAX_IDLE = 16  # clients that wait for the next runs
@@ -308,8 +309,8 @@ class Agent:
                 stream_cls=openai.Stream[object],
                 options={"timeout": openai.Timeout(left, connect=min(left, _CONNECT_SECONDS))},
             ) as stream:
-                # The SDK's own iterator bounds no line, costs 5 µs more a chunk, and gives the connection up.
-                parts = stream.response.iter_bytes()
+                # The SDK's own iterator bounds no line, costs 20 µs more a chunk, and gives the connection up.
+                parts = _body(stream.response)
                 for data in _frames(parts, run) if self._stream else _whole(parts, run):
                     if data.startswith(b"[DONE]"):
                         _read_tail(stream.response)
@@ -418,6 +419,8 @@ class _Line:
         request.extensions["trace"] = self._on_trace
 
     def _on_trace(self, event: str, info: Mapping[str, Any]) -> None:
+        if event.endswith((".connect_tcp.complete", ".start_tls.complete")):
+            _Tap(info["return_value"])
         if event.endswith("connect_tcp.complete"):
             self._note(info["return_value"].get_extra_info("socket"))
         elif event.endswith("start_tls.started"):  # takes the descriptor away from its socket
@@ -460,6 +463,85 @@ def _is_loopback(host: str) -> bool:
 
 
 # Reading an answer
+
+
+class _Tap:
+    """The reading end of a connection, for a body that comes in many small chunks (RFC 9112, section 7.1).
+
+    The HTTP library is given the headers of a response and no more, then the chunks are taken apart here, for 1 µs
+    each in place of 15, and last it is given the end of the body, so that it uses the connection again.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream_read = stream.read
+        self._socket = stream.get_extra_info("socket")
+        self._held = b""  # has been read, and not been given to anybody
+        self._seen = b""  # the last bytes that the library was given
+        self._after_headers = False
+        stream.read = self.read
+
+    @classmethod
+    def of(cls, response: Any) -> "_Tap | None":
+        """The one that a chunked body is to be read through, from its first byte; None for any other body."""
+        headers = response.headers
+        if headers.get("transfer-encoding", "").lower() != "chunked" or "content-encoding" in headers:
+            return None
+        stream = response.extensions.get("network_stream")
+        tap = getattr(getattr(stream, "read", None), "__self__", None)
+        if not isinstance(tap, cls) or not tap._after_headers:
+            return None
+        in_tunnel = stream.get_extra_info("ssl_object") and not isinstance(tap._socket, ssl.SSLSocket)
+        return None if in_tunnel else tap  # TLS within the TLS of a proxy is no socket's
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        """What the library reads: up to an empty line, where headers end, and no further."""
+        data: bytes = self._held or self._stream_read(max_bytes, timeout)
+        end = (self._seen + data).find(b"\r\n\r\n") + 4 - len(self._seen)
+        self._after_headers = end > 3 - len(self._seen)
+        self._held = data[end:] if self._after_headers else b""
+        data = data[:end] if self._after_headers else data
+        self._seen = b"" if self._after_headers else data[-3:]
+        return data
+
+    def body(self, timeout: float | None) -> Iterator[bytes]:
+        """The chunks as they come, those that come together joined. Raises OSError if they break off."""
+        self._socket.settimeout(timeout)
+        receive = self._socket.recv
+        data, left = self._held, 0  # of the chunk that has begun, the line end behind it included
+        while True:
+            at = 0
+            parts = []
+            while at < len(data):
+                if not left:
+                    line_end = data.find(b"\r\n", at)
+                    size = int(data[at:line_end].partition(b";")[0], 16) if line_end >= 0 else -1
+                    if size <= 0:
+                        break
+                    at, left = line_end + 2, size + 2
+                piece = data[at : at + left]
+                parts.append(piece[: left - 2])
+                at, left = at + len(piece), left - len(piece)
+            data = data[at:]
+            self._held = b"" if left else data
+            if parts:
+                yield b"".join(parts)
+            if data and (size == 0 or size < -1 or len(data) > _MAX_LINE):
+                break
+            more = receive(1 << 16)
+            if not more:
+                raise ConnectionError("the body is not complete")
+            data += more
+        if size:
+            raise ValueError("a chunk without a size")
+
+
+def _body(response: Any) -> Iterator[bytes]:
+    """The body of a response, in pieces as they come."""
+    if tap := _Tap.of(response):
+        yield from tap.body(response.request.extensions["timeout"]["read"])
+        _read_tail(response)
+    else:
+        yield from response.iter_bytes()
 
 
 def _frames(parts: Iterable[bytes], run: _Run) -> Iterator[bytes]:
