@@ -333,28 +333,28 @@ class Agent:
         with self._lock:
             line = self._idle.pop() if self._idle else None
         line = line or self._new_line()
-        unharmed = False
+        ended_well = False
         try:
             line.attach(stop)
             yield line.client
-            unharmed = stop._release()
+            ended_well = True
         finally:
-            stop._release()
-            if unharmed:
+            if stop._release() and ended_well:
                 self._give_back(line)
             else:
                 line.close()
 
     def _give_back(self, line: "_Line") -> None:
-        now = line.idle_since = time.monotonic()
+        line.idle_since = time.monotonic()
         surplus = []
         with self._lock:
             self._idle.append(line)
             limit = 0 if self._closed else _MAX_IDLE
-            while len(self._idle) > limit or (self._idle and self._idle[0].idle_since < now - _IDLE_SECONDS):
+            oldest = line.idle_since - _IDLE_SECONDS
+            while len(self._idle) > limit or (self._idle and self._idle[0].idle_since < oldest):
                 surplus.append(self._idle.popleft())
-        for line in surplus:
-            line.close()
+        for unused in surplus:
+            unused.close()
 
     def _new_line(self) -> "_Line":
         try:

@@ -778,6 +778,16 @@ def test_keys_in_the_words_of_a_server_reach_neither_log_nor_error(
         assert secret not in str(error)
 
 
+def test_our_own_key_is_masked_in_whatever_form_it_has(caplog: pytest.LogCaptureFixture) -> None:
+    with ModelServer(status(401, {"error": {"message": "not good: opensesame"}})) as model:
+        agent = Agent(api_key="opensesame", base_url=model.base_url, model="m")
+        with pytest.raises(ModelError):
+            list(agent.run([QUESTION], Stop()))
+        agent.close()
+    assert "not good" in caplog.text
+    assert "opensesame" not in caplog.text
+
+
 def test_the_words_of_a_server_are_logged_on_one_short_line(caplog: pytest.LogCaptureFixture) -> None:
     failure(*[status(400, {"error": {"message": "no such\nparameter " + "x " * 1000}})] * 2)
     assert "no such parameter" in caplog.messages[0]
