@@ -379,8 +379,7 @@ def _wire(entry: Entry) -> tuple[str, dict[str, Any] | None]:
             told |= {name: message[name] for name in ("usage",) if name in message}
             return "stream_end", {"complete_text": event.complete_text, **told}
         case Failed():
-            code = event.code if event.code in ERRORS else "internal_error"  # told again from another hand's file
-            status, text = ERRORS[code]
+            code, status, text = _told(event.code)
             kept = {} if event.message_id is None else {"message_id": event.message_id}
             return "error", {"error": event.text or text, "code": code, "status": status, **kept}
 
@@ -399,8 +398,14 @@ def _json(value: object, status: int = 200, headers: Mapping[str, str] | None = 
     return Response(_encode(value) + "\n", status, headers, mimetype="application/json")
 
 
+def _told(code: str) -> tuple[str, int, str]:
+    """What callers are told of an error: its code, status and words. A file may hold a code that nobody knows."""
+    code = code if code in ERRORS else "internal_error"
+    return code, *ERRORS[code]
+
+
 def _error(code: str, text: str | None = None, headers: Mapping[str, str] | None = None) -> Response:
-    status, words = ERRORS[code]
+    code, status, words = _told(code)
     if code in _RETRY_AFTER:
         headers = {"Retry-After": _RETRY_AFTER[code], **(headers or {})}
     return _json({"error": text or words, "code": code}, status, headers)
@@ -872,6 +877,7 @@ def _serve(settings: Settings) -> None:
             max_request_header_size=1 << 16,
             channel_timeout=60,
             cleanup_interval=10,
+            log_socket_errors=False,  # a client that is cut off is no error
             ident=None,
         )
         server.channel_class = _Channel  # type: ignore[union-attr]  # one socket, one server
