@@ -692,7 +692,8 @@ def _find(session: Session, key: str | None) -> _Past | None:
     messages = session.messages[keys.index(key) :]
     for number, message in enumerate(messages):
         if number > 0 and message["role"] == "user":
-            return _Past(messages[:number], message.get("previous_error"), is_last=False)
+            error = message.get("previous_error")
+            return _Past(messages[:number], error if isinstance(error, str) else None, is_last=False)
     return _Past(messages, session.note, is_last=True)
 
 
