@@ -818,7 +818,7 @@ class _Conversation:
 
     def unique_id(self, id: str) -> str:
         """This id, or a new one where it is missing or taken."""
-        self._ids = self._ids or {call.id for message in self._history for call in _calls_of(message)}
+        self._ids = self._ids or {call.id for message in self._history for call in tool_calls_of(message)}
         return _add_id(id, self._ids)
 
     def halve(self) -> bool:
@@ -853,7 +853,7 @@ class _Conversation:
                         text = _joined(sent.pop()["content"], text)
                     sent.append({"role": "user", "content": text})
                 elif role == "assistant":
-                    calls = _calls_of(message)
+                    calls = tool_calls_of(message)
                     if not calls and not text.strip():
                         continue
                     if last == "assistant":
@@ -898,7 +898,7 @@ def _assistant(text: str, calls: list[ToolCall]) -> dict[str, Any]:
     return message
 
 
-def _calls_of(message: Mapping[str, Any]) -> list[ToolCall]:
+def tool_calls_of(message: Mapping[str, Any]) -> list[ToolCall]:
     """The tool calls of a stored message, as far as they have a name."""
     found = []
     calls = message.get("tool_calls")
@@ -915,7 +915,7 @@ def _joined(one: str, other: str) -> str:
 
 def _size(turn: list[Mapping[str, Any]]) -> int:
     texts = (len(_text(message.get("content"))) for message in turn)
-    return sum(texts) + sum(len(call.arguments) for message in turn for call in _calls_of(message))
+    return sum(texts) + sum(len(call.arguments) for message in turn for call in tool_calls_of(message))
 
 
 # What goes wrong

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from agent import Agent, Answer, Chunk, Message, ModelError, Stop, Stopped, ToolCall, ToolResult
+from agent import Agent, Answer, Chunk, Message, ModelError, Stop, Stopped, ToolCall, ToolResult, tool_calls_of
 from storage import (
     Session,
     SessionBusy,
@@ -662,9 +662,8 @@ class _Past:
                 continue
             if message["content"]:
                 turn._log.append(Chunk(message["content"]))
-            for tool_call in message.get("tool_calls", ()):
-                function = tool_call["function"]
-                turn._log.append(ToolCall(tool_call["id"], function["name"], function["arguments"]))
+            for tool_call in tool_calls_of(message):
+                turn._log.append(tool_call)
         turn._close(self._end())
         return turn
 
