@@ -58,13 +58,15 @@ class Talk:
         self.model = model or ModelServer(*replies, default=default).start()
         self._stop_model: Callable[[], object] = (lambda: None) if model else self.model.stop
         self.storage = storage or MemoryStorage()
-        self.settings = Settings(**{"timeout": 60.0, "keep_alive": 0.5, "api_key": KEY, **settings})
+        self.settings = Settings(
+            **{"timeout": 60.0, "keep_alive": 0.5, "api_key": KEY, "system_prompt": "", **settings}
+        )
         self.agent = Agent(
             api_key=self.settings.api_key,
             base_url=base_url or self.model.base_url,
             model=self.settings.model,
             stream=self.settings.stream,
-            system_prompt="",
+            system_prompt=self.settings.system_prompt,
             tools=tools,
             max_history=self.settings.max_history,
             timeout=self.settings.timeout,
