@@ -127,8 +127,12 @@ class Server:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
         data = None if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
         sent = {} if body is None else {"Content-Type": "application/json"}
-        connection.request(method, path, data, {**sent, **(headers or {})})
-        return Reply(connection)
+        try:
+            connection.request(method, path, data, {**sent, **(headers or {})})
+            return Reply(connection)
+        except BaseException:
+            connection.close()
+            raise
 
     def create(self) -> str:
         reply = self.request("POST", "/sessions")

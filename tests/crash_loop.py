@@ -1,0 +1,309 @@
+"""Pulls the plug on a server again and again, and counts what that costs.
+
+    python -m tests.crash_loop 1000        # so many rounds; the seed may follow
+
+Each round, several sessions are at work at once on one server: turns by `run` and by `run_stream`, with and without
+tools and idempotency keys, new titles, deletions, new sessions. At a random moment the process is killed with
+SIGKILL and another one started on the same directory. Then whatever was acknowledged (a turn by its `stream_start`,
+an answer by its `stream_end`, everything by a 2xx) must be there once and in order, every file must be JSON, every
+key must give its turn without storing the message again, and every session must take the next turn at once.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import random
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, os.path.dirname(__file__))  # as pytest does, where the module is run as a command
+
+from conftest import Reply, Server
+from model_server import ModelServer, answer, pause, tool_call
+
+AT_ONCE = 6  # sessions
+WITHIN = 0.5  # seconds from the start of the work to the kill, at most
+CUT_OFF = (OSError, http.client.HTTPException, ValueError)  # what a client sees of a server that is killed
+
+
+@dataclass
+class Asked:
+    """A turn as its client knows it."""
+
+    text: str
+    way: str
+    key: str | None
+    acknowledged: bool = False
+    message_id: str | None = None  # of the answer, once that is acknowledged
+    settled: bool = False  # it was looked at after a crash, and will not be asked again
+
+
+@dataclass
+class Conversation:
+    """A session as its client knows it."""
+
+    id: str
+    turns: list[Asked] = field(default_factory=list)
+    count: int = 0  # of turns, those included that nobody remembers
+    titles: set[str | None] = field(default_factory=lambda: {None})  # one of these; more than one after a cut
+    deleting: bool = False
+
+    def turn(self, kind: str, way: str, keyed: bool = False) -> Asked:
+        """The next turn, with a text and a key of its own."""
+        self.count += 1
+        turn = Asked(f"{kind} {self.count}", way, f"key-{self.count}" if keyed else None)
+        self.turns.append(turn)
+        return turn
+
+
+class Loop:
+    """Rounds of work, kill and restart in one directory. `figures` counts what was done; `failures` says in words
+    what was lost, doubled or left unusable."""
+
+    def __init__(self, directory: Path, seed: int) -> None:
+        self.figures: Counter[str] = Counter()
+        self.failures: list[str] = []
+        self._directory = directory / "sessions"
+        self._log = directory / "log"
+        self._random = random.Random(seed)
+        self._conversations: list[Conversation] = []
+        self._lock = threading.Lock()
+
+    def run(self, rounds: int, seconds: float = float("inf")) -> None:
+        """So many rounds, or fewer if they take too long."""
+        until = time.monotonic() + seconds
+        with ModelServer(default=_reply) as model, ThreadPoolExecutor(AT_ONCE) as pool:
+            server = self._start(model)
+            try:
+                while self.figures["rounds"] < rounds and time.monotonic() < until:
+                    self._let_work(server, pool)
+                    server = self._start(model)
+                    self._check_all(server, pool)
+                    self.figures["rounds"] += 1
+            finally:
+                server.close()
+
+    def _let_work(self, server: Server, pool: ThreadPoolExecutor) -> None:
+        """All sessions at work, until the server is killed."""
+        while len(self._conversations) < AT_ONCE:
+            self._conversations.append(Conversation(server.create()))
+        working = [
+            pool.submit(self._work, server, conversation, random.Random(self._random.random()))
+            for conversation in self._conversations
+        ]
+        time.sleep(self._random.uniform(0, WITHIN))
+        server.kill()
+        for worker in working:
+            worker.result()
+        self.figures["torn files"] += sum(not _is_json(path) for path in self._files())
+
+    def _check_all(self, server: Server, pool: ThreadPoolExecutor) -> None:
+        """What is left after the kill, and whether work can go on."""
+        kept = list(pool.map(lambda conversation: self._check(server, conversation), self._conversations))
+        self._conversations = [one for one, keep in zip(self._conversations, kept, strict=True) if keep]
+        for path in self._files():
+            if not _is_json(path):
+                self._fail("unusable", path.name, "its file is not JSON")
+
+    def _start(self, model: ModelServer) -> Server:
+        flags = (f"-base_url={model.base_url}", f"-session_dir={self._directory}", "-log_level=warning")
+        return Server(*flags, log=self._log)
+
+    def _count(self, what: str) -> None:
+        with self._lock:
+            self.figures[what] += 1
+
+    def _fail(self, what: str, where: str, words: object) -> None:
+        with self._lock:
+            self.figures[what] += 1
+            self.failures.append(f"round {self.figures['rounds'] + 1}, {where}: {what}: {words}")
+
+    def _files(self) -> list[Path]:
+        return list(self._directory.glob("session-*"))
+
+    # --- the work ---
+
+    def _work(self, server: Server, conversation: Conversation, choose: random.Random) -> None:
+        """Turns and other changes, one after the other, until the server is gone."""
+        try:
+            while True:
+                number = choose.random()
+                if number < 0.05:
+                    self._rename(server, conversation, f"Title {number}")
+                elif number < 0.07 and conversation.turns:
+                    self._delete(server, conversation)
+                else:
+                    kind, way = choose.choice(["plain", "tool"]), choose.choice(["run", "run_stream"])
+                    turn = conversation.turn(kind, way, keyed=choose.random() < 0.5)
+                    if refusal := self._ask(server, conversation, turn):
+                        self._fail("unusable", conversation.id, refusal.text)
+        except CUT_OFF:
+            return
+
+    def _ask(self, server: Server, conversation: Conversation, turn: Asked) -> Reply | None:
+        """Runs the turn, and notes what of it is acknowledged. The reply if it is a refusal."""
+        headers = {} if turn.key is None else {"Idempotency-Key": turn.key}
+        reply = server.request("POST", f"/sessions/{conversation.id}/{turn.way}", {"message": turn.text}, headers)
+        if reply.status != 200:
+            return reply
+        if turn.way == "run":
+            turn.acknowledged, turn.message_id = True, reply.json["message"]["id"]
+            self._count("turns")
+            return None
+        try:
+            for event in reply.events():
+                turn.acknowledged = True
+                if event["type"] == "stream_end" and event["data"]["status"] == "completed":
+                    turn.message_id = event["data"]["message_id"]
+        finally:
+            reply.close()
+        if turn.message_id is None:
+            raise ConnectionAbortedError("the stream broke off")
+        self._count("turns")
+        return None
+
+    def _rename(self, server: Server, conversation: Conversation, title: str) -> None:
+        conversation.titles.add(title)
+        if server.request("PATCH", f"/sessions/{conversation.id}", {"title": title}).status == 200:
+            conversation.titles = {title}
+            self._count("titles")
+
+    def _delete(self, server: Server, conversation: Conversation) -> None:
+        conversation.deleting = True
+        if server.request("DELETE", f"/sessions/{conversation.id}").status == 200:
+            self._count("deletions")
+            deleted, conversation.id = conversation.id, server.create()
+            conversation.turns, conversation.titles, conversation.deleting = [], {None}, False
+            if (self._directory / f"{deleted}.json").exists():
+                self._fail("undeleted", deleted, "its file is there")
+
+    # --- the check ---
+
+    def _check(self, server: Server, conversation: Conversation) -> bool:
+        """Counts what is wrong with the session after the restart; whether it can go on being used."""
+        reply = server.request("GET", f"/sessions/{conversation.id}")
+        if reply.status == 404 and conversation.deleting:
+            return False
+        conversation.deleting = False
+        if reply.status != 200:
+            self._fail("unusable", conversation.id, reply.text)
+            return False
+        self._compare(conversation, reply.json["messages"])
+        self._check_title(server, conversation)
+        for turn in conversation.turns:
+            if turn.message_id is None and not turn.settled:
+                self._count("turns cut off")
+                if turn.key is not None:
+                    self._retry(server, conversation, turn)
+            turn.settled = True
+        self._replay(server, conversation)
+        if refusal := self._ask(server, conversation, conversation.turn("plain", "run")):
+            self._fail("unusable", conversation.id, refusal.text)
+            return False
+        messages = server.messages(conversation.id)
+        self._compare(conversation, messages)
+        return len(messages) < 200
+
+    def _compare(self, conversation: Conversation, messages: list[dict[str, Any]]) -> None:
+        """Each acknowledged message is there once and in order; the others, once at most."""
+        places: dict[str, int] = {}
+        for place, message in enumerate(messages):
+            name = message["content"] if message["role"] == "user" else message["id"]
+            if name in places:
+                self._fail("duplicated", conversation.id, name)
+            places[name] = place
+        order = []
+        for turn in conversation.turns:
+            for acknowledged, name in (
+                (turn.acknowledged, turn.text),
+                (turn.message_id is not None, turn.message_id),
+            ):
+                if acknowledged and name not in places:
+                    self._fail("lost", conversation.id, name)
+                elif name in places:
+                    order.append(places[name or ""])
+            if turn.message_id in places:
+                content = messages[places[turn.message_id]]["content"]
+                if content != f"This is the answer to {turn.text}":
+                    self._fail("lost", conversation.id, f"all but {content!r} of the answer to {turn.text}")
+        if order != sorted(order):
+            self._fail("out of order", conversation.id, order)
+
+    def _check_title(self, server: Server, conversation: Conversation) -> None:
+        listed = server.request("GET", "/sessions?details=true").json["sessions"]
+        title = next(one["title"] for one in listed if one["id"] == conversation.id)
+        given = title if title is not None and title.startswith("Title") else None
+        if given not in conversation.titles:
+            self._fail("lost", conversation.id, f"the title, now {title}")
+        conversation.titles = {given}
+
+    def _retry(self, server: Server, conversation: Conversation, turn: Asked) -> None:
+        """The turn that was cut off, once more under its key."""
+        self._count("retries")
+        if refusal := self._ask(server, conversation, turn):
+            self._fail("unusable", conversation.id, refusal.text)
+            return
+        texts = [message["content"] for message in server.messages(conversation.id)]
+        if texts.count(turn.text) != 1:
+            self._fail("duplicated", conversation.id, f"{turn.text} is there {texts.count(turn.text)} times")
+
+    def _replay(self, server: Server, conversation: Conversation) -> None:
+        """The last turn under a key that has its answer gives the same answer again, and stores nothing."""
+        turn = next((turn for turn in conversation.turns[::-1] if turn.key and turn.message_id), None)
+        if turn is None:
+            return
+        self._count("replays")
+        before = len(server.messages(conversation.id))
+        again = Asked(turn.text, turn.way, turn.key)
+        if refusal := self._ask(server, conversation, again):
+            self._fail("unusable", conversation.id, refusal.text)
+        elif again.message_id != turn.message_id or len(server.messages(conversation.id)) != before:
+            self._fail("duplicated", conversation.id, turn.text)
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text())
+    except ValueError:
+        return False
+    return True
+
+
+def _reply(request: dict[str, Any]) -> Any:
+    """What the model says: first the calculator where that is asked for, then the answer, word by word."""
+    text = next(message["content"] for message in request["messages"][::-1] if message["role"] == "user")
+    text = text.splitlines()[-1]  # the line before is a message that was left without an answer
+    if text.startswith("tool") and request["messages"][-1]["role"] != "tool":
+        return tool_call("calculator", {"expression": "2**100"})(request)
+    pieces = f"This is the answer to {text}".split(" ")
+    steps: list[Any] = []
+    for piece in pieces:
+        steps += [pause(0.002), f" {piece}" if steps else piece]
+    return answer(*steps)(request)
+
+
+def main(rounds: int, seed: int) -> int:
+    print(f"{rounds} rounds, seed {seed}")
+    with tempfile.TemporaryDirectory() as directory:
+        loop = Loop(Path(directory), seed)
+        loop.run(rounds)
+    for name in ("rounds", "turns", "turns cut off", "retries", "replays", "titles", "deletions", "torn files"):
+        print(f"{name + ':':15}{loop.figures[name]:>8}")
+    for name in ("lost", "duplicated", "out of order", "undeleted", "unusable"):
+        print(f"{name + ':':15}{loop.figures[name]:>8}")
+    print(*loop.failures, sep="\n", end="")
+    return 1 if loop.failures else 0
+
+
+if __name__ == "__main__":
+    numbers = [int(argument) for argument in sys.argv[1:]]
+    sys.exit(main(numbers[0] if numbers else 100, numbers[1] if len(numbers) > 1 else random.randrange(10**6)))

@@ -1,0 +1,121 @@
+"""The plug is pulled at random moments; `python -m tests.crash_loop 1000` does the same for longer."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Server
+from crash_loop import Loop
+from model_server import HEADERS, STALL, ModelServer, answer, frames, tool_call
+
+Serve = Callable[..., Server]
+
+
+@pytest.fixture(scope="module")
+def loop(tmp_path_factory: pytest.TempPathFactory) -> Loop:
+    seed = random.randrange(10**6)
+    print(f"seed {seed}")
+    loop = Loop(tmp_path_factory.mktemp("crashes"), seed)
+    loop.run(rounds=5)
+    return loop
+
+
+@pytest.mark.parametrize("what", ["lost", "duplicated", "out of order", "undeleted", "unusable"])
+def test_after_crashes_nothing_that_was_acknowledged_is(loop: Loop, what: str) -> None:
+    assert loop.figures[what] == 0, loop.failures
+
+
+def test_the_crashes_have_cut_off_turns_and_spared_others(loop: Loop) -> None:
+    assert loop.figures["rounds"] == 5
+    assert loop.figures["turns"] > 10 and loop.figures["turns cut off"] > 5
+
+
+# --- killed at chosen moments ---
+
+PHASES = {
+    "silent": answer(STALL),
+    "headers": frames(HEADERS, STALL),
+    "text": answer("Hel", STALL),
+    "tool": tool_call("calculator", {"expression": "6*7"}, text="Let me see. "),
+}
+
+
+@dataclass
+class Killed:
+    """A server that was killed while four sessions were in four phases of a turn, and its successor."""
+
+    server: Server
+    model: ModelServer
+    ids: dict[str, str]
+    found: dict[str, list[dict[str, Any]]]  # what the successor gave of each session first
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Killed]:
+    path = tmp_path_factory.mktemp("killed")
+
+    def reply(request: dict[str, Any]) -> Any:
+        last = request["messages"][-1]
+        return PHASES.get(last["content"], answer(STALL))(request)
+
+    with ModelServer(default=reply) as model:
+        flags = (f"-base_url={model.base_url}", f"-session_dir={path / 'sessions'}")
+        with Server(*flags, log=path / "log") as server:
+            ids = {phase: server.create() for phase in PHASES}
+            streams = {phase: server.say(ids[phase], phase, Idempotency_Key="the-key") for phase in PHASES}
+            model.wait_for(len(PHASES) + 1)
+            for event in streams["text"].events():
+                if event["type"] == "stream_chunk":
+                    break
+            server.kill()
+            for stream in streams.values():
+                stream.close()
+        model.default = answer("Good morning.")
+        with Server(*flags, log=path / "log") as server:
+            yield Killed(server, model, ids, {phase: server.messages(ids[phase]) for phase in PHASES})
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_the_message_of_a_turn_that_had_begun_is_there_once(killed: Killed, phase: str) -> None:
+    assert [message["content"] for message in killed.found[phase] if message["role"] == "user"] == [phase]
+
+
+def test_a_tool_call_and_its_result_are_there(killed: Killed) -> None:
+    _, call, result = killed.found["tool"]
+    assert (call["content"], call["tool_calls"][0]["function"]["name"]) == ("Let me see. ", "calculator")
+    assert (result["tool_call_id"], result["content"]) == (call["tool_calls"][0]["id"], "42")
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_retry_with_its_key_asks_again_and_stores_the_message_once(killed: Killed, phase: str) -> None:
+    events = list(killed.server.say(killed.ids[phase], phase, Idempotency_Key="the-key").events())
+    assert (events[0]["type"], events[-1]["data"]["complete_text"]) == ("stream_start", "Good morning.")
+    assert killed.model.requests[-1]["messages"][-1] == {"role": "user", "content": phase}
+    messages = killed.server.messages(killed.ids[phase])
+    assert [message["content"] for message in messages].count(phase) == 1
+    assert messages[: len(killed.found[phase])] == killed.found[phase]
+
+
+@pytest.mark.parametrize("phase", PHASES)
+def test_the_next_turn_is_taken_at_once(killed: Killed, phase: str) -> None:
+    reply = killed.server.request("POST", f"/sessions/{killed.ids[phase]}/run", {"message": "And now?"})
+    assert (reply.status, reply.json["message"]["content"]) == (200, "Good morning.")
+
+
+def test_the_lock_of_a_killed_process_is_free_before_another_one_starts(serve: Serve, tmp_path: Path) -> None:
+    with ModelServer(answer("Hel", STALL)) as model:
+        flags = (f"-base_url={model.base_url}", f"-session_dir={tmp_path / 'sessions'}")
+        first, second = serve(*flags), serve(*flags)
+        session_id = first.create()
+        stream = first.say(session_id, "Hi")
+        model.wait_for(1)
+        assert second.request("POST", f"/sessions/{session_id}/run", {"message": "Hi"}).status == 409
+        first.kill()
+        stream.close()
+        assert second.request("POST", f"/sessions/{session_id}/run", {"message": "Hi"}).status == 200
+        assert second.request("GET", f"/sessions/{session_id}").json["running"] is False
