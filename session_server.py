@@ -552,7 +552,8 @@ def _finish(response: Response, settings: Settings) -> Response:
                 "Authorization, Content-Type, Idempotency-Key, Last-Event-ID, X-Request-Id"
             )
             response.headers["Access-Control-Max-Age"] = "600"
-    line = f"request {g.request_id} {request.method} {urllib.parse.quote(request.path)} {response.status_code}"
+    method, path = urllib.parse.quote(request.method[:20]), urllib.parse.quote(request.path[:200])
+    line = f"request {g.request_id} {method} {path} {response.status_code}"
     began = g.began
     level = logging.DEBUG if request.path in ("/health", "/ready") else logging.INFO
     response.call_on_close(lambda: log.log(level, "%s %.3f s", line, time.monotonic() - began))
@@ -828,6 +829,7 @@ class _StrictParser(HTTPRequestParser):
 
     headers: dict[str, str]
     proxy_netloc: str
+    path = ""  # which waitress wants to log, also of a request line that it could not read
 
     def received(self, data: bytes) -> int:
         consumed = super().received(data)
