@@ -149,6 +149,7 @@ def create_app(storage: Storage, agent: Agent, settings: Settings | None = None)
     responses = threading.BoundedSemaphore(settings.max_responses)
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
+    app.url_map.merge_slashes = False  # another path is another resource, and no redirect
     app.url_map.merge_slashes = False  # a path with two is not found, and no redirect in HTML
     app.extensions["runs"] = runs
     app.before_request(lambda: _guard(settings))
@@ -761,16 +762,19 @@ def _assemble(settings: Settings) -> Flask:
     base_url: str | None = settings.base_url or None
     if settings.demo:
         base_url = ModelServer(demo_script()).start().base_url
-    agent = Agent(
-        api_key=settings.api_key or "none",
-        base_url=base_url,
-        model=settings.model,
-        stream=settings.stream,
-        system_prompt=settings.system_prompt,
-        tools=[calculator],
-        max_history=settings.max_history,
-        timeout=settings.timeout,
-    )
+    try:
+        agent = Agent(
+            api_key=settings.api_key or "none",
+            base_url=base_url,
+            model=settings.model,
+            stream=settings.stream,
+            system_prompt=settings.system_prompt,
+            tools=[calculator],
+            max_history=settings.max_history,
+            timeout=settings.timeout,
+        )
+    except ValueError as error:
+        raise SettingsError(f"-base_url: {error}; see to the address and to the proxy settings") from None
     return create_app(storage, agent, settings)
 
 
