@@ -246,6 +246,7 @@ class _Running(Turn):
         self._stop = Stop()
         self._storing = threading.Lock()  # held to write messages: by the turn's thread, and once by who ends it
         self.usage: dict[str, Any] | None = None
+        self.message_count = 0  # of the session, when the turn has ended
         self._partial_from = 0  # the text behind this event is in no stored message yet
         self._attempt: dict[str, int] = {}
         self._tool_began = 0.0
@@ -374,6 +375,7 @@ class _Running(Turn):
                 log.exception("turn %s of %s could not be stored", self.id, self.session_id)
                 last = Failed("internal_error")
             finally:
+                self.message_count = len(self._taken.session.messages)
                 self._taken.release()
         self._on_end(self, last)
         self._close(last)
@@ -431,12 +433,15 @@ class Runs:
 
         Raises SessionNotFound, and SessionBusy where it runs in another process.
         """
-        turn = self._here(session_id)
-        if (turn is None or turn.ended) and self._storage.running(session_id):
-            turn = self._here(session_id)  # it may have begun since
-            if turn is None or turn.ended:
-                raise SessionBusy(session_id)
-        return turn
+        while True:
+            turn = self._here_and_nowhere_else(session_id)
+            if turn is None or not turn.ended:
+                return turn
+            if self._storage.summary(session_id).message_count in (turn.message_count, None):
+                return turn
+            with self._lock:  # another process has gone on with the session
+                if self._watchable(session_id) is turn:
+                    self._forget(session_id)
 
     def running(self, session_id: str) -> bool:
         """Whether a turn runs in the session, in any process. Raises SessionNotFound, StorageUnavailable."""
@@ -447,8 +452,8 @@ class Runs:
 
         Raises SessionNotFound, and SessionBusy where it runs in another process.
         """
-        turn = self.attach(session_id)
-        return isinstance(turn, _Running) and turn.cancel()
+        turn = self._here_and_nowhere_else(session_id)
+        return turn is not None and turn.cancel()
 
     def delete(self, session_id: str) -> None:
         """Delete the session, durably; a turn that runs in it is cancelled and has ended when this returns.
@@ -517,11 +522,19 @@ class Runs:
             turn = past.told_again(session_id)
         return turn, True
 
-    def _watchable(self, session_id: str) -> Turn | None:
+    def _watchable(self, session_id: str) -> _Running | None:
         held = self._ended.get(session_id)
         return held and held.turn
 
-    def _here(self, session_id: str) -> Turn | None:
+    def _here_and_nowhere_else(self, session_id: str) -> _Running | None:
+        turn = self._here(session_id)
+        if (turn is None or turn.ended) and self._storage.running(session_id):
+            turn = self._here(session_id)  # it may have begun since
+            if turn is None or turn.ended:
+                raise SessionBusy(session_id)
+        return turn
+
+    def _here(self, session_id: str) -> _Running | None:
         while True:
             with self._lock:
                 running = self._running.get(session_id)
@@ -632,7 +645,7 @@ class _Known(Exception):
 class _Held(NamedTuple):
     """An ended turn that can still be watched, until when, and about how many bytes it takes."""
 
-    turn: Turn
+    turn: _Running
     until: float
     size: int
 
