@@ -517,10 +517,10 @@ class Runs:
         if past.can_be_tried_again:
             return None
         with self._lock:
-            turn = self._watchable(session_id)
-        if turn is None or turn.key != key or isinstance(turn.result(), Failed):  # or tried again elsewhere since
-            turn = past.told_again(session_id)
-        return turn, True
+            held = self._watchable(session_id)
+        if held is None or held.key != key or isinstance(held.result(), Failed):  # or tried again elsewhere since
+            return past.told_again(session_id), True
+        return held, True
 
     def _watchable(self, session_id: str) -> _Running | None:
         held = self._ended.get(session_id)
