@@ -965,23 +965,23 @@ def _failure(error: Exception, begun: bool, api_key: str) -> _Failure:
     if status == 413 or (status in (None, 400, 422, 500) and _OVERFLOW.search(words)):
         code, sentence = "context_length_exceeded", "The conversation is too long for the model."
     elif status in (401, 403) or (status == 400 and _BAD_KEY.search(words)):
-        code, sentence = "model_unauthorized", "The model server does not accept the API key."
+        code, sentence = "model_unauthorized", "The model server does not accept the API key: check api_key."
     elif timed_out or status in (408, 504):
         code, sentence = "model_timeout", "The model server did not answer in time."
     elif status == 429:
         code, sentence = "model_rate_limited", "The model server takes no more requests for now."
     elif status == 404:
-        sentence = "The model server knows no such model or address (status 404); check both."
+        sentence = "The model server knows no such model or address (status 404): check model and base_url."
     elif status:
         sentence = f"The model server answered with an error (status {status})."
     elif unreachable and begun:
         sentence = "The connection to the model server broke."
     elif unreachable:
-        sentence = "The model server could not be reached; check its address, and whether it runs."
+        sentence = "The model server could not be reached: check base_url, and whether it runs."
     elif words:
         sentence = "The model server answered with an error."
     else:
-        sentence = "The model server sent something that is not an answer."
+        sentence = "The model server sent something that is not an answer: check base_url."
 
     failure = _Failure(code, sentence)
     failure.begun, failure.status, failure.delay = begun, status, _delay(headers)
