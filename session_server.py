@@ -69,7 +69,7 @@ ERRORS: dict[str, tuple[int, str]] = {
     "unauthorized": (401, "A valid token is needed: send Authorization: Bearer <token>."),
     "forbidden_host": (403, "The Host header names no loopback host. To serve other names, start with -auth_token."),
     "forbidden_origin": (403, "Pages of this origin may not call. Allow it with -cors_origin."),
-    "not_found": (404, "There is nothing here."),
+    "not_found": (404, "There is nothing here. What there is, /openapi.json says."),
     "session_not_found": (404, "The session was not found."),
     "method_not_allowed": (405, "This method is not allowed here."),
     "session_busy": (409, "A turn is running in this session. Wait for its end, or cancel it."),
