@@ -149,7 +149,6 @@ def create_app(storage: Storage, agent: Agent, settings: Settings | None = None)
     responses = threading.BoundedSemaphore(settings.max_responses)
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
-    app.url_map.merge_slashes = False  # another path is another resource, and no redirect
     app.url_map.merge_slashes = False  # a path with two is not found, and no redirect in HTML
     app.extensions["runs"] = runs
     app.before_request(lambda: _guard(settings))
