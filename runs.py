@@ -377,6 +377,7 @@ class _Running(Turn):
             finally:
                 self.message_count = len(self._taken.session.messages)
                 self._taken.release()
+                del self._taken  # and the whole history with it, which an ended turn need not hold
         self._on_end(self, last)
         self._close(last)
         return True
@@ -577,8 +578,11 @@ class Runs:
                 raise ShuttingDown
             if not room or len(self._begun) >= self._max_turns:
                 raise Overloaded
+            try:
+                self._wake_by(turn.began + self._timeout)
+            except RuntimeError:  # the system has no more threads to give
+                raise Overloaded from None
             self._begun[turn] = None
-            self._wake_by(turn.began + self._timeout)
 
     def _on_end(self, turn: _Running, last: Ended | Failed) -> None:
         now = time.monotonic()
@@ -609,8 +613,9 @@ class Runs:
     def _wake_by(self, when: float) -> None:
         """See that the clock looks again at this time, or before. To be called with the lock held."""
         if self._clock is None:
-            self._clock = threading.Thread(target=self._keep_time, name="clock", daemon=True)
-            self._clock.start()
+            clock = threading.Thread(target=self._keep_time, name="clock", daemon=True)
+            clock.start()
+            self._clock = clock
         elif when < self._next_tick:
             self._tick.notify()
 
