@@ -493,8 +493,7 @@ class FileStorage(Storage):
         raise SessionNotFound(session_id)
 
     def _open(self, session_id: str, flags: int) -> int:
-        flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        return self._at(session_id, lambda path: os.open(path, flags))
+        return self._at(session_id, lambda path: os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK))
 
     @contextlib.contextmanager
     def _opened(self, session_id: str) -> Iterator[int]:
@@ -522,7 +521,7 @@ class FileStorage(Storage):
         """Write the session's file whole, put it in place, and give it back open and locked; the directory is for
         the caller to sync. OSError if it cannot be written; then nothing has changed."""
         path = self._temporary(f"{session.id}.")
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             fcntl.flock(file, fcntl.LOCK_EX)  # before anybody can find it, so that no one comes in between
             if turn:
@@ -591,7 +590,7 @@ class _TakenFile(Taken):
             self._file = self._storage._write_new(session, self._stat().st_mtime_ns, turn=self._turn)
             os.close(old)
             self._end = None  # while a crash may bring the old file back
-        self._end = os.lseek(self._file, 0, os.SEEK_END) - len(_closing(session))
+        self._end = len(_layout(session)) - len(_closing(session))
 
     def _delete(self) -> None:
         with (
@@ -632,7 +631,7 @@ def _unavailable(verb: str, what: str, level: int = logging.ERROR) -> Iterator[N
 @contextlib.contextmanager
 def _synced(directory: str) -> Iterator[None]:
     """Make what is changed in the directory durable. It is opened first, so that nothing changes if it cannot be."""
-    opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         yield
         os.fsync(opened)
