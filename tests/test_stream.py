@@ -7,11 +7,11 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import PATIENCE, Server
+from conftest import PATIENCE, Server, until
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from model_server import BREAK, HEADERS, STALL, ModelServer, Piece, ReplyTo, answer, frames, status, tool_calls, wait
@@ -72,7 +72,7 @@ def test_a_turn_with_a_tool_is_byte_for_byte_as_promised() -> None:
 
 
 def test_an_error_is_byte_for_byte_as_promised() -> None:
-    with Talk(answer("Hel", STALL), timeout=0.5) as talk:
+    with Talk(answer("Hel", STALL), timeout=0.5, keep_alive=NEVER) as talk:
         assert whole(talk, talk.create()).split("\n\n")[2:] == [
             'data: {"type":"error","id":"evt-…-3","created_at":"…","data":{"error":"The model server did not answer'
             ' in time.","code":"model_timeout","status":504,"message_id":"msg-…"}}',
@@ -233,7 +233,7 @@ def talk() -> Iterator[Talk]:
 
 @given(st.lists(tool_rounds, max_size=3), st.lists(texts, max_size=5), st.sampled_from(sorted(endings)))
 @settings(
-    max_examples=40, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=30, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_every_turn_keeps_to_the_grammar(
     talk: Talk, rounds: list[tuple[str, Any]], pieces: list[str], ending: str
@@ -310,16 +310,28 @@ def test_each_event_leaves_as_soon_as_it_exists() -> None:
         assert stream.write() == b""
 
 
-def test_events_leave_the_server_as_soon_as_they_exist(serve: Callable[..., Server]) -> None:
+@pytest.fixture(scope="module")
+def model() -> Iterator[ModelServer]:
+    with ModelServer() as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def server(model: ModelServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server process that sends comments often."""
+    log = tmp_path_factory.mktemp("server") / "log"
+    with Server(f"-base_url={model.base_url}", "-keep_alive=0.3", log=log) as server:
+        yield server
+
+
+def test_events_leave_the_server_as_soon_as_they_exist(server: Server, model: ModelServer) -> None:
     go = [threading.Event() for _ in range(3)]
-    reply = answer(wait(go[0]), "one", wait(go[1]), "two", wait(go[2]))
-    with ModelServer(reply) as model:
-        server = serve(f"-base_url={model.base_url}", f"-keep_alive={NEVER}")
-        events = server.say(server.create(), "Hi").events()
-        for event, expected in zip(go, ["stream_start", "stream_chunk", "stream_chunk"], strict=True):
-            assert next(events)["type"] == expected
-            event.set()
-        assert next(events)["type"] == "stream_end"
+    model.then(answer(wait(go[0]), "one", wait(go[1]), "two", wait(go[2])))
+    events = server.say(server.create(), "Hi").events()
+    for event, expected in zip(go, ["stream_start", "stream_chunk", "stream_chunk"], strict=True):
+        assert next(events)["type"] == expected
+        event.set()
+    assert next(events)["type"] == "stream_end"
 
 
 @pytest.mark.parametrize("silent", [answer(STALL), answer(HEADERS, STALL), answer("Hel", STALL)])
@@ -365,37 +377,33 @@ def test_no_comment_is_sent_where_events_come_in_time() -> None:
         assert b": keep-alive" not in b"".join(iter(stream.write, b""))
 
 
-def test_the_first_comment_of_the_server_comes_within_the_first_second_of_silence(
-    serve: Callable[..., Server],
-) -> None:
-    with ModelServer(default=answer(STALL)) as model:
-        server = serve(f"-base_url={model.base_url}", "-keep_alive=0.3")
-        reply = server.say(server.create(), "Hi")
-        lines = reply.lines()
-        assert next(lines).startswith("data: ")
-        assert [next(lines) for _ in range(4)] == ["", ": keep-alive", "", ": keep-alive"]
-        reply.close()
+def test_the_server_sends_comments_before_it_has_heard_from_the_model(server: Server, model: ModelServer) -> None:
+    model.then(answer(STALL))
+    session_id = server.create()
+    lines = server.say(session_id, "Hi").lines()
+    assert next(lines).startswith("data: ")
+    assert [next(lines) for _ in range(4)] == ["", ": keep-alive", "", ": keep-alive"]
+    assert server.request("POST", f"/sessions/{session_id}/cancel").json == {"cancelled": True}
+    assert [line for line in lines if "stream_end" in line]
 
 
 # --- slow readers ---
 
 
-def test_a_client_that_stops_reading_holds_back_nobody_else(serve: Callable[..., Server]) -> None:
+def test_a_client_that_stops_reading_holds_back_nobody_else(server: Server, model: ModelServer) -> None:
     pieces: list[Piece] = ["x" * 8000] * 900
-    with ModelServer(answer(*pieces)) as model:
-        server = serve(f"-base_url={model.base_url}")
-        session_id, other = server.create(), server.create()
-        body = b'{"message":"Hi"}'
-        with socket.create_connection(("127.0.0.1", server.port)) as client:
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            client.sendall(
-                b"POST /sessions/%b/run_stream HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-                b"Content-Length: %d\r\n\r\n%b" % (session_id.encode(), len(body), body)
-            )
-            model.wait_for(1)
-            for _ in range(5):
-                assert server.request("POST", f"/sessions/{other}/run", {"message": "Hi"}).status == 200
-            give_up = time.monotonic() + PATIENCE
-            while server.request("GET", f"/sessions/{session_id}").json["running"]:
-                assert time.monotonic() < give_up
-            assert len(server.messages(session_id)[-1]["content"]) == 8000 * 900
+    model.then(answer(*pieces))
+    asked = len(model.requests)
+    session_id, other = server.create(), server.create()
+    body = b'{"message":"Hi"}'
+    with socket.create_connection(("127.0.0.1", server.port)) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.sendall(
+            b"POST /sessions/%b/run_stream HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            b"Content-Length: %d\r\n\r\n%b" % (session_id.encode(), len(body), body)
+        )
+        model.wait_for(asked + 1)
+        for _ in range(5):
+            assert server.request("POST", f"/sessions/{other}/run", {"message": "Hi"}).status == 200
+        until(lambda: not server.request("GET", f"/sessions/{session_id}").json["running"])
+        assert len(server.messages(session_id)[-1]["content"]) == 8000 * 900

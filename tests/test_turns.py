@@ -741,9 +741,9 @@ def test_a_session_that_was_deleted_stays_so_whoever_writes_at_the_same_time(sto
     ],
 )
 def test_an_answer_is_kept_and_marked_as_what_it_is(
-    reply: ReplyTo, content: str, status_: str | None, reason: str | None, storage: Storage
+    reply: ReplyTo, content: str, status_: str | None, reason: str | None
 ) -> None:
-    with Talk(reply, storage=storage) as talk:
+    with Talk(reply) as talk:
         session_id = talk.create()
         last = talk.stream(session_id).last()
         message = talk.messages(session_id)[-1]
