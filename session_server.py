@@ -901,12 +901,16 @@ def _serve(settings: Settings) -> None:
 
 
 def _flush(server: Any) -> None:
-    """Wait until the last events have been sent, but not for a client that does not read."""
-    give_up = time.monotonic() + 5
-    while time.monotonic() < give_up:
+    """Wait until the last events have been sent, but not for clients that do not read."""
+    began = moved = time.monotonic()
+    last = 0
+    while moved > time.monotonic() - 2 and began > time.monotonic() - 5:
         channels = list(server.active_channels.values())
-        if not any(channel.requests or channel.total_outbufs_len for channel in channels):
+        waiting = sum(len(channel.requests) + channel.total_outbufs_len for channel in channels)
+        if not waiting:
             return
+        if waiting != last:
+            last, moved = waiting, time.monotonic()
         time.sleep(0.02)
 
 
