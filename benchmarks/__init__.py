@@ -1,0 +1,1 @@
+"""Measures the server as its users would meet it: `python -m benchmarks`. See README.md in this folder."""
