@@ -213,8 +213,8 @@ class Turn:
 
     @property
     def size(self) -> int:
-        """About how many bytes of memory its events take."""
-        return self._log.size()
+        """About how many bytes of memory it takes."""
+        return self._log.size() + sys.getsizeof(self.text)
 
     @property
     def length(self) -> int:

@@ -395,13 +395,12 @@ def test_an_ended_turn_that_was_dropped_is_gone(talk: Talk, monkeypatch: pytest.
     assert code(talk.watch(session, Last_Event_ID=ids[-1])) == (410, "event_gone")
 
 
-@pytest.mark.parametrize("long", ["text", "arguments", "result", "wide"])
-def test_the_memory_for_ended_turns_counts_whatever_is_long(
-    long: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("long", ["message", "text", "arguments", "result", "wide"])
+def test_the_memory_for_ended_turns_counts_whatever_is_long(long: str, monkeypatch: pytest.MonkeyPatch) -> None:
     text = "x" * 100_000
     monkeypatch.setattr(runs, "REPLAY_BYTES", 90_000)
     replies = {
+        "message": [answer("")],
         "text": [answer(text)],
         "arguments": [tool_call("shout", {"it": text})],
         "result": [tool_call("shout", {"it": "x"})],
@@ -413,7 +412,7 @@ def test_the_memory_for_ended_turns_counts_whatever_is_long(
 
     with Talk(*replies[long], tools=[shout]) as talk:
         session = talk.create()
-        talk.run(session)
+        talk.run(session, text if long == "message" else "Hi")
         assert talk.watch(session).status == 204
 
 
