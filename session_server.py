@@ -8,6 +8,7 @@ program starts and stops.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hmac
 import importlib.resources
 import ipaddress
@@ -46,6 +47,7 @@ from storage import (
     SessionNotFound,
     Storage,
     StorageUnavailable,
+    Summary,
 )
 
 log = logging.getLogger("session_server")
@@ -145,179 +147,178 @@ class Settings:
 def create_app(storage: Storage, agent: Agent, settings: Settings | None = None) -> Flask:
     """The Flask app over these objects. `app.extensions["runs"]` holds its turns, for whoever shuts it down."""
     settings = settings or Settings()
-    runs = Runs(storage, agent, timeout=settings.timeout, max_turns=settings.max_streams)
-    responses = threading.BoundedSemaphore(settings.max_responses)
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
     app.url_map.merge_slashes = False  # a path with two is not found, and no redirect in HTML
-    app.extensions["runs"] = runs
     app.before_request(lambda: _guard(settings))
     app.after_request(lambda response: _finish(response, settings))
     app.register_error_handler(Exception, _answer_error)
 
-    @app.post("/sessions")
-    def create_session() -> Response:
+    api = _Api(storage, agent, settings)
+    app.extensions["runs"] = api.runs
+    app.post("/sessions")(api.create_session)
+    app.get("/sessions")(api.list_sessions)
+    app.get("/sessions/<session_id>")(api.get_session)
+    app.patch("/sessions/<session_id>")(api.rename_session)
+    app.delete("/sessions/<session_id>")(api.delete_session)
+    app.post("/sessions/<session_id>/run")(api.run)
+    app.post("/sessions/<session_id>/run_stream")(api.run_stream)
+    app.get("/sessions/<session_id>/run_stream")(api.resume_stream)
+    app.post("/sessions/<session_id>/cancel")(api.cancel)
+    app.get("/health")(api.health)
+    app.get("/ready")(api.ready)
+    for name in ("index.html", "openapi.json", *PAGE_FILES):
+        app.add_url_rule("/" if name == "index.html" else f"/{name}", name, lambda name=name: _file(name))
+    for rule in app.url_map.iter_rules("resume_stream"):  # some WSGI servers send a stream's body to a HEAD too
+        assert rule.methods
+        rule.methods.discard("HEAD")
+    return app
+
+
+class _Api:
+    """The endpoints. Each answers with a response, or raises what `_answer_error` makes one of."""
+
+    def __init__(self, storage: Storage, agent: Agent, settings: Settings) -> None:
+        self.runs = Runs(storage, agent, timeout=settings.timeout, max_turns=settings.max_streams)
+        self._storage = storage
+        self._keep_alive = settings.keep_alive
+        self._responses = threading.BoundedSemaphore(settings.max_responses)
+
+    def create_session(self) -> Response:
         _body(optional=True)
-        session_id = storage.create()
+        session_id = self._storage.create()
         return _json({"id": session_id}, 201, {"Location": f"/sessions/{session_id}"})
 
-    @app.get("/sessions")
-    def list_sessions() -> Response:
+    def list_sessions(self) -> Response:
         details = _flag("details")
         limit = _number("limit", 1, 1000)
         after = request.args.get("after")
         try:
-            ids, next_id = storage.page(limit or (100 if details else None), after)
+            ids, next_id = self._storage.page(limit or (100 if details else None), after)
         except SessionNotFound:
             raise Refusal("invalid_request", "after must be the id of a session in the list.") from None
-        answer: dict[str, Any] = {"sessions": [d for d in map(describe, ids) if d] if details else ids}
-        if details or limit or after is not None:
-            answer["next"] = next_id
-        return _json(answer)
+        if not details:
+            return _json({"sessions": ids, **({"next": next_id} if limit or after is not None else {})})
+        sessions = []
+        for session_id in ids:
+            with contextlib.suppress(SessionNotFound):  # deleted since it was listed
+                try:
+                    sessions.append(self._details(session_id))
+                except StorageUnavailable:  # a file that cannot be read costs only its own session
+                    sessions.append({**vars(Summary(session_id)), "running": False})
+        return _json({"sessions": sessions, "next": next_id})
 
-    def describe(session_id: str) -> dict[str, Any] | None:
-        try:
-            return {**vars(storage.summary(session_id)), "running": runs.running(session_id)}
-        except SessionNotFound:  # deleted since it was listed
-            return None
+    def _details(self, session_id: str) -> dict[str, Any]:
+        return {**vars(self._storage.summary(session_id)), "running": self.runs.running(session_id)}
 
-    @app.get("/sessions/<session_id>")
-    def get_session(session_id: str) -> Response:
+    def get_session(self, session_id: str) -> Response:
         limit = _number("limit", 1, 1000)
         before = request.args.get("before")
-        running = _known(session_id, runs.running)
-        session = _known(session_id, storage.get)
+        running = self.runs.running(session_id)
+        session = self._storage.get(session_id)
         messages = session.messages
-        older: str | None = None
         if before is not None:
-            positions = [number for number, message in enumerate(messages) if message["id"] == before]
-            if not positions:
+            ids = [message["id"] for message in messages]
+            if before not in ids:
                 raise Refusal("invalid_request", "before must be the id of a message of this session.")
-            messages = messages[: positions[0]]
-        if limit is not None and len(messages) > limit:
-            messages = messages[-limit:]
-            older = messages[0]["id"]
+            messages = messages[: ids.index(before)]
+        newest = messages[-limit:] if limit else messages
         answer = {
             "id": session.id,
-            "messages": [_public(message) for message in messages],
+            "messages": [_public(message) for message in newest],
             "created_at": session.created_at,
             "updated_at": session.updated_at,
             "running": running,
         }
-        if limit is not None or before is not None:
-            answer["next"] = older
+        if limit or before is not None:
+            answer["next"] = newest[0]["id"] if len(newest) < len(messages) else None
         return _json(answer)
 
-    @app.patch("/sessions/<session_id>")
-    def rename_session(session_id: str) -> Response:
+    def rename_session(self, session_id: str) -> Response:
         body = _body()
         title = body.get("title")
         if "title" not in body or not isinstance(title, str | None):
-            raise Refusal("invalid_request", "The body must be {\"title\": \"…\"}, or null to remove the title.")
+            raise Refusal("invalid_request", 'The body must be {"title": "…"}, or null to remove the title.')
         title = (title or "").strip() or None
         if title and len(title) > TITLE_LENGTH:
             raise Refusal("invalid_request", f"A title has at most {TITLE_LENGTH} characters.")
-        _known(session_id, lambda id: runs.rename(id, title))
-        return _json({**vars(storage.summary(session_id)), "running": runs.running(session_id)})
+        self.runs.rename(session_id, title)
+        return _json(self._details(session_id))
 
-    @app.delete("/sessions/<session_id>")
-    def delete_session(session_id: str) -> Response:
+    def delete_session(self, session_id: str) -> Response:
         _body(optional=True)
-        _known(session_id, runs.delete)
+        self.runs.delete(session_id)
         return _json({"success": True, "message": f"Session {session_id} deleted"})
 
-    @app.post("/sessions/<session_id>/run")
-    def run(session_id: str) -> Response:
-        turn, replayed, leave = start(session_id)
+    def run(self, session_id: str) -> Response:
+        turn, headers = self._start(session_id)
         try:
             last = turn.result()
         finally:
-            leave()
-        headers = {"Idempotency-Replayed": "true"} if replayed else {}
+            self._responses.release()
         if isinstance(last, Failed):
-            return _error(last.code, last.text, {**headers, **_retry_after(last)})
+            again = {} if last.retry_after is None else {"Retry-After": last.retry_after}
+            return _error(last.code, last.text, {**headers, **again})
         return _json({"message": _public(last.message)}, 200, headers)
 
-    @app.post("/sessions/<session_id>/run_stream")
-    def run_stream(session_id: str) -> Response:
-        turn, replayed, leave = start(session_id)
-        headers = {"Idempotency-Replayed": "true"} if replayed else {}
-        return _stream(_frames(turn, 0, settings.keep_alive, resumable=False), headers, leave)
+    def run_stream(self, session_id: str) -> Response:
+        turn, headers = self._start(session_id)
+        return self._stream(_frames(turn, 0, self._keep_alive, resumable=False), headers)
 
-    def start(session_id: str) -> tuple[Turn, bool, Callable[[], None]]:
+    def _start(self, session_id: str) -> tuple[Turn, dict[str, str]]:
+        """The turn that the request asks for, and what its headers tell of it. Takes one of the responses."""
         message = _body().get("message")
         if not isinstance(message, str) or not message.strip():
-            raise Refusal("invalid_request", "The body must be {\"message\": \"text\"}, and the text not blank.")
+            raise Refusal("invalid_request", 'The body must be {"message": "text"}, and the text not blank.')
         key = request.headers.get("Idempotency-Key")
         if key is not None and not re.fullmatch(r"[\x21-\x7e]{1,255}", key):
             raise Refusal("invalid_request", "Idempotency-Key must be 1 to 255 visible ASCII characters.")
-        room = responses.acquire(blocking=False)
+        room = self._responses.acquire(blocking=False)
         try:
-            turn, replayed = _known(session_id, lambda id: runs.start(id, message, key, room=room))
+            turn, replayed = self.runs.start(session_id, message, key, room=room)
             if not room:
                 raise Overloaded
         except BaseException:
             if room:
-                responses.release()
+                self._responses.release()
             raise
-        return turn, replayed, responses.release
+        return turn, {"Idempotency-Replayed": "true"} if replayed else {}
 
-    @app.get("/sessions/<session_id>/run_stream")
-    def resume_stream(session_id: str) -> Response:
-        turn = _known(session_id, runs.attach)
+    def resume_stream(self, session_id: str) -> Response:
+        turn = self.runs.attach(session_id)
         after = _position(turn, request.headers.get("Last-Event-ID") or request.args.get("after", ""))
         if turn is None or (turn.ended and after == turn.length):
             return Response(status=204)
-        if not responses.acquire(blocking=False):
+        if not self._responses.acquire(blocking=False):
             raise Overloaded
         try:
             unwatch = turn.watch()
         except BaseException:
-            responses.release()
+            self._responses.release()
             raise
-        response = _stream(_frames(turn, after, settings.keep_alive, resumable=True), {}, responses.release)
+        response = self._stream(_frames(turn, after, self._keep_alive, resumable=True), {})
         response.call_on_close(unwatch)
         return response
 
-    @app.post("/sessions/<session_id>/cancel")
-    def cancel(session_id: str) -> Response:
+    def _stream(self, frames: Iterator[bytes], headers: Mapping[str, str]) -> Response:
+        response = Response(frames, content_type="text/event-stream; charset=utf-8", headers=headers)
+        response.headers["Cache-Control"] = "no-cache, no-transform"
+        response.headers["X-Accel-Buffering"] = "no"
+        response.call_on_close(self._responses.release)
+        return response
+
+    def cancel(self, session_id: str) -> Response:
         _body(optional=True)
-        return _json({"cancelled": _known(session_id, runs.cancel)})
+        return _json({"cancelled": self.runs.cancel(session_id)})
 
-    @app.get("/health")
-    def health() -> Response:
+    def health(self) -> Response:
         return _json({"status": "ok"})
 
-    @app.get("/ready")
-    def ready() -> Response:
-        if runs.closing:
+    def ready(self) -> Response:
+        if self.runs.closing:
             raise ShuttingDown
-        storage.check()
+        self._storage.check()
         return _json({"status": "ok"})
-
-    @app.get("/")
-    def page() -> Response:
-        return _file("index.html")
-
-    @app.get("/openapi.json")
-    def openapi() -> Response:
-        return _file("openapi.json")
-
-    for rule in app.url_map.iter_rules("resume_stream"):  # some WSGI servers send a stream's body to a HEAD too
-        assert rule.methods
-        rule.methods.discard("HEAD")
-
-    for name in PAGE_FILES:
-        app.add_url_rule(f"/{name}", name, lambda name=name: _file(name))
-
-    return app
-
-
-def _known(session_id: str, do: Callable[[str], Any]) -> Any:
-    try:
-        return do(session_id)
-    except SessionNotFound:
-        raise Refusal("session_not_found", f"Session {session_id} not found") from None
 
 
 # --- the wire format ---
@@ -412,18 +413,6 @@ def _error(code: str, text: str | None = None, headers: Mapping[str, str] | None
     return _json({"error": text or words, "code": code}, status, headers)
 
 
-def _retry_after(last: Failed) -> dict[str, str]:
-    return {} if last.retry_after is None else {"Retry-After": last.retry_after}
-
-
-def _stream(frames: Iterator[bytes], headers: Mapping[str, str], leave: Callable[[], None]) -> Response:
-    response = Response(frames, content_type="text/event-stream; charset=utf-8", headers=headers)
-    response.headers["Cache-Control"] = "no-cache, no-transform"
-    response.headers["X-Accel-Buffering"] = "no"
-    response.call_on_close(leave)
-    return response
-
-
 def _file(name: str) -> Response:
     response = Response((PAGE / name).read_bytes(), mimetype=_FILE_TYPES[name.rpartition(".")[2]])
     response.headers["Cache-Control"] = "no-cache"
@@ -480,7 +469,7 @@ def _answer_error(error: Exception) -> Response:
         return _error(error.code, str(error), error.headers)
     for kind, code in _CODES.items():
         if isinstance(error, kind):
-            return _error(code)
+            return _error(code, f"Session {error} not found" if kind is SessionNotFound else None)
     if isinstance(error, HTTPException) and error.code is not None and error.code < 500:
         code = _STATUS_CODES.get(error.code, "invalid_request")
         allowed = isinstance(error, MethodNotAllowed) and error.valid_methods
@@ -883,18 +872,17 @@ def _serve(settings: Settings) -> None:
         )
         server.channel_class = _Channel  # type: ignore[union-attr]  # one socket, one server
         server.task_dispatcher = _Pool(threads)
-        stop = threading.Event()
-
-        def on_signal(number: int, _frame: object) -> None:
-            if stop.is_set():
-                os._exit(128 + number)
-            stop.set()
-
+        # A signal that comes before a wait begins does not end it; the byte that it writes does.
+        woken, waker = socket.socketpair()
+        waker.setblocking(False)
+        signal.set_wakeup_fd(waker.fileno())
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, on_signal)
+            signal.signal(number, lambda _number, _frame: None)
         threading.Thread(target=server.run, name="server", daemon=True).start()
         print(_banner(settings, listener), flush=True)
-        stop.wait()
+        woken.recv(1)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
         log.info("shutting down: running turns get %g s", settings.grace)
         app.extensions["runs"].shut_down(settings.grace)
         _flush(server)
