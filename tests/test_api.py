@@ -193,6 +193,26 @@ def test_the_title_is_the_beginning_of_the_first_message(anywhere: Talk) -> None
     assert len(title) <= 200
 
 
+def test_the_list_works_while_sessions_come_and_go(anywhere: Talk) -> None:
+    for _ in range(20):
+        anywhere.create()
+    over = threading.Event()
+
+    def come_and_go() -> None:
+        while not over.is_set():
+            anywhere.request("DELETE", f"/sessions/{anywhere.create()}")
+
+    busy = [anywhere.later(come_and_go) for _ in range(2)]
+    try:
+        for _ in range(25):
+            for path in ("/sessions", "/sessions?details=true", "/sessions?limit=5"):
+                assert len(json_of(anywhere.get(path))["sessions"]) >= 5
+    finally:
+        over.set()
+    for one in busy:
+        one.result(PATIENCE)
+
+
 def test_a_running_turn_is_told_by_the_list_and_by_the_session(anywhere: Talk) -> None:
     go = threading.Event()
     anywhere.model.then(answer(wait(go), "Hi"))
