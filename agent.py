@@ -323,7 +323,8 @@ class Agent:
         except (openai.OpenAIError, _http.HTTPError, OSError, ValueError, RuntimeError) as error:
             if run.stop.is_set():
                 raise Stopped from None
-            raise _failure(error, begun, self._api_key) from None  # its text is not for every log
+            sent = [self._api_key, *(message["content"] for message in body["messages"])]
+            raise _failure(error, begun, sent) from None  # its text is not for every log
         run.usage = _summed(run.usage, reply.usage)
         return reply
 
@@ -950,8 +951,9 @@ class _Failure(ModelError):
     delay: float | None = None
 
 
-def _failure(error: Exception, begun: bool, api_key: str) -> _Failure:
-    """What an error of the SDK, of HTTP or of the answer's form means. The model server's own words go to the log."""
+def _failure(error: Exception, begun: bool, sent: list[str]) -> _Failure:
+    """What an error of the SDK, of HTTP or of the answer's form means. The model server's own words go to the log,
+    but for what they repeat of what was `sent`."""
     timed_out = isinstance(error, (openai.APITimeoutError, _http.TimeoutException, TimeoutError))
     unreachable = isinstance(error, (openai.APIConnectionError, _http.HTTPError, OSError))
     headers: Mapping[str, str] = error.response.headers if isinstance(error, openai.APIStatusError) else {}
@@ -959,7 +961,7 @@ def _failure(error: Exception, begun: bool, api_key: str) -> _Failure:
     words = _words(body)
     status: int | None = getattr(error, "status_code", None) or _status_within(body)
     said = words or ("" if status else str(error.__cause__ or error))
-    _log.warning("Model server: %s %s %r", type(error).__name__, status or "", _masked(said, api_key))
+    _log.warning("Model server: %s %s %r", type(error).__name__, status or "", _masked(said, sent))
 
     code = "model_error"
     if status == 413 or (status in (None, 400, 422, 500) and _OVERFLOW.search(words)):
@@ -1012,10 +1014,13 @@ def _words(body: object, depth: int = 0) -> str:
     return ""
 
 
-def _masked(words: str, api_key: str) -> str:
-    """One short line without anything that looks like a key."""
-    words = " ".join(words.split())
-    return _SECRET.sub("***", words.replace(api_key, "***") if api_key else words)[:300]
+def _masked(words: str, sent: list[str]) -> str:
+    """One short line without anything that looks like a key, or repeats eight characters of what was sent."""
+    words = _SECRET.sub("***", " ".join(words.split()))[:300]
+    text = " ".join(" ".join(sent).split())
+    starts = (start for start in range(len(words) - 7) if words[start : start + 8] in text)
+    repeated = {place for start in starts for place in range(start, start + 8)}
+    return re.sub("\0+", "…", "".join("\0" if place in repeated else letter for place, letter in enumerate(words)))
 
 
 def _delay(headers: Mapping[str, str]) -> float | None:

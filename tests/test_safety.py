@@ -523,7 +523,6 @@ def test_no_key_no_token_and_no_text_is_in_a_log(serve: Callable[..., Server], t
             assert secret not in log
 
 
-@pytest.mark.xfail(strict=True, reason="the model server's words are masked for keys, not for what they repeat")
 def test_a_message_that_the_model_server_repeats_is_in_no_log(caplog: pytest.LogCaptureFixture) -> None:
     for name in ("agent", "runs", "session_server", "storage"):
         caplog.set_level("DEBUG", logger=name)
