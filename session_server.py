@@ -872,20 +872,29 @@ def _serve(settings: Settings) -> None:
         )
         server.channel_class = _Channel  # type: ignore[union-attr]  # one socket, one server
         server.task_dispatcher = _Pool(threads)
-        # A signal that comes before a wait begins does not end it; the byte that it writes does.
-        woken, waker = socket.socketpair()
+        with _first_signal() as wait:
+            threading.Thread(target=server.run, name="server", daemon=True).start()
+            print(_banner(settings, listener), flush=True)
+            wait()
+        log.info("shutting down: running turns get %g s", settings.grace)
+        app.extensions["runs"].shut_down(settings.grace)
+        _flush(server)
+
+
+@contextlib.contextmanager
+def _first_signal() -> Iterator[Callable[[], object]]:
+    """Gives what waits for SIGINT or SIGTERM; after that, a second one ends the process at once. A byte tells of the
+    signal, since a thread that is only about to wait is not woken by one, which happens on a busy machine."""
+    woken, waker = socket.socketpair()
+    with woken, waker:
         waker.setblocking(False)
         signal.set_wakeup_fd(waker.fileno())
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda _number, _frame: None)
-        threading.Thread(target=server.run, name="server", daemon=True).start()
-        print(_banner(settings, listener), flush=True)
-        woken.recv(1)
+        yield lambda: woken.recv(1)
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once
-        log.info("shutting down: running turns get %g s", settings.grace)
-        app.extensions["runs"].shut_down(settings.grace)
-        _flush(server)
+            signal.signal(number, signal.SIG_DFL)
+        signal.set_wakeup_fd(-1)
 
 
 def _flush(server: Any) -> None:
