@@ -104,7 +104,7 @@ class Server:
             )
         self.banner = ""
         assert self.process.stdout is not None
-        watchdog = threading.Timer(PATIENCE, self.process.kill)
+        watchdog = threading.Timer(2 * PATIENCE, self.process.kill)
         watchdog.start()
         for line in self.process.stdout:
             self.banner += line
