@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -46,10 +45,17 @@ OVERFLOWS: dict[str, ReplyTo] = {
 }
 
 
-@pytest.fixture(params=["memory", "files"])
-def talk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Talk]:
-    with Talk(storage=storages(tmp_path)[request.param]()) as talk:
+@pytest.fixture(scope="module", params=["memory", "files"])
+def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Talk]:
+    with Talk(storage=storages(tmp_path_factory.mktemp("store"))[request.param]()) as talk:
         yield talk
+
+
+@pytest.fixture
+def talk(shared: Talk) -> Talk:
+    """The app, as if its model server had been asked nothing yet."""
+    shared.model.requests.clear()
+    return shared
 
 
 def with_turns(talk: Talk, *texts: str) -> str:

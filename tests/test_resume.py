@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from conftest import PATIENCE, Server
+from conftest import PATIENCE, Reply, Server, until
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_server import STALL, ModelServer, answer, status, tool_call, wait
@@ -82,10 +82,17 @@ TURN = (tool_call("calculator", {"expression": "1+1"}, text="Let me see. "), ans
 NEVER = "evt-0123456789abcdef0123456789abcdef-1"
 
 
-@pytest.fixture(params=["memory", "files"])
-def talk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Talk]:
-    with Talk(storage=storages(tmp_path)[request.param]()) as talk:
+@pytest.fixture(scope="module", params=["memory", "files"])
+def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Talk]:
+    with Talk(storage=storages(tmp_path_factory.mktemp("store"))[request.param]()) as talk:
         yield talk
+
+
+@pytest.fixture
+def talk(shared: Talk) -> Talk:
+    """The app, as if its model server had been asked nothing yet."""
+    shared.model.requests.clear()
+    return shared
 
 
 def ended(talk: Talk) -> tuple[str, list[str]]:
@@ -107,6 +114,12 @@ def halted(talk: Talk) -> tuple[str, Stream, Gate]:
 
 def code(stream: Stream) -> tuple[int, str]:
     return stream.status, stream.json["code"]
+
+
+def status_of(stream: Stream | Reply) -> int:
+    """The status of a response that is not read."""
+    stream.close()
+    return stream.status
 
 
 # What is sent
@@ -240,12 +253,13 @@ def test_a_watcher_sees_the_end_of_a_turn_whose_session_is_deleted(talk: Talk) -
     stream.close()
 
 
-def test_a_watcher_sees_the_end_of_a_turn_that_a_shutdown_ended(talk: Talk) -> None:
-    session, stream, _ = halted(talk)
-    watcher = talk.watch(session)
-    talk.shut_down()
-    assert watcher.last()["data"]["code"] == "shutting_down"
-    stream.close()
+def test_a_watcher_sees_the_end_of_a_turn_that_a_shutdown_ended() -> None:
+    with Talk() as talk:
+        session, stream, _ = halted(talk)
+        watcher = talk.watch(session)
+        talk.shut_down()
+        assert watcher.last()["data"]["code"] == "shutting_down"
+        stream.close()
 
 
 # When there is nothing to send
@@ -335,13 +349,12 @@ def test_an_ended_turn_is_held_for_a_minute() -> None:
     assert runs.REPLAY_SECONDS == 60
 
 
-def test_when_its_time_is_up_an_ended_turn_is_gone(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runs, "REPLAY_SECONDS", 0.0)
-    session, ids = ended(talk)
-    while (stream := talk.watch(session)).status == 200:
-        stream.close()
-    assert stream.status == 204
-    assert code(talk.watch(session, Last_Event_ID=ids[-1])) == (410, "event_gone")
+def test_when_its_time_is_up_an_ended_turn_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Talk() as talk:
+        monkeypatch.setattr(runs, "REPLAY_SECONDS", 0.0)
+        session, ids = ended(talk)
+        until(lambda: status_of(talk.watch(session)) == 204)
+        assert code(talk.watch(session, Last_Event_ID=ids[-1])) == (410, "event_gone")
 
 
 def test_the_next_turn_of_the_session_takes_the_place_of_the_last_when_it_begins(talk: Talk) -> None:
@@ -375,17 +388,23 @@ def test_a_turn_in_another_session_changes_nothing(talk: Talk) -> None:
 
 def test_of_many_ended_turns_the_newest_are_held(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs, "REPLAY_BYTES", 1_000_000)
-    talk.model.default = answer("x" * 100_000)
+    talk.model.then(*[answer("x" * 100_000)] * 15)
     sessions = [talk.create() for _ in range(15)]
     for session in sessions:
         talk.run(session)
-    held = []
-    for session in sessions:
-        stream = talk.watch(session)
-        held.append(stream.status == 200)
-        stream.close()
+    held = [status_of(talk.watch(session)) == 200 for session in sessions]
     assert held == sorted(held), "an older one was kept"
     assert 1 <= sum(held) <= 10
+
+
+def test_of_many_turns_of_a_session_only_the_last_counts(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "REPLAY_BYTES", 1_000_000)
+    session, ids = ended(talk)
+    other = talk.create()
+    for _ in range(8):
+        talk.model.then(answer("x" * 100_000))
+        talk.run(other)
+    assert len(talk.watch(session).rest()) == len(ids)
 
 
 def test_an_ended_turn_that_was_dropped_is_gone(talk: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -478,10 +497,7 @@ def test_a_watcher_that_vanishes_from_a_real_server_makes_room(serve: Callable[.
         assert [watcher.status for watcher in watchers] == [200] * 16
         for watcher in watchers:
             watcher.close()
-        while (watcher := server.request("GET", path)).status == 503:
-            watcher.close()
-        assert next(watcher.events())["type"] == "stream_start"
-        watcher.close()
+        until(lambda: status_of(server.request("GET", path)) == 200)
         stream.close()
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PATIENCE
+from conftest import PATIENCE, until
 from flask import Flask
 from model_server import BREAK, STALL, ReplyTo, answer, status, tool_call, wait
 from talk import BreakableStorage, Stream, Talk, json_of, said, storages
@@ -25,10 +25,17 @@ TOOL = tool_call("calculator", {"expression": "1+1"}, text="Let me see. ")
 USAGE = {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}
 
 
-@pytest.fixture(params=["memory", "files"])
-def talk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Talk]:
-    with Talk(storage=storages(tmp_path)[request.param]()) as talk:
+@pytest.fixture(scope="module", params=["memory", "files"])
+def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Talk]:
+    with Talk(storage=storages(tmp_path_factory.mktemp("store"))[request.param]()) as talk:
         yield talk
+
+
+@pytest.fixture
+def talk(shared: Talk) -> Talk:
+    """The app, as if its model server had been asked nothing yet."""
+    shared.model.requests.clear()
+    return shared
 
 
 @pytest.fixture
@@ -481,31 +488,33 @@ def test_a_key_that_was_refused_as_busy_can_be_used_then(talk: Talk) -> None:
     assert answered(response)["content"] == "OK"
 
 
-def test_a_replay_works_while_the_server_shuts_down(talk: Talk) -> None:
-    session = talk.create()
-    first = answered(talk.run(session, **KEY))
-    talk.shut_down()
-    assert answered(talk.run(session, **KEY)) == first
-    assert said(talk.run(session, "Other", **KEY)) == (422, "idempotency_key_reused")
+def test_a_replay_works_while_the_server_shuts_down() -> None:
+    with Talk() as talk:
+        session = talk.create()
+        first = answered(talk.run(session, **KEY))
+        talk.shut_down()
+        assert answered(talk.run(session, **KEY)) == first
+        assert said(talk.run(session, "Other", **KEY)) == (422, "idempotency_key_reused")
 
 
-def test_a_turn_that_runs_on_while_the_server_shuts_down_can_be_joined(talk: Talk) -> None:
-    session, first, gate = halted(talk)
-    stopping = talk.later(talk.shut_down, PATIENCE)
-    while not talk.app.extensions["runs"].closing:
-        pass
-    second = talk.stream(session, **KEY)
-    assert second.status == 200
-    gate.open()
-    assert second.last() == first.last()
-    stopping.result(PATIENCE)
+def test_a_turn_that_runs_on_while_the_server_shuts_down_can_be_joined() -> None:
+    with Talk() as talk:
+        session, first, gate = halted(talk)
+        stopping = talk.later(talk.shut_down, PATIENCE)
+        until(lambda: talk.app.extensions["runs"].closing)
+        second = talk.stream(session, **KEY)
+        assert second.status == 200
+        gate.open()
+        assert second.last() == first.last()
+        stopping.result(PATIENCE)
 
 
-def test_while_the_server_shuts_down_nothing_is_tried_again(talk: Talk) -> None:
-    session = failed(talk)
-    talk.shut_down()
-    assert said(talk.run(session, **KEY)) == (503, "shutting_down")
-    assert said(talk.run(session, Idempotency_Key="key-2")) == (503, "shutting_down")
+def test_while_the_server_shuts_down_nothing_is_tried_again() -> None:
+    with Talk() as talk:
+        session = failed(talk)
+        talk.shut_down()
+        assert said(talk.run(session, **KEY)) == (503, "shutting_down")
+        assert said(talk.run(session, Idempotency_Key="key-2")) == (503, "shutting_down")
 
 
 # Trying again what failed

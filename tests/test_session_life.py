@@ -377,5 +377,5 @@ class LifeInFiles(Life):
 TestLife = Life.TestCase
 TestLifeInFiles = LifeInFiles.TestCase
 TestLife.settings = TestLifeInFiles.settings = settings(
-    max_examples=25, stateful_step_count=25, deadline=None, database=None
+    max_examples=10, stateful_step_count=25, deadline=None, database=None
 )

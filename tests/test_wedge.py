@@ -158,27 +158,28 @@ def next_turns(talk: Talk, scripts: Scripts, name: str, case: Case) -> Case:
     return case
 
 
-CASES = {
-    f"{what}, {phase}": replies(phase, fault) for phase in PHASES for what, fault in FAULTS.items()
-} | {f"{what}, {phase}": refusals(phase, refusal) for phase in START for what, refusal in REFUSALS.items()}
+REFUSED = {f"{what}, {phase}": refusals(phase, refusal) for phase in START for what, refusal in REFUSALS.items()}
+CASES = {f"{what}, {phase}": replies(phase, fault) for phase in PHASES for what, fault in FAULTS.items()} | REFUSED
+WHOLE = {f"{name}, whole answers": replies for name, replies in REFUSED.items()}
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["streams", "whole answers"])
-def broken(request: pytest.FixtureRequest) -> dict[str, Case]:
-    """Every case of a model server that does not do what it should. Whole answers are refused only, not cut."""
+@pytest.fixture(scope="module")
+def broken() -> dict[str, Case]:
+    """Every case of a model server that does not do what it should, also where it is asked for whole answers."""
     scripts = Scripts()
 
-    def play(name: str) -> Case:
-        scripts.add(f"{name}: first", *CASES[name])
+    def play(talk: Talk, name: str, replies: list[ReplyTo]) -> Case:
+        scripts.add(f"{name}: first", *replies)
         case = Case(talk.create())
         case.events = talk.stream(case.session, f"{name}: first").rest()
         return next_turns(talk, scripts, name, case)
 
-    with Talk(default=scripts, stream=request.param) as talk:
-        return all_at_once([*CASES], play)
+    with Talk(default=scripts) as talk, Talk(model=talk.model, stream=False) as other:
+        streamed = all_at_once([*CASES], lambda name: play(talk, name, CASES[name]))
+        return streamed | all_at_once([*WHOLE], lambda name: play(other, name, WHOLE[name]))
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [*CASES, *WHOLE])
 def test_a_turn_in_which_the_model_server_breaks_has_one_end(broken: dict[str, Case], name: str) -> None:
     ends = [event for event in broken[name].events if event["type"] in ("stream_end", "error")]
     assert ends == [broken[name].last]
@@ -188,19 +189,19 @@ def test_a_turn_in_which_the_model_server_breaks_has_one_end(broken: dict[str, C
         assert ends[0]["data"]["status"] in ("completed", "incomplete")
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [*CASES, *WHOLE])
 def test_the_turn_after_it_is_answered(broken: dict[str, Case], name: str) -> None:
     assert broken[name].next["message"]["content"] == "It is 2."
     assert broken[name].third["message"]["content"] == "OK"
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [*CASES, *WHOLE])
 def test_all_its_requests_are_well_formed(broken: dict[str, Case], name: str) -> None:
     for request in broken[name].requests:
         assert_well_formed(request)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [*CASES, *WHOLE])
 def test_what_was_said_before_it_is_kept(broken: dict[str, Case], name: str) -> None:
     case = broken[name]
     told = "".join(event["data"]["content"] for event in case.events if event["type"] == "stream_chunk")
