@@ -508,8 +508,7 @@ class Runs:
             if running.text != text:
                 raise KeyReused
             running.join()
-            if not running.ended:
-                return running, False
+            return running, False
         past = _find(self._storage.get(session_id), key)
         if past is None:
             return None
