@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import threading
@@ -11,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import PATIENCE, until
+from conftest import PATIENCE, Server, until
 from flask import Flask
-from model_server import BREAK, STALL, ReplyTo, answer, status, tool_call, wait
+from model_server import BREAK, STALL, ModelServer, ReplyTo, answer, status, tool_call, wait
 from talk import BreakableStorage, Stream, Talk, json_of, said, storages
 from werkzeug.test import TestResponse
 
@@ -688,6 +689,26 @@ def test_a_turn_that_a_crash_ended_is_tried_again(
     assert contents(after, session).count(("user", "Hi")) == 1
     gate.open()
     stream.rest()
+
+
+def test_a_client_that_lost_a_killed_server_learns_so_and_asks_again(
+    serve: Callable[..., Server], tmp_path: Path
+) -> None:
+    with ModelServer(TOOL, answer("It is", STALL)) as model:
+        flags = (f"-session_dir={tmp_path}/sessions", "-api_key=k", f"-base_url={model.base_url}")
+        server = serve(*flags)
+        session = server.create()
+        stream = server.say(session, "Hi", **KEY)
+        seen = [event["id"] for event in itertools.islice(stream.events(), 5)]
+        server.kill()
+        stream.close()
+        server = serve(*flags)
+        lost = server.request("GET", f"/sessions/{session}/run_stream", headers={"Last-Event-ID": seen[-1]})
+        assert (lost.status, lost.json["code"]) == (410, "event_gone")
+        again = server.say(session, "Hi", **KEY)
+        assert [*again.events()][-1]["data"]["complete_text"] == "OK"
+        contents = [message["content"] for message in server.messages(session)]
+        assert contents == ["Hi", "Let me see. ", "2", "OK"]
 
 
 def test_a_turn_without_a_key_that_failed_is_not_tried_again(talk: Talk) -> None:

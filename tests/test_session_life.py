@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import tempfile
 import threading
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import pytest
+from conftest import PATIENCE
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
-from model_server import BREAK, ModelServer, answer, status, tool_call, wait
+from model_server import BREAK, ModelServer, ReplyTo, answer, pause, status, tool_call, wait
 from talk import Stream, Talk, json_of, said
 from well_formed import assert_well_formed
 
@@ -372,6 +376,59 @@ class LifeInFiles(Life):
             slow.turn.error = slow.error_before or "internal_error"
         before.cleanup()
         self.begin_anew()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_however_many_call_at_once_a_key_is_one_turn_and_has_one_answer(seed: int, tmp_path: Path) -> None:
+    moment: ReplyTo = answer("It is", pause(0.01), " 2.")
+    ends = [moment, *(reply for replies, _, _ in ENDS.values() for reply in replies)]
+    shuffled = random.Random(seed)
+    answers: dict[str, set[str]] = {"key-1": set(), "key-2": set()}
+
+    def call(number: int) -> None:
+        choose = random.Random(f"{seed} {number}").choice
+        for _ in range(10):
+            key = choose([*answers])
+            headers = {"Idempotency_Key": key}
+            match choose(["run", "run", "stream", "stream", "leave", "cancel", "watch", "rename", "plain"]):
+                case "run":
+                    response = talk.run(session, key, **headers)
+                    if response.status_code == 200:
+                        answers[key].add(json_of(response)["message"]["id"])
+                    else:
+                        assert said(response)[0] in (409, 502)
+                case "stream":
+                    stream = talk.stream(session, key, **headers)
+                    last = stream.last() if stream.status == 200 else {"type": stream.json["code"]}
+                    assert last["type"] in ("stream_end", "error", "session_busy")
+                    if last["type"] == "stream_end":
+                        answers[key].add(last["data"]["message_id"])
+                case "leave":
+                    talk.stream(session, key, **headers).close()
+                case "cancel":
+                    talk.cancel(session)
+                case "watch":
+                    stream = talk.watch(session)
+                    assert stream.status in (200, 204)
+                    assert stream.status == 204 or stream.last()["type"] in ("stream_end", "error")
+                case "rename":
+                    response = talk.request("PATCH", f"/sessions/{session}", {"title": key})
+                    assert response.status_code in (200, 409)
+                case "plain":
+                    assert talk.run(session, "plain").status_code in (200, 409, 502)
+
+    with Talk(default=lambda request: shuffled.choice(ends)(request), storage=FileStorage(str(tmp_path))) as talk:
+        session = talk.create()
+        for caller in [talk.later(call, number) for number in range(5)]:
+            caller.result(PATIENCE)
+        talk.cancel(session)
+        stored = talk.messages(session)
+        for key, ids in answers.items():
+            assert [message["content"] for message in stored].count(key) <= 1
+            assert len(ids) <= 1
+            assert ids <= {message["id"] for message in stored}
+        for request in talk.model.requests:
+            assert_well_formed(request)
 
 
 TestLife = Life.TestCase
