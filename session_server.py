@@ -56,6 +56,7 @@ MAX_BODY = 1 << 20  # bytes of a request
 BLOCK = 1 << 16  # bytes of events that are written together, and what a reader that has stalled holds up
 PAGE = importlib.resources.files("chat_page")
 PAGE_FILES = [file.name for file in PAGE.iterdir() if file.name.endswith((".css", ".js", ".svg"))]
+OPEN_PATHS = {"/ready", "/", "/openapi.json", *(f"/{name}" for name in PAGE_FILES)}  # to all, without a token
 _FILE_TYPES = {  # not left to the system's own table, which can be wrong
     "css": "text/css",
     "html": "text/html",
@@ -115,7 +116,8 @@ class Refusal(Exception):
 
 @dataclass(frozen=True)
 class Settings:
-    """What can be set, by flag, in the environment, or in code. Times are in seconds."""
+    """What can be set, by flag or in the environment; times are in seconds. `create_app` takes `timeout`,
+    `keep_alive`, `auth_token`, `cors_origin` and `max_streams` from here, and the rest from its other arguments."""
 
     port: int = 8080
     host: str = "127.0.0.1"
@@ -130,15 +132,20 @@ class Settings:
     max_history: int = 0
     auth_token: str = ""
     cors_origin: tuple[str, ...] = ()
-    max_streams: int = 500
+    max_streams: int = 1000
     grace: float = 10.0
     log_level: str = "info"
     demo: bool = False
 
     @property
     def max_responses(self) -> int:
-        """How many responses may wait for turns at once: those of the turns themselves, and further watchers."""
-        return self.max_streams + self.max_streams // 4 + 16
+        """How many responses may wait for turns at once, those of ended turns to slow readers included."""
+        return self.max_streams + 16
+
+    @property
+    def max_watchers(self) -> int:
+        """How many clients may watch turns that others have started, all turns together."""
+        return self.max_streams // 4 + 16
 
 
 # --- the app ---
@@ -183,6 +190,7 @@ class _Api:
         self._storage = storage
         self._keep_alive = settings.keep_alive
         self._responses = threading.BoundedSemaphore(settings.max_responses)
+        self._watchers = threading.BoundedSemaphore(settings.max_watchers)
 
     def create_session(self) -> Response:
         _body(optional=True)
@@ -263,7 +271,7 @@ class _Api:
 
     def run_stream(self, session_id: str) -> Response:
         turn, headers = self._start(session_id)
-        return self._stream(_frames(turn, 0, self._keep_alive, resumable=False), headers)
+        return self._stream(_frames(turn, 0, self._keep_alive, resumable=False), headers, self._responses.release)
 
     def _start(self, session_id: str) -> tuple[Turn, dict[str, str]]:
         """The turn that the request asks for, and what its headers tell of it. Takes one of the responses."""
@@ -289,22 +297,22 @@ class _Api:
         after = _position(turn, request.headers.get("Last-Event-ID") or request.args.get("after", ""))
         if turn is None or (turn.ended and after == turn.length):
             return Response(status=204)
-        if not self._responses.acquire(blocking=False):
+        if not self._watchers.acquire(blocking=False):
             raise Overloaded
         try:
             unwatch = turn.watch()
         except BaseException:
-            self._responses.release()
+            self._watchers.release()
             raise
-        response = self._stream(_frames(turn, after, self._keep_alive, resumable=True), {})
+        response = self._stream(_frames(turn, after, self._keep_alive, resumable=True), {}, self._watchers.release)
         response.call_on_close(unwatch)
         return response
 
-    def _stream(self, frames: Iterator[bytes], headers: Mapping[str, str]) -> Response:
+    def _stream(self, frames: Iterator[bytes], headers: Mapping[str, str], leave: Callable[[], None]) -> Response:
         response = Response(frames, content_type="text/event-stream; charset=utf-8", headers=headers)
         response.headers["Cache-Control"] = "no-cache, no-transform"
         response.headers["X-Accel-Buffering"] = "no"
-        response.call_on_close(self._responses.release)
+        response.call_on_close(leave)
         return response
 
     def cancel(self, session_id: str) -> Response:
@@ -377,7 +385,8 @@ def _wire(event: Started | ToolCall | ToolResult | Ended | Failed) -> tuple[str,
             data = {"complete_text": event.complete_text, "message_id": message["id"], "status": "completed"}
             data |= {name: message[name] for name in ("status", "reason") if name in message}
             data["finish_reason"] = event.finish_reason
-            data |= {name: message[name] for name in ("usage",) if name in message}
+            if "usage" in message:
+                data["usage"] = message["usage"]
             kind = "stream_end"
         case Failed():
             code, status, text = _told(event.code)
@@ -488,12 +497,11 @@ def _guard(settings: Settings) -> Response | None:
     origin = request.headers.get("Origin")
     if origin is not None and origin not in settings.cors_origin and not _same_host(origin):
         raise Refusal("forbidden_origin")
+    if not settings.auth_token and not _is_loopback(_split_host(request.environ.get("HTTP_HOST", ""))[0]):
+        raise Refusal("forbidden_host")
     if origin in settings.cors_origin and request.method == "OPTIONS":
         return Response(status=204)
-    if not settings.auth_token:
-        if not _is_loopback(_split_host(request.environ.get("HTTP_HOST", ""))[0]):
-            raise Refusal("forbidden_host")
-    elif request.path not in ("/ready", "/", "/openapi.json", *(f"/{name}" for name in PAGE_FILES)):
+    if settings.auth_token and request.path not in OPEN_PATHS:
         scheme, _, token = request.environ.get("HTTP_AUTHORIZATION", "").partition(" ")
         right = hmac.compare_digest(token.strip().encode("latin-1"), settings.auth_token.encode())
         if not right or scheme.lower() != "bearer":
@@ -604,17 +612,18 @@ def _url(text: str) -> str:
 
 
 def _origins(text: str) -> tuple[str, ...]:
-    origins = tuple(origin.strip() for origin in text.split(",") if origin.strip())
+    origins = tuple(origin.strip().lower() for origin in text.split(",") if origin.strip())
     for origin in origins:
         if not re.fullmatch(r"https?://[^/?#\s*]+", origin):
             raise ValueError(f"{origin} is not a web origin such as https://chat.example.org")
-    return origins
+    # In the form in which browsers send them: lower case, without the port of the scheme.
+    return tuple(origin.removesuffix(":443" if origin.startswith("https") else ":80") for origin in origins)
 
 
 def _token(text: str) -> str:
-    if not re.fullmatch(r"[\x21-\x7e]+", text):
+    if not re.fullmatch(r"[\x21-\x7e]+", text.strip()):
         raise ValueError("must be visible ASCII characters without spaces")
-    return text
+    return text.strip()
 
 
 def _level(text: str) -> str:
@@ -627,7 +636,7 @@ def _level(text: str) -> str:
 FLAGS: dict[str, tuple[Callable[[str], Any], str, tuple[str, ...]]] = {
     "port": (_whole(0, 65535), "port to listen on; 0 picks a free one and prints it", ()),
     "host": (str, "address to listen on", ()),
-    "api_key": (str, "API key of the model server", ("OPENAI_API_KEY",)),
+    "api_key": (_token, "API key of the model server", ("OPENAI_API_KEY",)),
     "base_url": (_url, "address of any OpenAI-compatible server (default OpenAI's)", ("OPENAI_BASE_URL",)),
     "model": (str, "model name", ()),
     "stream": (_boolean, "ask the model for streams; false: for whole answers", ()),
@@ -677,7 +686,12 @@ def read_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> S
     given = vars(parser.parse_args([_spelled(argument) for argument in arguments]))
 
     values: dict[str, Any] = {}
-    for name, (read, _, others) in FLAGS.items():
+    for name in ("demo", *FLAGS):
+        read, _, others = FLAGS[name]
+        if values.get("demo") and name in ("api_key", "base_url"):
+            if given[name]:
+                raise SettingsError(f"-demo has a model of its own: leave -{name} out, or -demo")
+            continue
         variables = (f"SESSION_SERVER_{name.upper()}", *others)
         if given[name]:
             source, text = f"-{name}", ",".join(given[name]) if name == "cors_origin" else given[name][-1]
@@ -690,7 +704,7 @@ def read_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> S
             values[name] = read(text)
         except ValueError as error:
             raise SettingsError(f"{source} {error}") from None
-    return _consistent(values, given)
+    return _consistent(values)
 
 
 def _spelled(argument: str) -> str:
@@ -699,15 +713,10 @@ def _spelled(argument: str) -> str:
     return f"--{flag[1].replace('-', '_')}{flag[2] or ''}" if flag else argument
 
 
-def _consistent(values: dict[str, Any], given: Mapping[str, Any]) -> Settings:
-    if values.get("demo"):
-        for name in ("api_key", "base_url"):
-            if given[name]:
-                raise SettingsError(f"-demo has a model of its own: leave -{name} out, or -demo")
-            values.pop(name, None)
+def _consistent(values: dict[str, Any]) -> Settings:
     files = _open_files()
     most = max(1, (files - 100) // 4)  # a turn takes three: client, model server, session file
-    values.setdefault("max_streams", min(1000, most))
+    values.setdefault("max_streams", min(Settings.max_streams, most))
     if values["max_streams"] > most:
         raise SettingsError(f"-max_streams={values['max_streams']} needs over {files} open files: raise ulimit -n")
     settings = Settings(**values)
@@ -780,8 +789,9 @@ def _listen(settings: Settings) -> socket.socket:
         family, kind, _, _, address = socket.getaddrinfo(
             settings.host or "0.0.0.0", settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-    except OSError as error:
-        raise SettingsError(f"-host {settings.host}: {error.strerror}; give an address of this machine") from None
+    except (OSError, UnicodeError) as error:
+        words = getattr(error, "strerror", None) or "it is no host name"
+        raise SettingsError(f"-host {settings.host}: {words}; give an address of this machine") from None
     if not settings.auth_token and not _is_loopback(str(address[0])):
         raise SettingsError(f"-host {settings.host} lets others in: give -auth_token too, or leave -host out")
     listener = socket.socket(family, kind)
@@ -852,7 +862,7 @@ class _Channel(HTTPChannel):
 def _serve(settings: Settings) -> None:
     with _listen(settings) as listener:
         app = _assemble(settings)
-        threads = settings.max_responses + 16
+        threads = settings.max_responses + settings.max_watchers + 16
         server = create_server(
             app,
             sockets=[listener],

@@ -896,13 +896,27 @@ def test_404_of_the_session_comes_before_overloaded() -> None:
         assert said(talk.run(UNKNOWN)) == (404, "session_not_found")
 
 
-def test_the_order_is_the_same_when_watchers_have_taken_every_place() -> None:
-    with Talk(answer("Hel", STALL), max_streams=1) as talk:
+def test_watchers_take_no_place_of_a_turn() -> None:
+    with Talk(answer("Hel", STALL), answer("Hel", STALL), max_streams=2) as talk:
         session_id, other = talk.create(), talk.create()
         streams = [talk.stream(session_id)]
         streams[0].next("stream_chunk")
-        streams += [talk.watch(session_id) for _ in range(talk.settings.max_responses - 1)]
+        streams += [talk.watch(session_id) for _ in range(talk.settings.max_watchers)]
         assert [stream.status for stream in streams] == [200] * len(streams)
+        streams.append(talk.stream(other))
+        streams[-1].next("stream_chunk")
+        refused = talk.watch(other)
+        assert (refused.status, refused.json["code"]) == (503, "overloaded")
+        for stream in streams:
+            stream.close()
+
+
+def test_the_order_is_the_same_when_slow_readers_have_taken_every_place() -> None:
+    with Talk(answer("Hel", STALL), max_streams=1) as talk:
+        session_id, other = talk.create(), talk.create()
+        streams = [talk.stream(session_id, Idempotency_Key="k") for _ in range(talk.settings.max_responses)]
+        for stream in streams:
+            stream.next("stream_chunk")
         assert said(talk.run(other)) == (503, "overloaded")
         assert said(talk.run(session_id)) == (409, "session_busy")
         assert said(talk.run(UNKNOWN)) == (404, "session_not_found")

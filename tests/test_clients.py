@@ -18,7 +18,7 @@ from model_server import HEADERS, STALL, ModelServer, answer, tool_calls, wait
 from session_server import Settings, _listen
 
 Serve = Callable[..., Server]
-QUICK = 5.0  # seconds; far less than anything waits for, and enough on a busy machine
+QUICK = 10.0  # seconds; far less than anything waits for, and enough on a busy machine
 HARD = "+".join(["sqrt(2)*exp(1)*sin(1)"] * 20)  # keeps the calculator busy for some milliseconds
 
 
@@ -295,7 +295,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, lis
         for number, session_id in enumerate(sessions):
             clients.append(Client(server, f"/sessions/{session_id}/run{'_stream' * (number % 2)}", "Hi"))
         model.wait_for(4)
-        for session_id in (sessions * 8)[: Settings(max_streams=4).max_responses - 4]:
+        for session_id in (sessions * 8)[: Settings(max_streams=4).max_watchers]:
             replies.append(server.request("GET", f"/sessions/{session_id}/run_stream"))
         assert {reply.status for reply in replies} == {200}
         yield server, sessions

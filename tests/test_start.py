@@ -468,3 +468,24 @@ def test_an_installed_wheel_runs_as_well_as_a_checkout(tmp_path: Path) -> None:
             if file.suffix in (".css", ".js", ".svg", ".html", ".json"):
                 reply = server.request("GET", "/" if file.name == "index.html" else f"/{file.name}")
                 assert (reply.status, reply.text) == (200, file.read_text(encoding="utf-8"))
+
+
+def test_the_demo_minds_no_address_in_the_environment_whatever_it_is(serve: Callable[..., Server]) -> None:
+    server = serve("-demo", env={"OPENAI_BASE_URL": "nonsense", "OPENAI_API_KEY": "ké"})
+    assert server.request("GET", "/health").status == 200
+
+
+@pytest.mark.parametrize("flag", ["-host=.bad..x", f"-host={'x' * 64}.org", "-api_key=sk-é", "-api_key=sk a"])
+def test_what_cannot_be_a_host_or_a_key_is_one_line(flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["-api_key=k", "-port=0", flag]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_a_key_is_taken_without_the_line_end_that_was_pasted_with_it() -> None:
+    assert read_settings(["-api_key=sk-abc\n"], {}).api_key == "sk-abc"
+
+
+def test_origins_are_taken_in_the_form_in_which_browsers_send_them() -> None:
+    origins = "https://Chat.example.org,https://a.example:443,http://b.example:80,http://c.example:8080"
+    taken = ("https://chat.example.org", "https://a.example", "http://b.example", "http://c.example:8080")
+    assert read_settings(["-demo", f"-cors_origin={origins}"], {}).cors_origin == taken
