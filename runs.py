@@ -179,7 +179,7 @@ class _Over(Exception):
 
 
 class Turn:
-    """One turn of a session: running, or ended and still to be watched. Made by `Runs`."""
+    """One turn of a session: running, or ended and still to be watched. `Runs` gives them out."""
 
     def __init__(self, session_id: str, text: str, key: str | None = None) -> None:
         self.id = secrets.token_hex(16)
@@ -249,8 +249,9 @@ class _Running(Turn):
         self.message_count = 0  # of the session, when the turn has ended
         self._partial_from = 0  # the text behind this event is in no stored message yet
         self._attempt: dict[str, int] = {}
+        self._calls = 0  # of tools, that are to run or run now
         self._tool_began = 0.0
-        self.tool_seconds = 0.0
+        self._tool_seconds = 0.0
 
     def begin(self, taken: Taken) -> list[dict[str, Any]]:
         """Store the user's message, unless this is another attempt at a failed turn, and give the messages that
@@ -283,8 +284,8 @@ class _Running(Turn):
 
     def join(self) -> None:
         """Wait as `wait_until_begun` does, and raise here too what keeps the turn from beginning."""
-        self._started.wait()
-        if self._refusal is not None:
+        if not self.wait_until_begun():
+            assert self._refusal is not None
             raise self._refusal
 
     def work(self, agent: Agent, history: Sequence[Mapping[str, Any]]) -> None:
@@ -327,7 +328,7 @@ class _Running(Turn):
         elif isinstance(event, Message):
             self.usage = event.usage
             if event.data["role"] == "tool":
-                self.tool_seconds += time.monotonic() - self._tool_began
+                self._tool_seconds = self.tool_seconds()
             with self._storing:
                 if self._log.sealed:
                     raise _Over
@@ -340,7 +341,12 @@ class _Running(Turn):
             self._end(status, event.reason, finish_reason=event.finish_reason)
         else:
             self._log.append(event)
+            self._calls += 1 if isinstance(event, ToolCall) else -1
             self._tool_began = time.monotonic()
+
+    def tool_seconds(self) -> float:
+        """How long tools have worked, the one that works now included."""
+        return self._tool_seconds + (time.monotonic() - self._tool_began if self._calls else 0.0)
 
     def _end(
         self, status: str, reason: str | None, *, finish_reason: str | None = None, failure: Failed | None = None
@@ -389,7 +395,7 @@ class Runs:
     At most `max_turns` run at once, each for `timeout` seconds at most.
     """
 
-    def __init__(self, storage: Storage, agent: Agent, *, timeout: float = 120.0, max_turns: int = 1000) -> None:
+    def __init__(self, storage: Storage, agent: Agent, *, timeout: float, max_turns: int) -> None:
         self._storage = storage
         self._agent = agent
         self._timeout = timeout
@@ -432,7 +438,7 @@ class Runs:
     def attach(self, session_id: str) -> Turn | None:
         """The session's turn that runs or can still be watched, None where there is none.
 
-        Raises SessionNotFound, and SessionBusy where it runs in another process.
+        Raises SessionNotFound, StorageUnavailable, and SessionBusy where it runs in another process.
         """
         while True:
             turn = self._here_and_nowhere_else(session_id)
@@ -451,7 +457,7 @@ class Runs:
     def cancel(self, session_id: str) -> bool:
         """Cancel the session's turn and wait until it has ended; False if none runs.
 
-        Raises SessionNotFound, and SessionBusy where it runs in another process.
+        Raises SessionNotFound, StorageUnavailable, and SessionBusy where it runs in another process.
         """
         turn = self._here_and_nowhere_else(session_id)
         return turn is not None and turn.cancel()
@@ -601,7 +607,7 @@ class Runs:
             turn.session_id,
             last.code if isinstance(last, Failed) else last.message.get("status", "completed"),
             seconds,
-            seconds - turn.tool_seconds,
+            seconds - turn.tool_seconds(),
             (turn.usage or {}).get("total_tokens", "-"),
         )
 
@@ -674,8 +680,8 @@ class _Past:
         for message in self._answers():
             if message["role"] == "tool":
                 text, call = message["content"], (message.get("tool_call_id", ""), message.get("name", ""))
-                failed = text.startswith("error: ")
-                turn._log.append(ToolResult(*call, **{"error" if failed else "result": text.removeprefix("error: ")}))
+                error = text.removeprefix("error: ") if text.startswith("error: ") else None
+                turn._log.append(ToolResult(*call, result=text if error is None else None, error=error))
                 continue
             if message["content"]:
                 turn._log.append(Chunk(message["content"]))
