@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import fields
+from pathlib import Path
+from typing import Any
 
+import pytest
 from conftest import ROOT
 
 from agent import Agent
@@ -66,3 +69,12 @@ def test_every_file_that_the_readme_names_is_there() -> None:
     for name in set(re.findall(r"`((?:tests|docs|benchmarks|chat_page)/[\w./-]+)`|\]\((docs/[\w.-]+)\)", README)):
         path = name[0] or name[1]
         assert (ROOT / path).exists(), path
+
+
+def test_the_example_of_embedding_works_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    example = README.split("## Embedding")[1].split("```python\n")[1].split("```")[0]
+    names: dict[str, Any] = {}
+    exec(example, names)  # noqa: S102
+    assert list(tmp_path.glob("sessions/session-*.json"))
+    names["agent"].close()
