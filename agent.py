@@ -300,6 +300,8 @@ class Agent:
         reply = _Reply(run)
         left = run.remaining()
         begun = False
+        asked = time.monotonic()
+        _log.debug("Asking %s with %d messages, %.0f s left", self._model, len(body["messages"]), left)
         try:
             with client.post(
                 "/chat/completions",
@@ -326,6 +328,7 @@ class Agent:
             sent = [self._api_key, *(message["content"] for message in body["messages"])]
             raise _failure(error, begun, sent) from None  # its text is not for every log
         run.usage = _summed(run.usage, reply.usage)
+        _log.debug("Answered after %.3f s: %r", time.monotonic() - asked, reply.finish_reason)
         return reply
 
     @contextmanager
