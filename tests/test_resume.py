@@ -309,6 +309,12 @@ def test_a_number_that_no_event_of_the_turn_has_is_gone(talk: Talk, number: str)
     assert code(talk.watch(session, f"?after={ids[0].removesuffix('1')}{number}")) == (410, "event_gone")
 
 
+@pytest.mark.parametrize("around", ["x{}", "{}x", "{} ", "{}-1"])
+def test_what_only_holds_an_id_is_gone(talk: Talk, around: str) -> None:
+    session, ids = ended(talk)
+    assert code(talk.watch(session, f"?after={around.format(ids[0])}")) == (410, "event_gone")
+
+
 @pytest.mark.parametrize("garbage", [NEVER, "evt-", "1", "garbage", "null", "%0A", "a b", "é", "9" * 5000])
 def test_an_id_that_never_was_is_gone(talk: Talk, garbage: str) -> None:
     session, _ = ended(talk)
