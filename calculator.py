@@ -1,33 +1,29 @@
 """Exact arithmetic on an expression, without `eval`.
 
-Numbers are fractions for as long as they can be. What no fraction can say (`sqrt(2)`, `pi`, `log(3)`) is a
-decimal number with a bound on its error; where that leaves a digit of the answer open, all is computed again
-with ten times as many digits. So every digit shown is right, but for one convention: what 500 digits do not
-tell apart from zero (or a whole number, or a half), such as `sin(pi)`, is taken to be exactly that.
+Numbers are fractions for as long as they can be. What no fraction can say (`sqrt(2)`, `pi`, `log(3)`), or only a
+very long one, is a decimal number of a hundred digits. Two rules make up for digits that get lost: what agrees in
+fifty digits with a number of forty is that number, and a difference that loses more than fifty digits is zero. So
+`floor(sqrt(2)**2)` is 2 and `sin(pi)` is 0; but `10**60 + pi - 10**60` is 0 as well.
 """
 
 from __future__ import annotations
 
 import decimal
-import functools
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
-from typing import NoReturn
+from operator import add, mul, truediv
+from typing import Any, NoReturn
 
 MAX_LENGTH = 30_000  # characters of an expression
-MAX_DEPTH = 64  # parentheses, calls and powers within one another
-MAX_DIGITS = 10_000  # of a number read or written in full
-MAX_BITS = 66_500  # of a numerator or denominator on the way, 20,000 digits
-MAX_EXPONENT = 100_000_000  # of what is not exact
-MAX_ANGLE = 1_000  # decimal exponent of an angle
-MAX_WORK = 12_000  # for each of two tries; a unit is about a microsecond
-FEW_DIGITS, MANY_DIGITS = 50, 500  # to work with, in the first try and the second
-SAFE_DIGITS = 20  # known of every number that is not exact
-SHOWN_DIGITS = 15
+MAX_DEPTH = 64  # parentheses, calls, signs and powers within one another
+MAX_DIGITS = 10_000  # of a number in full, before and after the point
+MAX_BITS = 66_500  # of a numerator and a denominator together, 20,000 digits
+MAX_EXPONENT = 1_000_000_000  # of what is not exact
+MAX_WORK = 25_000  # a unit is about a microsecond
+DIGITS, EQUAL_DIGITS, SHORT_DIGITS, SHOWN_DIGITS = 100, 50, 40, 15  # of what is not exact
 
 
 class CalculatorError(ValueError):
@@ -35,13 +31,13 @@ class CalculatorError(ValueError):
 
 
 def calculator(expression: str) -> str:
-    """Calculates an arithmetic expression exactly. Knows + - * / // % ** and parentheses, the numbers pi and
-    e, and the functions sqrt, abs, round(x), round(x, places), min, max, floor, ceil, exp, log(x) (natural),
+    """Calculates an arithmetic expression exactly. Knows + - * / // % (remainder) ** and parentheses, the numbers
+    pi and e, and the functions sqrt, abs, round(x), round(x, places), min, max, floor, ceil, exp, log(x) (natural),
     log(x, base), sin, cos and tan (in radians).
 
-    A result with a finite decimal expansion is given in full, any other one to 15 significant digits, with an
-    exponent (3.33333333333333e+19) from 1e+15 on and below 1e-6. Raises `CalculatorError` where there is no
-    answer, or only one that would take more than some 50 ms.
+    A result with a finite decimal expansion is given in full, up to 10,000 digits, any other one to 15 significant
+    digits, with an exponent (3.33333333333333e+19) from 1e+15 on and below 1e-6. Raises `CalculatorError` where
+    there is no answer, or only one that would take more than some 50 ms.
 
     Args:
         expression: what to compute, such as "15 * 23" or "sqrt(2) / 3"
@@ -49,473 +45,276 @@ def calculator(expression: str) -> str:
     if len(expression) > MAX_LENGTH:
         raise CalculatorError(f"the expression is longer than {MAX_LENGTH:,} characters")
     try:
-        try:
-            return _evaluate(expression, FEW_DIGITS)
-        except _Uncertain:
-            return _evaluate(expression, MANY_DIGITS)
-    except (decimal.Overflow, decimal.Underflow):
+        with decimal.localcontext(_context(DIGITS)):
+            return _text(_Parser(expression.translate(_SPELLINGS)).result())
+    except ZeroDivisionError:
+        raise CalculatorError("division by zero") from None
+    except ArithmeticError:
         raise CalculatorError(f"a number is beyond 1e+{MAX_EXPONENT}, or too close to zero") from None
 
 
-@dataclass(frozen=True, slots=True)
-class _Real:
-    """Some number within `error` of `value`; never one that might be zero."""
-
-    value: Decimal
-    error: Decimal
-
-    def __neg__(self) -> _Real:
-        return _Real(-self.value, self.error)
-
-
-_Number = Fraction | _Real
-
-
-class _Uncertain(CalculatorError):
-    """More digits to work with might help."""
-
-
-def _evaluate(expression: str, digits: int) -> str:
-    with decimal.localcontext(_context(digits)):
-        arithmetic = _Arithmetic(digits)
-        return arithmetic.text(_Parser(expression.translate(_FULL_WIDTH), arithmetic).result())
+_Number = Fraction | Decimal  # exact, or not; a Decimal is never zero
 
 
 class _Parser:
     """Reads an expression and calculates while it reads."""
 
-    def __init__(self, text: str, arithmetic: _Arithmetic) -> None:
+    def __init__(self, text: str) -> None:
         self._text = text
-        self._arithmetic = arithmetic
-        self._depth = 0
-        self._calls = 0  # how many functions' parentheses are open
-        self._at = 0
+        self._work = self._depth = self._calls = 0  # so many functions' parentheses are open
+        self._token, self._kind, self._end = "", "", 0
+        self._advance()
 
     def result(self) -> _Number:
-        self._move_to(0)
         number = self._expression()
         self._accept("=")
         self._accept("?")
-        if self._at < len(self._text):
-            self._refuse()
+        self._expect("")
         return number
 
     def _expression(self, lowest: int = 1) -> _Number:
         number = self._operand()
-        while found := _OPERATOR.match(self._text, self._at):
-            precedence, operation = _OPERATORS[found[0]]
-            if precedence < lowest:
-                break
-            if _PER_CENT.match(self._text, self._at):
-                raise CalculatorError(_REMAINDER)
-            self._move_to(found.end())
-            number = operation(self._arithmetic, number, self._expression(precedence + 1))
+        while (found := _OPERATORS.get(self._token)) and found[0] >= lowest:
+            precedence, operation = found
+            self._advance()
+            right = self._expression(precedence + 1)
+            self._spend((_bits(number) + 1_000) * (_bits(right) + 1_000) >> 18)  # as if done by hand
+            number = operation(number, right)
         return number
 
     def _operand(self) -> _Number:
-        """Signs, a number, and what it is raised to: -2**2 is -4, and 2**3**2 is 2**9."""
+        """A number with its sign and what it is raised to: -2**2 is -4, and 2**3**2 is 2**9."""
         self._depth += 1
         if self._depth > MAX_DEPTH:
-            raise CalculatorError(f"parentheses or powers are more than {MAX_DEPTH} deep")
-        self._arithmetic.spend(12)
-        signs = found[0] if (found := self._take(_SIGNS)) else ""
-        number = self._atom()
-        if self._accept("**") or self._accept("^"):
-            number = self._arithmetic.power(number, self._operand())
+            raise CalculatorError(f"parentheses, signs or powers are more than {MAX_DEPTH} deep")
+        if self._token in ("+", "-"):
+            number = -self._operand() if self._advance() == "-" else self._operand()
+        else:
+            number = self._atom()
+            if self._accept("**"):
+                number = self._call(_power, number, self._operand())
+        self._spend(10 + (_bits(number) >> 8))
         self._depth -= 1
-        return -number if sum(map(signs.count, "-−–")) % 2 else number
+        return number
 
     def _atom(self) -> _Number:
-        if found := self._take(_NUMBER if self._calls else _GROUPED_NUMBER):
-            return self._literal(*found.groups(""))
-        if found := self._take(_NAME):
-            return self._named(found[0])
+        if self._kind == "number":
+            return self._literal(self._advance().replace(",", ""))
+        if self._kind == "name":
+            return self._named(self._advance().lower())
         self._expect("(")
         number = self._expression()
         self._expect(")")
         return number
 
-    def _literal(self, whole: str, fraction: str, exponent: str) -> Fraction:
-        if "," in whole and not _THOUSANDS.fullmatch(whole):
-            raise CalculatorError(f"{whole[:20]!r}: {_GROUPS}; the decimal point is a point")
-        digits, power = whole.replace(",", "") + fraction, exponent.lstrip("+-−0") or "0"
-        if not digits.strip("0"):
-            return Fraction(0)
-        if len(digits) > MAX_DIGITS or len(power) > 5 or int(power) > MAX_DIGITS:
-            raise CalculatorError(f"a number has more than {MAX_DIGITS:,} digits")
-        self._arithmetic.spend((len(digits) ** 2 >> 15) + (int(power) >> 6))
-        sign = -1 if exponent.startswith(("-", "−")) else 1
-        return Fraction(Decimal(f"{digits}e{sign * int(power) - len(fraction)}"))
+    def _literal(self, digits: str) -> _Number:
+        try:
+            value = _IN_FULL.create_decimal(digits)
+        except decimal.Inexact:
+            raise CalculatorError(f"a number has more than {MAX_DIGITS:,} digits") from None
+        self._spend((len(digits) ** 2 >> 14) + (abs(value.adjusted()) >> 4))
+        return Fraction(value)
 
     def _named(self, name: str) -> _Number:
-        if name.lower() not in _NAMES:
-            raise CalculatorError(f"unknown name {name[:20]!r}; known are {', '.join(_NAMES)}")
-        least, most, function = _NAMES[name.lower()]
-        arguments = []
-        if most:
-            if not self._accept("("):
-                raise CalculatorError(f"{name} needs parentheses: {name}(…)")
-            self._calls += 1
+        if name in _CONSTANTS:
+            return _CONSTANTS[name]
+        if name not in _FUNCTIONS:
+            raise CalculatorError(f"unknown name {name[:20]!r}; known are {', '.join([*_FUNCTIONS, *_CONSTANTS])}")
+        most, function = _FUNCTIONS[name]
+        self._calls += 1
+        self._expect("(")
+        arguments = [self._expression()]
+        while self._accept(","):
             arguments.append(self._expression())
-            while self._accept(","):
-                arguments.append(self._expression())
-            self._expect(")")
-            self._calls -= 1
-        if not least <= len(arguments) <= most:
-            takes = "one argument" if most == 1 else f"{least} or {most} arguments"
-            raise CalculatorError(f"{name} takes {takes}, not {len(arguments)}; {_SEPARATES}")
-        return function(self._arithmetic, *arguments)
+        self._calls -= 1
+        self._expect(")")
+        if len(arguments) > most:
+            raise CalculatorError(f"too many arguments for {name}: {len(arguments)} where {most} will do{_COMMA}")
+        return self._call(function, *arguments)
 
-    def _take(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
-        found = pattern.match(self._text, self._at)
-        if found:
-            self._move_to(found.end())
-        return found
+    def _call(self, function: Callable[..., _Number], *arguments: _Number) -> _Number:
+        self._spend(150 + len(arguments) * (sum(map(_bits, arguments)) ** 2 >> 20))
+        return function(*arguments)
+
+    def _spend(self, work: int) -> None:
+        self._work += work
+        if self._work > MAX_WORK:
+            raise CalculatorError("this is too much work at once; do it in smaller parts")
+
+    def _advance(self) -> str:
+        """Goes on to the next token, and gives the one that it leaves."""
+        left = self._token
+        found = (_TOKEN if self._calls else _TOKEN_OR_GROUPS).match(self._text, self._end)
+        assert found and found.lastgroup  # there is always one, if only the end
+        self._kind, self._token, self._end = found.lastgroup, found[found.lastgroup], found.end()
+        return left
 
     def _accept(self, symbol: str) -> bool:
-        accepted = self._text.startswith(symbol, self._at)
+        accepted = self._token == symbol
         if accepted:
-            self._move_to(self._at + len(symbol))
+            self._advance()
         return accepted
 
     def _expect(self, symbol: str) -> None:
         if not self._accept(symbol):
             self._refuse()
 
-    def _move_to(self, position: int) -> None:
-        """There, and on past white space."""
-        found = _SPACE.match(self._text, position)
-        self._at = found.end() if found else position
-
     def _refuse(self) -> NoReturn:
-        """Says what is wrong with the text from here on."""
-        before, rest = self._text[: self._at].rstrip(), self._text[self._at :]
-        if before.endswith("%"):
-            raise CalculatorError(_REMAINDER)
-        if not rest:
+        if not self._token:
             raise CalculatorError("the expression ends too early")
-        if rest.startswith(","):
-            raise CalculatorError(_SEPARATES if self._calls else _GROUPS)
-        no_operator = _NO_OPERATOR.fullmatch(before[-1:] + rest[0])
-        hint = "; multiplication is written 2 * 3" if no_operator else ""
-        place = f"after {before[-20:]!r}" if before else "at the beginning"
-        raise CalculatorError(f"unexpected {rest[0]!r} {place}{hint}")
+        before = self._text[: self._end - len(self._token)].rstrip()[-20:]
+        place = f"after {before!r}" if before else "at the beginning"
+        raise CalculatorError(f"unexpected {self._token[:20]!r} {place}{_COMMA if self._token == ',' else ''}")
 
 
-class _Arithmetic:
-    """The operations, with so many digits to work with."""
+def _text(x: _Number) -> str:
+    if isinstance(x, Fraction):
+        try:
+            return f"{_IN_FULL.divide(Decimal(x.numerator), Decimal(x.denominator)):f}"
+        except decimal.Inexact:
+            pass
+    shown = _context(SHOWN_DIGITS).plus(_decimal(x)).normalize()
+    return f"{shown:f}" if -7 < shown.adjusted() < SHOWN_DIGITS else f"{shown:e}"
 
-    def __init__(self, digits: int) -> None:
-        self._digits = digits
-        self._final = digits == MANY_DIGITS
-        self._function_work = 30 + (digits**2 >> 7)
-        self._upward = _context(6, decimal.ROUND_UP)
-        self._work_left = MAX_WORK
 
-    def spend(self, work: int) -> None:
-        self._work_left -= work
-        if self._work_left < 0:
-            raise CalculatorError("this is too much work at once; do it in smaller parts")
+def _bits(x: _Number) -> int:
+    return x.numerator.bit_length() + x.denominator.bit_length() if isinstance(x, Fraction) else 0
 
-    def text(self, x: _Number) -> str:
-        """The number as it is shown."""
-        if isinstance(x, Fraction):
-            if (places := _decimal_places(x)) is not None:
-                return _in_full(x, places)
-            x = self._real(x)
-        context = _context(SHOWN_DIGITS)
-        low, high = context.plus(abs(x.value) - x.error), context.plus(abs(x.value) + x.error)
-        if low != high and not self._final:
-            self._give_up()
-        sign, exponent = "-" if x.value < 0 else "", high.adjusted()
-        if -7 < exponent < SHOWN_DIGITS:
-            return f"{sign}{high.normalize(context):f}"
-        return f"{sign}{high.scaleb(-exponent, context).normalize(context):f}e{exponent:+}"
 
-    def add(self, x: _Number, y: _Number) -> _Number:
-        if isinstance(x, Fraction) and isinstance(y, Fraction):
-            self._spend_on(x, y)
-            return self._exact(x + y)
-        a, b = self._real(x), self._real(y)
-        return self._inexact(a.value + b.value, a.error + b.error)
+def _decimal(x: _Number) -> Decimal:
+    if isinstance(x, Decimal):
+        return x
+    # Decimal takes long for a long number, of which 400 bits are more than enough.
+    up, down = (max(n.bit_length() - 400, 0) for n in (x.numerator, x.denominator))
+    return Decimal(x.numerator >> up) / Decimal(x.denominator >> down) * Decimal(2) ** (up - down)
 
-    def multiply(self, x: _Number, y: _Number) -> _Number:
-        if isinstance(x, Fraction) and isinstance(y, Fraction):
-            self._spend_on(x, y)
-            return self._exact(x * y)
-        a, b = self._real(x), self._real(y)
-        error = abs(a.value) * b.error + (abs(b.value) + b.error) * a.error
-        return self._inexact(a.value * b.value, error)
 
-    def divide(self, x: _Number, y: _Number) -> _Number:
-        if y == 0:
-            raise CalculatorError("division by zero")
-        if isinstance(x, Fraction) and isinstance(y, Fraction):
-            return self.multiply(x, 1 / y)
-        a, b = self._real(x), self._real(y)
-        value = a.value / b.value
-        return self._inexact(value, (a.error + abs(value) * b.error) / (abs(b.value) - b.error))
-
-    def floor(self, x: _Number) -> _Number:
-        if isinstance(x, Fraction):
-            self.spend(x.numerator.bit_length() * x.denominator.bit_length() >> 20)
-            return Fraction(math.floor(x))
-        if x.value.adjusted() > self._digits:
-            self._give_up()
-        nearest = Fraction(int(x.value.to_integral_value()))
-        return nearest - 1 if _sign(self.add(x, -nearest)) < 0 else nearest
-
-    def remainder(self, x: _Number, y: _Number) -> _Number:
-        """With the sign of `y`, as in Python."""
-        return self.add(x, -self.multiply(y, self.floor(self.divide(x, y))))
-
-    def power(self, x: _Number, y: _Number) -> _Number:
-        if _sign(y) < 0:
-            return self.power(self.divide(Fraction(1), x), -y)
-        if x == 0:
-            return Fraction(y == 0)
-        if isinstance(x, Fraction) and isinstance(y, Fraction):
-            root = self._exact_root(x, y.denominator)
-            if root is not None:
-                bits = (_bits(root) - 1) * y.numerator
-                if bits <= MAX_BITS:
-                    self.spend((bits**2 >> 21) + (_bits(y) >> 4))
-                    return self._exact(root**y.numerator)
-                self._refuse_if_finite(root)
-        a = self._real(x)
-        if isinstance(y, Fraction) and y.denominator == 1:
-            self.spend(self._function_work + (_bits(y) ** 2 >> 19))
-            value = a.value**y.numerator
-            return self._inexact(value, abs(value / a.value) * a.error * y.numerator * 2)
-        if a.value < 0:
-            raise CalculatorError("negative numbers have no real roots or fractional powers")
-        if y == Fraction(1, 2):
-            self.spend(self._digits >> 2)
-            value = a.value.sqrt()
-            return self._inexact(value, a.error / value)
-        return self.exp(self.multiply(y, self.log(x)))
-
-    def exp(self, x: _Number) -> _Number:
-        if x == 0:
-            return Fraction(1)
-        self.spend(self._function_work)
-        a = self._real(x)
-        value = a.value.exp()
-        return self._inexact(value, value * a.error * 2)
-
-    def log(self, x: _Number, base: _Number | None = None) -> _Number:
-        if _sign(x) <= 0:
-            raise CalculatorError("only numbers above zero have logarithms")
-        if base is not None:
-            return self.divide(self.log(x), self.log(base))
-        if x == 1:
-            return Fraction(0)
-        self.spend(self._function_work)
-        a = self._real(x)
-        return self._inexact(a.value.ln(), a.error / (a.value - a.error))
-
-    def sine(self, x: _Number, quarters: int = 0) -> _Number:
-        """The sine of the angle that is `x` and so many quarter turns."""
-        if x == 0:
-            return Fraction(quarters)
-        self.spend(self._function_work // 2)
-        exponent = self._real(x).value.adjusted()
-        if exponent > MAX_ANGLE:
-            raise CalculatorError(f"sin, cos and tan are for angles up to 1e+{MAX_ANGLE}")
-        with decimal.localcontext() as context:
-            context.prec = self._digits + 5 + max(0, exponent)
-            angle = self._real(x)
-            turned = (angle.value * 2 / _pi()).to_integral_value()
-            rest = angle.value - turned * _pi() / 2
-            context.prec = self._digits + 5
-            quarters += int(turned)
-            value = _series(rest, odd=quarters % 2 == 0) * (-1 if quarters % 4 >= 2 else 1)
-            error = angle.error + (Decimal(10) ** -self._digits if turned else 0)
-        return self._inexact(value, error)
-
-    def pi(self) -> _Number:
-        return self._inexact(+_pi(), Decimal(0))
-
-    def abs(self, x: _Number) -> _Number:
-        return -x if _sign(x) < 0 else x
-
-    def min(self, *numbers: _Number) -> _Number:
-        return functools.reduce(lambda x, y: y if _sign(self.add(x, -y)) > 0 else x, numbers)
-
-    def round(self, x: _Number, places: _Number = Fraction(0)) -> _Number:
-        """Halves go away from zero: 2.5 to 3, and -2.5 to -3."""
-        if not isinstance(places, Fraction) or places.denominator > 1 or abs(places) > MAX_DIGITS:
-            raise CalculatorError(f"round(x, n) is for a whole number n of up to {MAX_DIGITS:,} places")
-        self.spend(abs(places.numerator) >> 4)
-        unit = Fraction(10) ** -places.numerator
-        count = self.floor(self.add(self.divide(self.abs(x), unit), Fraction(1, 2)))
-        return self.multiply(count, unit * _sign(x))
-
-    def _exact_root(self, x: Fraction, degree: int) -> Fraction | None:
-        if degree == 1:
-            return x
-        if x < 0 or degree > MAX_BITS:
-            return None
-        self.spend(_bits(x) ** 2 >> 19)
-        numerator, denominator = _root(x.numerator, degree), _root(x.denominator, degree)
-        exact = numerator**degree == x.numerator and denominator**degree == x.denominator
-        return Fraction(numerator, denominator) if exact else None
-
-    def _exact(self, x: Fraction) -> _Number:
-        """`x` itself, or where it is too long to go on with and has no end anyway, an approximation."""
+def _settle(x: _Number) -> _Number:
+    """What to go on with instead of `x`: a fraction where that is possible."""
+    if isinstance(x, Fraction):
         if _bits(x) <= MAX_BITS:
             return x
-        self._refuse_if_finite(x)
-        return self._real(x)
-
-    def _refuse_if_finite(self, x: Fraction) -> None:
-        if _decimal_places(x) is not None:
-            raise CalculatorError(f"a number on the way has more than {2 * MAX_DIGITS:,} digits")
-
-    def _real(self, x: _Number) -> _Real:
-        if isinstance(x, _Real):
-            return x
-        digits = decimal.getcontext().prec
-        self.spend(_bits(x) + digits >> 5)
-        # Shifted so that the quotient is just long enough: Decimal takes much longer for a long number.
-        shift = 4 * digits - x.numerator.bit_length() + x.denominator.bit_length()
-        quotient = (x.numerator << max(shift, 0)) // (x.denominator << max(-shift, 0))
-        value = Decimal(quotient) * Decimal(2) ** -shift
-        return _Real(value, abs(value).scaleb(2 - digits))
-
-    def _inexact(self, value: Decimal, error: Decimal) -> _Number:
-        """What was computed from numbers with that error, and rounded once more itself."""
-        self.spend(self._digits >> 4)
-        error = self._upward.add(error, abs(value).scaleb(1 - self._digits))
-        if abs(value) > error.scaleb(SAFE_DIGITS):
-            return _Real(+value, error)
-        if value == error == 0:
-            return Fraction(0)
-        if self._final and abs(value) <= error and error.adjusted() < -self._digits // 10:
-            return Fraction(0)
-        self._give_up()
-
-    def _give_up(self) -> NoReturn:
-        raise _Uncertain("too many digits cancel out, or are missing, for an answer that is right")
-
-    def _spend_on(self, x: Fraction, y: Fraction) -> None:
-        # Common divisors take most of the time, in proportion to the product of the lengths.
-        (a, b), (c, d) = ((n.numerator.bit_length(), n.denominator.bit_length()) for n in (x, y))
-        self.spend(5 + ((a * d + b * c + b * d) * 4 + a * c >> 21))
+        if x.denominator == 1:
+            raise CalculatorError(_TOO_LONG)
+    value = _decimal(x)
+    short = _SHORT.plus(value)
+    is_short = short == _EQUAL.plus(value) and abs(short.adjusted()) < EQUAL_DIGITS
+    return Fraction(short) if is_short else value
 
 
-def _sign(x: _Number) -> int:
-    value = x if isinstance(x, Fraction) else x.value
-    return (value > 0) - (value < 0)
+def _operate(operation: Callable[[Any, Any], _Number], x: _Number, y: _Number) -> _Number:
+    if isinstance(x, Fraction) and isinstance(y, Fraction):
+        return _settle(operation(x, y))
+    return _settle(operation(_decimal(x), _decimal(y)))
 
 
-def _bits(x: Fraction) -> int:
-    return max(x.numerator.bit_length(), x.denominator.bit_length())
+def _add(x: _Number, y: _Number) -> _Number:
+    total = _operate(add, x, y)
+    inexact = isinstance(x, Decimal) or isinstance(y, Decimal)
+    return Fraction(0) if inexact and abs(_decimal(total)) < abs(_decimal(x)) * _TINY else total
 
 
-def _decimal_places(x: Fraction) -> int | None:
-    """How many digits `x` has after the point; None if they have no end."""
-    twos = (x.denominator & -x.denominator).bit_length() - 1
-    odd = x.denominator >> twos
-    fives = math.ceil((odd.bit_length() - 1) / math.log2(5))
-    return max(twos, fives) if odd == 5**fives else None
+def _floor(x: _Number) -> _Number:
+    if isinstance(x, Decimal) and x.adjusted() >= SHORT_DIGITS:
+        raise CalculatorError(f"what is not exact has no whole part of more than {SHORT_DIGITS} digits")
+    return Fraction(math.floor(x))
 
 
-def _in_full(x: Fraction, places: int) -> str:
-    if places <= MAX_DIGITS:
-        scaled = abs(x.numerator) * (10**places // x.denominator)
-        if scaled < 10**MAX_DIGITS:
-            digits = str(Decimal(scaled)).rjust(places + 1, "0")  # str(int) would stop at 4,300 digits
-            point = len(digits) - places
-            return ("-" if x < 0 else "") + digits[:point] + ("." if places else "") + digits[point:]
-    raise CalculatorError(f"the result has more than {MAX_DIGITS:,} digits")
+def _round(x: _Number, places: _Number = Fraction(0)) -> _Number:
+    """Halves go away from zero: 2.5 to 3, and -2.5 to -3."""
+    if not isinstance(places, Fraction) or places.denominator > 1 or abs(places) > 1_000:
+        raise CalculatorError("round(x, n) is for a whole number n of up to 1,000 places")
+    if x < 0:
+        return -_round(-x, places)
+    unit = Fraction(10) ** -places.numerator
+    return _operate(mul, _floor(_add(_operate(truediv, x, unit), _HALF)), unit)
 
 
-def _root(n: int, degree: int) -> int:
-    """Rounded down, by Newton's method from above; it begins with the root of the upper half of `n`."""
-    if n.bit_length() <= degree:
-        return min(n, 1)
-    half = n.bit_length() // (2 * degree)
-    root = (_root(n >> half * degree, degree) + 1) << half if half else 4
-    while (closer := ((degree - 1) * root + n // root ** (degree - 1)) // degree) < root:
-        root = closer
-    return root
+def _power(x: _Number, y: _Number) -> _Number:
+    if isinstance(y, Fraction) and y.denominator == 1:
+        if isinstance(x, Fraction) and (_bits(x) - 2) * abs(y) <= MAX_BITS:
+            return _settle(x**y.numerator)
+        if isinstance(x, Fraction) and x.denominator == 1 and y > 0:
+            raise CalculatorError(_TOO_LONG)
+        if x < 0:
+            return _operate(mul, _power(-x, y), Fraction(-1) ** y.numerator)
+    if x < 0:
+        raise CalculatorError("negative numbers have no real roots or fractional powers")
+    if isinstance(x, Fraction) and y == _HALF:
+        root = Fraction(math.isqrt(x.numerator), math.isqrt(x.denominator))
+        if root**2 == x:
+            return root
+    return x if x == 0 < y else _settle(_decimal(_operate(mul, y, _log(x))).exp())
 
 
-def _series(x: Decimal, odd: bool) -> Decimal:
-    """The sine (odd powers) or cosine (even ones) of a small angle."""
-    power, term = (1, x) if odd else (0, Decimal(1))
-    total, square = term, x * x
-    while True:
-        power += 2
-        term *= -square / (power * (power - 1))
-        if total + term == total:
-            return total
+def _log(x: _Number, base: _Number | None = None) -> _Number:
+    if x <= 0:
+        raise CalculatorError("only numbers above zero have logarithms")
+    if base is not None:
+        return _operate(truediv, _log(x), _log(base))
+    beyond_one = _decimal(_add(x, Fraction(-1)))
+    return _settle(beyond_one if abs(beyond_one) < _TINY else _decimal(x).ln())
+
+
+def _sin(x: _Number, quarters: int = 0) -> _Number:
+    """The sine of the angle that is `x` and so many quarter turns."""
+    angle = _decimal(x)
+    if angle.adjusted() >= SHORT_DIGITS:
+        raise CalculatorError(f"sin, cos and tan are for angles below 1e+{SHORT_DIGITS}")
+    turned = (angle * 2 / _PI).to_integral_value()
+    rest = _decimal(_add(angle, -turned * _PI / 2))
+    quarters += int(turned)
+    power = 1 - quarters % 2  # odd powers make the series of the sine, even ones that of the cosine
+    term, total = rest if power else Decimal(1), Decimal(0)
+    while total + term != total:
         total += term
+        term *= -rest * rest / ((power + 1) * (power + 2))
+        power += 2
+    return _settle(-total if quarters % 4 > 1 else total)
 
 
-@functools.cache
-def _pi() -> Decimal:
-    """With all digits that the largest angle needs, by Machin's formula."""
-    digits = MANY_DIGITS + MAX_ANGLE + 50
-    one: int = 10 ** (digits + 10)
-
-    def arctan_of_one_over(n: int) -> int:
-        term = total = one // n
-        power = 1
-        while term:
-            power += 2
-            term //= -n * n
-            total += term // power
-        return total
-
-    with decimal.localcontext(_context(digits)):
-        return Decimal(16 * arctan_of_one_over(5) - 4 * arctan_of_one_over(239)) / one
-
-
-def _context(digits: int, rounding: str = decimal.ROUND_HALF_UP) -> decimal.Context:
+def _context(digits: int) -> decimal.Context:
     traps = [decimal.Overflow, decimal.Underflow, decimal.InvalidOperation, decimal.DivisionByZero]
-    return decimal.Context(digits, rounding, -MAX_EXPONENT, MAX_EXPONENT, traps=traps)
+    return decimal.Context(digits, decimal.ROUND_HALF_UP, -MAX_EXPONENT, MAX_EXPONENT, traps=traps)
 
 
-_Operation = Callable[..., _Number]
-_OPERATORS: dict[str, tuple[int, _Operation]] = {  # with the precedence
-    **dict.fromkeys("+", (1, _Arithmetic.add)),
-    **dict.fromkeys("-−–", (1, lambda do, x, y: do.add(x, -y))),
-    **dict.fromkeys("*×·⋅", (2, _Arithmetic.multiply)),
-    **dict.fromkeys("/÷", (2, _Arithmetic.divide)),
-    "//": (2, lambda do, x, y: do.floor(do.divide(x, y))),
-    "%": (2, _Arithmetic.remainder),
+_IN_FULL = decimal.Context(MAX_DIGITS, Emin=-1, Emax=MAX_DIGITS - 1, traps=[decimal.Inexact])
+_SHORT, _EQUAL = _context(SHORT_DIGITS), _context(EQUAL_DIGITS)
+_TINY, _HALF = Decimal(10) ** -EQUAL_DIGITS, Fraction(1, 2)
+_PI = Decimal("3.141592653589793238462643383279502884197169399375105820974944592307816406286208998628034825342117068")
+
+_OPERATORS: dict[str, tuple[int, Callable[[_Number, _Number], _Number]]] = {  # with the precedence
+    "+": (1, _add),
+    "-": (1, lambda x, y: _add(x, -y)),
+    "*": (2, lambda x, y: _operate(mul, x, y)),
+    "/": (2, lambda x, y: _operate(truediv, x, y)),
+    "//": (2, lambda x, y: _floor(_operate(truediv, x, y))),
+    "%": (2, lambda x, y: _add(x, -_operate(mul, y, _floor(_operate(truediv, x, y))))),  # the sign is that of y
 }
-_NAMES: dict[str, tuple[int, int, _Operation]] = {  # with the least and the most arguments
-    "sqrt": (1, 1, lambda do, x: do.power(x, Fraction(1, 2))),
-    "abs": (1, 1, _Arithmetic.abs),
-    "round": (1, 2, _Arithmetic.round),
-    "min": (1, MAX_LENGTH, _Arithmetic.min),
-    "max": (1, MAX_LENGTH, lambda do, *numbers: -do.min(*(-x for x in numbers))),
-    "floor": (1, 1, _Arithmetic.floor),
-    "ceil": (1, 1, lambda do, x: -do.floor(-x)),
-    "exp": (1, 1, _Arithmetic.exp),
-    "log": (1, 2, _Arithmetic.log),
-    "sin": (1, 1, _Arithmetic.sine),
-    "cos": (1, 1, lambda do, x: do.sine(x, 1)),
-    "tan": (1, 1, lambda do, x: do.divide(do.sine(x), do.sine(x, 1))),
-    "pi": (0, 0, _Arithmetic.pi),
-    "π": (0, 0, _Arithmetic.pi),
-    "e": (0, 0, lambda do: do.exp(Fraction(1))),
+_FUNCTIONS: dict[str, tuple[int, Callable[..., _Number]]] = {  # with the largest number of arguments
+    "sqrt": (1, lambda x: _power(x, _HALF)),
+    "abs": (1, abs),
+    "round": (2, _round),
+    "min": (MAX_LENGTH, lambda *numbers: min(numbers)),
+    "max": (MAX_LENGTH, lambda *numbers: max(numbers)),
+    "floor": (1, _floor),
+    "ceil": (1, lambda x: -_floor(-x)),
+    "exp": (1, lambda x: _settle(_decimal(x).exp())),
+    "log": (2, _log),
+    "sin": (1, _sin),
+    "cos": (1, lambda x: _sin(x, 1)),
+    "tan": (1, lambda x: _operate(truediv, _sin(x), _sin(x, 1))),
 }
+_CONSTANTS = {"pi": _PI, "e": _context(DIGITS).exp(Decimal(1))}
 
-_FULL_WIDTH = {ord("！") + n: ord("!") + n for n in range(94)}
-_SPACE = re.compile(r"\s*")
-_OPERATOR = re.compile("//|[" + re.escape("".join(_OPERATORS)) + "]")
-_SIGNS = re.compile(r"[-−–+\s]+")
-_PER_CENT = re.compile(r"(?<=\S)%\s*[-−–+]\s")
-_NUMBER = re.compile(r"(?=\.?[0-9])([0-9]*)\.?([0-9]*)(?:[eE]([-−+]?[0-9]+))?")
-_GROUPED_NUMBER = re.compile(_NUMBER.pattern.replace("[0-9]*", "[0-9]*(?:,[0-9]+)*", 1))
-_THOUSANDS = re.compile(r"[1-9][0-9]{0,2}(?:,[0-9]{3})+")
-_NAME = re.compile(r"[^\W\d]\w*")
-_NO_OPERATOR = re.compile(r"[\w.)][\w.(]")
-
-_REMAINDER = "% is the remainder, as in 7 % 3; for per cent write / 100"
-_GROUPS = "outside a function's parentheses a comma only groups threes, as in 1,234"
-_SEPARATES = "inside a function's parentheses a comma separates arguments: 1,234 is written 1234 there"
+_SPELLINGS = str.maketrans(
+    {chr(ord("！") + n): chr(ord("!") + n) for n in range(94)}  # full width
+    | {"×": " * ", "·": " * ", "⋅": " * ", "÷": " / ", "^": "**", "−": "-", "–": "-", "π": "pi"}
+)
+_TOO_LONG = f"a whole number on the way has more than {2 * MAX_DIGITS:,} digits"
+_COMMA = "; in a function's parentheses a comma separates arguments, elsewhere it groups threes, as in 1,234"
+_NUMBER = r"(?P<number>(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?)"
+_SYMBOL = r"(?P<symbol>\*\*|//|(?<=\S)%\s*[-+]\s|\S|\Z)"  # in 50% - 1 the sign is no remainder's
+_TOKEN = re.compile(rf"\s*(?:{_NUMBER}|(?P<name>[^\W\d]\w*)|{_SYMBOL})")
+_GROUPS = r"(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9,])|[0-9]+)"
+_TOKEN_OR_GROUPS = re.compile(_TOKEN.pattern.replace("[0-9]+", _GROUPS, 1))

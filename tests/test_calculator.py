@@ -27,81 +27,40 @@ def error_of(expression: str) -> str:
     return str(caught.value)
 
 
+def cases(*lines: str) -> pytest.MarkDecorator:
+    """Such as "1 + 1 is 2 | 2 + 2 is 4"."""
+    pairs = [case.strip().split(" is ") for line in lines for case in line.split(" | ")]
+    return pytest.mark.parametrize(("expression", "result"), pairs)
+
+
 # Exact results
 
 
-@pytest.mark.parametrize(
-    ("expression", "result"),
-    [
-        ("15 * 23", "345"),
-        ("0.1 + 0.2", "0.3"),
-        ("1/3*3", "1"),
-        ("2**200", str(2**200)),
-        ("7/8", "0.875"),
-        ("-7/4", "-1.75"),
-        ("2**-1", "0.5"),
-        ("10**-20", "0." + "0" * 19 + "1"),
-        ("(1/3 + 1/6) * 2", "1"),
-        ("1e3", "1000"),
-        ("1.5E-3", "0.0015"),
-        (".5 + 5.", "5.5"),
-        ("0e999999999", "0"),
-        ("-0", "0"),
-        ("1 - 1e-30", "0." + "9" * 30),
-        ("0**0", "1"),
-        ("(-1)**1e9999", "1"),
-        ("(1/9)**-2", "81"),
-    ],
+@cases(
+    "15 * 23 is 345 | 0.1 + 0.2 is 0.3 | 1/3*3 is 1 | 7/8 is 0.875 | -7/4 is -1.75 | 2**-1 is 0.5 | -0 is 0",
+    f"2**200 is {2**200} | 10**-20 is 0.{'0' * 19}1 | 1 - 1e-30 is 0.{'9' * 30}",
+    "(1/3 + 1/6) * 2 is 1 | 1e3 is 1000 | 1.5E-3 is 0.0015 | .5 + 5. is 5.5 | 0e999999999 is 0",
+    "0**0 is 1 | (-1)**1e9999 is 1 | (1/9)**-2 is 81",
 )
 def test_arithmetic_is_exact(expression: str, result: str) -> None:
     assert calculator(expression) == result
 
 
-@pytest.mark.parametrize(
-    ("expression", "result"),
-    [
-        ("2 + 3 * 4", "14"),
-        ("10 - 4 - 3", "3"),
-        ("100 / 10 / 5", "2"),
-        ("-2**2", "-4"),
-        ("(-2)**2", "4"),
-        ("2**3**2", "512"),
-        ("2**-2**2", "0.0625"),
-        ("2^-1", "0.5"),
-        ("2*-3", "-6"),
-        ("2 - -3", "5"),
-        ("--+-5", "-5"),
-        ("-7 // 2", "-4"),
-        ("-7 % 3", "2"),
-        ("7 % -3", "-2"),
-        ("7 % - 3", "-2"),
-        ("7.5 // 2 % 2", "1"),
-        ("((((1))))", "1"),
-    ],
+@cases(
+    "2 + 3 * 4 is 14 | 10 - 4 - 3 is 3 | 100 / 10 / 5 is 2 | ((((1)))) is 1",
+    "-2**2 is -4 | (-2)**2 is 4 | 2**3**2 is 512 | 2**-2**2 is 0.0625 | 2^-1 is 0.5",
+    "2*-3 is -6 | 2 - -3 is 5 | --+-5 is -5",
+    "-7 // 2 is -4 | -7 % 3 is 2 | 7 % -3 is -2 | 7 % - 3 is -2 | 7.5 // 2 % 2 is 1",
 )
 def test_precedence_and_signs_are_those_of_python(expression: str, result: str) -> None:
     assert calculator(expression) == result
 
 
-@pytest.mark.parametrize(
-    ("expression", "result"),
-    [
-        ("6 × 7", "42"),
-        ("6 · 7 ⋅ 2", "84"),
-        ("84 ÷ 2", "42"),
-        ("2^10", "1024"),
-        ("5 − 7", "-2"),
-        ("−5 – 7", "-12"),
-        ("3 × 10^−2", "0.03"),
-        ("1e−2", "0.01"),
-        ("15 * 23 =", "345"),
-        ("15 * 23 = ?", "345"),
-        ("15 * 23?", "345"),
-        ("\t1 +\r\n\u00a02\u2009", "3"),
-        ("１２＋（３＊４）", "24"),
-        ("SQRT(16) + Abs(-1)", "5"),
-        ("cos(2 * π)", "1"),
-    ],
+@cases(
+    "6 × 7 is 42 | 6 · 7 ⋅ 2 is 84 | 84 ÷ 2 is 42 | 2^10 is 1024",
+    "5 − 7 is -2 | −5 – 7 is -12 | 3 × 10^−2 is 0.03 | 1e−2 is 0.01",
+    "15 * 23 = is 345 | 15 * 23 = ? is 345 | 15 * 23? is 345",
+    "(\t1 +\r\n\u00a02\u2009) is 3 | １２＋（３＊４） is 24 | SQRT(16) + Abs(-1) is 5 | cos(2 * π) is 1",
 )
 def test_it_reads_what_people_and_models_write(expression: str, result: str) -> None:
     assert calculator(expression) == result
@@ -114,272 +73,159 @@ def test_a_result_of_ten_thousand_digits_is_given_in_full() -> None:
     assert len(calculator("2**33219")) == 10_000
 
 
-@pytest.mark.parametrize(
-    "expression", ["10**10000", "10**-10001", "2**33220", "2**-10001", "1e5000 + 1e-5000"]
+@cases(
+    "10**10000 is 1e+10000 | 10**-10001 is 1e-10001 | 2**33220 is 1.64609902415177e+10000",
+    "2**-10001 is 2.50618637460323e-3011 | 1e5000 + 1e-5000 is 1e+5000 | 1.0001**10000 is 2.71814592682522",
 )
-def test_a_finite_result_of_more_digits_is_an_error_that_says_so(expression: str) -> None:
-    assert error_of(expression) == "the result has more than 10,000 digits"
+def test_a_result_of_more_digits_is_given_to_15(expression: str, result: str) -> None:
+    assert calculator(expression) == result
 
 
 def test_there_may_be_twenty_thousand_digits_on_the_way() -> None:
     assert calculator("10**19000 / 10**18998") == "100"
     assert calculator(f"{TEN_THOUSAND_DIGITS} * 10**9999 / 10**9999") == TEN_THOUSAND_DIGITS
-    assert error_of("10**30000 / 10**29999") == "a number on the way has more than 20,000 digits"
+    for more in "10**30000 / 10**29999", "10**30000 + 1 - 10**30000", "10**15000 * 10**15000":
+        assert error_of(more) == "a whole number on the way has more than 20,000 digits"
 
 
 # Thousands and arguments
 
 
-@pytest.mark.parametrize(
-    ("expression", "result"),
-    [
-        ("1,234", "1234"),
-        ("1,234,567.89 + 1", "1234568.89"),
-        ("(1,234) * 2", "2468"),
-        ("12,345e3", "12345000"),
-        ("max(1, 2) + 1,000", "1002"),
-        ("(1,000 + max(1,000))", "1001"),
-        ("max(1,234)", "234"),
-        ("min(1,234)", "1"),
-        ("max(1,234.5,6)", "234.5"),
-        ("log(100,10)", "2"),
-        ("max(1,(2),abs(-3))", "3"),
-    ],
+@cases(
+    "1,234 is 1234 | 1,234,567.89 + 1 is 1234568.89 | (1,234) * 2 is 2468 | 12,345e3 is 12345000",
+    "max(1, 2) + 1,000 is 1002 | (1,000 + max(1,000)) is 1001 | max(1,234) is 234 | min(1,234) is 1",
+    "max(1,234.5,6) is 234.5 | log(100,10) is 2 | max(1,(2),abs(-3)) is 3",
 )
 def test_commas_group_threes_outside_and_separate_inside_a_function(expression: str, result: str) -> None:
     assert calculator(expression) == result
 
 
-@pytest.mark.parametrize(
-    "expression", ["1,23", "1,2345", "1234,567", "1,23,456", "0,123", "1, 234", "1,", "1.234,5", "(1,2)"]
-)
-def test_a_comma_that_groups_anything_else_is_an_error(expression: str) -> None:
-    assert "groups threes, as in 1,234" in error_of(expression)
+OTHER_COMMAS = ["1,23", "1,2345", "1234,567", "1,23,456", "0,123", "1, 234", "1,", "1.234,5", "(1,2)"]
+OTHER_COMMAS += ["sqrt(1,234)", "max((1,234), 5)", "floor(2 * (1,234))"]
 
 
-@pytest.mark.parametrize("expression", ["sqrt(1,234)", "max((1,234), 5)", "floor(2 * (1,234))"])
-def test_a_comma_does_not_group_anywhere_within_a_function(expression: str) -> None:
-    assert "inside a function's parentheses a comma separates arguments" in error_of(expression)
+@pytest.mark.parametrize("expression", OTHER_COMMAS)
+def test_any_other_comma_is_an_error_that_says_what_commas_are_for(expression: str) -> None:
+    hint = "; in a function's parentheses a comma separates arguments, elsewhere it groups threes, as in 1,234"
+    assert error_of(expression).endswith(hint)
 
 
-# Functions and results to 15 digits
+# Functions, and results to 15 digits
 
 
-@pytest.mark.parametrize(
-    ("expression", "result"),
-    [
-        ("sqrt(4)", "2"),
-        ("sqrt(2.25)", "1.5"),
-        ("sqrt(10**400)", "1" + "0" * 200),
-        ("(10**300)**(2/3)", "1" + "0" * 200),
-        ("(8/27)**(1/3) * 3", "2"),
-        ("sqrt(0)", "0"),
-        ("abs(-1.5)", "1.5"),
-        ("min(3, 1/3, 2)", "0.333333333333333"),
-        ("max(sqrt(2), 1.5)", "1.5"),
-        ("max(5)", "5"),
-        ("floor(-1/3)", "-1"),
-        ("ceil(-1/3)", "0"),
-        ("ceil(10**30 + 0.1)", str(10**30 + 1)),
-        ("floor(pi * 10**20)", "314159265358979323846"),
-        ("exp(0)", "1"),
-        ("log(1)", "0"),
-        ("sin(0) + cos(0) + tan(0)", "1"),
-    ],
+@cases(
+    f"sqrt(4) is 2 | sqrt(2.25) is 1.5 | sqrt(10**400) is 1{'0' * 200} | sqrt(0) is 0 | abs(-1.5) is 1.5",
+    "8**(1/3) is 2 | (8/27)**(1/3) * 3 is 2 | 0**(1/3) is 0",
+    "min(3, 1/3, 2) is 0.333333333333333 | max(sqrt(2), 1.5) is 1.5 | max(5) is 5",
+    "floor(-1/3) is -1 | ceil(-1/3) is 0 | ceil(10**30 + 0.1) is 1000000000000000000000000000001",
+    "floor(pi * 10**20) is 314159265358979323846",
+    "exp(0) is 1 | log(1) is 0 | sin(0) + cos(0) + tan(0) is 1",
 )
 def test_a_function_is_exact_where_it_can_be(expression: str, result: str) -> None:
     assert calculator(expression) == result
 
 
-@pytest.mark.parametrize(
-    ("expression", "result"),
-    [
-        ("round(2.5)", "3"),
-        ("round(-2.5)", "-3"),
-        ("round(3.5)", "4"),
-        ("round(0.5)", "1"),
-        ("round(0.4999999999999999999999)", "0"),
-        ("round(2.675, 2)", "2.68"),
-        ("round(-1.005, 2)", "-1.01"),
-        ("round(1250, -2)", "1300"),
-        ("round(2/3, 4)", "0.6667"),
-        ("round(pi, 30)", "3.14159265358979323846264338328"),
-        ("round(0.5 * log(2) / log(2))", "1"),
-    ],
+@cases(
+    "round(2.5) is 3 | round(-2.5) is -3 | round(3.5) is 4 | round(0.5) is 1",
+    "round(0.4999999999999999999999) is 0 | round(2.675, 2) is 2.68 | round(-1.005, 2) is -1.01",
+    "round(1250, -2) is 1300 | round(2/3, 4) is 0.6667 | round(0.5 * log(2) / log(2)) is 1",
+    "round(pi, 30) is 3.14159265358979323846264338328",
 )
 def test_round_takes_halves_away_from_zero(expression: str, result: str) -> None:
     assert calculator(expression) == result
 
 
-@pytest.mark.parametrize(
-    ("expression", "result"),
-    [
-        ("1/3", "0.333333333333333"),
-        ("-2/3", "-0.666666666666667"),
-        ("pi", "3.14159265358979"),
-        ("e", "2.71828182845905"),
-        ("10**0.5", "3.16227766016838"),
-        ("2**0.5", "1.4142135623731"),
-        ("sin(1)", "0.841470984807897"),
-        ("cos(1)", "0.54030230586814"),
-        ("tan(1)", "1.5574077246549"),
-        ("sin(-1)", "-0.841470984807897"),
-        ("log(2)", "0.693147180559945"),
-        ("log(2, 8)", "0.333333333333333"),
-        ("exp(1.5)", "4.48168907033806"),
-        ("e**pi", "23.1406926327793"),
-        ("1/7e5", "0.00000142857142857143"),
-        ("1/7e6", "1.42857142857143e-7"),
-        ("10**15/7", "142857142857143"),
-        ("10**16/7", "1.42857142857143e+15"),
-        ("10**15 - 1/7", "1e+15"),
-    ],
+@cases(
+    "1/3 is 0.333333333333333 | -2/3 is -0.666666666666667 | pi is 3.14159265358979 | e is 2.71828182845905",
+    "10**0.5 is 3.16227766016838 | 2**0.5 is 1.4142135623731 | e**pi is 23.1406926327793",
+    "sin(1) is 0.841470984807897 | cos(1) is 0.54030230586814 | tan(1) is 1.5574077246549",
+    "sin(-1) is -0.841470984807897 | log(2) is 0.693147180559945 | log(2, 8) is 0.333333333333333",
+    "exp(1.5) is 4.48168907033806 | 1/7e5 is 0.00000142857142857143 | 1/7e6 is 1.42857142857143e-7",
+    "10**15/7 is 142857142857143 | 10**16/7 is 1.42857142857143e+15 | 10**15 - 1/7 is 1e+15",
 )
 def test_what_has_no_end_is_given_to_15_digits(expression: str, result: str) -> None:
     assert calculator(expression) == result
 
 
-@pytest.mark.parametrize(
-    ("expression", "result"),
-    [
-        ("sin(pi)", "0"),
-        ("cos(pi/2)", "0"),
-        ("sin(pi/6)", "0.5"),
-        ("tan(pi/4)", "1"),
-        ("cos(100*pi)", "1"),
-        ("sqrt(2)**2", "2"),
-        ("sqrt(2)**2 - 2", "0"),
-        ("floor(sqrt(2)**2)", "2"),
-        ("ceil(sqrt(3)**2)", "3"),
-        ("log(1000, 10)", "3"),
-        ("log(8, 2)", "3"),
-        ("floor(log(1000, 10))", "3"),
-        ("exp(log(5))", "5"),
-        ("exp(1) - e", "0"),
-        ("(2 * pi) % pi", "0"),
-        ("(-sqrt(2))**2", "2"),
-    ],
+@cases(
+    "sin(pi) is 0 | cos(pi/2) is 0 | sin(pi/6) is 0.5 | tan(pi/4) is 1 | cos(100*pi) is 1",
+    "sqrt(2)**2 is 2 | sqrt(2)**2 - 2 is 0 | floor(sqrt(2)**2) is 2 | ceil(sqrt(3)**2) is 3 | (-sqrt(2))**2 is 2",
+    "log(1000, 10) is 3 | log(8, 2) is 3 | floor(log(1000, 10)) is 3 | exp(log(5)) is 5 | exp(1) - e is 0",
+    "(2 * pi) % pi is 0 | (sqrt(2) + 10**6) - 10**6 - sqrt(2) is 0",
 )
 def test_what_people_expect_to_be_round_is_round(expression: str, result: str) -> None:
     assert calculator(expression) == result
 
 
-@pytest.mark.parametrize(
-    ("expression", "result"),
-    [
-        ("exp(1000)", "1.97007111401705e+434"),
-        ("exp(-1000)", "5.07595889754946e-435"),
-        ("log(2**5000)", "3465.73590279973"),
-        ("log(10**10000)", "23025.8509299405"),
-        ("log(9**20000) / log(7**20000)", "1.12915006810716"),
-        ("sin(10**1000)", "0.65335979821037"),
-        ("sqrt(2 * 10**4000)", "1.4142135623731e+2000"),
-        ("(1/3)**1000000", "5.56263209915713e-477122"),
-        ("2**0.5 * 10**400", "1.4142135623731e+400"),
-        ("sin(10**22)", "-0.852200849767189"),
-        ("sin(1e-600)", "1e-600"),
-        ("10**15000 / (3 * 10**15000)", "0.333333333333333"),
-    ],
+@cases(
+    "exp(1000) is 1.97007111401705e+434 | exp(-1000) is 5.07595889754946e-435 | 1/(1 + exp(-100)) is 1",
+    "log(2**5000) is 3465.73590279973 | log(10**10000) is 23025.8509299405",
+    "log(9**20000) / log(7**20000) is 1.12915006810716 | sqrt(2 * 10**4000) is 1.4142135623731e+2000",
+    "(1/3)**1000000 is 5.56263209915713e-477122 | 2**0.5 * 10**400 is 1.4142135623731e+400",
+    "1000 * (1 + 0.05/365)**(365 * 30) is 4481.22868852452 | 10**200 + sin(1) is 1e+200",
+    "sin(10**22) is -0.852200849767189 | sin(1e-600) is 1e-600 | 10**15000 / (3 * 10**15000) is 0.333333333333333",
+    "(1 + 1e-40 * pi - 1) * 1e40 is 3.14159265358979 | log(1 + 1e-120/3) is 3.33333333333333e-121",
+    "(1 + 1/10**120)**(10**120) is 2.71828182845905",
 )
 def test_large_and_small_numbers_neither_overflow_nor_vanish(expression: str, result: str) -> None:
     assert calculator(expression) == result
 
 
-@pytest.mark.parametrize(
-    ("expression", "result"),
-    [
-        ("10**200 + sin(1) - 10**200", "0.841470984807897"),
-        ("sqrt(10**400 + 1) - 10**200", "5e-201"),
-        ("(1 + 1e-40 * pi - 1) * 1e40", "3.14159265358979"),
-        ("exp(1e-60) - 1", "1e-60"),
-        ("sin(3.14159265358979323846264338327950288419716939937510582)", "9.74944592307816e-55"),
-    ],
+@cases(
+    "10**40 + pi - 10**40 is 3.14159265358979 | 10**40 + pi - 10**40 - pi is 0 | 10**60 + pi - 10**60 is 0",
+    "exp(1e-40) - 1 is 1e-40 | exp(1e-60) - 1 is 0",
 )
-def test_digits_that_cancel_out_are_computed_again(expression: str, result: str) -> None:
+def test_a_difference_that_loses_more_than_fifty_digits_is_zero(expression: str, result: str) -> None:
     assert calculator(expression) == result
-
-
-def test_where_too_many_digits_cancel_out_it_says_so() -> None:
-    assert "cancel" in error_of("10**2000 + sin(1) - 10**2000")
 
 
 # What cannot be computed
 
 
-@pytest.mark.parametrize(
-    ("expression", "message"),
-    [
-        ("1/0", "division by zero"),
-        ("1 // 0", "division by zero"),
-        ("1 % 0", "division by zero"),
-        ("0**-1", "division by zero"),
-        ("tan(pi/2)", "division by zero"),
-        ("log(5, 1)", "division by zero"),
-        ("log(0)", "only numbers above zero have logarithms"),
-        ("log(2, -1)", "only numbers above zero have logarithms"),
-        ("sqrt(-1)", "negative numbers have no real roots"),
-        ("(-8)**(1/3)", "negative numbers have no real roots"),
-        ("round(1, 0.5)", "whole number"),
-        ("round(1, 20000)", "10,000 places"),
-        ("sin(10**1002)", "angles up to 1e+1000"),
-        ("exp(10**12)", "beyond 1e+100000000"),
-        ("exp(2**60000)", "beyond 1e+100000000"),
-        ("exp(-10**12)", "too close to zero"),
-        ("9**9**9", "20,000 digits"),
-        ("1e999999999", "10,000 digits"),
-        ("1e-999999999", "10,000 digits"),
-    ],
+@cases(
+    "1/0 is division by zero | 1 // 0 is division by zero | 1 % 0 is division by zero | 0/0 is division by zero",
+    "0**-1 is division by zero | tan(pi/2) is division by zero | log(5, 1) is division by zero",
+    "log(0) is only numbers above zero have logarithms | log(2, -1) is only numbers above zero have logarithms",
+    "sqrt(-1) is negative numbers have no real roots | (-8)**(1/3) is negative numbers have no real roots",
+    "round(1, 0.5) is whole number | round(1, 20000) is 1,000 places | sin(10**42) is angles below 1e+40",
+    "floor(pi * 10**40) is no whole part of more than 40 digits",
+    "exp(10**12) is beyond 1e+1000000000 | exp(2**60000) is beyond 1e+1000000000 | exp(-10**12) is too close to zero",
+    "9**9**9 is 20,000 digits | 1e999999999 is 10,000 digits | 1e-999999999 is 10,000 digits",
 )
-def test_a_number_that_is_not_there_or_too_long_is_an_error(expression: str, message: str) -> None:
-    assert message in error_of(expression)
+def test_a_number_that_is_not_there_or_too_long_is_an_error(expression: str, result: str) -> None:
+    assert result in error_of(expression)
 
 
-@pytest.mark.parametrize(
-    ("expression", "message"),
-    [
-        ("", "ends too early"),
-        (" \n", "ends too early"),
-        ("1 +", "ends too early"),
-        ("(1", "ends too early"),
-        ("2 3", "unexpected '3' after '2'; multiplication is written 2 * 3"),
-        ("2(3)", "multiplication"),
-        ("(2)(3)", "multiplication"),
-        ("2pi", "multiplication"),
-        ("2²", "multiplication"),
-        ("1)", "unexpected ')' after '1'"),
-        ("max()", "unexpected ')' after 'max('"),
-        ("max(1,)", "unexpected ')' after 'max(1,'"),
-        ("* 2", "unexpected '*' at the beginning"),
-        ("1 ** * 2", "unexpected '*'"),
-        ("15 * 23 = 345", "unexpected '3' after '15 * 23 ='"),
-        ("1 == 1", "unexpected '='"),
-        ("1..2", "unexpected '.'"),
-        ("٣ + 1", "unexpected '٣'"),
-        ("'1'", 'unexpected "\'"'),
-        ("1; 2", "unexpected ';'"),
-        ("\x00", r"unexpected '\x00'"),
-        ("\ud800", r"unexpected '\ud800'"),
-        ("x + 1", "unknown name 'x'; known are sqrt, abs,"),
-        ("half of 3", "unknown name 'half'"),
-        ("a" * 1_000, "unknown name 'aaaaaaaaaaaaaaaaaaaa';"),
-        ("math.sqrt(4)", "unknown name 'math'"),
-        ("__import__('os').system('true')", "unknown name '__import__'"),
-        ("open('x')", "unknown name 'open'"),
-        ("(1).real", "unexpected '.'"),
-        ("pi.real", "unexpected '.'"),
-        ("lambda: 1", "unknown name 'lambda'"),
-        ("pi(2)", "unexpected '('"),
-        ("sin", "sin needs parentheses"),
-        ("sqrt 2", "sqrt needs parentheses"),
-        ("abs(1, 2)", "abs takes one argument, not 2"),
-        ("log(1, 2, 3)", "log takes 1 or 2 arguments, not 3"),
-        ("5%", "% is the remainder"),
-        ("5% * 3", "% is the remainder"),
-        ("200 + 10% - 5", "% is the remainder"),
-    ],
+@pytest.mark.parametrize("expression", ["", " \n", "1 +", "(1", "5%", "sin"])
+def test_an_end_that_comes_too_early_is_an_error_that_says_so(expression: str) -> None:
+    assert error_of(expression) == "the expression ends too early"
+
+
+@cases(
+    "2 3 is '3' after '2' | 2(3) is '(' after '2' | (2)(3) is '(' after '(2)' | 2pi is 'pi' after '2'",
+    "2² is '²' after '2' | 2① is '①' after '2' | ٣ + 1 is '٣' at the beginning | 2××3 is '*' after '2 *'",
+    "1) is ')' after '1' | max() is ')' after 'max(' | max(1,) is ')' after 'max(1,' | sqrt 2 is '2' after 'sqrt'",
+    "* 2 is '*' at the beginning | 1 ** * 2 is '*' after '1 **' | 15 * 23 = 345 is '345' after '15 * 23 ='",
+    "1 == 1 is '=' after '1 =' | 1..2 is '.2' after '1.' | 1; 2 is ';' after '1' | pi(2) is '(' after 'pi'",
+    "5% * 3 is '*' after '5%' | 200 + 10% - 5 is '% - ' after '200 + 10'",
+    "'1' is \"'\" at the beginning | \x00 is '\\x00' at | \ud800 is '\\ud800' at",
+    "(1).real is '.' after '(1)' | pi.real is '.' after 'pi'",
 )
-def test_an_error_names_what_is_wrong(expression: str, message: str) -> None:
-    assert message in error_of(expression)
+def test_an_error_names_what_is_unexpected(expression: str, result: str) -> None:
+    assert error_of(expression).startswith(f"unexpected {result}")
+
+
+@cases(
+    "x + 1 is 'x'; known are sqrt, abs, | half of 3 is 'half' | math.sqrt(4) is 'math' | open('x') is 'open'",
+    f"__import__('os').system('true') is '__import__' | lambda: 1 is 'lambda' | {'a' * 1_000} is '{'a' * 20}';",
+)
+def test_an_error_names_what_is_unknown(expression: str, result: str) -> None:
+    assert error_of(expression).startswith(f"unknown name {result}")
+
+
+@cases("abs(1, 2) is abs: 2 where 1 will do | log(1, 2, 3) is log: 3 where 2 will do")
+def test_an_error_counts_the_arguments(expression: str, result: str) -> None:
+    assert error_of(expression).startswith(f"too many arguments for {result}")
 
 
 # Laws
@@ -449,9 +295,7 @@ def test_exp_log_and_sqrt_are_rounded_right(x: Decimal) -> None:
     if x > 0:
         assert Decimal(calculator(f"log({x:f})")) == fifteen.plus(reference.ln(x))
         root = reference.sqrt(x)
-        assert Decimal(calculator(f"sqrt({x:f})")) == (
-            root if Fraction(root) ** 2 == x else fifteen.plus(root)
-        )
+        assert Decimal(calculator(f"sqrt({x:f})")) == (root if Fraction(root) ** 2 == x else fifteen.plus(root))
 
 
 @quietly
@@ -463,18 +307,8 @@ def test_sin_cos_and_tan_agree_with_the_c_library(x: float) -> None:
     assert math.isclose(float(calculator(f"tan{text}")), math.tan(x), rel_tol=1e-13, abs_tol=0)
 
 
-PIECES = [
-    *"1.(),+-*/%^×−=?'[_²１eπx \n\x00\ud800",
-    "**",
-    "//",
-    "23",
-    "1e99",
-    "9" * 30,
-    "sqrt",
-    "max",
-    "log",
-    "sin",
-]
+PIECES = [*"1.(),+-*/%^×−=?'[_²１eπx \n\x00\ud800", "9" * 30]
+PIECES += ["**", "//", "23", "1e99", "sqrt", "max", "log", "sin", "round"]
 
 
 @quietly
@@ -522,12 +356,15 @@ HOSTILE = {
     "root of high degree": "+".join(["2**(1/1e9999)"] * 2_000),
     "power of one": "+".join(["1**1e9999"] * 3_000),
     "long exponent": "(1+1/3e30)**1e9999",
-    "rounding": "+".join(["round(.5,10000)"] * 1_500),
-    "angles": "+".join(["tan(1e1000/7)"] * 2_000),
+    "rounding": "+".join(["round(.5,1000)"] * 1_500),
+    "angles": "+".join(["tan(1e39/7)"] * 2_000),
     "angle of long numbers": "+".join(["sin(2**66000/3**41000)"] * 1_000),
     "exponential of a long number": "+".join(["exp(2**66000/3**41000)"] * 1_000),
-    "twice as much": "+".join(["exp(1/3)"] * 90) + "+sin(pi)",
-    "twice as much, with digits": "+".join(["pi*e"] * 140) + "+sin(pi)",
+    "many inexact products": "+".join(["pi*e"] * 3_000),
+    "many long powers": "max(" + "10**19000," * 1_000 + "1)",
+    "many long remainders": "%".join(["(2/3)**20000%((5/7)**11500)"] * 1_000),
+    "a long fraction among inexact numbers": "min((2/3)**20000" + ",pi" * 3_000 + ")",
+    "a long fraction and short numbers": "(2/3)**20000" + "*7" * 10_000,
 }
 
 
@@ -561,7 +398,7 @@ def test_the_interpreters_settings_are_left_alone() -> None:
 
 
 def test_threads_do_not_disturb_one_another() -> None:
-    expressions = ["sin(10**22)", "sqrt(10**400 + 1) - 10**200", "2**0.5", "round(pi, 30)"]
+    expressions = ["sin(10**22)", "7**11000", "2**0.5", "round(pi, 30)"]
     expected = [calculator(expression) for expression in expressions]
     results: list[list[str]] = []
 
