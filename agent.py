@@ -255,7 +255,7 @@ class Agent:
             return ToolResult(call.id, call.name, result=tool(call.arguments))
         except ValueError as error:
             return ToolResult(call.id, call.name, error=_text(str(error))[:_MAX_RESULT] or "the tool failed")
-        except Exception as error:  # noqa: BLE001  a tool is anybody's code
+        except (Exception, SystemExit) as error:  # noqa: BLE001  a tool is anybody's code
             _log.warning("Tool %s failed with %s", call.name, type(error).__name__)
             return ToolResult(call.id, call.name, error=f"the tool failed ({type(error).__name__})")
 
@@ -318,15 +318,15 @@ class Agent:
                         _read_tail(stream.response)
                         break
                     if text := reply.add(json.loads(data.decode())):
+                        begun = True
                         yield Chunk(text)
-                    begun = True
             if text := reply.end():
                 yield Chunk(text)
         except (openai.OpenAIError, _http.HTTPError, OSError, ValueError, RuntimeError) as error:
             if run.stop.is_set():
                 raise Stopped from None
             sent = [self._api_key, *(message["content"] for message in body["messages"])]
-            raise _failure(error, begun, sent) from None  # its text is not for every log
+            raise _failure(error, begun or reply.has_calls, sent) from None  # its text is not for every log
         run.usage = _summed(run.usage, reply.usage)
         _log.debug("Answered after %.3f s: %r", time.monotonic() - asked, reply.finish_reason)
         return reply
@@ -659,6 +659,10 @@ class _Reply:
         if calls := delta.get("tool_calls"):
             self._add_calls(calls)
         return text or ""
+
+    @property
+    def has_calls(self) -> bool:
+        return bool(self._calls)
 
     def end(self) -> str:
         """The last text, if any is left. Raises ValueError if nothing has come at all."""

@@ -293,6 +293,13 @@ def test_a_call_without_any_tools_is_an_error(model: ModelServer, agent_of: Make
     assert result_of(model, agent_of(model, tools=[]), "weather", {}).error
 
 
+def test_a_tool_that_would_end_the_program_fails_like_any_other(model: ModelServer, agent_of: MakeAgent) -> None:
+    def leave() -> str:
+        raise SystemExit(1)
+
+    assert result_of(model, agent_of(model, tools=[leave]), "leave", "").error == "the tool failed (SystemExit)"
+
+
 def test_of_an_unforeseen_exception_only_the_type_is_told(model: ModelServer, agent_of: MakeAgent) -> None:
     def broken() -> str:
         raise FileNotFoundError("/etc/secret")

@@ -41,6 +41,10 @@ OVERFLOWS: dict[str, ReplyTo] = {
     "a gateway that wraps": status(400, {"error": {"message": f"litellm: {SENTENCE}", "code": "400"}}),
     "an error in the stream": frames({"error": {"message": SENTENCE, "code": 400}}, "[DONE]"),
     "an error in the stream by its code": frames({"error": {"message": "no", "code": "context_length_exceeded"}}),
+    "an error in the stream behind a chunk without text": frames(
+        {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]},
+        {"error": {"message": "no", "code": "context_length_exceeded"}},
+    ),
     "a whole body in place of a stream": whole({"error": {"message": SENTENCE, "code": "context_length_exceeded"}}),
 }
 
