@@ -24,13 +24,13 @@ NEEDS = "needs the Debian packages chromium and chromium-driver"
 Driver = webdriver.Chrome
 
 
-def start(profile: Path) -> Driver:
-    """A browser without a window, with its profile in that directory. End it with `quit()`."""
+def start(profile: Path, *further: str) -> Driver:
+    """A browser without a window, with its profile in that directory, and further flags. End it with `quit()`."""
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM or ""
     flags = "--headless --disable-gpu --disable-dev-shm-usage --no-first-run --disable-sync --hide-scrollbars"
     quiet = "--disable-background-networking --disable-component-update --disable-default-apps"
-    for flag in [*flags.split(), *quiet.split(), f"--user-data-dir={profile}"]:
+    for flag in [*flags.split(), *quiet.split(), f"--user-data-dir={profile}", *further]:
         options.add_argument(flag)
     if os.geteuid() == 0:
         options.add_argument("--no-sandbox")
