@@ -430,7 +430,7 @@ class Runs:
             except _Known:
                 continue
             try:
-                threading.Thread(target=turn.work, args=(self._agent, history), name=turn.id, daemon=True).start()
+                _thread.start_new_thread(turn.work, (self._agent, history))
             except RuntimeError:  # the system has no more threads to give
                 turn.fail("overloaded")
             return turn, False
