@@ -808,7 +808,7 @@ class _Conversation:
     """A history as the model is to see it: the turns before, which may be cut, and the current one."""
 
     def __init__(self, history: Sequence[Mapping[str, Any]], max_history: int) -> None:
-        self._history = [message for message in history if isinstance(message, Mapping)]
+        self._history = [message for message in history if type(message) is dict or isinstance(message, Mapping)]
         turns: list[list[Mapping[str, Any]]] = [[]]
         for message in self._history:
             if message.get("role") == "user" and turns[-1]:
@@ -861,12 +861,15 @@ class _Conversation:
                         text = _joined(sent.pop()["content"], text)
                     sent.append({"role": "user", "content": text})
                 elif role == "assistant":
-                    calls = tool_calls_of(message)
+                    calls = tool_calls_of(message) if "tool_calls" in message else []
                     if not calls and not text.strip():
                         continue
                     if last == "assistant":
                         text = _joined(sent.pop()["content"], text)
-                    sent.extend(_sendable(text, calls, results, ids))
+                    if calls:
+                        sent.extend(_sendable(text, calls, results, ids))
+                    else:
+                        sent.append({"role": "assistant", "content": text})
         return sent
 
 

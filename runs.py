@@ -430,7 +430,7 @@ class Runs:
             except _Known:
                 continue
             try:
-                _thread.start_new_thread(turn.work, (self._agent, history))
+                threading.Thread(target=turn.work, args=(self._agent, history), name=turn.id, daemon=True).start()
             except RuntimeError:  # the system has no more threads to give
                 turn.fail("overloaded")
             return turn, False
@@ -708,8 +708,10 @@ class _Past:
 
 def _find(session: Session, key: str | None) -> _Past | None:
     """The turn that was started with this key."""
+    if key is None:
+        return None
     keys = [message.get("idempotency_key") for message in session.messages]
-    if key is None or key not in keys:
+    if key not in keys:
         return None
     messages = session.messages[keys.index(key) :]
     for number, message in enumerate(messages):
@@ -726,6 +728,8 @@ def _attempt(message: Mapping[str, Any]) -> int:
 
 def _without_failed_attempts(messages: Sequence[dict[str, Any]], attempt: int) -> list[dict[str, Any]]:
     """The messages without those of attempts that were followed by another; `attempt` is that of the last turn."""
+    if attempt == 1 and not any("attempt" in message for message in messages):
+        return list(messages)
     kept = []
     for message in reversed(messages):
         if message["role"] == "user":

@@ -7,7 +7,6 @@ program starts and stops.
 
 from __future__ import annotations
 
-import _thread
 import argparse
 import contextlib
 import gc
@@ -830,9 +829,6 @@ class _Pool(ThreadedTaskDispatcher):
     def __init__(self, most: int) -> None:
         super().__init__()
         self._most = most
-
-    def start_new_thread(self, target: Callable[[int], None], thread_no: int) -> None:
-        _thread.start_new_thread(target, (thread_no,))
 
     def add_task(self, task: Any) -> None:
         with self.lock:

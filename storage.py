@@ -14,6 +14,7 @@ import functools
 import json
 import logging
 import math
+import operator
 import os
 import re
 import secrets
@@ -38,6 +39,8 @@ SESSION_ID = re.compile(r"session-[0-9a-z-]{1,64}")
 
 _BRIEFLY = 1.0  # seconds to wait for a session that is taken for less than a turn (a new title, a deletion)
 _STALE = 3600.0  # seconds after which a temporary file is taken for the rest of a crash
+_texts_of = operator.itemgetter("id", "role", "content", "created_at")  # which every message has
+_FILE = re.compile(rf"({SESSION_ID.pattern})\.json")
 _TEMPORARY = re.compile(rf"\.({SESSION_ID.pattern}\.)?[0-9a-f]{{16}}\.tmp")
 
 T = TypeVar("T")
@@ -206,7 +209,7 @@ class Taken(ABC):
         now = timestamp()
         line = _dump({"id": None, **fields} | {"id": new_id("msg"), "created_at": now})
         message: dict[str, Any] = json.loads(line)
-        if not _is_message(message):
+        if not _are_messages([message]):
             raise ValueError("a message needs a role and a content, both strings")
         changed = replace(self.session, updated_at=now, note=None)
         self._append(changed, line)
@@ -280,14 +283,11 @@ def _checked(session_id: str) -> str:
     return session_id
 
 
-def _is_message(value: Any) -> bool:
-    return (
-        isinstance(value, dict)
-        and isinstance(value.get("id"), str)
-        and isinstance(value.get("role"), str)
-        and isinstance(value.get("content"), str)
-        and isinstance(value.get("created_at"), str)
-    )
+def _are_messages(values: list[Any]) -> bool:
+    try:
+        return {type(text) for value in values for text in _texts_of(value)} <= {str}
+    except (KeyError, TypeError):  # a field is missing, or it is no object at all
+        return False
 
 
 def _summary(session: Session) -> Summary:
@@ -420,7 +420,7 @@ class FileStorage(Storage):
             self._try_writing()
 
     def summary(self, session_id: str) -> Summary:
-        found = self._at(_checked(session_id), os.lstat)
+        found = self._at(_checked(session_id), lambda _, found: found)
         return self._cached_summary(
             session_id, (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
         )
@@ -441,11 +441,14 @@ class FileStorage(Storage):
         found = []
         with _unavailable("list", self._directory), os.scandir(self._directory) as entries:
             for entry in entries:
-                name, extension = entry.name[:-5], entry.name[-5:]
-                if extension == ".json" and SESSION_ID.fullmatch(name) and entry.is_file(follow_symlinks=False):
-                    with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
-                        found.append((-entry.stat(follow_symlinks=False).st_mtime_ns, name))
-        return [name for _, name in sorted(found)]
+                if (file := _FILE.fullmatch(entry.name)) and entry.is_file(follow_symlinks=False):
+                    try:  # nothing slower: there may be a hundred thousand
+                        found.append((entry.stat(follow_symlinks=False).st_mtime_ns, file[1]))
+                    except FileNotFoundError:  # deleted meanwhile
+                        continue
+        found.sort(key=operator.itemgetter(1))
+        found.sort(key=operator.itemgetter(0), reverse=True)
+        return [id for _, id in found]
 
     def _take(self, session_id: str, turn: bool) -> Taken | None:
         while True:
@@ -471,7 +474,7 @@ class FileStorage(Storage):
                     return False
 
     def _is_current(self, file: int, session_id: str) -> bool:
-        return os.path.samestat(os.fstat(file), self._at(session_id, os.lstat))
+        return os.path.samestat(os.fstat(file), self._at(session_id, lambda _, found: found))
 
     def _path(self, session_id: str) -> str:
         return os.path.join(self._directory, f"{session_id}.json")
@@ -479,21 +482,22 @@ class FileStorage(Storage):
     def _temporary(self, prefix: str = "") -> str:
         return os.path.join(self._directory, f".{prefix}{secrets.token_hex(8)}.tmp")
 
-    def _at(self, session_id: str, look: Callable[[str], T]) -> T:
-        """What `look` gives for the path of the session's file. Only a regular file is one: no link, no folder, no
-        FIFO to wait at."""
+    def _at(self, session_id: str, look: Callable[[str, os.stat_result], T]) -> T:
+        """What `look` gives for the path of the session's file and what is there. Only a regular file is one: no
+        link, no folder, no FIFO to wait at."""
         with _unavailable("open", session_id):
             try:
                 path = self._path(session_id)
-                if stat.S_ISREG(os.lstat(path).st_mode):
-                    return look(path)
+                found = os.lstat(path)
+                if stat.S_ISREG(found.st_mode):
+                    return look(path, found)
             except FileNotFoundError:
                 if not os.path.isdir(self._directory):
                     raise
         raise SessionNotFound(session_id)
 
     def _open(self, session_id: str, flags: int) -> int:
-        return self._at(session_id, lambda path: os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK))
+        return self._at(session_id, lambda path, _: os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK))
 
     @contextlib.contextmanager
     def _opened(self, session_id: str) -> Iterator[int]:
@@ -744,7 +748,7 @@ def _session(session_id: str, value: Any) -> Session:
     if not isinstance(value, dict) or value.get("id") != session_id:
         raise ValueError("it does not hold the session that it is named after")
     messages, title, note = value.get("messages"), value.get("title"), value.get("note")
-    if not isinstance(messages, list) or not all(map(_is_message, messages)):
+    if not isinstance(messages, list) or not _are_messages(messages):
         raise ValueError("its messages are not a list of messages")
     if not isinstance(title, str | None) or not isinstance(note, str | None):
         raise ValueError("its title or its note is not text")
@@ -789,4 +793,4 @@ def _message(line: bytes) -> tuple[dict[str, Any] | None, str]:
         _dump(message)
     except ValueError:
         return None, text
-    return (message, text[end:]) if _is_message(message) else (None, text)
+    return (message, text[end:]) if _are_messages([message]) else (None, text)
