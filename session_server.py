@@ -133,7 +133,7 @@ class Settings:
     max_history: int = 0
     auth_token: str = ""
     cors_origin: tuple[str, ...] = ()
-    max_streams: int = 1000
+    max_streams: int = 500
     grace: float = 10.0
     log_level: str = "info"
     demo: bool = False

@@ -653,8 +653,10 @@ def _make_directory(path: str) -> None:
 
 def _read_all(file: int) -> bytes:
     data = b""
-    while block := os.pread(file, os.fstat(file).st_size + 1, len(data)):
+    most = os.fstat(file).st_size + 1  # at once, as a rule
+    while block := os.pread(file, most, len(data)):
         data += block
+        most = 1 << 16
     return data
 
 

@@ -164,13 +164,14 @@ class Bench:
             yield server
 
     @contextlib.contextmanager
-    def servers(self, *names: str) -> Iterator[list[Measured]]:
-        """The servers of these names, side by side and listening; those that are not installed are left out."""
+    def servers(self, *names: str, flags: Sequence[str] = ()) -> Iterator[list[Measured]]:
+        """The servers of these names, side by side and listening, ours with `flags`; those that are not installed are
+        left out."""
         with contextlib.ExitStack() as stack:
             found: list[Measured] = []
             for name in names:
                 if name == OURS:
-                    found.append(stack.enter_context(self._ours()))
+                    found.append(stack.enter_context(self._ours(*flags)))
                 elif name == STAND_IN:
                     found.append(self.model)
                 elif name == FLOOR or name in self.typed:

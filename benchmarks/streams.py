@@ -115,7 +115,7 @@ def starts(bench: Bench) -> None:
     """Many streams that begin at once, or over a while."""
     few, many, most = bench.scale.starts
     over = f"{many} started over {bench.scale.spread:g} s"
-    with bench.servers(*_ALL) as servers:
+    with bench.servers(*_ALL, flags=[f"-max_streams={most}"]) as servers:
         for server in servers:
             run_streams(server, server.turns(1, asking(1)), 1)
         untyped = [server for server in servers if server.name not in TYPED]
