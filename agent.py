@@ -480,7 +480,7 @@ class _Tap:
 
     def __init__(self, stream: Any) -> None:
         self._stream_read = stream.read
-        self._socket = stream.get_extra_info("socket")
+        self._socket: socket.socket = stream.get_extra_info("socket")
         self._held = b""  # has been read, and not been given to anybody
         self._seen = b""  # the last bytes that the library was given
         self._after_headers = False
