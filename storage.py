@@ -4,7 +4,9 @@
 dict, `FileStorage` in one JSON file each. Reading needs no lock. Whoever wants to change a session takes it
 first, and is then the only one, between threads and between processes alike.
 
-A back end writes six primitives of `Storage` and five of `Taken`; `tests/storage_conformance.py` checks it.
+A back end writes six primitives of `Storage` and five of `Taken`; `tests/storage_conformance.py` checks it. One that
+servers on several machines share lets them also follow one another's turns, by `Taken.share` and
+`Storage.elsewhere`.
 """
 
 from __future__ import annotations
@@ -156,6 +158,11 @@ class Storage(ABC):
         to take it. Raises SessionNotFound, StorageUnavailable."""
         return self._running(_checked(session_id))
 
+    def elsewhere(self, session_id: str) -> Elsewhere | None:
+        """The session's newest turn, if another process runs it or has just run it, and has let us follow it (see
+        `Taken.share`); else None. Raises SessionNotFound, StorageUnavailable."""
+        return None
+
     @abstractmethod
     def check(self) -> None:
         """Raise StorageUnavailable if sessions could not be written now."""
@@ -246,6 +253,13 @@ class Taken(ABC):
             self._released = True
             self._release()
 
+    def share(self, on_end: Callable[[bool], None]) -> Callable[[bytes, bool], None] | None:
+        """Let other processes follow the turn that the session was taken for, by `Storage.elsewhere`. Gives what
+        tells them a line, and whether it is the last, also after the release; it neither waits nor raises.
+        `on_end(True)` is called, on another thread, when one of them asks that the turn end, and `on_end(False)` when
+        the session is ours no more. None where no other process could follow, and nothing need be told."""
+        return None
+
     def __enter__(self) -> Self:
         return self
 
@@ -275,6 +289,33 @@ class Taken(ABC):
     def _check_held(self) -> None:
         if self._released:
             raise RuntimeError(f"{self.id} was changed after its release")
+
+
+class Elsewhere(ABC):
+    """A turn of another process, as it is told there. Not for several threads at once. Every method raises
+    StorageUnavailable, also where lines are missing that were told.
+
+    `id` is the same for the same turn.
+    """
+
+    id: str
+
+    @abstractmethod
+    def read(self, seconds: float) -> list[bytes]:
+        """The next lines, as soon as there are any; none after `seconds` without."""
+
+    @abstractmethod
+    def interrupted(self) -> bool:
+        """Whether the process that ran the turn has gone and left it without a last line."""
+
+    @abstractmethod
+    def end(self, lines: list[bytes]) -> None:
+        """Tell the last lines of an interrupted turn in place of the process that ran it, unless somebody has; what
+        was told is read next, by all."""
+
+    @abstractmethod
+    def ask_to_end(self) -> None:
+        """Ask the process that runs the turn to end it."""
 
 
 def _checked(session_id: str) -> str:
