@@ -3,25 +3,32 @@
 A turn runs on a thread of its own. It stores each message as it completes and appends each event to a log that any
 number of readers follow, each at its own pace. Whoever ends a turn first, ends it: the model's answer, a failure, a
 cancel, the clock, a deletion or the shutdown, all by way of `Turn._end`; what comes later is dropped.
+
+Where the storage lets other processes follow a turn, the log is told to them line by line, and they keep a copy.
 """
 
 from __future__ import annotations
 
 import _thread
 import contextlib
+import json
 import logging
 import secrets
 import sys
 import threading
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from agent import Agent, Answer, Chunk, Message, ModelError, Stop, Stopped, ToolCall, ToolResult, tool_calls_of
 from storage import (
+    Elsewhere,
     Session,
     SessionBusy,
+    SessionCorrupt,
+    SessionNotFound,
     Storage,
     StorageUnavailable,
     Taken,
@@ -34,7 +41,10 @@ REPLAY_SECONDS = 60.0  # how long an ended turn can still be watched
 REPLAY_BYTES = 64 << 20  # ... unless the ended turns hold more than this together
 MAX_EVENTS = 200_000  # of one turn
 MAX_WATCHERS = 16  # of one turn, beside whoever started it
+INTERRUPTED = 1_000_000  # the number of the event that ends a turn whose process has gone: nobody knows its last one
 
+_BLIND = 5.0  # seconds without word from the store, after which a turn of another process is followed no more
+_WAS_INTERRUPTED = "The turn was interrupted."
 _INCOMPLETE = ("length", "content_filter", "no_finish_reason")  # the model ended here, and nothing failed
 
 
@@ -99,6 +109,7 @@ class _Log:
         self._sealed = False
         self._second = 0
         self._now = ""
+        self.tell: Callable[[Entry], None] | None = None  # called with each new entry
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -125,6 +136,11 @@ class _Log:
         with self._lock:
             self._add(event)
 
+    def copy(self, entry: Entry) -> None:
+        """Add an entry as it stands in the log of another process."""
+        with self._lock:
+            self._put(entry)
+
     def read(self, after: int, seconds: float, most: int = 256) -> list[Entry]:
         """The next entries behind number `after`, as soon as there are any; none after `seconds` without."""
         with self._lock:
@@ -143,6 +159,14 @@ class _Log:
         """Whether the last event is there to read."""
         return bool(self._entries) and isinstance(self._entries[-1].event, Ended | Failed)
 
+    def place(self, number: int) -> int | None:
+        """How many entries there are up to this number, None where there is none such yet. All but the last, where
+        the entry itself is missing: a process that has gone had shown it, and not told."""
+        if not self._entries or number > self._entries[-1].number:
+            return None
+        place = bisect_right(self._entries, number, key=lambda entry: entry.number)
+        return place if self._entries[place - 1].number == number else len(self._entries) - 1
+
     def text(self, after: int = 0) -> str:
         """All text behind entry number `after`."""
         return "".join(entry.event.content for entry in self._entries[after:] if type(entry.event) is Chunk)
@@ -158,7 +182,12 @@ class _Log:
         sequence = 0
         if type(event) is Chunk:
             self._chunks = sequence = self._chunks + 1
-        self._entries.append(Entry(len(self._entries) + 1, self._now, sequence, event))
+        self._put(Entry(len(self._entries) + 1, self._now, sequence, event))
+
+    def _put(self, entry: Entry) -> None:
+        self._entries.append(entry)
+        if self.tell is not None:
+            self.tell(entry)
         waiting, self._waiting = self._waiting, []
         for signal in waiting:
             signal.release()
@@ -172,6 +201,22 @@ def _size(event: Event) -> int:
         return sys.getsizeof(event.complete_text) + sys.getsizeof(event.message["content"])
     texts = (getattr(event, name) for name in event.__slots__)
     return sum(sys.getsizeof(text) for text in texts if isinstance(text, str))
+
+
+# --- the log as it is told to other processes ---
+
+_EVENTS = {kind.__name__: kind for kind in (Started, Chunk, ToolCall, ToolResult, Ended, Failed)}
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
+def _line(number: int, created_at: str, sequence: int, event: Event) -> bytes:
+    fields = [getattr(event, name) for name in event.__slots__]
+    return _encode([number, created_at, sequence, type(event).__name__, *fields]).encode()
+
+
+def _from_line(line: bytes) -> Entry:
+    number, created_at, sequence, kind, *fields = json.loads(line)
+    return Entry(number, created_at, sequence, _EVENTS[kind](*fields))
 
 
 class _Over(Exception):
@@ -221,6 +266,11 @@ class Turn:
         """How many events there are so far."""
         return len(self._log)
 
+    def place(self, number: int) -> int | None:
+        """How many events there are up to the one of this number, which is what to read behind; None if there is
+        none such."""
+        return self._log.place(number)
+
     def watch(self) -> Callable[[], None]:
         """Count one more watcher; returns what to call when it has gone. Raises Overloaded at 16."""
         if not self._watchers.acquire(blocking=False):
@@ -262,12 +312,15 @@ class _Running(Turn):
         if past is None:
             kept = {"idempotency_key": self.key, "previous_error": session.note}
             kept = {name: value for name, value in kept.items() if value is not None}
-            taken.append({"role": "user", "content": self.text, **kept})
+            message = taken.append({"role": "user", "content": self.text, **kept})
         elif past.can_be_tried_again:
+            message = past.messages[0]
             self._attempt = {"attempt": 1 + max(map(_attempt, past.messages))}
         else:
             raise _Known
         self._taken = taken
+        if tell := taken.share(self._end_from_elsewhere):
+            self._log.tell = _teller(tell, self.id, message["id"], self._attempt)
         self._log.append(Started())
         self._started.set()
         return _without_failed_attempts(taken.session.messages, self._attempt.get("attempt", 1))
@@ -319,6 +372,11 @@ class _Running(Turn):
         cancelled = self._end("cancelled", "cancelled")
         self._ended.wait()
         return cancelled
+
+    def _end_from_elsewhere(self, asked: bool) -> None:
+        """Another process asks for the end, or (where not `asked`) has the session by now. Returns at once."""
+        end = self.cancel if asked else lambda: self.fail("internal_error", _WAS_INTERRUPTED)
+        threading.Thread(target=end, name=f"end of {self.id}", daemon=True).start()
 
     def _take_in(self, event: Chunk | ToolCall | ToolResult | Message | Answer) -> None:
         if type(event) is Chunk:
@@ -389,6 +447,115 @@ class _Running(Turn):
         return True
 
 
+def _teller(
+    tell: Callable[[bytes, bool], None], turn_id: str, message_id: str, attempt: Mapping[str, int]
+) -> Callable[[Entry], None]:
+    """What tells other processes each entry of a log; the first line says whose it is."""
+    tell(_encode([turn_id, message_id, attempt.get("attempt", 1)]).encode(), False)
+    return lambda entry: tell(_line(*entry), isinstance(entry.event, Ended | Failed))
+
+
+class _Followed(Turn):
+    """A turn that another process runs, or has just run, with a log that is a copy of the one there."""
+
+    def __init__(self, session_id: str, there: Elsewhere, storage: Storage) -> None:
+        super().__init__(session_id, "")
+        self.there = there
+        self._storage = storage
+        self._leave = threading.Event()
+        first, *lines = there.read(1.0) or [b""]
+        if not first:
+            raise StorageUnavailable(f"nothing is told of the turn of {session_id}")
+        self.id, self.message_id, self._attempt = json.loads(first)
+        self._copy(lines)
+
+    def follow(self) -> None:
+        """Copy what is told, on the thread that calls, until the turn has ended or cannot be followed any more."""
+        heard = time.monotonic()
+        try:
+            while not self.ended and not self._leave.is_set() and time.monotonic() < heard + _BLIND:
+                try:
+                    lines = self.there.read(1.0)
+                    if not lines and self.there.interrupted():
+                        self.there.end(self._how_it_ended())
+                except StorageUnavailable:
+                    self._leave.wait(0.2)
+                else:
+                    heard = time.monotonic()
+                    self._copy(lines)
+        except Exception:
+            log.exception("turn %s of %s cannot be followed", self.id, self.session_id)
+        finally:
+            self._ended.set()
+
+    def leave(self) -> None:
+        """Stop following soon."""
+        self._leave.set()
+
+    def read(self, after: int, seconds: float) -> list[Entry]:
+        """See Turn.read. Raises StorageUnavailable where the turn cannot be followed any more."""
+        until = time.monotonic() + seconds
+        while True:
+            lost = self._lost
+            entries = self._log.read(after, max(0.0, min(until - time.monotonic(), 1.0)))
+            if entries or (time.monotonic() >= until and not lost):
+                return entries
+            if lost:
+                raise StorageUnavailable(f"the turn of {self.session_id} cannot be followed any more")
+
+    def result(self) -> Ended | Failed:
+        """See Turn.result. Raises StorageUnavailable where the turn cannot be followed any more."""
+        self._ended.wait()
+        if self._lost:
+            raise StorageUnavailable(f"the turn of {self.session_id} cannot be followed any more")
+        return super().result()
+
+    def place(self, number: int) -> int | None:
+        """See Turn.place. The other process shows events before it tells them, so what is not here is waited for."""
+        give_up = time.monotonic() + 2 * _BLIND
+        while self._log.place(number) is None and not self._ended.is_set() and time.monotonic() < give_up:
+            self._log.read(self.length, 0.2)
+        return self._log.place(number)
+
+    def cancel(self) -> bool:
+        """Have the other process cancel the turn, and wait until it has ended; whether it ended so."""
+        if self.ended:
+            return False
+        self.there.ask_to_end()
+        last = self.result()
+        return isinstance(last, Ended) and last.message.get("status") == "cancelled"
+
+    @property
+    def failed(self) -> bool:
+        """Whether the turn has ended, and not with an answer."""
+        return self.ended and isinstance(self.result(), Failed)
+
+    @property
+    def _lost(self) -> bool:
+        """Whether there is no last event, and will be none."""
+        return self._ended.is_set() and not self.ended
+
+    def _copy(self, lines: list[bytes]) -> None:
+        for line in lines:
+            self._log.copy(_from_line(line))
+        if self.ended:
+            self._ended.set()
+
+    def _how_it_ended(self) -> list[bytes]:
+        """The last events of the turn, whose process has gone: by what it had stored until then."""
+        last: Ended | Failed = Failed("internal_error", _WAS_INTERRUPTED)
+        with contextlib.suppress(SessionNotFound, SessionCorrupt):
+            session = self._storage.get(self.session_id)
+            ids = [message["id"] for message in session.messages]
+            if self.message_id in ids:
+                last = _past(session, ids.index(self.message_id)).end_of(self._attempt)
+        lines = []
+        if isinstance(last, Ended) and (rest := last.complete_text.removeprefix(self._log.text())):
+            sequence = 1 + max((entry.sequence for entry in self._log.read(0, 0, MAX_EVENTS)), default=0)
+            lines.append(_line(INTERRUPTED, timestamp(), sequence, Chunk(rest)))  # shown there, but not told
+        return [*lines, _line(INTERRUPTED + 1, timestamp(), 0, last)]
+
+
 class Runs:
     """The turns of all sessions in a storage, run with one agent. Every method may be called from any thread.
 
@@ -405,6 +572,7 @@ class Runs:
         self._begun: dict[_Running, None] = {}  # oldest first
         self._ended: dict[str, _Held] = {}  # by session, oldest first
         self._ended_bytes = 0
+        self._followed: dict[str, _Followed] = {}  # by the id of the turn there, those that have not ended
         self._closing = False
         self._clock: threading.Thread | None = None
         self._tick = threading.Condition(self._lock)
@@ -421,6 +589,7 @@ class Runs:
         Raises SessionNotFound, KeyReused, ShuttingDown, SessionBusy, Overloaded (in this order), and
         StorageUnavailable or SessionCorrupt.
         """
+        refused = False
         while True:
             turn = _Running(session_id, text, key, self._on_end)
             try:
@@ -428,6 +597,11 @@ class Runs:
                     return known
                 history = self._begin(turn, room)
             except _Known:
+                continue
+            except SessionBusy:
+                if refused or key is None or self._storage.elsewhere(session_id) is None:
+                    raise
+                refused = True  # it may be the turn of this key that begins there
                 continue
             try:
                 threading.Thread(target=turn.work, args=(self._agent, history), name=turn.id, daemon=True).start()
@@ -438,11 +612,12 @@ class Runs:
     def attach(self, session_id: str) -> Turn | None:
         """The session's turn that runs or can still be watched, None where there is none.
 
-        Raises SessionNotFound, StorageUnavailable, and SessionBusy where it runs in another process.
+        Raises SessionNotFound, StorageUnavailable, and SessionBusy where it runs in another process and cannot be
+        followed from here.
         """
         while True:
-            turn = self._here_and_nowhere_else(session_id)
-            if turn is None or not turn.ended:
+            turn = self._here_or_elsewhere(session_id)
+            if turn is None or not turn.ended or isinstance(turn, _Followed):
                 return turn
             if self._storage.summary(session_id).message_count in (turn.message_count, None):
                 return turn
@@ -457,15 +632,16 @@ class Runs:
     def cancel(self, session_id: str) -> bool:
         """Cancel the session's turn and wait until it has ended; False if none runs.
 
-        Raises SessionNotFound, StorageUnavailable, and SessionBusy where it runs in another process.
+        Raises SessionNotFound, StorageUnavailable, and SessionBusy where it runs in another process and cannot be
+        followed from here.
         """
-        turn = self._here_and_nowhere_else(session_id)
+        turn = self._here_or_elsewhere(session_id)
         return turn is not None and turn.cancel()
 
     def delete(self, session_id: str) -> None:
         """Delete the session, durably; a turn that runs in it is cancelled and has ended when this returns.
 
-        Raises SessionNotFound, StorageUnavailable, and SessionBusy where a turn runs in another process.
+        Raises SessionNotFound, StorageUnavailable, and SessionBusy as `cancel` does.
         """
         for last_try in (False, False, False, True):
             self.cancel(session_id)
@@ -500,6 +676,8 @@ class Runs:
                 turn.result()
         with self._lock:
             self._tick.notify()
+            for followed in self._followed.values():
+                followed.leave()
 
     @property
     def closing(self) -> bool:
@@ -520,6 +698,9 @@ class Runs:
             return None
         if past.messages[0]["content"] != text:
             raise KeyReused
+        there = self._elsewhere(session_id)
+        if there is not None and there.message_id == past.messages[0]["id"] and not there.failed:
+            return there, there.ended
         if past.can_be_tried_again:
             return None
         with self._lock:
@@ -532,13 +713,40 @@ class Runs:
         held = self._ended.get(session_id)
         return held and held.turn
 
-    def _here_and_nowhere_else(self, session_id: str) -> _Running | None:
+    def _here_or_elsewhere(self, session_id: str) -> _Running | _Followed | None:
         turn = self._here(session_id)
-        if (turn is None or turn.ended) and self._storage.running(session_id):
+        if turn is not None and not turn.ended:
+            return turn
+        if there := self._elsewhere(session_id):
+            return there
+        if self._storage.running(session_id):
             turn = self._here(session_id)  # it may have begun since
             if turn is None or turn.ended:
                 raise SessionBusy(session_id)
         return turn
+
+    def _elsewhere(self, session_id: str) -> _Followed | None:
+        """The session's newest turn if it is one of another process, which is followed here from now on."""
+        there = self._storage.elsewhere(session_id)
+        if there is None:
+            return None
+        with self._lock:
+            known = self._followed.get(there.id)
+        turn = known or _Followed(session_id, there, self._storage)
+        if turn is known or turn.ended:
+            return turn
+        with self._lock:
+            if self._closing:
+                raise ShuttingDown
+            if there.id not in self._followed:
+                threading.Thread(target=self._follow, args=(turn,), name=f"follow {turn.id}", daemon=True).start()
+                self._followed[there.id] = turn
+            return self._followed[there.id]
+
+    def _follow(self, turn: _Followed) -> None:
+        turn.follow()
+        with self._lock:
+            del self._followed[turn.there.id]
 
     def _here(self, session_id: str) -> _Running | None:
         while True:
@@ -673,6 +881,13 @@ class _Past:
     def can_be_tried_again(self) -> bool:
         return self.is_last and isinstance(self._end(), Failed)
 
+    def end_of(self, attempt: int) -> Ended | Failed:
+        """The last event of this attempt, as far as it was stored."""
+        messages = [message for message in self.messages if _attempt(message) <= attempt]
+        if max(map(_attempt, messages)) < attempt and self.error is None:
+            return Failed("internal_error", _WAS_INTERRUPTED)
+        return replace(self, messages=messages)._end()
+
     def told_again(self, session_id: str) -> Turn:
         """The ended turn, its events made from what is stored."""
         turn = Turn(session_id, self.messages[0]["content"])
@@ -699,7 +914,7 @@ class _Past:
         if self.error is not None:  # which is noted where there is no partial answer
             return Failed(self.error)
         if last["role"] != "assistant" or last.get("tool_calls"):
-            return Failed("internal_error", "The turn was interrupted.")
+            return Failed("internal_error", _WAS_INTERRUPTED)
         if last.get("status") == "incomplete" and last.get("reason") not in _INCOMPLETE:
             return Failed(str(last.get("reason")), message_id=last["id"])
         text = "".join(message["content"] for message in self._answers() if message["role"] == "assistant")
@@ -711,9 +926,12 @@ def _find(session: Session, key: str | None) -> _Past | None:
     if key is None:
         return None
     keys = [message.get("idempotency_key") for message in session.messages]
-    if key not in keys:
-        return None
-    messages = session.messages[keys.index(key) :]
+    return _past(session, keys.index(key)) if key in keys else None
+
+
+def _past(session: Session, place: int) -> _Past:
+    """The turn that begins with the message at this place."""
+    messages = session.messages[place:]
     for number, message in enumerate(messages):
         if number > 0 and message["role"] == "user":
             error = message.get("previous_error")

@@ -127,6 +127,7 @@ class Settings:
     model: str = "gpt-3.5-turbo"
     stream: bool = True
     session_dir: str = ""
+    redis_url: str = ""
     system_prompt: str = "You are a helpful assistant. Use the calculator for arithmetic."
     timeout: float = 120.0
     keep_alive: float = 15.0
@@ -345,7 +346,10 @@ def _frames(turn: Turn, after: int, keep_alive: float, *, resumable: bool) -> It
     """The turn's events behind number `after` as they come, until the last; a comment after `keep_alive` seconds
     without any."""
     while True:
-        entries = turn.read(after, keep_alive)
+        try:
+            entries = turn.read(after, keep_alive)
+        except StorageUnavailable:  # it runs elsewhere; the stream breaks off here, and can be resumed later
+            return
         if not entries:
             yield b": keep-alive\n\n"
         block = b""
@@ -401,9 +405,10 @@ def _position(turn: Turn | None, event_id: str) -> int:
     if not event_id:
         return 0
     found = re.fullmatch(rf"evt-{turn.id}-([1-9][0-9]{{0,9}})", event_id) if turn else None
-    if turn is None or found is None or int(found[1]) > turn.length:
+    place = turn.place(int(found[1])) if turn and found else None
+    if place is None:
         raise Refusal("event_gone")
-    return int(found[1])
+    return place
 
 
 def _json(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -612,6 +617,18 @@ def _url(text: str) -> str:
     return text
 
 
+def _redis_url(text: str) -> str:
+    try:
+        url = urllib.parse.urlsplit(text)
+        valid = bool(url.path) if url.scheme == "unix" else url.scheme in ("redis", "rediss") and bool(url.hostname)
+        valid = valid and url.port != 0
+    except ValueError:  # of the port or of an IPv6 address
+        valid = False
+    if not valid:
+        raise ValueError("must be a URL such as redis://localhost:6379/0, rediss://… or unix:///run/redis.sock")
+    return text
+
+
 def _origins(text: str) -> tuple[str, ...]:
     origins = tuple(origin.strip().lower() for origin in text.split(",") if origin.strip())
     for origin in origins:
@@ -642,6 +659,7 @@ FLAGS: dict[str, tuple[Callable[[str], Any], str, tuple[str, ...]]] = {
     "model": (str, "model name", ()),
     "stream": (_boolean, "ask the model for streams; false: for whole answers", ()),
     "session_dir": (str, "directory for session files; empty: memory", ()),
+    "redis_url": (_redis_url, "Redis server to keep sessions in, which other servers may share", ()),
     "system_prompt": (_prompt, "instructions put before every conversation; @file reads a file", ()),
     "timeout": (_seconds, "seconds that one turn may take, model and tools together", ()),
     "keep_alive": (_seconds, "seconds of silence after which a stream sends a comment", ()),
@@ -721,6 +739,8 @@ def _consistent(values: dict[str, Any]) -> Settings:
     if values["max_streams"] > most:
         raise SettingsError(f"-max_streams={values['max_streams']} needs over {files} open files: raise ulimit -n")
     settings = Settings(**values)
+    if settings.redis_url and settings.session_dir:
+        raise SettingsError("-redis_url and -session_dir are two places for the same sessions: leave one out")
     server = urllib.parse.urlsplit(settings.base_url).hostname or "api.openai.com"
     if server == "api.openai.com" and not settings.demo and not settings.api_key:
         raise SettingsError("no API key: give -api_key=sk-..., set OPENAI_API_KEY, or try -demo without one")
@@ -755,10 +775,7 @@ def build_app() -> Flask:
 
 
 def _assemble(settings: Settings) -> Flask:
-    try:
-        storage = FileStorage(settings.session_dir) if settings.session_dir else MemoryStorage()
-    except StorageUnavailable as error:
-        raise SettingsError(f"-session_dir: {error}; give a directory that can be written") from None
+    storage = _storage(settings)
     base_url: str | None = settings.base_url or None
     if settings.demo:
         base_url = ModelServer(demo_script()).start().base_url
@@ -788,12 +805,28 @@ def _tune() -> None:
     gc.set_threshold(20_000)
 
 
+def _storage(settings: Settings) -> Storage:
+    if settings.redis_url:
+        try:
+            from storage_redis import RedisStorage
+        except ImportError:
+            raise SettingsError("-redis_url needs the redis client: pip install redis") from None
+        try:
+            return RedisStorage(settings.redis_url)
+        except StorageUnavailable as error:
+            raise SettingsError(f"-redis_url: {error}; see to the address, the password and the server") from None
+    try:
+        return FileStorage(settings.session_dir) if settings.session_dir else MemoryStorage()
+    except StorageUnavailable as error:
+        raise SettingsError(f"-session_dir: {error}; give a directory that can be written") from None
+
+
 def _set_up_logging(settings: Settings) -> None:
     """Our own lines at the level that is asked for; the libraries' only from warnings up, since theirs may hold
     message texts."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # its pool grows, see _Pool
-    for name in ("session_server", "runs", "agent", "storage"):
+    for name in ("session_server", "runs", "agent", "storage", "storage_redis"):
         logging.getLogger(name).setLevel(settings.log_level.upper())
 
 
@@ -943,9 +976,17 @@ def _banner(settings: Settings, listener: socket.socket) -> str:
     return (
         f"session_server listens on http://{host}:{port}\n"
         f"model:    {where}\n"
-        f"sessions: {os.path.abspath(settings.session_dir) if settings.session_dir else 'in memory'}\n"
+        f"sessions: {_place(settings)}\n"
         f"try:      curl -X POST{token} http://{host}:{port}/sessions"
     )
+
+
+def _place(settings: Settings) -> str:
+    """Where sessions are kept, in words that give no password away."""
+    if settings.redis_url:
+        url = urllib.parse.urlsplit(settings.redis_url)
+        return url._replace(netloc=url.netloc.rpartition("@")[2], query="", fragment="").geturl()
+    return os.path.abspath(settings.session_dir) if settings.session_dir else "in memory"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -56,6 +56,7 @@ _CONNECTIONS = 32
 _MAX_WAITING = 32 << 20  # bytes of events that wait for a Redis that is away
 
 T = TypeVar("T")
+_Argument = str | bytes | int
 
 # What all scripts begin with. A session is not there without its hash.
 _NAMES = f"""
@@ -247,7 +248,8 @@ class RedisStorage(Storage):
         _calling("write to Redis", lambda: self._redis.set(f"{_PREFIX}check", self._name, px=_KEEP))
 
     def page(self, limit: int | None = None, after: str | None = None) -> tuple[list[str], str | None]:
-        found = self._run("list", "page", "", "" if after is None else _checked(after), "" if limit is None else limit)
+        after_id = "" if after is None else _checked(after)
+        found = self._run("list", "page", "", after_id, "" if limit is None else limit)
         if found == b"missing":
             raise SessionNotFound(after)
         ids = [id.decode() for id in found]
@@ -317,14 +319,16 @@ class RedisStorage(Storage):
                 value[name] = None if value[name] is None else _load(value[name])
             for name in ("created_at", "updated_at"):
                 value[name] = None if value[name] is None else value[name].decode()
-            return _session(session_id, {"id": session_id, **value, "messages": [_load(line) for line in lines]}), count
+            value |= {"id": session_id, "messages": [_load(line) for line in lines]}
+            return _session(session_id, value), count
         except (ValueError, RecursionError) as error:
             log.error("%s cannot be understood and is left as it is: %s", session_id, error)
             raise SessionCorrupt(session_id) from error
 
-    def _run(self, verb: str, script: str, session_id: str, *arguments: str | bytes | int, patience: float = 0) -> Any:
-        """What the script gives. Each may be run again where the answer was lost, and gives the same then."""
-        keys = [f"{_PREFIX}{kind}:{session_id}" for kind in ("session", "messages", "lease")] + [f"{_PREFIX}sessions"]
+    def _run(self, verb: str, script: str, session_id: str, *arguments: _Argument, patience: float = 0) -> Any:
+        """What the script gives. Any may be run again where the answer was lost, and gives the same then."""
+        keys = [f"{_PREFIX}{kind}:{session_id}" for kind in ("session", "messages", "lease")]
+        keys.append(f"{_PREFIX}sessions")
         waits = self._replicas and script in _DURABLE
         run = self._run_and_wait if waits else lambda script, *given: self._scripts[script](*given)
         found = _calling(f"{verb} {session_id}".strip(), lambda: run(script, keys, arguments), patience, session_id)
@@ -333,7 +337,7 @@ class RedisStorage(Storage):
         return found
 
     def _run_and_wait(self, script: str, keys: list[str], arguments: tuple[Any, ...]) -> Any:
-        pipeline = self._redis.pipeline(transaction=False)
+        pipeline: Any = self._redis.pipeline(transaction=False)
         pipeline.eval(_NAMES + _SCRIPTS[script], len(keys), *keys, *arguments)
         pipeline.execute_command("WAIT", self._replicas, 2000)
         found, replicas = pipeline.execute()
@@ -344,7 +348,7 @@ class RedisStorage(Storage):
     def _look_at_configuration(self) -> None:
         """Warn of what makes Redis less durable than it can be, and see how many replicas must have a change."""
         try:
-            info: Any = _calling("reach Redis", self._redis.info)
+            info: Any = _calling("reach Redis", self._redis.info, level=logging.DEBUG)  # whoever starts us is told
             if info.get("cluster_enabled"):
                 raise StorageUnavailable("a Redis Cluster cannot be used: give one server, with replicas or without")
         except _Refused:
@@ -365,10 +369,11 @@ class RedisStorage(Storage):
 
     def _configured(self, name: str) -> str | None:
         try:
-            found: Any = _calling("reach Redis", lambda: self._redis.config_get(name))
+            found: Any = _calling("reach Redis", lambda: self._redis.config_get(name), level=logging.DEBUG)
         except _Refused:
             return None
-        return found.get(name)
+        value: str | None = found.get(name)
+        return value
 
 
 class _RedisTaken(Taken):
@@ -520,11 +525,13 @@ class _Publisher:
                 self._publish(turns)
 
     def _publish(self, turns: list[_Told]) -> None:
-        keys, arguments = [], []
+        keys: list[str] = []
+        arguments: list[_Argument] = []
         for turn in turns:
             keys += [f"{_PREFIX}session:{turn.taken.id}", f"{_PREFIX}lease:{turn.taken.id}"]
             lines = b"\n".join(turn.sending)
-            arguments += [turn.taken.token, int(not turn.taken.released), turn.sent + 1, lines, int(turn.sending_last)]
+            held = int(not turn.taken.released)
+            arguments += [turn.taken.token, held, turn.sent + 1, lines, int(turn.sending_last)]
         try:
             script = self._storage._scripts["publish"]
             replies = _calling("tell of running turns", lambda: script(keys, arguments), level=logging.WARNING)
@@ -616,7 +623,7 @@ def _calling(
             if lost or (isinstance(error, redis.ConnectionError | redis.TimeoutError) and time.monotonic() < give_up):
                 time.sleep(0.02 if lost else 0.1)
                 continue
-            words = re.sub(r"\s+", " ", str(error).partition(", with args")[0])[:200]
+            words = re.sub(r"\s+", " ", str(error).partition(", with args")[0])[:200].rstrip(".")
             if "WRONGTYPE" in words and session_id:
                 log.error("%s cannot be understood and is left as it is: %s", session_id, words)
                 raise SessionCorrupt(session_id) from error
