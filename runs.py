@@ -319,8 +319,9 @@ class _Running(Turn):
         else:
             raise _Known
         self._taken = taken
-        if tell := taken.share(self._end_from_elsewhere):
-            self._log.tell = _teller(tell, self.id, message["id"], self._attempt)
+        whose = _encode([self.id, message["id"], self._attempt.get("attempt", 1)]).encode()
+        if tell := taken.share(whose, self._end_from_elsewhere):
+            self._log.tell = lambda entry: tell(_line(*entry), isinstance(entry.event, Ended | Failed))
         self._log.append(Started())
         self._started.set()
         return _without_failed_attempts(taken.session.messages, self._attempt.get("attempt", 1))
@@ -445,14 +446,6 @@ class _Running(Turn):
         self._on_end(self, last)
         self._close(last)
         return True
-
-
-def _teller(
-    tell: Callable[[bytes, bool], None], turn_id: str, message_id: str, attempt: Mapping[str, int]
-) -> Callable[[Entry], None]:
-    """What tells other processes each entry of a log; the first line says whose it is."""
-    tell(_encode([turn_id, message_id, attempt.get("attempt", 1)]).encode(), False)
-    return lambda entry: tell(_line(*entry), isinstance(entry.event, Ended | Failed))
 
 
 class _Followed(Turn):
@@ -674,6 +667,7 @@ class Runs:
         for turn in turns:
             if turn.wait_until_begun():
                 turn.result()
+        self._storage.flush()
         with self._lock:
             self._tick.notify()
             for followed in self._followed.values():
@@ -699,8 +693,12 @@ class Runs:
         if past.messages[0]["content"] != text:
             raise KeyReused
         there = self._elsewhere(session_id)
-        if there is not None and there.message_id == past.messages[0]["id"] and not there.failed:
-            return there, there.ended
+        if there is not None and there.message_id == past.messages[0]["id"]:
+            over = not self._storage.running(session_id)
+            if over:
+                there.wait(_BLIND)  # its last event is on its way, or has to be made up for
+            if not there.failed:
+                return there, over
         if past.can_be_tried_again:
             return None
         with self._lock:

@@ -163,6 +163,10 @@ class Storage(ABC):
         `Taken.share`); else None. Raises SessionNotFound, StorageUnavailable."""
         return None
 
+    def flush(self) -> None:
+        """Wait, for some seconds at most, until others can read what they were told of turns that have ended."""
+        return None
+
     @abstractmethod
     def check(self) -> None:
         """Raise StorageUnavailable if sessions could not be written now."""
@@ -253,11 +257,11 @@ class Taken(ABC):
             self._released = True
             self._release()
 
-    def share(self, on_end: Callable[[bool], None]) -> Callable[[bytes, bool], None] | None:
-        """Let other processes follow the turn that the session was taken for, by `Storage.elsewhere`. Gives what
-        tells them a line, and whether it is the last, also after the release; it neither waits nor raises.
-        `on_end(True)` is called, on another thread, when one of them asks that the turn end, and `on_end(False)` when
-        the session is ours no more. None where no other process could follow, and nothing need be told."""
+    def share(self, first: bytes, on_end: Callable[[bool], None]) -> Callable[[bytes, bool], None] | None:
+        """Let other processes follow the turn that the session was taken for, by `Storage.elsewhere`, from this first
+        line on. Gives what tells them a line, and whether it is the last, also after the release; it neither waits
+        nor raises. `on_end(True)` is called, on another thread, when one of them asks that the turn end, and
+        `on_end(False)` when the session is ours no more. None where no other process could follow."""
         return None
 
     def __enter__(self) -> Self:

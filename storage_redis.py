@@ -142,6 +142,16 @@ if redis.call('HGET', session, 'token') == token then
     redis.call('HDEL', session, 'token')
 end
 """,
+    "share": f"""
+local token, line = unpack(ARGV)
+local before = redis.call('HGET', session, 'told')
+if redis.call('HGET', session, 'token') ~= token then return 'lost' end
+if before == token then return end
+redis.call('XADD', events .. token, '1-0', 'lines', line)
+redis.call('PEXPIRE', events .. token, {_KEEP})
+redis.call('HSET', session, 'told', token)
+if before then redis.call('PEXPIRE', events .. before, {_LEASE}) end
+""",
     # For each turn of a process: add to its stream what it has told, see whether it still has its session, and
     # renew its lease. An entry's id is the number of its first line, so that one that is sent again is known.
     "publish": f"""
@@ -150,27 +160,18 @@ for turn = 0, #ARGV / 5 - 1 do
     local session, lease = KEYS[2 * turn + 1], KEYS[2 * turn + 2]
     local token, held, first, lines, last = unpack(ARGV, 5 * turn + 1, 5 * turn + 5)
     local reply, stream = 'ok', events .. token
-    local owner = redis.pcall('HMGET', session, 'token', 'asked', 'told')
+    local owner = redis.pcall('HMGET', session, 'token', 'asked')
     if owner.err then owner = {{}} end
     if lines ~= '' then
         local newest, over = top(stream)
-        local begins = not newest and first == '1' and owner[1] == token
-        if newest == tonumber(first) then
-            reply = 'ok'
-        elseif over then
-            reply = 'over'
-        elseif not (newest or begins) then
+        if not newest then
             reply = 'gone'
-        else
+        elseif over and newest ~= tonumber(first) then
+            reply = 'over'
+        elseif newest < tonumber(first) then
             local fields = {{'lines', lines}}
             if last == '1' then fields = {{'lines', lines, 'last', '1'}} end
-            local added = redis.pcall('XADD', stream, first .. '-0', unpack(fields))
-            if added.err then
-                reply = 'again'
-            elseif begins then
-                redis.call('HSET', session, 'told', token)
-                if owner[3] then redis.call('PEXPIRE', events .. owner[3], {_LEASE}) end
-            end
+            if redis.pcall('XADD', stream, first .. '-0', unpack(fields)).err then reply = 'again' end
         end
     end
     if redis.call('PTTL', stream) < {_KEEP} * 0.8 or last == '1' then redis.call('PEXPIRE', stream, {_KEEP}) end
@@ -275,6 +276,9 @@ class RedisStorage(Storage):
                 break
             time.sleep(0.01)
         return None if begins or not told or self._is_ours(told) else _RedisElsewhere(self, session_id, told)
+
+    def flush(self) -> None:
+        self._publisher.flush()
 
     def _create(self, session: Session) -> None:
         self._run("create", "create", session.id, session.id, session.created_at)
@@ -387,7 +391,11 @@ class _RedisTaken(Taken):
     def released(self) -> bool:
         return self._released
 
-    def share(self, on_end: Callable[[bool], None]) -> Callable[[bytes, bool], None] | None:
+    def share(self, first: bytes, on_end: Callable[[bool], None]) -> Callable[[bytes, bool], None] | None:
+        try:
+            self._storage._run("tell of", "share", self.id, self.token, first)
+        except StorageUnavailable:
+            return None  # which was logged; the turn can be followed from here only
         return self._storage._publisher.share(self, on_end)
 
     def _load(self) -> Session:
@@ -430,7 +438,7 @@ class _Told:
         self.waiting: list[bytes] = []
         self.sending: list[bytes] = []  # until Redis has said that it has them
         self.sending_last = False
-        self.sent = 0
+        self.sent = 1
         self.complete = False  # the last line was told
         self.dropped = False  # nobody can follow the turn any more
 
@@ -487,6 +495,15 @@ class _Publisher:
             turn = self._turns.get(taken.token)
             if turn is not None and turn.over:
                 self._say()
+
+    def flush(self) -> None:
+        """Wait until all that the ended turns have told is in Redis, but not for a Redis that is away."""
+        give_up = time.monotonic() + _PATIENCE
+        while time.monotonic() < give_up:
+            with self._lock:
+                if not any(turn.complete and not turn.over for turn in self._turns.values()):
+                    return
+            time.sleep(0.01)
 
     def _say(self) -> None:
         if not self._news:
