@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 from agent import Agent, Answer, Chunk, Message, ModelError, Stop, Stopped, ToolCall, ToolResult, tool_calls_of
 from storage import (
     Elsewhere,
+    LinesMissing,
     Session,
     SessionBusy,
     SessionCorrupt,
@@ -458,7 +459,7 @@ class _Followed(Turn):
         self._leave = threading.Event()
         first, *lines = there.read(1.0) or [b""]
         if not first:
-            raise StorageUnavailable(f"nothing is told of the turn of {session_id}")
+            raise LinesMissing(f"nothing is told of the turn of {session_id}")
         self.id, self.message_id, self._attempt = json.loads(first)
         self._copy(lines)
 
@@ -471,6 +472,8 @@ class _Followed(Turn):
                     lines = self.there.read(1.0)
                     if not lines and self.there.interrupted():
                         self.there.end(self._how_it_ended())
+                except LinesMissing:
+                    return
                 except StorageUnavailable:
                     self._leave.wait(0.2)
                 else:

@@ -64,6 +64,10 @@ class StorageUnavailable(Exception):
     """The store cannot be read or written now. What was stored before is intact."""
 
 
+class LinesMissing(StorageUnavailable):
+    """Lines that another process has told of its turn are not there any more."""
+
+
 @dataclass(frozen=True)
 class Session:
     """A copy of a session as it was when asked for; changing it changes nothing that is stored.
@@ -297,7 +301,7 @@ class Taken(ABC):
 
 class Elsewhere(ABC):
     """A turn of another process, as it is told there. Not for several threads at once. Every method raises
-    StorageUnavailable, also where lines are missing that were told.
+    StorageUnavailable, and those that look at the lines LinesMissing.
 
     `id` is the same for the same turn.
     """

@@ -29,6 +29,7 @@ from redis.retry import Retry
 
 from storage import (
     Elsewhere,
+    LinesMissing,
     Session,
     SessionCorrupt,
     SessionNotFound,
@@ -109,7 +110,8 @@ redis.call('SET', lease, lessee, 'PX', {_LEASE})
 """,
     "holder": """
 if redis.call('EXISTS', session) == 0 then return 'missing' end
-local told = redis.call('HGET', session, 'told')
+local told = redis.pcall('HGET', session, 'told')
+if type(told) == 'table' then told = false end
 if told and redis.call('EXISTS', events .. told) == 0 then told = false end
 return {redis.call('GET', lease), told}
 """,
@@ -593,7 +595,7 @@ class _RedisElsewhere(Elsewhere):
             for id, fields in entries:
                 number = int(id.partition(b"-")[0])
                 if number not in (self._count + 1, _ENDED_ELSEWHERE):
-                    raise StorageUnavailable(f"events of {self._session_id} are missing")
+                    raise LinesMissing(f"events of {self._session_id} are missing")
                 self._entry = id.decode()
                 new = fields[b"lines"].split(b"\n")
                 self._count += len(new)
@@ -603,7 +605,7 @@ class _RedisElsewhere(Elsewhere):
     def interrupted(self) -> bool:
         state = self._run("look at", "state")
         if state == b"gone":
-            raise StorageUnavailable(f"events of {self._session_id} are gone")
+            raise LinesMissing(f"events of {self._session_id} are gone")
         if state != b"left":
             self._left = None
             return bool(state == b"dead")

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import select
 import shutil
 import signal
 import socket
 import subprocess
+import threading
 from pathlib import Path
 from typing import Any, Self
 
@@ -39,7 +41,8 @@ class RedisServer:
         self.log = directory / f"redis-{self.port}.log"
         self._directory = directory / f"redis-{self.port}"
         self._directory.mkdir()
-        self._options = {"appendonly": "yes", "appendfsync": "always", "save": "", **options}
+        durable = {"appendonly": "yes", "appendfsync": "always", "save": ""}
+        self._options = {**durable, "repl-diskless-sync-delay": "0", **options}
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
 
@@ -105,3 +108,60 @@ class RedisServer:
     def _signal(self, number: int) -> None:
         assert self._process is not None
         self._process.send_signal(number)
+
+
+class Proxy:
+    """Stands between a client and Redis. `lose_reply()` has the next command reach Redis and its reply get lost, with
+    the connection; `cut` keeps everybody out while it is set."""
+
+    def __init__(self, port: int) -> None:
+        self.cut = threading.Event()
+        self.lost = threading.Event()
+        self._lose = threading.Event()
+        self._port = port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"redis://127.0.0.1:{self._listener.getsockname()[1]}/0"
+        self._threads = [threading.Thread(target=self._accept)]
+        self._threads[0].start()
+
+    def lose_reply(self) -> None:
+        self._lose.set()
+
+    def close(self) -> None:
+        self.cut.set()
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for thread in self._threads:
+            thread.join(PATIENCE)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            thread = threading.Thread(target=self._pass_on, args=(client,))
+            self._threads.append(thread)
+            thread.start()
+
+    def _pass_on(self, client: socket.socket) -> None:
+        with client, socket.create_connection(("127.0.0.1", self._port)) as redis:
+            while not self.cut.is_set():
+                for source in select.select([client, redis], [], [], 0.05)[0]:
+                    data = source.recv(1 << 16)
+                    if source is client and self._lose.is_set() and b"EVALSHA" in data:
+                        self._lose.clear()
+                        redis.sendall(data)
+                        redis.recv(1 << 16)
+                        self.lost.set()
+                        return
+                    if not data or self.cut.is_set():
+                        return
+                    (redis if source is client else client).sendall(data)

@@ -1,0 +1,373 @@
+"""A Redis that is restarted, paused, out of reach, out of memory or read-only, at rest and in mid-turn."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from conftest import until
+from model_server import STALL, answer, wait
+from redis_server import NEEDED, Proxy, RedisServer
+from talk import Talk, said
+
+from storage import SessionBusy, SessionCorrupt, StorageUnavailable
+
+if TYPE_CHECKING:
+    from storage_redis import RedisStorage
+
+pytestmark = NEEDED
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with RedisServer(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture
+def redis(server: RedisServer) -> RedisServer:
+    server.call("FLUSHALL")
+    return server
+
+
+@pytest.fixture
+def open_store(redis: RedisServer) -> Callable[..., RedisStorage]:
+    from storage_redis import RedisStorage
+
+    return lambda url=redis.url: RedisStorage(url)
+
+
+def contents(talk: Talk, session_id: str) -> list[str]:
+    return [message["content"] for message in talk.messages(session_id)]
+
+
+# --- restarted, paused, out of reach ---
+
+
+def test_nothing_that_was_acknowledged_is_lost_when_redis_is_killed(
+    redis: RedisServer, open_store: Callable[..., RedisStorage]
+) -> None:
+    with Talk(default=answer("Hello"), storage=open_store()) as talk:
+        session_id = talk.create()
+        assert talk.run(session_id).status_code == 200
+        before, listed = talk.session(session_id), talk.get("/sessions").text
+        redis.kill()
+        redis.start()
+        assert (talk.session(session_id), talk.get("/sessions").text) == (before, listed)
+        assert talk.run(session_id).status_code == 200
+
+
+def test_a_turn_outlives_a_restart_of_redis(redis: RedisServer, open_store: Callable[..., RedisStorage]) -> None:
+    go = threading.Event()
+    with Talk(answer("Hel", wait(go), "lo"), storage=open_store()) as talk:
+        session_id = talk.create()
+        stream = talk.stream(session_id)
+        stream.next("stream_chunk")
+        redis.kill()
+        redis.start()
+        go.set()
+        assert stream.last()["data"]["complete_text"] == "Hello"
+        assert contents(talk, session_id) == ["Hi", "Hello"]
+        with Talk(model=talk.model, storage=open_store()) as other:  # who can read all of it
+            assert other.watch(session_id).rest() == talk.watch(session_id).rest()
+
+
+def test_without_redis_everything_is_503_and_then_works_again(
+    redis: RedisServer, open_store: Callable[..., RedisStorage]
+) -> None:
+    go = threading.Event()
+    with Talk(answer("Hel", wait(go), "lo"), storage=open_store()) as talk:
+        session_id, other = talk.create(), talk.create()
+        stream = talk.stream(session_id)
+        stream.next("stream_chunk")
+        redis.kill()
+        for refused in (
+            talk.run(other),
+            talk.request("POST", "/sessions"),
+            talk.get("/sessions"),
+            talk.get(f"/sessions/{session_id}"),
+            talk.request("DELETE", f"/sessions/{other}"),
+            talk.get("/ready"),
+        ):
+            assert said(refused) == (503, "storage_unavailable")
+        go.set()
+        assert stream.next("stream_chunk")["data"]["content"] == "lo"  # who watches here sees it all the same
+        assert stream.last()["data"]["code"] == "storage_unavailable"
+        redis.start()
+        assert talk.get("/ready").status_code == 200
+        assert contents(talk, session_id) == ["Hi"]
+        assert talk.run(other).status_code == 200
+        until(lambda: talk.run(session_id).status_code == 200)  # when the lease has run out
+
+
+def test_a_redis_that_does_not_answer_is_503_and_then_works_again(
+    redis: RedisServer, open_store: Callable[..., RedisStorage]
+) -> None:
+    with Talk(default=answer("Hello"), storage=open_store()) as talk:
+        session_id = talk.create()
+        redis.pause()
+        began = time.monotonic()
+        refused = talk.run(session_id)
+        assert said(refused) == (503, "storage_unavailable")
+        assert time.monotonic() - began < 10
+        redis.go_on()
+        until(lambda: talk.run(session_id, "again").status_code == 200)
+        assert contents(talk, session_id)[-2:] == ["again", "Hello"]
+
+
+def test_a_change_whose_reply_is_lost_is_made_once(
+    redis: RedisServer, open_store: Callable[..., RedisStorage]
+) -> None:
+    with Proxy(redis.port) as proxy:
+        storage = open_store(proxy.url)
+        proxy.lose_reply()
+        session_id = storage.create()
+        assert proxy.lost.is_set() and storage.page() == ([session_id], None)
+        proxy.lose_reply()
+        taken = storage.take(session_id)
+        for text in ("one", "two"):
+            proxy.lose_reply()
+            taken.append({"role": "user", "content": text})
+        proxy.lose_reply()
+        taken.note("a note")
+        proxy.lose_reply()
+        taken.release()
+        session = storage.get(session_id)
+        assert ([message["content"] for message in session.messages], session.note) == (["one", "two"], "a note")
+        proxy.lose_reply()
+        with storage.take(session_id) as taken:
+            proxy.lose_reply()
+            taken.delete()
+        assert storage.page() == ([], None)
+
+
+def test_what_a_failed_change_has_left_after_all_is_taken_back(
+    redis: RedisServer, open_store: Callable[..., RedisStorage]
+) -> None:
+    storage = open_store()
+    session_id = storage.create()
+    with storage.take(session_id) as taken:
+        taken.append({"role": "user", "content": "one"})
+        redis.call("RPUSH", f"session_server:messages:{session_id}", '{"what a try left": "that was given up"}')
+        taken.append({"role": "user", "content": "two"})
+        redis.call("RPUSH", f"session_server:messages:{session_id}", '{"and": "another"}')
+    assert [message["content"] for message in storage.get(session_id).messages] == ["one", "two"]
+
+
+def test_events_reach_others_once_where_the_connection_breaks_again_and_again(
+    redis: RedisServer, open_store: Callable[..., RedisStorage]
+) -> None:
+    go = [threading.Event() for _ in range(4)]
+    steps = [step for number, event in enumerate(go) for step in (f"{number} ", wait(event))]
+    with Proxy(redis.port) as proxy, Talk(answer(*steps, "end"), storage=open_store(proxy.url)) as talk:
+        session_id = talk.create()
+        stream = talk.stream(session_id)
+        with Talk(model=talk.model, storage=open_store()) as other:
+            watching = other.watch(session_id)
+            for event in go:
+                assert watching.next("stream_chunk") == stream.next("stream_chunk")
+                proxy.lose_reply()
+                event.set()
+            assert watching.rest() == stream.rest()
+        proxy.close()
+
+
+@contextmanager
+def refusing(redis: RedisServer, kind: str) -> Iterator[None]:
+    """Redis takes no writes."""
+    begin, end = {
+        "out of memory": (["CONFIG", "SET", "maxmemory", "1mb"], ["CONFIG", "SET", "maxmemory", "0"]),
+        "read-only": (["REPLICAOF", "127.0.0.1", "1"], ["REPLICAOF", "NO", "ONE"]),
+        "short of replicas": (
+            ["CONFIG", "SET", "min-replicas-to-write", "1"],
+            ["CONFIG", "SET", "min-replicas-to-write", "0"],
+        ),
+    }[kind]
+    redis.call(*begin)
+    try:
+        yield
+    finally:
+        redis.call(*end)
+
+
+@pytest.mark.parametrize("kind", ["out of memory", "read-only", "short of replicas"])
+def test_a_redis_that_takes_no_writes_is_503_and_then_works_again(
+    redis: RedisServer, open_store: Callable[..., RedisStorage], kind: str
+) -> None:
+    go = threading.Event()
+    with Talk(answer("Hel", wait(go), "lo"), default=answer("Hello"), storage=open_store()) as talk:
+        session_id, other = talk.create(), talk.create()
+        stream = talk.stream(session_id)
+        stream.next("stream_chunk")
+        with refusing(redis, kind):
+            assert said(talk.run(other)) == (503, "storage_unavailable")
+            assert said(talk.request("POST", "/sessions")) == (503, "storage_unavailable")
+            assert said(talk.get("/ready")) == (503, "storage_unavailable")
+            assert contents(talk, session_id) == ["Hi"]
+            go.set()
+            assert stream.last()["data"]["code"] == "storage_unavailable"
+        assert talk.get("/ready").status_code == 200
+        assert talk.run(other).status_code == 200
+        assert contents(talk, session_id) == ["Hi"]
+
+
+def test_sessions_can_be_deleted_where_memory_is_short(
+    redis: RedisServer, open_store: Callable[..., RedisStorage]
+) -> None:
+    with Talk(storage=open_store()) as talk:
+        session_id = talk.create()
+        with refusing(redis, "out of memory"):
+            assert talk.request("DELETE", f"/sessions/{session_id}").status_code == 200
+        assert talk.get(f"/sessions/{session_id}").status_code == 404
+
+
+# --- what Redis has lost ---
+
+
+def test_a_turn_whose_session_redis_has_lost_ends_and_does_not_bring_it_back(
+    redis: RedisServer, open_store: Callable[..., RedisStorage]
+) -> None:
+    with Talk(answer("Hel", STALL), storage=open_store()) as talk:
+        session_id = talk.create()
+        stream = talk.stream(session_id)
+        stream.next("stream_chunk")
+        with Talk(model=talk.model, storage=open_store()) as other:
+            watching = other.watch(session_id)
+            watching.next("stream_chunk")
+            redis.call("FLUSHALL")
+            assert stream.last()["data"]["code"] == "internal_error"
+            assert watching.rest() == []  # it breaks off, and cannot be resumed
+            assert other.watch(session_id).status == 404
+        assert redis.call("KEYS", f"*{session_id}*") == []
+
+
+def test_events_that_redis_has_lost_are_gone_and_not_skipped(
+    redis: RedisServer, open_store: Callable[..., RedisStorage]
+) -> None:
+    with Talk(answer("Hello"), storage=open_store()) as talk:
+        session_id = talk.create()
+        events = talk.stream(session_id).rest()
+        with Talk(model=talk.model, storage=open_store()) as other:
+            until(lambda: other.watch(session_id).rest() == events)
+            redis.call("DEL", *redis.call("KEYS", "session_server:events:*"))
+            assert other.watch(session_id, f"?after={events[0]['id']}").status == 410
+            assert other.watch(session_id).status == 204
+
+
+# --- values that cannot be understood ---
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        ("RPUSH", "session_server:messages:{}", "not JSON"),
+        ("RPUSH", "session_server:messages:{}", '{"role": "user"}'),
+        ("RPUSH", "session_server:messages:{}", "\udcff"),
+        ("HSET", "session_server:session:{}", "title", "{"),
+        ("HSET", "session_server:session:{}", "note", "1"),
+        ("HDEL", "session_server:session:{}", "created_at"),
+        ("SET", "session_server:messages:{}", "a string"),
+        ("SET", "session_server:session:{}", "a string"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_understood_costs_its_own_session_only(
+    redis: RedisServer, open_store: Callable[..., RedisStorage], damage: tuple[str, ...]
+) -> None:
+    storage = open_store()
+    broken, sound = storage.create(), storage.create()
+    redis.call(*(part.replace("{}", broken).encode(errors="surrogateescape") for part in damage))
+    with pytest.raises(SessionCorrupt):
+        storage.get(broken)
+    assert storage.summary(broken).created_at is None
+    assert storage.page() == ([sound, broken], None)
+    with Talk(storage=storage) as talk:
+        assert said(talk.run(broken)) == (500, "session_corrupt")
+        assert len(talk.get("/sessions?details=true").json["sessions"]) == 2
+        assert talk.run(sound).status_code == 200
+
+
+# --- leases ---
+
+
+def test_a_session_whose_holder_says_nothing_is_free_after_some_seconds(
+    redis: RedisServer, open_store: Callable[..., RedisStorage]
+) -> None:
+    storage = open_store()
+    session_id = storage.create()
+    first = storage.take(session_id)  # for less than a turn, so that nobody renews it
+    with pytest.raises(SessionBusy):
+        storage.take(session_id)
+    lease = f"session_server:lease:{session_id}"
+    assert 0 < redis.call("PTTL", lease) <= 5000
+    redis.call("DEL", lease)  # as if the time were up
+    first.append({"role": "user", "content": "nobody has taken it"})
+    with storage.take(session_id) as second:
+        for change in (first.delete, lambda: first.append({"role": "user", "content": "x"}), lambda: first.note("x")):
+            with pytest.raises(StorageUnavailable):
+                change()
+        first.release()
+        second.append({"role": "user", "content": "mine"})
+        assert redis.call("GET", lease)
+    assert [message["content"] for message in storage.get(session_id).messages] == ["nobody has taken it", "mine"]
+
+
+# --- at the start ---
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"appendonly": "no"}, "appendonly no"),
+        ({"appendfsync": "everysec"}, "appendfsync everysec"),
+        ({"maxmemory": "100mb", "maxmemory-policy": "allkeys-lru"}, "maxmemory-policy allkeys-lru"),
+    ],
+)
+def test_a_redis_that_is_less_durable_than_it_can_be_is_warned_of(
+    redis: RedisServer,
+    open_store: Callable[..., RedisStorage],
+    caplog: pytest.LogCaptureFixture,
+    options: dict[str, str],
+    words: str,
+) -> None:
+    before = {name: redis.call("CONFIG", "GET", name)[name] for name in options}
+    open_store()
+    assert not caplog.records
+    for name, value in options.items():
+        redis.call("CONFIG", "SET", name, value)
+    try:
+        open_store()
+    finally:
+        for name, value in before.items():
+            redis.call("CONFIG", "SET", name, value)
+    [record] = caplog.records
+    assert (record.levelname, words in record.getMessage()) == ("WARNING", True)
+
+
+def test_changes_wait_for_as_many_replicas_as_redis_is_told_to_have(
+    redis: RedisServer, open_store: Callable[..., RedisStorage], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with RedisServer(tmp_path) as replica:
+        replica.call("REPLICAOF", "127.0.0.1", redis.port)
+        until(lambda: redis.call("INFO", "replication").get("slave0", {}).get("state") == "online")
+        open_store()
+        assert "no min-replicas-to-write" in caplog.text
+        redis.call("CONFIG", "SET", "min-replicas-to-write", 1)
+        try:
+            storage = open_store()
+            waited = int(redis.call("INFO", "commandstats").get("cmdstat_wait", {"calls": 0})["calls"])
+            session_id = storage.create()
+            with storage.take(session_id) as taken:
+                taken.append({"role": "user", "content": "Hi"})
+            assert redis.call("INFO", "commandstats")["cmdstat_wait"]["calls"] == waited + 2
+            replica.pause()
+            with storage.take(session_id) as taken, pytest.raises(StorageUnavailable):
+                taken.append({"role": "user", "content": "nobody else has it"})
+            assert [message["content"] for message in storage.get(session_id).messages] == ["Hi"]
+        finally:
+            redis.call("CONFIG", "SET", "min-replicas-to-write", 0)
