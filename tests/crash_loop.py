@@ -1,16 +1,19 @@
 """Pulls the plug on a server again and again, and counts what that costs.
 
-    python -m tests.crash_loop 1000        # so many rounds; the seed may follow
+    python -m tests.crash_loop 1000           # so many rounds; the seed may follow
+    python -m tests.crash_loop --redis 1000   # sessions in Redis, which is killed too, every other time
 
 Each round, several sessions are at work at once on one server: turns by `run` and by `run_stream`, with and without
 tools and idempotency keys, new titles, deletions, new sessions. At a random moment the process is killed with
 SIGKILL and another one started on the same directory. Then whatever was acknowledged (a turn by its `stream_start`,
 an answer by its `stream_end`, everything by a 2xx) must be there once and in order, every file must be JSON, every
-key must give its turn without storing the message again, and every session must take the next turn at once.
+key must give its turn without storing the message again, and every session must take the next turn at once (in
+Redis, as soon as the dead server's lease has run out).
 """
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -27,8 +30,9 @@ from typing import Any
 
 sys.path.insert(0, os.path.dirname(__file__))  # as pytest does, where the module is run as a command
 
-from conftest import Reply, Server
+from conftest import Reply, Server, until
 from model_server import ModelServer, answer, pause, tool_call
+from redis_server import RedisServer
 
 AT_ONCE = 6  # sessions
 WITHIN = 0.5  # seconds from the start of the work to the kill, at most
@@ -66,12 +70,13 @@ class Conversation:
 
 
 class Loop:
-    """Rounds of work, kill and restart in one directory. `figures` counts what was done; `failures` says in words
-    what was lost, doubled or left unusable."""
+    """Rounds of work, kill and restart in one directory, or one Redis. `figures` counts what was done; `failures`
+    says in words what was lost, doubled or left unusable."""
 
-    def __init__(self, directory: Path, seed: int) -> None:
+    def __init__(self, directory: Path, seed: int, redis: RedisServer | None = None) -> None:
         self.figures: Counter[str] = Counter()
         self.failures: list[str] = []
+        self._redis = redis
         self._directory = directory / "sessions"
         self._log = directory / "log"
         self._random = random.Random(seed)
@@ -104,6 +109,9 @@ class Loop:
         server.kill()
         for worker in working:
             worker.result()
+        if self._redis and self._random.random() < 0.5:
+            self._redis.kill()
+            self._redis.start()
         self.figures["torn files"] += sum(not _is_json(path) for path in self._files())
 
     def _check_all(self, server: Server, pool: ThreadPoolExecutor) -> None:
@@ -115,8 +123,8 @@ class Loop:
                 self._fail("unusable", path.name, "its file is not JSON")
 
     def _start(self, model: ModelServer) -> Server:
-        flags = (f"-base_url={model.base_url}", f"-session_dir={self._directory}", "-log_level=warning")
-        return Server(*flags, log=self._log)
+        kept = f"-redis_url={self._redis.url}" if self._redis else f"-session_dir={self._directory}"
+        return Server(f"-base_url={model.base_url}", kept, "-log_level=error", log=self._log)
 
     def _count(self, what: str) -> None:
         with self._lock:
@@ -197,6 +205,8 @@ class Loop:
         if reply.status != 200:
             self._fail("unusable", conversation.id, reply.text)
             return False
+        if self._redis:
+            until(lambda: not server.request("GET", f"/sessions/{conversation.id}").json["running"], seconds=10)
         self._compare(conversation, reply.json["messages"])
         self._check_title(server, conversation)
         for turn in conversation.turns:
@@ -291,10 +301,12 @@ def _reply(request: dict[str, Any]) -> Any:
     return answer(*steps)(request)
 
 
-def main(rounds: int, seed: int) -> int:
-    print(f"{rounds} rounds, seed {seed}")
-    with tempfile.TemporaryDirectory() as directory:
-        loop = Loop(Path(directory), seed)
+def main(rounds: int, seed: int, in_redis: bool) -> int:
+    print(f"{rounds} rounds, seed {seed}{', in Redis' if in_redis else ''}")
+    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
+        directory = Path(name)
+        redis = stack.enter_context(RedisServer(directory)) if in_redis else None
+        loop = Loop(directory, seed, redis)
         loop.run(rounds)
     for name in ("rounds", "turns", "turns cut off", "retries", "replays", "titles", "deletions", "torn files"):
         print(f"{name + ':':15}{loop.figures[name]:>8}")
@@ -305,5 +317,6 @@ def main(rounds: int, seed: int) -> int:
 
 
 if __name__ == "__main__":
-    numbers = [int(argument) for argument in sys.argv[1:]]
-    sys.exit(main(numbers[0] if numbers else 100, numbers[1] if len(numbers) > 1 else random.randrange(10**6)))
+    numbers = [int(argument) for argument in sys.argv[1:] if argument != "--redis"]
+    seed = numbers[1] if len(numbers) > 1 else random.randrange(10**6)
+    sys.exit(main(numbers[0] if numbers else 100, seed, "--redis" in sys.argv))
