@@ -738,7 +738,7 @@ class Runs:
             return turn
         with self._lock:
             if self._closing:
-                raise ShuttingDown
+                raise SessionBusy(session_id)
             if there.id not in self._followed:
                 threading.Thread(target=self._follow, args=(turn,), name=f"follow {turn.id}", daemon=True).start()
                 self._followed[there.id] = turn

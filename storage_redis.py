@@ -245,10 +245,13 @@ class RedisStorage(Storage):
         self._replicas = 0
         self._publisher = _Publisher(self)
         self._look_at_configuration()
-        self.check()
+        self._check(logging.DEBUG)  # whoever starts us is told
 
     def check(self) -> None:
-        _calling("write to Redis", lambda: self._redis.set(f"{_PREFIX}check", self._name, px=_KEEP))
+        self._check(logging.ERROR)
+
+    def _check(self, level: int) -> None:
+        _calling("write to Redis", lambda: self._redis.set(f"{_PREFIX}check", self._name, px=_KEEP), level=level)
 
     def page(self, limit: int | None = None, after: str | None = None) -> tuple[list[str], str | None]:
         after_id = "" if after is None else _checked(after)
@@ -354,7 +357,7 @@ class RedisStorage(Storage):
     def _look_at_configuration(self) -> None:
         """Warn of what makes Redis less durable than it can be, and see how many replicas must have a change."""
         try:
-            info: Any = _calling("reach Redis", self._redis.info, level=logging.DEBUG)  # whoever starts us is told
+            info: Any = _calling("reach Redis", self._redis.info, level=logging.DEBUG)
             if info.get("cluster_enabled"):
                 raise StorageUnavailable("a Redis Cluster cannot be used: give one server, with replicas or without")
         except _Refused:

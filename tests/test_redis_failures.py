@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from conftest import until
+from conftest import PATIENCE, ROOT, SERVER, Server, environment, until
 from model_server import STALL, answer, wait
 from redis_server import NEEDED, Proxy, RedisServer
 from talk import Talk, said
@@ -318,6 +321,76 @@ def test_a_session_whose_holder_says_nothing_is_free_after_some_seconds(
 
 
 # --- at the start ---
+
+
+def start_in_vain(*arguments: str) -> str:
+    """The line that a process prints that cannot start."""
+    command = [*SERVER, "-demo", *arguments]
+    ended = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (2, "", 1), ended.stderr
+    return ended.stderr
+
+
+def test_a_redis_that_cannot_be_reached_ends_the_process_with_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    line = start_in_vain(f"-redis_url=redis://:pass-word@127.0.0.1:{port}/0")
+    assert line.startswith("session_server: -redis_url: cannot reach Redis: ")
+    assert "refused" in line and "see to the address" in line and "pass-word" not in line
+
+
+def test_a_redis_that_refuses_the_password_ends_the_process_with_one_line(redis: RedisServer) -> None:
+    redis.call("ACL", "SETUSER", "limited", "on", ">right", "~*", "+@all")
+    line = start_in_vain(f"-redis_url=redis://limited:pass-word@127.0.0.1:{redis.port}/0")
+    assert "password" in line and "pass-word" not in line
+
+
+def test_a_redis_that_cannot_be_written_ends_the_process_with_one_line(redis: RedisServer) -> None:
+    redis.call("ACL", "SETUSER", "reader", "on", ">right", "~*", "+@read", "+info", "+client", "+config|get")
+    assert "-redis_url: cannot write to Redis" in start_in_vain(
+        f"-redis_url=redis://reader:right@127.0.0.1:{redis.port}/0"
+    )
+
+
+def test_the_banner_names_redis_and_no_password_is_shown(redis: RedisServer, tmp_path: Path) -> None:
+    redis.call("ACL", "SETUSER", "writer", "on", ">pass-word", "~session_server:*", "+@all", "-@admin", "-@dangerous")
+    url = f"redis://writer:pass-word@127.0.0.1:{redis.port}/0"
+    with Server("-demo", env={"SESSION_SERVER_REDIS_URL": url}, log=tmp_path / "log") as server:
+        assert f"sessions: redis://127.0.0.1:{redis.port}/0\n" in server.banner
+        assert server.request("POST", f"/sessions/{server.create()}/run", {"message": "1+1"}).status == 200
+        assert "does not tell" in server.log.read_text()  # how it is configured
+        redis.call("ACL", "SETUSER", "writer", "off")
+        redis.call("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        assert server.request("GET", "/ready").status == 503
+        assert "pass-word" not in server.log.read_text() + server.banner
+
+
+def test_without_the_client_a_start_with_redis_names_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "redis.py").write_text("raise ImportError('no module named redis')")
+    ended = subprocess.run(
+        [*SERVER, "-demo", "-redis_url=redis://127.0.0.1:1"],
+        env=environment({"PYTHONPATH": str(tmp_path)}),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert ended.returncode == 2
+    assert ended.stderr == "session_server: -redis_url needs the redis client: pip install redis\n"
+
+
+def test_redis_is_imported_only_where_it_is_asked_for() -> None:
+    code = "import sys, session_server; session_server.build_app(); print('redis' in sys.modules)"
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment({"SESSION_SERVER_DEMO": "true"}),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=True,
+    )
+    assert found.stdout == "False\n"
 
 
 @pytest.mark.parametrize(
