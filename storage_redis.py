@@ -48,6 +48,7 @@ log = logging.getLogger(__name__)
 
 _PREFIX = "session_server:"
 _LEASE = 5000  # milliseconds after which a session is free whose holder says nothing any more
+_BRIEF = 2000  # the same, for one who takes it for less than a turn, and does not renew it
 _KEEP = 60_000  # milliseconds for which a turn's events are kept after its end
 _LOOK = 0.5  # seconds between two looks at the leases of this process, and at who asks for an end
 _GATHER = 0.05  # seconds in which events gather that go to Redis together
@@ -99,14 +100,14 @@ end
 return redis.call('ZRANGE', list, first, limit == '' and -1 or first + limit)
 """,
     # Not refused where memory is short, so that sessions can be deleted: for that the first command must need none.
-    "take": f"""
-local token, lessee = unpack(ARGV)
+    "take": """
+local token, lessee, milliseconds = unpack(ARGV)
 if redis.call('EXISTS', session) == 0 then return 'missing' end
 local holder = redis.call('GET', lease)
 if holder and holder ~= lessee then return 'taken' end
 redis.call('HDEL', session, 'asked')
 redis.call('HSET', session, 'token', token)
-redis.call('SET', lease, lessee, 'PX', {_LEASE})
+redis.call('SET', lease, lessee, 'PX', milliseconds)
 """,
     "holder": """
 if redis.call('EXISTS', session) == 0 then return 'missing' end
@@ -297,7 +298,7 @@ class RedisStorage(Storage):
     def _take(self, session_id: str, turn: bool) -> Taken | None:
         token = self._name + secrets.token_hex(16)
         lessee = f"{'turn' if turn else 'brief'} {token}"
-        if self._run("take", "take", session_id, token, lessee) == b"taken":
+        if self._run("take", "take", session_id, token, lessee, _LEASE if turn else _BRIEF) == b"taken":
             return None
         taken = _RedisTaken(self, session_id, token, lessee)
         if turn:

@@ -36,6 +36,7 @@ class Scale:
     spread: float  # seconds over which the middle number of streams is started, instead of at once
     histories: tuple[int, int]  # messages
     files: tuple[int, int]
+    shared: tuple[int, ...]  # paced streams of one server with Redis
     sessions: int  # in memory
     refusals: int
     warm_up: float  # seconds of turns before memory is looked at; ended turns are kept for 60
@@ -54,6 +55,7 @@ FULL = Scale(
     spread=5.0,
     histories=(1000, 10_000),
     files=(10_000, 100_000),
+    shared=(100, 200, 300),
     sessions=5000,
     refusals=200,
     warm_up=70.0,
@@ -71,6 +73,7 @@ QUICK = Scale(
     spread=0.5,
     histories=(100, 1000),
     files=(500, 2000),
+    shared=(10,),
     sessions=200,
     refusals=10,
     warm_up=1.0,

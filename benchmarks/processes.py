@@ -8,6 +8,7 @@ import os
 import re
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -166,6 +167,22 @@ def compared(name: str, model: StandIn, directory: Path) -> Iterator[Server]:
     command = [sys.executable, "-m", "benchmarks.servers", name, model.base_url]
     with _running(Server, name, command, directory) as server:
         yield server
+
+
+@contextlib.contextmanager
+def redis(directory: Path) -> Iterator[tuple[Measured, int]]:
+    """A Redis that keeps each change on the disk before it answers, and its port."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--dir", str(directory)]
+    command += ["--appendonly", "yes", "--appendfsync", "always", "--save", ""]
+    with _running(Measured, "redis", command, directory) as server:
+        while server.process.poll() is None:
+            with socket.socket() as connection:
+                if connection.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.01)
+        yield server, port
 
 
 @contextlib.contextmanager

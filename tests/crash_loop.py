@@ -206,7 +206,8 @@ class Loop:
             self._fail("unusable", conversation.id, reply.text)
             return False
         if self._redis:
-            until(lambda: not server.request("GET", f"/sessions/{conversation.id}").json["running"], seconds=10)
+            lease = f"session_server:lease:{conversation.id}"
+            until(lambda: self._redis and not self._redis.call("EXISTS", lease), seconds=10)
         self._compare(conversation, reply.json["messages"])
         self._check_title(server, conversation)
         for turn in conversation.turns:
