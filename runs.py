@@ -140,7 +140,8 @@ class _Log:
     def copy(self, entry: Entry) -> None:
         """Add an entry as it stands in the log of another process."""
         with self._lock:
-            self._put(entry)
+            self._entries.append(entry)
+            self._wake()
 
     def read(self, after: int, seconds: float, most: int = 256) -> list[Entry]:
         """The next entries behind number `after`, as soon as there are any; none after `seconds` without."""
@@ -183,12 +184,13 @@ class _Log:
         sequence = 0
         if type(event) is Chunk:
             self._chunks = sequence = self._chunks + 1
-        self._put(Entry(len(self._entries) + 1, self._now, sequence, event))
-
-    def _put(self, entry: Entry) -> None:
-        self._entries.append(entry)
+        self._entries.append(Entry(len(self._entries) + 1, self._now, sequence, event))
         if self.tell is not None:
-            self.tell(entry)
+            self.tell(self._entries[-1])
+        if self._waiting:
+            self._wake()
+
+    def _wake(self) -> None:
         waiting, self._waiting = self._waiting, []
         for signal in waiting:
             signal.release()

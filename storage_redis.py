@@ -445,15 +445,17 @@ class _Told:
         self.sending: list[bytes] = []  # until Redis has said that it has them
         self.sending_last = False
         self.sent = 1
-        self.complete = False  # the last line was told
+        self.completed: float | None = None  # when the last line was told
         self.dropped = False  # nobody can follow the turn any more
 
     @property
     def over(self) -> bool:
         """Whether there is nothing more to do for the turn."""
-        return self.taken.released and (
-            self.on_end is None or (self.complete and (self.dropped or not (self.waiting or self.sending)))
-        )
+        if not self.taken.released or self.on_end is None:
+            return self.taken.released
+        if self.completed is None:
+            return False
+        return not (self.waiting or self.sending) or self.completed < time.monotonic() - _KEEP / 1000
 
 
 class _Publisher:
@@ -468,6 +470,7 @@ class _Publisher:
         self._thread: threading.Thread | None = None
         self._news = False
         self._bytes = 0  # that wait
+        self._failing = False
 
     def add(self, taken: _RedisTaken) -> None:
         with self._lock:
@@ -486,7 +489,8 @@ class _Publisher:
 
         def tell(line: bytes, last: bool) -> None:
             with self._lock:
-                turn.complete = last
+                if last:
+                    turn.completed = time.monotonic()
                 if not turn.dropped:
                     turn.waiting.append(line)
                     self._bytes += len(line)
@@ -507,7 +511,7 @@ class _Publisher:
         give_up = time.monotonic() + _PATIENCE
         while time.monotonic() < give_up:
             with self._lock:
-                if not any(turn.complete and not turn.over for turn in self._turns.values()):
+                if not any(turn.completed and not turn.over for turn in self._turns.values()):
                     return
             time.sleep(0.01)
 
@@ -526,7 +530,9 @@ class _Publisher:
         last = looked = 0.0
         while True:
             with self._lock:
-                self._turns = {token: turn for token, turn in self._turns.items() if not turn.over}
+                for turn in [turn for turn in self._turns.values() if turn.over]:
+                    self._drop(turn)
+                    del self._turns[turn.taken.token]
                 if not self._turns:
                     self._thread = None
                     return
@@ -541,7 +547,7 @@ class _Publisher:
                 for turn in turns:
                     if not turn.sending:
                         turn.sending, turn.waiting = turn.waiting, []
-                        turn.sending_last = turn.complete
+                        turn.sending_last = turn.completed is not None
             if look:
                 looked = now
             if turns:
@@ -557,10 +563,13 @@ class _Publisher:
             arguments += [turn.taken.token, held, turn.sent + 1, lines, int(turn.sending_last)]
         try:
             script = self._storage._scripts["publish"]
-            replies = _calling("tell of running turns", lambda: script(keys, arguments), level=logging.WARNING)
-        except (StorageUnavailable, SessionCorrupt):
+            level = logging.DEBUG if self._failing else logging.ERROR  # once, and not twice a second
+            replies = _calling("renew the leases of running turns", lambda: script(keys, arguments), level=level)
+        except StorageUnavailable:
+            self._failing = True
             time.sleep(_LOOK)
             return
+        self._failing = False
         ends = []
         with self._lock:
             for turn, reply in zip(turns, replies, strict=True):

@@ -74,6 +74,14 @@ class RedisServer:
         with contextlib.closing(redis.Redis(port=self.port, decode_responses=True)) as client:
             return client.execute_command(*command)
 
+    def setting(self, name: str) -> str:
+        """How Redis is configured."""
+        import redis
+
+        with contextlib.closing(redis.Redis(port=self.port, decode_responses=True)) as client:
+            found: Any = client.config_get(name)
+            return str(found[name])
+
     def calls(self) -> int:
         """How many commands clients have sent so far, but for this question; those inside of scripts not counted."""
         found = self.call("INFO", "commandstats")

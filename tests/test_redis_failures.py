@@ -177,6 +177,7 @@ def test_events_reach_others_once_where_the_connection_breaks_again_and_again(
                 proxy.lose_reply()
                 event.set()
             assert watching.rest() == stream.rest()
+        talk.storage.flush()
         proxy.close()
 
 
@@ -408,7 +409,7 @@ def test_a_redis_that_is_less_durable_than_it_can_be_is_warned_of(
     options: dict[str, str],
     words: str,
 ) -> None:
-    before = {name: redis.call("CONFIG", "GET", name)[name] for name in options}
+    before = {name: redis.setting(name) for name in options}
     open_store()
     assert not caplog.records
     for name, value in options.items():
