@@ -261,15 +261,55 @@ def test_a_turn_of_1000_chunks_costs_a_few_round_trips(pair: Pair) -> None:
 # --- servers that die, and slow ones ---
 
 
-def test_of_a_server_that_is_killed_in_mid_turn_the_others_take_over(pair: Pair) -> None:
-    with pair.start() as third:
-        turn = begin(third, "stall", Idempotency_Key="k")
-        watching = [watch(server, turn.id).events() for server in (pair.here, pair.there, pair.there)]
-        assert [[next(events), next(events)] for events in watching] == [turn.first] * 3
-        third.kill()
+@dataclass
+class Failing:
+    """What is left of a server that was killed, and one that stood still for longer than its leases last: both while
+    turns ran on them, of which `taken` has been followed by another on another server meanwhile."""
+
+    killed: Begun
+    watching: list[Iterator[dict[str, Any]]]  # of `killed`, from the other servers
+    slow: Server
+    taken: Begun
+    kept: Begun
+    meanwhile: list[dict[str, Any]]  # the messages of `taken`, before the slow server went on
+
+
+@pytest.fixture(scope="module")
+def failing(both: Pair) -> Iterator[Failing]:
+    both.go.clear()
+    with both.start() as dying, both.start() as slow:
+        killed = begin(dying, "stall", Idempotency_Key="k")
+        taken, kept = begin(slow, "wait"), begin(slow, "wait")
+        watching = [watch(server, killed.id).events() for server in (both.here, both.there, both.there)]
+        assert [[next(events), next(events)] for events in watching] == [killed.first] * 3
+        dying.kill()
+        slow.send_signal(signal.SIGSTOP)
+        path = f"/sessions/{taken.id}/run"
+        until(lambda: both.there.request("POST", path, {"message": "Hi"}).status == 200)
+        until(lambda: not both.there.request("GET", f"/sessions/{kept.id}").json["running"])
+        meanwhile = both.there.messages(taken.id)
+        slow.send_signal(signal.SIGCONT)
+        yield Failing(killed, watching, slow, taken, kept, meanwhile)
+
+
+def test_a_slow_server_overwrites_nothing_and_keeps_what_nobody_has_taken(failing: Failing, pair: Pair) -> None:
+    last = failing.taken.rest()[-1]
+    assert (last["type"], last["data"]["code"]) == ("error", "internal_error")
+    assert [message["content"] for message in failing.meanwhile] == ["wait", "Hi", "Re: wait\n\nHi"]
+    until(lambda: pair.there.request("GET", f"/sessions/{failing.kept.id}").json["running"])
+    pair.go.set()
+    assert failing.kept.rest()[-1]["data"]["complete_text"] == "Hello"
+    assert [message["content"] for message in pair.there.messages(failing.kept.id)] == ["wait", "Hello"]
+    assert pair.there.messages(failing.taken.id) == failing.meanwhile
+    path = f"/sessions/{failing.taken.id}/run"
+    assert failing.slow.request("POST", path, {"message": "Bye"}).json["message"]["content"] == "Re: Bye"
+
+
+def test_of_a_server_that_is_killed_in_mid_turn_the_others_take_over(failing: Failing, pair: Pair) -> None:
+    turn = failing.killed
     # one who had seen more than was told gets no event twice, and the end
     beyond = watch(pair.here, turn.id, turn.first[-1]["id"].rpartition("-")[0] + "-7").events()
-    ends = [list(events) for events in [*watching, beyond]]
+    ends = [list(events) for events in [*failing.watching, beyond]]
     assert [end["data"] for [end] in ends] == [
         {"error": "The turn was interrupted.", "code": "internal_error", "status": 500}
     ] * 4
@@ -280,42 +320,6 @@ def test_of_a_server_that_is_killed_in_mid_turn_the_others_take_over(pair: Pair)
     again = begin(pair.there, "stall", session_id=turn.id, Idempotency_Key="k")
     assert again.rest()[-1]["data"]["complete_text"] == "Good morning."
     assert [m["content"] for m in pair.here.messages(turn.id)] == ["stall", "Good morning."]
-
-
-@dataclass
-class Slow:
-    """A server that stood still for longer than its leases last, while `taken` had another turn on another server."""
-
-    server: Server
-    taken: Begun
-    kept: Begun
-    meanwhile: list[dict[str, Any]]  # the messages of `taken`, before the slow server went on
-
-
-@pytest.fixture
-def slow(pair: Pair) -> Iterator[Slow]:
-    with pair.start() as server:
-        taken, kept = begin(server, "wait"), begin(server, "wait")
-        server.send_signal(signal.SIGSTOP)
-        path = f"/sessions/{taken.id}/run"
-        until(lambda: pair.there.request("POST", path, {"message": "Hi"}).status == 200)
-        until(lambda: not pair.there.request("GET", f"/sessions/{kept.id}").json["running"])
-        meanwhile = pair.there.messages(taken.id)
-        server.send_signal(signal.SIGCONT)
-        yield Slow(server, taken, kept, meanwhile)
-
-
-def test_a_slow_server_overwrites_nothing_and_keeps_what_nobody_has_taken(pair: Pair, slow: Slow) -> None:
-    last = slow.taken.rest()[-1]
-    assert (last["type"], last["data"]["code"]) == ("error", "internal_error")
-    assert [message["content"] for message in slow.meanwhile] == ["wait", "Hi", "Re: wait\n\nHi"]
-    until(lambda: pair.there.request("GET", f"/sessions/{slow.kept.id}").json["running"])
-    pair.go.set()
-    assert slow.kept.rest()[-1]["data"]["complete_text"] == "Hello"
-    assert [message["content"] for message in pair.there.messages(slow.kept.id)] == ["wait", "Hello"]
-    assert pair.there.messages(slow.taken.id) == slow.meanwhile
-    path = f"/sessions/{slow.taken.id}/run"
-    assert slow.server.request("POST", path, {"message": "Bye"}).json["message"]["content"] == "Re: Bye"
 
 
 def test_the_end_of_a_turn_at_shutdown_is_told_there(pair: Pair) -> None:
