@@ -1,4 +1,5 @@
-"""Two server processes on one directory: one turn at a time in a session, and the truth about one another."""
+"""Two server processes on one directory, or one Redis: one turn at a time in a session, and the truth about one
+another. What is possible with Redis only is in `test_redis_turns.py`."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,13 +16,14 @@ from typing import Any, TypeVar
 import pytest
 from conftest import Reply, Server, until
 from model_server import ModelServer, answer, wait
+from redis_server import NEEDED, RedisServer
 
 T = TypeVar("T")
 
 
 @dataclass
 class Pair:
-    """Two servers, one directory, and a model that answers the message `wait` when `go` is set."""
+    """Two servers on one directory or one Redis, and a model that answers the message `wait` when `go` is set."""
 
     here: Server
     there: Server
@@ -47,15 +50,21 @@ class Pair:
             return list(pool.map(call, calls))
 
 
-@pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+@pytest.fixture(scope="module", params=["files", pytest.param("redis", marks=NEEDED)])
+def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     path = tmp_path_factory.mktemp("pair")
-    with ModelServer() as model:
-        flags = (f"-base_url={model.base_url}", f"-session_dir={path / 'sessions'}")
+    with ModelServer() as model, ExitStack() as stack:
+        kept = f"-session_dir={path / 'sessions'}"
+        if request.param == "redis":
+            kept = f"-redis_url={stack.enter_context(RedisServer(path)).url}"
+        flags = (f"-base_url={model.base_url}", kept)
         with Server(*flags, log=path / "here.log") as here, Server(*flags, log=path / "there.log") as there:
             pair = Pair(here, there, path / "sessions")
             model.default = pair.reply
             yield pair
+
+
+files_only = pytest.mark.parametrize("both", ["files"], indirect=True)
 
 
 @pytest.fixture
@@ -133,6 +142,7 @@ def test_a_key_used_there_is_replayed_here(pair: Pair) -> None:
     assert again.headers["Idempotency-Replayed"] == "true"
 
 
+@files_only
 def test_a_key_that_is_in_use_there_is_busy_here(pair: Pair, running: str) -> None:
     assert pair.run(pair.there, running, "wait", Idempotency_Key="k").status == 409
 
@@ -162,6 +172,7 @@ def test_what_is_stored_so_far_can_be_read_there(pair: Pair, running: str) -> No
     assert [message["content"] for message in pair.there.messages(running)] == ["wait"]
 
 
+@files_only
 @pytest.mark.parametrize(
     "method, path, body",
     [
@@ -181,6 +192,7 @@ def test_it_cannot_be_joined_watched_cancelled_renamed_or_deleted(
     assert pair.here.request("GET", f"/sessions/{running}").json["running"] is True
 
 
+@files_only
 def test_where_nothing_runs_there_is_nothing_to_watch_or_cancel_there(pair: Pair) -> None:
     session_id = pair.here.create()
     assert pair.run(pair.here, session_id, "Hi").status == 200
@@ -188,6 +200,7 @@ def test_where_nothing_runs_there_is_nothing_to_watch_or_cancel_there(pair: Pair
     assert pair.there.request("POST", f"/sessions/{session_id}/cancel").json == {"cancelled": False}
 
 
+@files_only
 def test_the_events_of_a_turn_are_gone_when_the_next_one_has_begun_there(pair: Pair) -> None:
     session_id = pair.here.create()
     events = list(pair.here.say(session_id, "Hi").events())
