@@ -742,7 +742,10 @@ class Runs:
             if self._closing:
                 raise SessionBusy(session_id)
             if there.id not in self._followed:
-                threading.Thread(target=self._follow, args=(turn,), name=f"follow {turn.id}", daemon=True).start()
+                try:
+                    threading.Thread(target=self._follow, args=(turn,), name=f"follow {turn.id}", daemon=True).start()
+                except RuntimeError as error:  # the system has no more threads to give
+                    raise StorageUnavailable(str(error)) from error
                 self._followed[there.id] = turn
             return self._followed[there.id]
 

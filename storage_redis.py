@@ -131,8 +131,7 @@ if id ~= '' then touch(id) end
 """,
     "delete": """
 local token, id = unpack(ARGV)
-local owner = redis.call('HGET', session, 'token')
-if owner and owner ~= token then return 'lost' end
+if redis.call('EXISTS', session) == 1 and redis.call('HGET', session, 'token') ~= token then return 'lost' end
 redis.call('UNLINK', session, messages)
 redis.call('ZREM', list, id)
 """,
@@ -400,7 +399,7 @@ class _RedisTaken(Taken):
     def share(self, first: bytes, on_end: Callable[[bool], None]) -> Callable[[bytes, bool], None] | None:
         try:
             self._storage._run("tell of", "share", self.id, self.token, first)
-        except StorageUnavailable:
+        except (StorageUnavailable, SessionCorrupt):
             return None  # which was logged; the turn can be followed from here only
         return self._storage._publisher.share(self, on_end)
 

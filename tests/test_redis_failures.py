@@ -317,7 +317,22 @@ def test_a_session_whose_holder_says_nothing_is_free_after_some_seconds(
         first.release()
         second.append({"role": "user", "content": "mine"})
         assert redis.call("GET", lease)
+    with pytest.raises(RuntimeError):
+        first.delete()
     assert [message["content"] for message in storage.get(session_id).messages] == ["nobody has taken it", "mine"]
+
+
+def test_who_was_too_slow_can_delete_nothing_even_when_the_next_holder_has_gone(
+    open_store: Callable[..., RedisStorage], redis: RedisServer
+) -> None:
+    storage = open_store()
+    session_id = storage.create()
+    first = storage.take(session_id)
+    redis.call("DEL", f"session_server:lease:{session_id}")
+    storage.take(session_id).release()
+    with pytest.raises(StorageUnavailable):
+        first.delete()
+    assert storage.get(session_id).messages == []
 
 
 # --- at the start ---
