@@ -33,7 +33,7 @@ def loop(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     in_redis = request.param == "redis"
     redis = request.getfixturevalue("redis") if in_redis else None
     loop = Loop(tmp_path_factory.mktemp("crashes"), seed, redis)
-    loop.run(rounds=2 if in_redis else 5)  # in Redis, each waits for leases to run out
+    loop.run(rounds=1 if in_redis else 5)  # in Redis, each waits for leases to run out
     return loop
 
 
@@ -43,8 +43,8 @@ def test_after_crashes_nothing_that_was_acknowledged_is(loop: Loop, what: str) -
 
 
 def test_the_crashes_have_cut_off_turns_and_spared_others(loop: Loop) -> None:
-    assert loop.figures["rounds"] >= 2
-    assert loop.figures["turns"] > 10 and loop.figures["turns cut off"] > 3
+    rounds = loop.figures["rounds"]
+    assert loop.figures["turns"] > 2 * rounds and loop.figures["turns cut off"] >= rounds > 0
 
 
 # --- killed at chosen moments ---

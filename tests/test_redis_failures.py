@@ -18,6 +18,7 @@ from model_server import STALL, answer, wait
 from redis_server import NEEDED, Proxy, RedisServer
 from talk import Talk, said
 
+from session_server import main
 from storage import SessionBusy, SessionCorrupt, StorageUnavailable
 
 if TYPE_CHECKING:
@@ -338,33 +339,43 @@ def test_who_was_too_slow_can_delete_nothing_even_when_the_next_holder_has_gone(
 # --- at the start ---
 
 
-def start_in_vain(*arguments: str) -> str:
-    """The line that a process prints that cannot start."""
-    command = [*SERVER, "-demo", *arguments]
-    ended = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=PATIENCE, check=False)
-    assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (2, "", 1), ended.stderr
-    return ended.stderr
+@pytest.fixture
+def start_in_vain(capsys: pytest.CaptureFixture[str]) -> Callable[[str], str]:
+    """Gives the line that is printed at a start with this URL, which must fail."""
+
+    def start(url: str) -> str:
+        assert main(["-demo", "-port=0", f"-redis_url={url}"]) == 2
+        out, err = capsys.readouterr()
+        assert (out, err.count("\n")) == ("", 1)
+        return str(err)
+
+    return start
 
 
 def test_a_redis_that_cannot_be_reached_ends_the_process_with_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    line = start_in_vain(f"-redis_url=redis://:pass-word@127.0.0.1:{port}/0")
-    assert line.startswith("session_server: -redis_url: cannot reach Redis: ")
-    assert "refused" in line and "see to the address" in line and "pass-word" not in line
+    command = [*SERVER, "-demo", f"-redis_url=redis://:pass-word@127.0.0.1:{port}/0"]
+    ended = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (2, "", 1), ended.stderr
+    assert ended.stderr.startswith("session_server: -redis_url: cannot reach Redis: ")
+    assert "refused" in ended.stderr and "see to the address" in ended.stderr and "pass-word" not in ended.stderr
 
 
-def test_a_redis_that_refuses_the_password_ends_the_process_with_one_line(redis: RedisServer) -> None:
+def test_a_redis_that_refuses_the_password_is_told_in_a_line(
+    redis: RedisServer, start_in_vain: Callable[[str], str]
+) -> None:
     redis.call("ACL", "SETUSER", "limited", "on", ">right", "~*", "+@all")
-    line = start_in_vain(f"-redis_url=redis://limited:pass-word@127.0.0.1:{redis.port}/0")
+    line = start_in_vain(f"redis://limited:pass-word@127.0.0.1:{redis.port}/0")
     assert "password" in line and "pass-word" not in line
 
 
-def test_a_redis_that_cannot_be_written_ends_the_process_with_one_line(redis: RedisServer) -> None:
+def test_a_redis_that_cannot_be_written_is_told_in_a_line(
+    redis: RedisServer, start_in_vain: Callable[[str], str]
+) -> None:
     redis.call("ACL", "SETUSER", "reader", "on", ">right", "~*", "+@read", "+info", "+client", "+config|get")
-    assert "-redis_url: cannot write to Redis" in start_in_vain(
-        f"-redis_url=redis://reader:right@127.0.0.1:{redis.port}/0"
-    )
+    line = start_in_vain(f"redis://reader:right@127.0.0.1:{redis.port}/0")
+    assert "-redis_url: cannot write to Redis" in line
 
 
 def test_the_banner_names_redis_and_no_password_is_shown(redis: RedisServer, tmp_path: Path) -> None:
@@ -380,18 +391,13 @@ def test_the_banner_names_redis_and_no_password_is_shown(redis: RedisServer, tmp
         assert "pass-word" not in server.log.read_text() + server.banner
 
 
-def test_without_the_client_a_start_with_redis_names_the_remedy(tmp_path: Path) -> None:
-    (tmp_path / "redis.py").write_text("raise ImportError('no module named redis')")
-    ended = subprocess.run(
-        [*SERVER, "-demo", "-redis_url=redis://127.0.0.1:1"],
-        env=environment({"PYTHONPATH": str(tmp_path)}),
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
-    assert ended.returncode == 2
-    assert ended.stderr == "session_server: -redis_url needs the redis client: pip install redis\n"
+def test_without_the_client_a_start_with_redis_names_the_remedy(
+    start_in_vain: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "redis", None)  # as where it is not installed
+    monkeypatch.delitem(sys.modules, "storage_redis", raising=False)
+    line = start_in_vain("redis://127.0.0.1:1")
+    assert line == "session_server: -redis_url needs the redis client: pip install redis\n"
 
 
 def test_redis_is_imported_only_where_it_is_asked_for() -> None:
