@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import os
 import re
 import shutil
 import socket
@@ -478,6 +479,16 @@ def test_an_installed_wheel_runs_as_well_as_a_checkout(tmp_path: Path) -> None:
 def test_the_demo_minds_no_address_in_the_environment_whatever_it_is(serve: Callable[..., Server]) -> None:
     server = serve("-demo", env={"OPENAI_BASE_URL": "nonsense", "OPENAI_API_KEY": "ké"})
     assert server.request("GET", "/health").status == 200
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs Linux")
+def test_all_threads_stay_on_one_of_the_processors_that_are_allowed(serve: Callable[..., Server]) -> None:
+    server = serve("-base_url=http://127.0.0.1:9/v1")
+    assert server.request("POST", "/sessions").status == 201
+    threads = map(int, os.listdir(f"/proc/{server.process.pid}/task"))
+    (processors,) = {frozenset(os.sched_getaffinity(thread)) for thread in threads}
+    assert len(processors) == 1
+    assert processors <= os.sched_getaffinity(0)
 
 
 @pytest.mark.parametrize("flag", ["-host=.bad..x", f"-host={'x' * 64}.org", "-api_key=sk-é", "-api_key=sk a"])
