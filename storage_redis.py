@@ -105,7 +105,7 @@ local token, lessee, milliseconds = unpack(ARGV)
 if redis.call('EXISTS', session) == 0 then return 'missing' end
 local holder = redis.call('GET', lease)
 if holder and holder ~= lessee then return 'taken' end
-redis.call('HDEL', session, 'asked')
+redis.call('HDEL', session, 'asked', 'written')
 redis.call('HSET', session, 'token', token)
 redis.call('SET', lease, lessee, 'PX', milliseconds)
 """,
@@ -116,17 +116,18 @@ if type(told) == 'table' then told = false end
 if told and redis.call('EXISTS', events .. told) == 0 then told = false end
 return {redis.call('GET', lease), told}
 """,
-    # `count` is how many messages there should be: one more is left of a try that was reported as failed.
+    # Changes are numbered, so that one that comes again, or after the next one, is known. `count` is how many
+    # messages there should be: one more is left of a try that was reported as failed.
     "write": """
-local token, count, updated, title, note, line, id = unpack(ARGV)
+local token, number, count, updated, title, note, line, id = unpack(ARGV)
 if redis.call('HGET', session, 'token') ~= token then return 'lost' end
+if tonumber(number) <= tonumber(redis.call('HGET', session, 'written') or 0) then return end
 if line ~= '' then
     local found = redis.call('LLEN', messages)
-    if found == count + 1 and redis.call('LINDEX', messages, -1) == line then return end
     if found > tonumber(count) then redis.call('LTRIM', messages, -found, count - found - 1) end
     redis.call('RPUSH', messages, line)
 end
-redis.call('HSET', session, 'updated_at', updated, 'title', title, 'note', note)
+redis.call('HSET', session, 'written', number, 'updated_at', updated, 'title', title, 'note', note)
 if id ~= '' then touch(id) end
 """,
     "delete": """
@@ -390,6 +391,7 @@ class _RedisTaken(Taken):
         super().__init__(session_id)
         self._storage = storage
         self._lessee = lessee
+        self._changes = 0
         self.token = token
 
     @property
@@ -413,9 +415,10 @@ class _RedisTaken(Taken):
         self._write(session, b"", "")
 
     def _write(self, session: Session, line: bytes, touched: str) -> None:
-        title, note = _dump(session.title), _dump(session.note)
-        written = (self.token, len(session.messages), session.updated_at, title, note, line, touched)
-        self._check(self._storage._run("write", "write", self.id, *written, patience=_PATIENCE))
+        self._changes += 1
+        which = (self.token, self._changes, len(session.messages))
+        what = (session.updated_at, _dump(session.title), _dump(session.note), line, touched)
+        self._check(self._storage._run("write", "write", self.id, *which, *what, patience=_PATIENCE))
 
     def _delete(self) -> None:
         self._check(self._storage._run("delete", "delete", self.id, self.token, self.id, patience=_PATIENCE))

@@ -120,13 +120,16 @@ class RedisServer:
 
 class Proxy:
     """Stands between a client and Redis. `lose_reply()` has the next command reach Redis and its reply get lost, with
-    the connection; `cut` keeps everybody out while it is set."""
+    the connection; `hold_back()` has the connection lost and the command reach Redis at `deliver()` only; `cut` keeps
+    everybody out while it is set. `port` is that of Redis, for connections to come."""
 
     def __init__(self, port: int) -> None:
         self.cut = threading.Event()
         self.lost = threading.Event()
         self._lose = threading.Event()
-        self._port = port
+        self._hold = threading.Event()
+        self._held = b""
+        self.port = port
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"redis://127.0.0.1:{self._listener.getsockname()[1]}/0"
         self._threads = [threading.Thread(target=self._accept)]
@@ -134,6 +137,15 @@ class Proxy:
 
     def lose_reply(self) -> None:
         self._lose.set()
+
+    def hold_back(self) -> None:
+        self._hold.set()
+
+    def deliver(self) -> None:
+        assert self._held
+        with socket.create_connection(("127.0.0.1", self.port)) as redis:
+            redis.sendall(self._held)
+            redis.recv(1 << 16)
 
     def close(self) -> None:
         self.cut.set()
@@ -160,10 +172,14 @@ class Proxy:
             thread.start()
 
     def _pass_on(self, client: socket.socket) -> None:
-        with client, socket.create_connection(("127.0.0.1", self._port)) as redis:
+        with client, socket.create_connection(("127.0.0.1", self.port)) as redis:
             while not self.cut.is_set():
                 for source in select.select([client, redis], [], [], 0.05)[0]:
                     data = source.recv(1 << 16)
+                    if source is client and self._hold.is_set() and b"EVALSHA" in data:
+                        self._hold.clear()
+                        self._held = data
+                        return
                     if source is client and self._lose.is_set() and b"EVALSHA" in data:
                         self._lose.clear()
                         redis.sendall(data)

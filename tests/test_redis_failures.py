@@ -149,6 +149,21 @@ def test_a_change_whose_reply_is_lost_is_made_once(
         assert storage.page() == ([], None)
 
 
+def test_a_change_that_reaches_redis_after_the_next_one_takes_nothing_back(
+    redis: RedisServer, open_store: Callable[..., RedisStorage]
+) -> None:
+    with Proxy(redis.port) as proxy:
+        storage = open_store(proxy.url)
+        session_id = storage.create()
+        with storage.take(session_id) as taken:
+            taken.append({"role": "user", "content": "one"})
+            proxy.hold_back()
+            taken.append({"role": "assistant", "content": "two"})
+            taken.append({"role": "tool", "content": "three"})
+            proxy.deliver()
+        assert [message["content"] for message in storage.get(session_id).messages] == ["one", "two", "three"]
+
+
 def test_what_a_failed_change_has_left_after_all_is_taken_back(
     redis: RedisServer, open_store: Callable[..., RedisStorage]
 ) -> None:
