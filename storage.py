@@ -314,7 +314,8 @@ class Elsewhere(ABC):
 
     @abstractmethod
     def interrupted(self) -> bool:
-        """Whether the process that ran the turn has gone and left it without a last line."""
+        """Whether the process that ran the turn has gone and left it without a last line. If so, it can store nothing
+        more in the session, whatever becomes of it."""
 
     @abstractmethod
     def end(self, lines: list[bytes]) -> None:

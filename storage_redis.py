@@ -193,17 +193,17 @@ for turn = 0, #ARGV / 5 - 1 do
 end
 return replies
 """,
+    # Of a turn whose lease has run out nothing is stored any more once somebody has been told so.
     "state": """
 local token = unpack(ARGV)
 if redis.call('EXISTS', events .. token) == 0 then return 'gone' end
 if redis.call('GET', lease) == 'turn ' .. token then return 'held' end
-if redis.call('HGET', session, 'token') == token then return 'dead' end
-return 'left'
+if redis.call('HGET', session, 'token') ~= token then return 'left' end
+redis.call('HDEL', session, 'token')
+return 'dead'
 """,
     "end": f"""
 local token, id, lines = unpack(ARGV)
-if redis.call('GET', lease) == 'turn ' .. token then return end
-if redis.call('HGET', session, 'token') == token then redis.call('HDEL', session, 'token') end
 local newest, over = top(events .. token)
 if newest and not over then
     redis.call('XADD', events .. token, id .. '-0', 'lines', lines, 'last', '1')

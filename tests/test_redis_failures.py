@@ -338,6 +338,22 @@ def test_a_session_whose_holder_says_nothing_is_free_after_some_seconds(
     assert [message["content"] for message in storage.get(session_id).messages] == ["nobody has taken it", "mine"]
 
 
+def test_when_a_turn_is_said_to_be_interrupted_nothing_of_it_is_stored_any_more(
+    open_store: Callable[..., RedisStorage], redis: RedisServer
+) -> None:
+    storage, other = open_store(), open_store()
+    session_id = storage.create()
+    taken = storage.take(session_id)
+    taken.share(b"first", lambda asked: None)
+    redis.call("DEL", f"session_server:lease:{session_id}")
+    there = other.elsewhere(session_id)
+    assert there and there.read(1) == [b"first"] and there.interrupted()
+    with pytest.raises(StorageUnavailable):
+        taken.append({"role": "assistant", "content": "an answer that nobody was told of"})
+    there.end([b"last"])
+    assert (there.read(1), storage.get(session_id).messages) == ([b"last"], [])
+
+
 def test_who_was_too_slow_can_delete_nothing_even_when_the_next_holder_has_gone(
     open_store: Callable[..., RedisStorage], redis: RedisServer
 ) -> None:
