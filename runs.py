@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import _thread
 import contextlib
+import functools
 import json
 import logging
 import secrets
@@ -379,8 +380,19 @@ class _Running(Turn):
 
     def _end_from_elsewhere(self, asked: bool) -> None:
         """Another process asks for the end, or (where not `asked`) has the session by now. Returns at once."""
-        end = self.cancel if asked else lambda: self.fail("internal_error", _WAS_INTERRUPTED)
-        threading.Thread(target=end, name=f"end of {self.id}", daemon=True).start()
+        self.apart(self.cancel if asked else lambda: self.fail("internal_error", _WAS_INTERRUPTED))
+
+    def apart(self, end: Callable[[], object]) -> None:
+        """Call what ends the turn on a thread of its own, once the turn has begun."""
+
+        def work() -> None:
+            if self.wait_until_begun():
+                end()
+
+        try:
+            threading.Thread(target=work, name=f"end of {self.id}", daemon=True).start()
+        except RuntimeError:  # the system has no more threads to give
+            work()
 
     def _take_in(self, event: Chunk | ToolCall | ToolResult | Message | Answer) -> None:
         if type(event) is Chunk:
@@ -667,11 +679,9 @@ class Runs:
             turns = list(self._running.values())
         until = time.monotonic() + grace
         for turn in turns:
-            if turn.wait_until_begun() and not turn.wait(until - time.monotonic()):
-                turn.fail("shutting_down")
-        for turn in turns:
             if turn.wait_until_begun():
-                turn.result()
+                turn.wait(until - time.monotonic())
+        _fail_all(turns, "shutting_down")
         self._storage.flush()
         with self._lock:
             self._tick.notify()
@@ -857,9 +867,18 @@ class Runs:
                     ticks = [*deadlines.values(), *(held.until for held in self._ended.values())]
                     self._next_tick = max(min(ticks, default=0.0), now + 0.05)
                     self._tick.wait(self._next_tick - now)
-            for turn in due:
-                if turn.wait_until_begun():
-                    turn.fail("model_timeout")
+            _fail_all(due, "model_timeout")
+
+
+def _fail_all(turns: Sequence[_Running], code: str) -> None:
+    """End those of the turns that have not ended, at the same time, since a store may take seconds to say that it
+    cannot be written. All have ended when this returns."""
+    for turn in turns:
+        if not turn.ending:
+            turn.apart(functools.partial(turn.fail, code))
+    for turn in turns:
+        if turn.wait_until_begun():
+            turn.result()
 
 
 class _Known(Exception):
