@@ -232,6 +232,7 @@ class RedisStorage(Storage):
             "socket_connect_timeout": 2,
             "socket_timeout": 2.5,
             "retry": Retry(NoBackoff(), 0),  # that is done here, where it is known what may be done again
+            "retry_on_error": [redis.ReadOnlyError],  # nor is that, but the connection is closed: a replica now
             "protocol": 2,
         }
         try:
