@@ -15,6 +15,8 @@ any more, whatever his clock says.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 import re
 import secrets
@@ -241,7 +243,7 @@ class RedisStorage(Storage):
         except (ValueError, TypeError):
             raise StorageUnavailable("the URL cannot be understood") from None
         self._redis = redis.Redis(connection_pool=pool)
-        self._following = redis.Redis(connection_pool=followers)  # each of these waits for events
+        self._following = redis.Redis(connection_pool=followers)  # who waits for events, or for nobody
         self._scripts = {name: self._redis.register_script(_NAMES + text) for name, text in _SCRIPTS.items()}
         self._name = secrets.token_hex(8)  # what the tokens of this process begin with
         self._replicas = 0
@@ -567,7 +569,8 @@ class _Publisher:
         try:
             script = self._storage._scripts["publish"]
             level = logging.DEBUG if self._failing else logging.ERROR  # once, and not twice a second
-            replies = _calling("renew the leases of running turns", lambda: script(keys, arguments), level=level)
+            call = functools.partial(script, keys, arguments, self._storage._following)
+            replies = _calling("renew the leases of running turns", call, level=level)
         except StorageUnavailable:
             self._failing = True
             time.sleep(_LOOK)
