@@ -164,11 +164,15 @@ class _Log:
 
     def place(self, number: int) -> int | None:
         """How many entries there are up to this number, None where there is none such yet. All but the last, where
-        the entry itself is missing: a process that has gone had shown it, and not told."""
+        the entry itself is missing: a process that has gone had shown it, and not told. None there too, where
+        something was told in place of it, which may be more than had been shown."""
         if not self._entries or number > self._entries[-1].number:
             return None
         place = bisect_right(self._entries, number, key=lambda entry: entry.number)
-        return place if self._entries[place - 1].number == number else len(self._entries) - 1
+        if self._entries[place - 1].number == number:
+            return place
+        made_up = any(entry.number == INTERRUPTED for entry in self._entries[-2:])
+        return None if made_up else len(self._entries) - 1
 
     def text(self, after: int = 0) -> str:
         """All text behind entry number `after`."""
@@ -559,7 +563,7 @@ class _Followed(Turn):
             ids = [message["id"] for message in session.messages]
             if self.message_id in ids:
                 last = _past(session, ids.index(self.message_id)).end_of(self._attempt)
-        lines = []
+        lines = [] if len(self._log) else [_line(1, timestamp(), 0, Started())]
         if isinstance(last, Ended) and (rest := last.complete_text.removeprefix(self._log.text())):
             sequence = 1 + max((entry.sequence for entry in self._log.read(0, 0, MAX_EVENTS)), default=0)
             lines.append(_line(INTERRUPTED, timestamp(), sequence, Chunk(rest)))  # shown there, but not told
