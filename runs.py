@@ -626,8 +626,8 @@ class Runs:
     def attach(self, session_id: str) -> Turn | None:
         """The session's turn that runs or can still be watched, None where there is none.
 
-        Raises SessionNotFound, StorageUnavailable, and SessionBusy where it runs in another process and cannot be
-        followed from here.
+        Raises SessionNotFound, StorageUnavailable, and where it runs in another process, ShuttingDown, or SessionBusy
+        if it cannot be followed from here.
         """
         while True:
             turn = self._here_or_elsewhere(session_id)
@@ -646,8 +646,8 @@ class Runs:
     def cancel(self, session_id: str) -> bool:
         """Cancel the session's turn and wait until it has ended; False if none runs.
 
-        Raises SessionNotFound, StorageUnavailable, and SessionBusy where it runs in another process and cannot be
-        followed from here.
+        Raises SessionNotFound, StorageUnavailable, and where it runs in another process, ShuttingDown, or SessionBusy
+        if it cannot be followed from here.
         """
         turn = self._here_or_elsewhere(session_id)
         return turn is not None and turn.cancel()
@@ -655,7 +655,7 @@ class Runs:
     def delete(self, session_id: str) -> None:
         """Delete the session, durably; a turn that runs in it is cancelled and has ended when this returns.
 
-        Raises SessionNotFound, StorageUnavailable, and SessionBusy as `cancel` does.
+        Raises what `cancel` does, and SessionBusy where one turn after the other begins.
         """
         for last_try in (False, False, False, True):
             self.cancel(session_id)
@@ -754,7 +754,7 @@ class Runs:
             return turn
         with self._lock:
             if self._closing:
-                raise SessionBusy(session_id)
+                raise ShuttingDown
             if there.id not in self._followed:
                 try:
                     threading.Thread(target=self._follow, args=(turn,), name=f"follow {turn.id}", daemon=True).start()

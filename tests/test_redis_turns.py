@@ -333,6 +333,20 @@ def test_the_end_of_a_turn_at_shutdown_is_told_there(pair: Pair) -> None:
         assert third.wait() == 0
 
 
+def test_a_server_that_shuts_down_follows_no_other_turns(pair: Pair) -> None:
+    turn = begin(pair.here, "wait", Idempotency_Key="k")
+    with pair.start() as third:
+        own = begin(third, "stall")
+        third.send_signal(signal.SIGTERM)
+        until(lambda: third.request("GET", "/ready").status == 503)
+        for refused in (third.say(turn.id, "wait", Idempotency_Key="k"), watch(third, turn.id)):
+            assert (refused.status, refused.json["code"]) == (503, "shutting_down")
+        assert cancel(pair.there, own.id) == {"cancelled": True}
+        assert third.wait() == 0
+    pair.go.set()
+    assert turn.rest()[-1]["type"] == "stream_end"
+
+
 def test_a_server_that_shuts_down_lets_go_of_turns_that_run_elsewhere(pair: Pair) -> None:
     turn = begin(pair.here, "wait")
     with pair.start() as third:
