@@ -296,19 +296,20 @@ class _Api:
 
     def resume_stream(self, session_id: str) -> Response:
         turn = self.runs.attach(session_id)
-        after = _position(turn, request.headers.get("Last-Event-ID") or request.args.get("after", ""))
-        if turn is None or (turn.ended and after == turn.length):
-            return Response(status=204)
-        if not self._watchers.acquire(blocking=False):
-            raise Overloaded
-        try:
-            unwatch = turn.watch()
-        except BaseException:
-            self._watchers.release()
-            raise
-        response = self._stream(_frames(turn, after, self._keep_alive, resumable=True), {}, self._watchers.release)
-        response.call_on_close(unwatch)
-        return response
+        with contextlib.ExitStack() as stack:
+            room = self._watchers.acquire(blocking=False)
+            if room:
+                stack.callback(self._watchers.release)
+            elif turn is not None and not turn.ended:
+                raise Overloaded  # before an event that was not told yet is waited for
+            after = _position(turn, request.headers.get("Last-Event-ID") or request.args.get("after", ""))
+            if turn is None or (turn.ended and after == turn.length):
+                return Response(status=204)
+            if not room:
+                raise Overloaded
+            stack.callback(turn.watch())
+            frames = _frames(turn, after, self._keep_alive, resumable=True)
+            return self._stream(frames, {}, stack.pop_all().close)
 
     def _stream(self, frames: Iterator[bytes], headers: Mapping[str, str], leave: Callable[[], None]) -> Response:
         response = Response(frames, content_type="text/event-stream; charset=utf-8", headers=headers)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from conftest import PATIENCE, ROOT, SERVER, Server, environment, until
-from model_server import STALL, answer, wait
+from model_server import STALL, ModelServer, answer, wait
 from redis_server import NEEDED, Proxy, RedisServer
 from talk import Talk, said
 
@@ -245,6 +248,42 @@ def test_sessions_can_be_deleted_where_memory_is_short(
         assert talk.get(f"/sessions/{session_id}").status_code == 404
 
 
+def test_after_a_failover_the_new_primary_is_found(
+    redis: RedisServer, open_store: Callable[..., RedisStorage], tmp_path: Path
+) -> None:
+    with RedisServer(tmp_path) as replica, Proxy(redis.port) as proxy:
+        storage = open_store(proxy.url)
+        session_id = storage.create()
+        replica.call("REPLICAOF", "127.0.0.1", redis.port)
+        until(lambda: replica.call("EXISTS", f"session_server:session:{session_id}"))
+        replica.call("REPLICAOF", "NO", "ONE")
+        redis.call("REPLICAOF", "127.0.0.1", replica.port)
+        proxy.port = replica.port  # where new connections go, while the old ones are left alone
+        try:
+            with pytest.raises(StorageUnavailable):
+                storage.check()
+            storage.check()
+        finally:
+            redis.call("REPLICAOF", "NO", "ONE")
+
+
+def test_a_shutdown_with_redis_away_takes_no_longer_for_many_turns(redis: RedisServer, tmp_path: Path) -> None:
+    with ModelServer(default=answer("Hel", STALL)) as model:
+        flags = (f"-base_url={model.base_url}", f"-redis_url={redis.url}", "-grace=0")
+        with Server(*flags, log=tmp_path / "log") as server:
+            streams = [server.say(server.create(), "Hi").events() for _ in range(10)]
+            assert {next(stream)["type"] for stream in streams} == {"stream_start"}
+            redis.kill()
+            began = time.monotonic()
+            server.send_signal(signal.SIGTERM)
+            try:
+                assert [list(stream)[-1]["data"]["code"] for stream in streams] == ["shutting_down"] * 10
+                assert server.wait() == 0
+                assert time.monotonic() - began < 20  # for each of them it tries for three seconds
+            finally:
+                redis.start()
+
+
 # --- what Redis has lost ---
 
 
@@ -276,6 +315,37 @@ def test_events_that_redis_has_lost_are_gone_and_not_skipped(
             redis.call("DEL", *redis.call("KEYS", "session_server:events:*"))
             assert other.watch(session_id, f"?after={events[0]['id']}").status == 410
             assert other.watch(session_id).status == 204
+
+
+def test_an_answer_that_was_stored_and_not_told_is_told_whole_and_is_no_silent_gap(
+    redis: RedisServer, open_store: Callable[..., RedisStorage]
+) -> None:
+    storage = open_store()
+    session_id = storage.create()
+    with storage.take(session_id) as taken:  # as a server that dies between the one and the other
+        question = taken.append({"role": "user", "content": "Hi"})
+        taken.share(json.dumps(["0a", question["id"], 1]).encode(), lambda asked: None)
+        taken.append({"role": "assistant", "content": "Hello"})
+    with Talk(storage=open_store()) as talk:
+        events = talk.watch(session_id).rest()
+        assert [event["type"] for event in events] == ["stream_start", "stream_chunk", "stream_end"]
+        assert talk.watch(session_id, "?after=evt-0a-1").rest() == events[1:]
+        assert said(talk.get(f"/sessions/{session_id}/run_stream?after=evt-0a-2")) == (410, "event_gone")
+
+
+def test_who_waits_for_an_event_that_was_not_told_yet_is_one_of_those_who_watch(
+    redis: RedisServer, open_store: Callable[..., RedisStorage]
+) -> None:
+    go = threading.Event()
+    with Talk(answer("Hel", wait(go)), storage=open_store()) as talk, ThreadPoolExecutor(17) as pool:
+        session_id = talk.create()
+        start = talk.stream(session_id).next("stream_start")
+        with Talk(model=talk.model, storage=open_store(), max_streams=1) as other:
+            path = f"/sessions/{session_id}/run_stream"
+            refused = as_completed([pool.submit(other.get, f"{path}?after={start['id']}00") for _ in range(17)])
+            assert said(next(refused).result()) == (503, "overloaded")
+            go.set()
+            assert [said(one.result()) for one in refused] == [(410, "event_gone")] * 16
 
 
 # --- values that cannot be understood ---
