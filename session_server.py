@@ -621,9 +621,11 @@ def _url(text: str) -> str:
 def _redis_url(text: str) -> str:
     try:
         url = urllib.parse.urlsplit(text)
-        valid = bool(url.path) if url.scheme == "unix" else url.scheme in ("redis", "rediss") and bool(url.hostname)
+        valid = url.scheme == "unix" and bool(url.path)
+        if url.scheme in ("redis", "rediss"):
+            valid = bool((url.hostname or "").encode("idna")) and bool(re.fullmatch("/?[0-9]*", url.path))
         valid = valid and url.port != 0
-    except ValueError:  # of the port or of an IPv6 address
+    except ValueError:  # of the port, of a host name or of an IPv6 address
         valid = False
     if not valid:
         raise ValueError("must be a URL such as redis://localhost:6379/0, rediss://… or unix:///run/redis.sock")

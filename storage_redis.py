@@ -240,6 +240,7 @@ class RedisStorage(Storage):
         try:
             pool = redis.BlockingConnectionPool.from_url(url, max_connections=_CONNECTIONS, timeout=2, **options)
             followers = redis.ConnectionPool.from_url(url, **options)
+            followers.connection_class(**followers.connection_kwargs)  # which knows what a URL may ask for
         except (ValueError, TypeError):
             raise StorageUnavailable("the URL cannot be understood") from None
         self._redis = redis.Redis(connection_pool=pool)
@@ -249,7 +250,6 @@ class RedisStorage(Storage):
         self._replicas = 0
         self._publisher = _Publisher(self)
         self._look_at_configuration()
-        self._check(logging.DEBUG)  # whoever starts us is told
 
     def check(self) -> None:
         self._check(logging.ERROR)
@@ -360,11 +360,13 @@ class RedisStorage(Storage):
 
     def _look_at_configuration(self) -> None:
         """Warn of what makes Redis less durable than it can be, and see how many replicas must have a change."""
-        try:
-            info: Any = _calling("reach Redis", self._redis.info, level=logging.DEBUG)
-            if info.get("cluster_enabled"):
-                raise StorageUnavailable("a Redis Cluster cannot be used: give one server, with replicas or without")
-        except _Refused:
+        info: Any = {}
+        with contextlib.suppress(_Refused):
+            info = _calling("reach Redis", self._redis.info, level=logging.DEBUG)
+        if info.get("cluster_enabled"):
+            raise StorageUnavailable("a Redis Cluster cannot be used: give one server, with replicas or without")
+        self._check(logging.DEBUG)  # whoever starts us is told
+        if not info:
             log.warning("Redis does not tell how it is configured: see to appendonly, appendfsync, maxmemory-policy")
             return
         fsync, replicas = self._configured("appendfsync"), self._configured("min-replicas-to-write")

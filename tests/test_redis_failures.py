@@ -479,6 +479,23 @@ def test_a_redis_that_cannot_be_written_is_told_in_a_line(
     assert "-redis_url: cannot write to Redis" in line
 
 
+@pytest.mark.parametrize(
+    "rest, words",
+    [
+        ("/0?unheard-of=1", "cannot be understood"),
+        ("/name", "must be a URL such as"),
+        ("/99", "out of range"),
+        ("..example/0", "must be a URL such as"),
+    ],
+)
+def test_a_url_that_means_nothing_ends_the_process_with_one_line(redis: RedisServer, rest: str, words: str) -> None:
+    address = "127" if rest.startswith(".") else f"127.0.0.1:{redis.port}"
+    command = [*SERVER, "-demo", "-port=0", f"-redis_url=redis://{address}{rest}"]
+    ended = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (2, "", 1), ended.stderr
+    assert words in ended.stderr
+
+
 def test_the_banner_names_redis_and_no_password_is_shown(redis: RedisServer, tmp_path: Path) -> None:
     redis.call("ACL", "SETUSER", "writer", "on", ">pass-word", "~session_server:*", "+@all", "-@admin", "-@dangerous")
     url = f"redis://writer:pass-word@127.0.0.1:{redis.port}/0"
