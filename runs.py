@@ -30,6 +30,7 @@ from storage import (
     Session,
     SessionBusy,
     SessionCorrupt,
+    SessionLost,
     SessionNotFound,
     Storage,
     StorageUnavailable,
@@ -453,6 +454,8 @@ class _Running(Turn):
                 else:
                     self._taken.note(failure.code)
                     last = failure
+            except SessionLost:
+                last = Failed("internal_error", _WAS_INTERRUPTED)  # as others say who follow it
             except StorageUnavailable:
                 last = failure or Failed("storage_unavailable")
             except Exception:

@@ -64,6 +64,10 @@ class StorageUnavailable(Exception):
     """The store cannot be read or written now. What was stored before is intact."""
 
 
+class SessionLost(StorageUnavailable):
+    """We were too slow, and the session is ours no more: another process has it, or has ended our turn."""
+
+
 class LinesMissing(StorageUnavailable):
     """Lines that another process has told of its turn are not there any more."""
 

@@ -34,6 +34,7 @@ from storage import (
     LinesMissing,
     Session,
     SessionCorrupt,
+    SessionLost,
     SessionNotFound,
     Storage,
     StorageUnavailable,
@@ -439,7 +440,7 @@ class _RedisTaken(Taken):
     def _check(self, found: object) -> None:
         if found == b"lost":
             log.error("%s is no longer ours: another process has taken it, since we said nothing for long", self.id)
-            raise StorageUnavailable(f"{self.id} is taken by another process")
+            raise SessionLost(f"{self.id} is taken by another process")
 
 
 class _Told:

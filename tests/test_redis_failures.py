@@ -408,6 +408,24 @@ def test_a_session_whose_holder_says_nothing_is_free_after_some_seconds(
     assert [message["content"] for message in storage.get(session_id).messages] == ["nobody has taken it", "mine"]
 
 
+def test_a_turn_that_has_lost_its_session_was_interrupted_here_as_elsewhere(
+    redis: RedisServer, open_store: Callable[..., RedisStorage]
+) -> None:
+    go = threading.Event()
+    with Talk(answer("Hel", wait(go), "lo"), storage=open_store()) as talk:
+        session_id = talk.create()
+        stream = talk.stream(session_id)
+        stream.next("stream_chunk")
+        with Talk(model=talk.model, storage=open_store()) as other:
+            watching = other.watch(session_id)
+            watching.next("stream_chunk")
+            redis.call("HSET", f"session_server:session:{session_id}", "token", "another")  # who has taken it
+            redis.call("SET", f"session_server:lease:{session_id}", "brief another", "PX", 1)
+            go.set()
+            for ended in (stream.last()["data"], watching.last()["data"]):
+                assert (ended["error"], ended["code"]) == ("The turn was interrupted.", "internal_error")
+
+
 def test_when_a_turn_is_said_to_be_interrupted_nothing_of_it_is_stored_any_more(
     open_store: Callable[..., RedisStorage], redis: RedisServer
 ) -> None:
