@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import os
 import re
 import secrets
 import threading
@@ -247,7 +248,7 @@ class RedisStorage(Storage):
         self._redis = redis.Redis(connection_pool=pool)
         self._following = redis.Redis(connection_pool=followers)  # who waits for events, or for nobody
         self._scripts = {name: self._redis.register_script(_NAMES + text) for name, text in _SCRIPTS.items()}
-        self._name = secrets.token_hex(8)  # what the tokens of this process begin with
+        self._random = secrets.token_hex(8)
         self._replicas = 0
         self._publisher = _Publisher(self)
         self._look_at_configuration()
@@ -320,6 +321,11 @@ class RedisStorage(Storage):
         """Who has taken the session, and the newest turn that has told something; "" for none."""
         holder, told = self._run("look at", "holder", session_id)
         return (holder or b"").decode(), (told or b"").decode()
+
+    @property
+    def _name(self) -> str:
+        """What the tokens of this process begin with, also of one that was forked off."""
+        return f"{self._random}-{os.getpid()}-"
 
     def _is_ours(self, token: str) -> bool:
         return token.startswith(self._name)

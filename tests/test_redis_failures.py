@@ -455,6 +455,24 @@ def test_who_was_too_slow_can_delete_nothing_even_when_the_next_holder_has_gone(
     assert storage.get(session_id).messages == []
 
 
+def test_processes_that_were_forked_follow_one_another(redis: RedisServer) -> None:
+    code = f"""
+import os
+from storage_redis import RedisStorage
+storage = RedisStorage({redis.url!r})
+session_id = storage.create()
+if os.fork() == 0:
+    storage.take(session_id, turn=True).share(b"first", lambda asked: None)
+    os._exit(0)
+os.wait()
+print(storage.elsewhere(session_id).read(1))
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
+    assert found.stdout == "[b'first']\n", found.stderr
+
+
 # --- at the start ---
 
 
