@@ -56,6 +56,8 @@ def history(bench: Bench) -> None:
         with bench.ours(sessions=directory) as ours, bench.servers(*TYPED, STAND_IN) as others:
             for number in range(2 + 3 * bench.scale.rounds):
                 for server in (ours, *others):
+                    if number > 4 and server.name in TYPED:  # far off, and slow
+                        continue
                     if server is ours:
                         request = ours.turn(_write_session(directory, messages), asking(2))
                     elif isinstance(server, Server):

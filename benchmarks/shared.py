@@ -32,8 +32,7 @@ def shared(bench: Bench) -> None:
         with processes.session_server(bench.model, bench.directory, f"-redis_url={url}") as ours:
             ours.wait()
             run_streams(ours, ours.turns(1, asking(1)), 1)
-            for pace in (0.01, 0.02):
-                _turns(bench, client, ours, pace)
+            _turns(bench, client, ours, 0.01)
             for count in bench.scale.shared:
                 _paced(bench, server, ours, count)
 

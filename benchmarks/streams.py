@@ -134,7 +134,7 @@ def _starts(bench: Bench, servers: list[Measured], count: int, spread: float, wh
     fsyncs = quantile(bench.fsyncs(200), 0.99)
     for number in range(bench.scale.rounds if count < max(bench.scale.starts) and not spread else 1):
         for server in servers:
-            if number and server.name in TYPED:  # far off, and slow
+            if number and server.name in (*TYPED, STAND_IN):  # far off
                 continue
             requests = server.turns(count, asking(length, _PACE))
             streams = run_streams(server, requests, length, spread=spread, seconds=60)
