@@ -866,10 +866,7 @@ class _Conversation:
         sent: list[dict[str, Any]] = []
         ids: set[str] = set()
         for turn in (*self._earlier, self._current):
-            results: dict[str, list[str]] = {}
-            for message in turn:
-                if message.get("role") == "tool":
-                    results.setdefault(_text(message.get("tool_call_id")), []).append(_text(message.get("content")))
+            results: dict[str, list[str]] | None = None
             for message in turn:
                 role, text = message.get("role"), _text(message.get("content"))
                 last = sent[-1]["role"] if sent else None
@@ -886,10 +883,20 @@ class _Conversation:
                     if last == "assistant":
                         text = _joined(sent.pop()["content"], text)
                     if calls:
+                        results = _results(turn) if results is None else results
                         sent.extend(_sendable(text, calls, results, ids))
                     else:
                         sent.append({"role": "assistant", "content": text})
         return sent
+
+
+def _results(turn: list[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """What the tools gave in a turn, by the ids of their calls."""
+    results: dict[str, list[str]] = {}
+    for message in turn:
+        if message.get("role") == "tool":
+            results.setdefault(_text(message.get("tool_call_id")), []).append(_text(message.get("content")))
+    return results
 
 
 def _sendable(
