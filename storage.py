@@ -125,12 +125,12 @@ class Storage(ABC):
 
         Raises SessionNotFound, SessionCorrupt, StorageUnavailable.
         """
-        return self._read(_checked(session_id))
+        return self._read(checked_id(session_id))
 
     def summary(self, session_id: str) -> Summary:
         """What a list shows of the session. Raises SessionNotFound and StorageUnavailable."""
         try:
-            return _summary(self.get(session_id))
+            return summary_of(self.get(session_id))
         except SessionCorrupt:
             return Summary(session_id)
 
@@ -155,7 +155,7 @@ class Storage(ABC):
         Raises SessionNotFound, SessionBusy, StorageUnavailable.
         """
         give_up = time.monotonic() + _BRIEFLY
-        while (taken := self._take(_checked(session_id), turn)) is None:
+        while (taken := self._take(checked_id(session_id), turn)) is None:
             if self.running(session_id) or time.monotonic() > give_up:
                 raise SessionBusy(session_id)
             time.sleep(0.005)
@@ -164,7 +164,7 @@ class Storage(ABC):
     def running(self, session_id: str) -> bool:
         """Whether somebody holds the session for a turn, here or elsewhere. Asking disturbs nobody who is about
         to take it. Raises SessionNotFound, StorageUnavailable."""
-        return self._running(_checked(session_id))
+        return self._running(checked_id(session_id))
 
     def elsewhere(self, session_id: str) -> Elsewhere | None:
         """The session's newest turn, if another process runs it or has just run it, and has let us follow it (see
@@ -226,7 +226,7 @@ class Taken(ABC):
         or `content` is not a string.
         """
         now = timestamp()
-        line = _dump({"id": None, **fields} | {"id": new_id("msg"), "created_at": now})
+        line = to_json({"id": None, **fields} | {"id": new_id("msg"), "created_at": now})
         message: dict[str, Any] = json.loads(line)
         if not _are_messages([message]):
             raise ValueError("a message needs a role and a content, both strings")
@@ -239,7 +239,7 @@ class Taken(ABC):
     def note(self, note: str) -> None:
         """Leave a word beside the messages, in force until the next one is added. Durable when this returns.
         Raises ValueError for what JSON in UTF-8 cannot hold."""
-        _dump(note)
+        to_json(note)
         changed = replace(self.session, updated_at=timestamp(), note=note)
         self._append(changed, None)
         self._session = changed
@@ -247,7 +247,7 @@ class Taken(ABC):
     def rename(self, title: str | None) -> None:
         """Set the title, or remove it with None; neither `updated_at` nor the place in the list changes.
         Durable when this returns. Raises ValueError for what JSON in UTF-8 cannot hold."""
-        _dump(title)
+        to_json(title)
         changed = replace(self.session, title=title)
         self._rewrite(changed)
         self._session = changed
@@ -331,7 +331,11 @@ class Elsewhere(ABC):
         """Ask the process that runs the turn to end it."""
 
 
-def _checked(session_id: str) -> str:
+# --- what every back end needs ---
+
+
+def checked_id(session_id: str) -> str:
+    """The id, if it has the form of one. Raises SessionNotFound."""
     if not SESSION_ID.fullmatch(session_id):
         raise SessionNotFound(session_id)
     return session_id
@@ -344,7 +348,8 @@ def _are_messages(values: list[Any]) -> bool:
         return False
 
 
-def _summary(session: Session) -> Summary:
+def summary_of(session: Session) -> Summary:
+    """What a list shows of this session."""
     title = session.title
     if title is None:
         first = next((m["content"] for m in session.messages if m["role"] == "user"), "")
@@ -352,9 +357,43 @@ def _summary(session: Session) -> Summary:
     return Summary(session.id, title, session.created_at, session.updated_at, len(session.messages))
 
 
-def _dump(value: Any) -> bytes:
+def to_json(value: Any) -> bytes:
     """JSON on one line, characters as themselves; ValueError for NaN and for lone surrogates."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    if not math.isfinite(value):
+        raise ValueError("a number in it is not finite")
+    return value
+
+
+_JSON = json.JSONDecoder(parse_float=_finite, parse_constant=_finite)
+
+
+def from_json(data: bytes) -> Any:
+    """What JSON in UTF-8 stands for; ValueError for what `to_json` would refuse."""
+    value = _JSON.decode(data.decode())
+    if b"\\u" in data:
+        to_json(value)  # lone surrogates, which could not be sent on, hide in escapes
+    return value
+
+
+def session_from(session_id: str, value: Any) -> Session:
+    """The session that a JSON object stands for. ValueError where it is none, or not the one of this id."""
+    if not isinstance(value, dict) or value.get("id") != session_id:
+        raise ValueError("it does not hold the session that it is named after")
+    messages, title, note = value.get("messages"), value.get("title"), value.get("note")
+    if not isinstance(messages, list) or not _are_messages(messages):
+        raise ValueError("its messages are not a list of messages")
+    if not isinstance(title, str | None) or not isinstance(note, str | None):
+        raise ValueError("its title or its note is not text")
+    created = value.get("created_at")
+    updated = value.get("updated_at", messages[-1]["created_at"] if messages else created)
+    if not isinstance(created, str) or not isinstance(updated, str):
+        raise ValueError("its times are missing")
+    return Session(session_id, created, updated, title, messages, note)
 
 
 # --- in memory ---
@@ -474,7 +513,7 @@ class FileStorage(Storage):
             self._try_writing()
 
     def summary(self, session_id: str) -> Summary:
-        found = self._at(_checked(session_id), lambda _, found: found)
+        found = self._at(checked_id(session_id), lambda _, found: found)
         return self._cached_summary(
             session_id, (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
         )
@@ -750,18 +789,18 @@ def _head(session: Session) -> bytes:
     head = {"id": session.id, "created_at": session.created_at}
     if session.title is not None:
         head["title"] = session.title
-    return _dump(head)[:-1] + b',"messages":['
+    return to_json(head)[:-1] + b',"messages":['
 
 
 def _closing(session: Session) -> bytes:
     tail = {"updated_at": session.updated_at}
     if session.note is not None:
         tail["note"] = session.note
-    return b"\n]," + _dump(tail)[1:] + b"\n"
+    return b"\n]," + to_json(tail)[1:] + b"\n"
 
 
 def _layout(session: Session) -> bytes:
-    lines = b",".join(b"\n" + _dump(message) for message in session.messages)
+    lines = b",".join(b"\n" + to_json(message) for message in session.messages)
     return _head(session) + lines + _closing(session)
 
 
@@ -769,10 +808,10 @@ def _parse(session_id: str, data: bytes) -> tuple[Session, int | None]:
     """The session in a file's content, in any layout, or in what a crash has left of it; and where its closing
     line begins, None where it is not in our layout. ValueError if it is no session."""
     try:
-        value = _load(data)
+        value = from_json(data)
     except ValueError:
-        return _session(session_id, _untorn(data)), None
-    session = _session(session_id, value)
+        return session_from(session_id, _untorn(data)), None
+    session = session_from(session_id, value)
     closing = _closing(session)
     ours = (
         data.startswith(_head(session))
@@ -781,38 +820,6 @@ def _parse(session_id: str, data: bytes) -> tuple[Session, int | None]:
         and value.keys() <= {"id", "created_at", "title", "messages", "updated_at", "note"}
     )
     return session, len(data) - len(closing) if ours else None
-
-
-def _finite(number: str) -> float:
-    value = float(number)
-    if not math.isfinite(value):
-        raise ValueError("a number in it is not finite")
-    return value
-
-
-_JSON = json.JSONDecoder(parse_float=_finite, parse_constant=_finite)
-
-
-def _load(data: bytes) -> Any:
-    value = _JSON.decode(data.decode())
-    if b"\\u" in data:
-        _dump(value)  # lone surrogates, which could not be sent on, hide in escapes
-    return value
-
-
-def _session(session_id: str, value: Any) -> Session:
-    if not isinstance(value, dict) or value.get("id") != session_id:
-        raise ValueError("it does not hold the session that it is named after")
-    messages, title, note = value.get("messages"), value.get("title"), value.get("note")
-    if not isinstance(messages, list) or not _are_messages(messages):
-        raise ValueError("its messages are not a list of messages")
-    if not isinstance(title, str | None) or not isinstance(note, str | None):
-        raise ValueError("its title or its note is not text")
-    created = value.get("created_at")
-    updated = value.get("updated_at", messages[-1]["created_at"] if messages else created)
-    if not isinstance(created, str) or not isinstance(updated, str):
-        raise ValueError("its times are missing")
-    return Session(session_id, created, updated, title, messages, note)
 
 
 def _untorn(data: bytes) -> dict[str, Any]:
@@ -824,7 +831,7 @@ def _untorn(data: bytes) -> dict[str, Any]:
     end of a block.
     """
     first, *lines = data.split(b"\n")
-    value: dict[str, Any] = _load(first + b"]}")
+    value: dict[str, Any] = from_json(first + b"]}")
     if not isinstance(value, dict) or value.get("messages") != []:
         raise ValueError("its first line is broken")
     lines = [line for line in lines if line]
@@ -846,7 +853,7 @@ def _message(line: bytes) -> tuple[dict[str, Any] | None, str]:
     text = line.decode(errors="surrogateescape")
     try:
         message, end = _JSON.raw_decode(text)
-        _dump(message)
+        to_json(message)
     except ValueError:
         return None, text
     return (message, text[end:]) if _are_messages([message]) else (None, text)

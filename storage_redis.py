@@ -41,11 +41,11 @@ from storage import (
     StorageUnavailable,
     Summary,
     Taken,
-    _checked,
-    _dump,
-    _load,
-    _session,
-    _summary,
+    checked_id,
+    from_json,
+    session_from,
+    summary_of,
+    to_json,
 )
 
 log = logging.getLogger(__name__)
@@ -260,7 +260,7 @@ class RedisStorage(Storage):
         _calling("write to Redis", lambda: self._redis.set(f"{_PREFIX}check", self._name, px=_KEEP), level=level)
 
     def page(self, limit: int | None = None, after: str | None = None) -> tuple[list[str], str | None]:
-        after_id = "" if after is None else _checked(after)
+        after_id = "" if after is None else checked_id(after)
         found = self._run("list", "page", "", after_id, "" if limit is None else limit)
         if found == b"missing":
             raise SessionNotFound(after)
@@ -270,17 +270,17 @@ class RedisStorage(Storage):
 
     def summary(self, session_id: str) -> Summary:
         try:
-            session, count = self._find(_checked(session_id), 0, 0)
+            session, count = self._find(checked_id(session_id), 0, 0)
         except SessionCorrupt:
             return Summary(session_id)
         if session.title is None and count > 1 and session.messages[0]["role"] != "user":
             return super().summary(session_id)
-        return Summary(**{**vars(_summary(session)), "message_count": count})
+        return Summary(**{**vars(summary_of(session)), "message_count": count})
 
     def elsewhere(self, session_id: str) -> Elsewhere | None:
         give_up = time.monotonic() + 1
         while True:
-            holder, told = self._holder(_checked(session_id))
+            holder, told = self._holder(checked_id(session_id))
             kind, _, token = holder.partition(" ")
             begins = kind == "turn" and token != told
             if not begins or self._is_ours(token) or time.monotonic() > give_up:
@@ -336,11 +336,11 @@ class RedisStorage(Storage):
         try:
             value = dict(zip(("created_at", "updated_at", "title", "note"), fields, strict=True))
             for name in ("title", "note"):
-                value[name] = None if value[name] is None else _load(value[name])
+                value[name] = None if value[name] is None else from_json(value[name])
             for name in ("created_at", "updated_at"):
                 value[name] = None if value[name] is None else value[name].decode()
-            value |= {"id": session_id, "messages": [_load(line) for line in lines]}
-            return _session(session_id, value), count
+            value |= {"id": session_id, "messages": [from_json(line) for line in lines]}
+            return session_from(session_id, value), count
         except (ValueError, RecursionError) as error:
             log.error("%s cannot be understood and is left as it is: %s", session_id, error)
             raise SessionCorrupt(session_id) from error
@@ -429,7 +429,7 @@ class _RedisTaken(Taken):
     def _write(self, session: Session, line: bytes, touched: str) -> None:
         self._changes += 1
         which = (self.token, self._changes, len(session.messages))
-        what = (session.updated_at, _dump(session.title), _dump(session.note), line, touched)
+        what = (session.updated_at, to_json(session.title), to_json(session.note), line, touched)
         self._check(self._storage._run("write", "write", self.id, *which, *what, patience=_PATIENCE))
 
     def _delete(self) -> None:
