@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 DOCS = Path(__file__).resolve().parent
+# What a system's own nginx.conf has around it.
 AROUND = """
 daemon off;
 master_process off;
@@ -97,10 +98,14 @@ def listens(port: int) -> bool:
 
 
 def program(name: str, package: str) -> str:
-    found = shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin"]))
+    found = where_is(name)
     if found is None:
         raise SystemExit(f"{name} is not installed: apt-get install {package}")
     return found
+
+
+def where_is(name: str) -> str | None:
+    return shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin"]))
 
 
 @contextlib.contextmanager
@@ -130,11 +135,16 @@ def nginx(directory: Path, port: int, backends: list[int]) -> Iterator[None]:
     site = site.replace("listen 8000;", f"listen 127.0.0.1:{port};")
     for named, backend in zip((8081, 8082), backends, strict=True):
         site = site.replace(f"127.0.0.1:{named};", f"127.0.0.1:{backend};")
-    configuration, log = directory / "nginx.conf", directory / "nginx.log"
-    configuration.write_text(AROUND.format(site=site), encoding="utf-8")
-    command = [program("nginx", "nginx-light"), "-p", str(directory), "-e", str(log), "-c", str(configuration)]
-    with running(command, log, port):
+    with running(nginx_command(directory, site), directory / "nginx.log", port):
         yield
+
+
+def nginx_command(directory: Path, site: str) -> list[str]:
+    """What starts an nginx with this configuration of a site; its files, and `nginx.log`, are in the directory."""
+    configuration = directory / "nginx.conf"
+    configuration.write_text(AROUND.format(site=site), encoding="utf-8")
+    log = directory / "nginx.log"
+    return [program("nginx", "nginx-light"), "-p", str(directory), "-e", str(log), "-c", str(configuration)]
 
 
 if __name__ == "__main__":

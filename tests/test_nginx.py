@@ -2,8 +2,6 @@
 
 import copy
 import json
-import os
-import shutil
 import socket
 import subprocess
 import threading
@@ -15,26 +13,10 @@ from pathlib import Path
 import pytest
 from conftest import PATIENCE, ROOT, Server, until
 from model_server import STALL, ModelServer, answer, wait
+from two_servers import free_port, listens, nginx_command, where_is
 
-NGINX = shutil.which("nginx", path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin"]))
+NGINX = where_is("nginx")
 CONFIGURATION = ROOT / "docs" / "nginx.conf"
-# What a system's own nginx.conf has around it.
-AROUND = """
-daemon off;
-master_process off;
-pid nginx.pid;
-error_log error.log;
-events {{ }}
-http {{
-    access_log off;
-    client_body_temp_path body;
-    proxy_temp_path proxy;
-    fastcgi_temp_path fastcgi;
-    uwsgi_temp_path uwsgi;
-    scgi_temp_path scgi;
-    {site}
-}}
-"""
 
 pytestmark = pytest.mark.skipif(NGINX is None, reason="needs the Debian package nginx")
 
@@ -42,8 +24,7 @@ pytestmark = pytest.mark.skipif(NGINX is None, reason="needs the Debian package 
 @contextmanager
 def nginx(folder: Path, backend: int, *, without: str = "") -> Iterator[int]:
     """An nginx in front of this port; gives its own port. `without` is taken out of the configuration."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
+    port = free_port()
     site = CONFIGURATION.read_text(encoding="utf-8")
     for old, new in (
         ("listen 8000;", f"listen 127.0.0.1:{port};"),
@@ -52,21 +33,14 @@ def nginx(folder: Path, backend: int, *, without: str = "") -> Iterator[int]:
     ):
         assert old in site
         site = site.replace(old, new)
-    (folder / "nginx.conf").write_text(AROUND.format(site=site), encoding="utf-8")
-    log = folder / "error.log"
-    process = subprocess.Popen([str(NGINX), "-p", str(folder), "-e", str(log), "-c", str(folder / "nginx.conf")])
+    process = subprocess.Popen(nginx_command(folder, site))
     try:
-        until(lambda: process.poll() is not None or _listens(port))
-        assert process.poll() is None, log.read_text()
+        until(lambda: process.poll() is not None or listens(port))
+        assert process.poll() is None, (folder / "nginx.log").read_text()
         yield port
     finally:
         process.terminate()
         process.wait(PATIENCE)
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as connection:
-        return connection.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.fixture(scope="module")
