@@ -886,7 +886,7 @@ class _Conversation:
                         results = _results(turn) if results is None else results
                         sent.extend(_sendable(text, calls, results, ids))
                     else:
-                        sent.append({"role": "assistant", "content": text})
+                        sent.append(_assistant(text, []))
         return sent
 
 

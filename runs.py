@@ -36,6 +36,7 @@ from storage import (
     StorageUnavailable,
     Taken,
     timestamp,
+    to_json,
 )
 
 log = logging.getLogger(__name__)
@@ -215,12 +216,11 @@ def _size(event: Event) -> int:
 # --- the log as it is told to other processes ---
 
 _EVENTS = {kind.__name__: kind for kind in (Started, Chunk, ToolCall, ToolResult, Ended, Failed)}
-_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def _line(number: int, created_at: str, sequence: int, event: Event) -> bytes:
     fields = [getattr(event, name) for name in event.__slots__]
-    return _encode([number, created_at, sequence, type(event).__name__, *fields]).encode()
+    return to_json([number, created_at, sequence, type(event).__name__, *fields])
 
 
 def _from_line(line: bytes) -> Entry:
@@ -328,7 +328,7 @@ class _Running(Turn):
         else:
             raise _Known
         self._taken = taken
-        whose = _encode([self.id, message["id"], self._attempt.get("attempt", 1)]).encode()
+        whose = to_json([self.id, message["id"], self._attempt.get("attempt", 1)])
         if tell := taken.share(whose, self._end_from_elsewhere):
             self._log.tell = lambda entry: tell(_line(*entry), isinstance(entry.event, Ended | Failed))
         self._log.append(Started())

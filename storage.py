@@ -357,9 +357,12 @@ def summary_of(session: Session) -> Summary:
     return Summary(session.id, title, session.created_at, session.updated_at, len(session.messages))
 
 
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
+
 def to_json(value: Any) -> bytes:
     """JSON on one line, characters as themselves; ValueError for NaN and for lone surrogates."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    return _encode(value).encode()
 
 
 def _finite(number: str) -> float:
