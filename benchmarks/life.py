@@ -84,10 +84,10 @@ def stored(sessions: int, messages: int) -> None:
     storage = MemoryStorage()
     before = processes.status(os.getpid(), "VmRSS")
     for _ in range(sessions):
-        with storage.take(storage.create()) as taken:
+        with storage.lock(storage.create()) as locked:
             for number in range(messages):
                 role = "assistant" if number % 2 else "user"
-                taken.append({"role": role, "content": f"{number:03} " + "words of a message " * 10 + "ending"})
+                locked.append({"role": role, "content": f"{number:03} " + "words of a message " * 10 + "ending"})
     print((processes.status(os.getpid(), "VmRSS") - before) / sessions * 1024)
 
 

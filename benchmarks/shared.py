@@ -38,7 +38,7 @@ def shared(bench: Bench) -> None:
 
 
 def _stored(bench: Bench, client: Any, url: str) -> None:
-    from storage_redis import RedisStorage
+    from stores.redis import RedisStorage
 
     storage = RedisStorage(url)
     before = client.info("memory")["used_memory"]
@@ -49,10 +49,10 @@ def _stored(bench: Bench, client: Any, url: str) -> None:
     before = client.info("memory")["used_memory"]
     count = bench.scale.sessions // 5
     for _ in range(count):
-        with storage.take(storage.create()) as taken:
+        with storage.lock(storage.create()) as locked:
             for number in range(_MESSAGES):
                 role = "assistant" if number % 2 else "user"
-                taken.append({"role": role, "content": f"{number:03} " + "words of a message " * 10 + "ending"})
+                locked.append({"role": role, "content": f"{number:03} " + "words of a message " * 10 + "ending"})
     full = (client.info("memory")["used_memory"] - before) / count
     client.flushall()
     bench.add("redis", "Redis memory of an empty session", "bytes", {OURS: [empty]})

@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import os
 import random
 import sys
 import tempfile
@@ -28,11 +27,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, os.path.dirname(__file__))  # as pytest does, where the module is run as a command
-
-from conftest import Reply, Server, until
-from model_server import ModelServer, answer, pause, tool_call
-from redis_server import RedisServer
+from tests.support.model_server import ModelServer, answer, pause, tool_call
+from tests.support.redis_server import RedisServer
+from tests.support.server import Reply, Server, until
 
 AT_ONCE = 6  # sessions
 WITHIN = 0.5  # seconds from the start of the work to the kill, at most

@@ -11,9 +11,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import browser
-from browser import Page
-from conftest import ROOT, Server
+from tests.support import browser
+from tests.support.browser import Page
+from tests.support.server import ROOT, Server
 
 ANSWER = """Each of you owes **24.15**: the bill comes to 84, with a tip of 15 % it is 96.60, and 96.60 / 4 is 24.15.
 

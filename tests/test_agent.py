@@ -13,7 +13,10 @@ from typing import Any, Literal
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from model_server import (
+
+from agent import Agent, Answer, Chunk, Event, Message, ModelError, Stop, Stopped, ToolCall, ToolResult
+from model.demo import Reply, event
+from tests.support.model_server import (
     BREAK,
     HEADERS,
     RESET,
@@ -31,9 +34,6 @@ from model_server import (
     tool_calls,
     wait,
 )
-
-from agent import Agent, Answer, Chunk, Event, Message, ModelError, Stop, Stopped, ToolCall, ToolResult
-from demo_model import Reply, event
 
 PATIENCE = 30.0
 QUESTION = {"role": "user", "content": "Hi"}

@@ -1,1 +1,0 @@
-"""The chat page and the API description: data files only."""

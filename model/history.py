@@ -1,0 +1,155 @@
+"""What goes out: a history that every model server takes.
+
+The stored history stays as it happened. This room mends it on its way out.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from model.events import ToolCall
+from model.text import json_object, utf8_text
+
+_Message = Mapping[str, Any]
+
+
+class Conversation:
+    """A history as the model gets it: the turns before, which may be cut, and the current turn.
+
+    `history` is stored messages, oldest first. `max_history` is how many of the messages before the current turn go
+    out at most (0: all).
+    """
+
+    def __init__(self, history: Sequence[_Message], max_history: int) -> None:
+        self._history = [message for message in history if type(message) is dict or isinstance(message, Mapping)]
+        turns: list[list[_Message]] = [[]]
+        for message in self._history:
+            if message.get("role") == "user" and turns[-1]:
+                turns.append([])
+            turns[-1].append(message)
+        *self._earlier, self._current = turns
+        self._halved = False
+        self._ids: set[str] = set()
+        if max_history:
+            self._keep_newest(max_history, len)
+
+    def add(self, message: dict[str, Any]) -> None:
+        """Adds a message to the current turn."""
+        self._current.append(message)
+
+    def unique_id(self, id: str) -> str:
+        """This id of a tool call, or a new one where it is empty or in use."""
+        self._ids = self._ids or {call.id for message in self._history for call in tool_calls_of(message)}
+        return _add_id(id, self._ids)
+
+    def halve(self) -> bool:
+        """Keeps the newest half of the text before the current turn. Gives whether that made a difference."""
+        if self._halved or not self._earlier:
+            return False
+        self._halved = True
+        self._keep_newest(sum(map(_size, self._earlier)) // 2, _size)
+        return True
+
+    def messages(self) -> list[dict[str, Any]]:
+        """The messages in the form that every server takes, mended where the history is not."""
+        sent: list[dict[str, Any]] = []
+        ids: set[str] = set()
+        for turn in (*self._earlier, self._current):
+            results: dict[str, list[str]] | None = None
+            for message in turn:
+                role, text = message.get("role"), utf8_text(message.get("content"))
+                last = sent[-1]["role"] if sent else None
+                if role == "user":
+                    if last == "tool":
+                        sent.append({"role": "assistant", "content": "(interrupted)"})
+                    elif last == "user":
+                        text = _joined(sent.pop()["content"], text)
+                    sent.append({"role": "user", "content": text})
+                elif role == "assistant":
+                    calls = tool_calls_of(message) if "tool_calls" in message else []
+                    if not calls and not text.strip():
+                        continue
+                    if last == "assistant":
+                        text = _joined(sent.pop()["content"], text)
+                    if calls:
+                        results = _results(turn) if results is None else results
+                        sent.extend(_with_results(text, calls, results, ids))
+                    else:
+                        sent.append(assistant_message(text, []))
+        return sent
+
+    def _keep_newest(self, limit: int, measure: Callable[[list[_Message]], int]) -> None:
+        sizes = itertools.accumulate(map(measure, reversed(self._earlier)))
+        kept = sum(1 for size in sizes if size <= limit)
+        self._earlier = self._earlier[len(self._earlier) - kept :]
+
+
+def assistant_message(text: str, calls: Sequence[ToolCall]) -> dict[str, Any]:
+    """An assistant's message as the API has it."""
+    message: dict[str, Any] = {"role": "assistant", "content": text}
+    if calls:
+        message["tool_calls"] = [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in calls
+        ]
+    return message
+
+
+def tool_calls_of(message: _Message) -> list[ToolCall]:
+    """The tool calls of a stored message, as far as they have a name."""
+    found = []
+    calls = message.get("tool_calls")
+    for call in calls if isinstance(calls, list) else ():
+        function = call.get("function") if isinstance(call, Mapping) else None
+        if isinstance(function, Mapping) and (name := utf8_text(function.get("name"))):
+            found.append(ToolCall(utf8_text(call.get("id")), name, utf8_text(function.get("arguments"))))
+    return found
+
+
+def _results(turn: list[_Message]) -> dict[str, list[str]]:
+    """The results of a turn's tools, by the ids of their calls."""
+    results: dict[str, list[str]] = {}
+    for message in turn:
+        if message.get("role") == "tool":
+            results.setdefault(utf8_text(message.get("tool_call_id")), []).append(utf8_text(message.get("content")))
+    return results
+
+
+def _with_results(
+    text: str, calls: list[ToolCall], results: dict[str, list[str]], ids: set[str]
+) -> Iterator[dict[str, Any]]:
+    """An assistant's message whose calls have names, ids and arguments that servers take, and one result for each."""
+    contents = [results[call.id].pop(0) if results.get(call.id) else "error: interrupted" for call in calls]
+    mended = [
+        ToolCall(
+            _add_id(call.id, ids),
+            re.sub(r"[^A-Za-z0-9_-]", "_", call.name)[:64],
+            call.arguments if json_object(call.arguments) is not None else "{}",
+        )
+        for call in calls
+    ]
+    yield assistant_message(text, mended)
+    for call, content in zip(mended, contents, strict=True):
+        yield {"role": "tool", "tool_call_id": call.id, "content": content}
+
+
+def _add_id(id: str, ids: set[str]) -> str:
+    """Adds an id, or a new one if it is empty or in use. Gives the one that it added."""
+    while not id or id in ids:
+        id = secrets.token_hex(5)[:9]  # Mistral takes nine letters or digits
+    ids.add(id)
+    return id
+
+
+def _joined(one: str, other: str) -> str:
+    return "\n\n".join(filter(None, (one, other)))
+
+
+def _size(turn: list[_Message]) -> int:
+    """The characters of a turn's texts."""
+    texts = (len(utf8_text(message.get("content"))) for message in turn)
+    return sum(texts) + sum(len(call.arguments) for message in turn for call in tool_calls_of(message))

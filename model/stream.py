@@ -1,0 +1,95 @@
+"""Bytes of a response to frames of JSON."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from typing import Any
+
+from model.budget import MAX_ANSWER_BYTES, Budget
+from model.chunked_body import ChunkedBody
+from model.connection import http_library
+from model.events import ModelError
+
+_MAX_HELD_BYTES = 2 * MAX_ANSWER_BYTES  # of one frame, or of a whole answer
+_MAX_HEAD_BYTES = 64 << 10  # of a body without an event, which may hold an error
+_TAIL_SECONDS = 0.01  # for the end of a body after "[DONE]"
+
+
+class NotAnAnswer(ValueError):
+    """Something else stands where an answer or a piece of it should be, such as an error. `body` is its JSON."""
+
+    def __init__(self, body: object) -> None:
+        super().__init__("not an answer")
+        self.body = body
+
+
+def body(response: Any) -> Iterator[bytes]:
+    """The body of a response, in pieces as they come."""
+    if reader := ChunkedBody.of(response):
+        yield from reader.body(response.request.extensions["timeout"]["read"])
+        read_tail(response)
+    else:
+        yield from response.iter_bytes()
+
+
+def frames(parts: Iterable[bytes], budget: Budget) -> Iterator[bytes]:
+    """The data of each server-sent event in a body. Raises NotAnAnswer where the body holds none.
+
+    The SDK's own iterator bounds no line, takes 20 µs more a chunk, and gives the connection up.
+    """
+    pending: list[bytes] = []  # of a line whose end has not come
+    data: list[bytes] = []
+    held = 0
+    head: bytes | None = b""
+    for part in itertools.chain(parts, [b"\n\n"]):  # not every server ends its last event
+        budget.remaining()
+        held += len(part)
+        if held > _MAX_HELD_BYTES:
+            raise ModelError("model_error", "The model's answer is too long.")
+        if head is not None and len(head) < _MAX_HEAD_BYTES:
+            head += part
+        pending.append(part)
+        if b"\n" not in part:
+            continue
+        *lines, rest = b"".join(pending).split(b"\n")
+        pending = [rest]
+        for line in lines:
+            line = line.rstrip(b"\r")
+            if line.startswith(b"data:"):
+                data.append(line[5:].lstrip(b" "))
+            elif not line:
+                held = len(rest)
+                if data:
+                    head = None
+                    yield b"\n".join(data)
+                    data.clear()
+    if head is not None:
+        try:
+            raise NotAnAnswer(json.loads(head))
+        except json.JSONDecodeError:
+            raise NotAnAnswer(None) from None
+
+
+def whole(parts: Iterable[bytes], budget: Budget) -> Iterator[bytes]:
+    """The whole body as one frame."""
+    body = bytearray()
+    for part in parts:
+        budget.remaining()
+        body += part
+        if len(body) > _MAX_HELD_BYTES:
+            raise ModelError("model_error", "The model's answer is too long.")
+    yield bytes(body)
+
+
+def read_tail(response: Any) -> None:
+    """Reads the end of a body, if it is there, so that the connection can be used again.
+
+    A new iterator over the raw stream reads the timeout anew from the request.
+    """
+    response.request.extensions["timeout"]["read"] = _TAIL_SECONDS
+    with suppress(http_library.HTTPError, OSError):
+        for _ in itertools.islice(response.stream, 16):
+            pass

@@ -1,0 +1,1 @@
+"""Sessions in files, sessions in Redis."""

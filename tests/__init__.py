@@ -1,0 +1,1 @@
+"""The tests, which lie as the rooms of the program do."""

@@ -1,0 +1,1 @@
+"""Tests of `model/`: what goes to model servers and what comes back."""

@@ -1,0 +1,1 @@
+"""Tests of whole processes: start, signals, crashes, several servers, the README."""

@@ -1,0 +1,300 @@
+"""The log: a line for each request and each turn, by which they can be found again, and no line that is forged."""
+
+from __future__ import annotations
+
+import logging
+import re
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.support.model_server import BREAK, STALL, ModelServer, ReplyTo, answer, status, tool_call
+from tests.support.server import Server, until
+from tests.support.talk import BreakableStorage, Talk
+
+MODULES = ("session_server", "web", "turns", "agent", "model", "storage", "stores")
+REQUEST = re.compile(r"request (?P<id>\S+) (?P<method>\S+) (?P<path>\S+) (?P<status>\d{3}) (?P<seconds>\d+\.\d{3}) s")
+TURN = re.compile(
+    r"turn session=(?P<session>session-\S+) status=(?P<status>\w+) seconds=(?P<seconds>\d+\.\d{3})"
+    r" model_seconds=(?P<model>\d+\.\d{3}) tokens=(?P<tokens>\d+|-)"
+)
+
+
+class Log(logging.Handler):
+    """What the program logs while a test runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+    def lines(self, level: int = logging.INFO) -> list[str]:
+        return [record.getMessage() for record in self.records if record.levelno >= level]
+
+    def requests(self, level: int = logging.INFO) -> list[re.Match[str]]:
+        return [match for line in self.lines(level) if (match := REQUEST.fullmatch(line))]
+
+    def turns(self) -> list[re.Match[str]]:
+        return [match for line in self.lines() if (match := TURN.fullmatch(line))]
+
+
+@pytest.fixture
+def log() -> Iterator[Log]:
+    log = Log()
+    loggers = [(logger, logger.level) for logger in map(logging.getLogger, MODULES)]
+    for logger, _ in loggers:
+        logger.addHandler(log)
+        logger.setLevel(logging.DEBUG)
+    yield log
+    for logger, level in loggers:
+        logger.removeHandler(log)
+        logger.setLevel(level)
+
+
+# --- one line a request ---
+
+
+def test_each_request_is_one_line(log: Log) -> None:
+    with Talk() as talk:
+        session_id = talk.create()
+        talk.get("/sessions")
+        talk.get(f"/sessions/{session_id}?limit=5")
+        talk.get("/nothing")
+        talk.request("PUT", "/sessions")
+        talk.get("/sessions", Host="evil.example")
+        talk.run(session_id)
+    found = [(match["method"], match["path"], match["status"]) for match in log.requests()]
+    assert found == [
+        ("POST", "/sessions", "201"),
+        ("GET", "/sessions", "200"),
+        ("GET", f"/sessions/{session_id}", "200"),
+        ("GET", "/nothing", "404"),
+        ("PUT", "/sessions", "405"),
+        ("GET", "/sessions", "403"),
+        ("POST", f"/sessions/{session_id}/run", "200"),
+    ]
+
+
+def test_a_stream_is_one_line_when_it_is_over(log: Log) -> None:
+    with Talk() as talk:
+        session_id = talk.create()
+        stream = talk.stream(session_id)
+        stream.next("stream_start")
+        assert len(log.requests()) == 1
+        stream.rest()
+        [_, line] = log.requests()
+        assert (line["method"], line["path"], line["status"]) == ("POST", f"/sessions/{session_id}/run_stream", "200")
+
+
+def test_a_stream_that_the_client_leaves_is_one_line_too(log: Log) -> None:
+    with Talk(answer("Hel", STALL)) as talk:
+        stream = talk.stream(talk.create())
+        stream.next("stream_chunk")
+        stream.close()
+        assert len(log.requests()) == 2
+
+
+def test_asking_for_health_is_logged_at_debug_only(log: Log) -> None:
+    with Talk() as talk:
+        talk.get("/health")
+        talk.get("/ready")
+    assert log.requests() == []
+    assert [match["path"] for match in log.requests(logging.DEBUG)] == ["/health", "/ready"]
+
+
+# --- one line a turn ---
+
+
+def test_each_turn_is_one_line(log: Log) -> None:
+    usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
+    replies = tool_call("calculator", {"expression": "1+1"}, usage=usage), answer("2", usage=usage)
+    with Talk(*replies) as talk:
+        session_id = talk.create()
+        talk.run(session_id)
+    [turn] = log.turns()
+    assert (turn["session"], turn["status"], turn["tokens"]) == (session_id, "completed", "30")
+    assert 0 <= float(turn["model"]) <= float(turn["seconds"])
+
+
+def test_a_turn_without_usage_has_a_line_all_the_same(log: Log) -> None:
+    with Talk() as talk:
+        talk.stream(talk.create()).rest()
+    [turn] = log.turns()
+    assert turn["tokens"] == "-"
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        (answer("Hello"), "completed"),
+        (answer("Hel", finish_reason="length"), "incomplete"),
+        (answer("Hel", BREAK), "model_error"),
+        (status(401, {"error": "no"}), "model_unauthorized"),
+    ],
+)
+def test_the_line_of_a_turn_says_how_it_ended(log: Log, reply: ReplyTo, expected: str) -> None:
+    with Talk(reply) as talk:
+        talk.run(talk.create())
+    assert [turn["status"] for turn in log.turns()] == [expected]
+
+
+def test_the_line_of_a_cancelled_turn_says_so(log: Log) -> None:
+    with Talk(answer("Hel", STALL)) as talk:
+        session_id = talk.create()
+        stream = talk.stream(session_id)
+        stream.next("stream_chunk")
+        talk.cancel(session_id)
+        stream.close()
+    assert [turn["status"] for turn in log.turns()] == ["cancelled"]
+
+
+def test_the_time_of_tools_is_not_counted_as_the_models(log: Log) -> None:
+    def slow() -> str:
+        """Takes a while."""
+        threading.Event().wait(0.4)
+        return "done"
+
+    with Talk(tool_call("slow", {}), tools=[slow]) as talk:
+        talk.run(talk.create())
+    [turn] = log.turns()
+    assert float(turn["seconds"]) - float(turn["model"]) >= 0.35
+
+
+def test_a_refused_turn_has_no_line_of_its_own(log: Log) -> None:
+    with Talk() as talk:
+        talk.run("session-unknown")
+        talk.request("POST", f"/sessions/{talk.create()}/run", {})
+    assert log.turns() == []
+
+
+# --- request ids ---
+
+
+@pytest.mark.parametrize("given", ["abc", "a" * 128, "req_1-2.3:4/5", '!"#$%&()~'])
+def test_a_request_id_is_taken_over(log: Log, given: str) -> None:
+    with Talk() as talk:
+        response = talk.get("/sessions", X_Request_Id=given)
+    assert response.headers["X-Request-Id"] == given
+    assert [line["id"] for line in log.requests()] == [given]
+
+
+@pytest.mark.parametrize("given", ["", " ", "two words", "a" * 129, "é", "a\tb", "x\x1b[31m", "\x7f"])
+def test_a_request_id_that_could_not_be_logged_is_replaced(log: Log, given: str) -> None:
+    with Talk() as talk:
+        response = talk.request("GET", "/sessions", environ_overrides={"HTTP_X_REQUEST_ID": given})
+    made = response.headers["X-Request-Id"]
+    assert re.fullmatch(r"req-[0-9a-z]+", made)
+    assert [line["id"] for line in log.requests()] == [made]
+
+
+def test_every_answer_has_a_request_id_of_its_own(log: Log) -> None:
+    with Talk() as talk:
+        session_id = talk.create()
+        stream = talk.stream(session_id)
+        stream.rest()
+        answers = [talk.get(path) for path in ("/sessions", "/nothing", "/health", "/", "/sessions/session-x")]
+        answers += [talk.request("PUT", "/sessions"), talk.get("/sessions", Host="x.example"), talk.run(session_id)]
+        ids = [one.headers["X-Request-Id"] for one in answers] + [stream.headers["X-Request-Id"]]
+    assert len(set(ids)) == len(ids)
+    assert set(ids) <= {line["id"] for line in log.requests(logging.DEBUG)}
+
+
+class FaultyStorage(BreakableStorage):
+    """A store with a bug."""
+
+    def _ids(self) -> list[str]:
+        raise RuntimeError("a bug")
+
+
+def test_an_internal_error_is_logged_with_its_traceback_and_its_request(log: Log) -> None:
+    with Talk(storage=FaultyStorage()) as talk:
+        talk.get("/sessions", X_Request_Id="find-me")
+    [record] = [record for record in log.records if record.levelno == logging.ERROR]
+    assert "find-me" in record.getMessage()
+    assert record.exc_info and isinstance(record.exc_info[1], RuntimeError)
+
+
+# --- lines that are forged ---
+
+FORGED = "x\n2026-01-31 00:00:00,000 INFO request forged GET /forged 200 0.001 s"
+
+
+def assert_clean(log: Log) -> None:
+    for record in log.records:
+        assert record.getMessage().isprintable(), record.getMessage()
+
+
+@pytest.mark.parametrize(
+    "path",
+    [f"/{FORGED}", f"/sessions/{FORGED}", f"/sessions/{FORGED}/run", "/\r", "/\x1b[2J", "/\x00", "/\x7f\x9b",
+     "/\u2028", "/a b", "/%0a", "/é\ufffd", "/\ud7ff\ue000"],
+)  # fmt: skip
+def test_a_path_forges_no_line(log: Log, path: str) -> None:
+    with Talk() as talk:
+        for method in ("GET", "POST", "DELETE"):
+            environ = {"PATH_INFO": path.encode().decode("latin-1")}
+            talk.request(method, "/", environ_overrides=environ)
+    assert len(log.requests()) == 3
+    assert_clean(log)
+    assert not any(" /forged" in line for line in log.lines())
+
+
+@pytest.mark.parametrize("method", ["GET\n", "\x1b[2J", "G ET", "G\x00", "é", "X" * 10_000])
+def test_a_method_forges_no_line(log: Log, method: str) -> None:
+    with Talk() as talk:
+        talk.request("GET", "/sessions", environ_overrides={"REQUEST_METHOD": method})
+    assert len(log.requests()) == 1
+    assert_clean(log)
+    assert len(log.lines()[0]) < 5000
+
+
+@pytest.mark.parametrize("header", ["HOST", "ORIGIN", "AUTHORIZATION", "IDEMPOTENCY_KEY", "LAST_EVENT_ID"])
+def test_a_header_forges_no_line(log: Log, header: str) -> None:
+    with Talk() as talk:
+        session_id = talk.create()
+        for method, path in (("GET", f"/sessions/{session_id}/run_stream"), ("POST", f"/sessions/{session_id}/run")):
+            talk.request(method, path, {"message": "Hi"}, environ_overrides={f"HTTP_{header}": f"{FORGED}\x1b"})
+    assert_clean(log)
+    assert not any("forged" in line for line in log.lines(logging.DEBUG))
+
+
+def test_the_model_server_forges_no_line(log: Log) -> None:
+    words: dict[str, Any] = {"error": {"message": f"{FORGED}\x1b[31m\r\x00\u2028", "code": FORGED, "type": FORGED}}
+    refused = status(500, words, {"Retry-After": "0", "Content-Type": "application/json"})
+    with Talk(refused, refused, refused, answer("Hel", words), answer("Hello", finish_reason=FORGED)) as talk:
+        session_id = talk.create()
+        for _ in range(3):
+            talk.run(session_id)
+    assert len(log.turns()) == 3
+    assert_clean(log)
+
+
+def test_the_log_of_the_server_is_whole_lines(serve: Callable[..., Server]) -> None:
+    form = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} (DEBUG|INFO|WARNING|ERROR) .+")
+    with ModelServer() as model:
+        server = serve(f"-base_url={model.base_url}", "-log_level=debug")
+        for request in (
+            b"GET /%0a%1b%5b31mforged HTTP/1.1\r\nHost: localhost\r\n\r\n",
+            b"\x1b[2JGET /sessions HTTP/1.1\r\nHost: localhost\r\n\r\n",
+            b"GET /sessions HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: a\x1b[31m\r\n\r\n",
+            b"GET /sessions HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        ):
+            with socket.create_connection(("127.0.0.1", server.port), 30) as client:
+                client.sendall(request)
+                client.recv(1 << 16)
+        session_id = server.create()
+        server.request("POST", f"/sessions/{session_id}/run", {"message": "Hi"}).close()
+        until(lambda: "turn session=" in server.log.read_text())
+        server.send_signal(15)
+        server.wait()
+    lines = server.log.read_bytes().decode().split("\n")
+    assert lines.pop() == ""
+    for line in lines:
+        assert form.fullmatch(line), "\n".join(lines)
+        assert line.isprintable(), line
+    assert sum("GET /sessions 200" in line for line in lines) >= 1

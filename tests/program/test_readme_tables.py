@@ -1,0 +1,84 @@
+"""The README's tables say what the code does."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent import Agent
+from session_server import Settings, create_app
+from storage import MemoryStorage
+from tests.support.server import ROOT
+from web.errors import ERRORS
+from web.settings import FLAGS
+
+README = (ROOT / "README.md").read_text()
+
+
+def table(heading: str) -> list[list[str]]:
+    """The rows of the first table under a heading, their cells without backquotes."""
+    section = README.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| ")]
+    return [[cell.strip().replace("`", "") for cell in row.strip("|").split(" | ")] for row in rows[1:]]
+
+
+def test_every_flag_is_in_the_table_with_its_default() -> None:
+    rows = {row[0].removeprefix("-"): row for row in table("Flags")}
+    assert list(rows) == list(FLAGS)
+    for field in fields(Settings):
+        default = rows[field.name][-1].strip("| ")
+        if isinstance(field.default, bool):
+            assert default == ("true" if field.default else "off")
+        elif isinstance(field.default, int | float) and field.name != "max_streams":
+            assert float(default) == field.default
+        elif field.name in ("host", "model", "log_level"):
+            assert default == field.default
+
+
+def test_every_variable_that_a_flag_has_beside_its_own_is_in_the_table() -> None:
+    rows = {row[0].removeprefix("-"): row[1] for row in table("Flags")}
+    for name, (_, _, variables) in FLAGS.items():
+        for variable in variables:
+            assert variable in rows[name]
+
+
+def test_every_error_is_in_the_table_under_its_status() -> None:
+    told = {code: int(status) for status, codes in table("Errors") for code in codes.split(", ")}
+    assert told == {code: status for code, (status, _) in ERRORS.items()}
+
+
+def test_every_route_is_in_the_table() -> None:
+    requests = {request for row in table("Endpoints") for request in row[0].split(", ")}
+    app = create_app(MemoryStorage(), Agent(api_key="none", base_url="http://127.0.0.1:1/v1", model="m"))
+    routes = set()
+    for rule in app.url_map.iter_rules():
+        assert rule.methods is not None
+        for method in rule.methods - {"HEAD", "OPTIONS"}:
+            routes.add(f"{method} {rule.rule.replace('<session_id>', '{id}')}")
+    assert requests == {route for route in routes if not route.endswith((".css", ".js", ".svg"))}
+
+
+def test_every_event_is_in_the_table() -> None:
+    types = set(re.findall(r'"(stream_[a-z_]+)"', (ROOT / "web" / "events.py").read_text()))
+    assert types | {"error"} == {row[0] for row in table("Events")}
+
+
+def test_every_file_that_the_readme_names_is_there() -> None:
+    for name in set(
+        re.findall(r"`((?:tests|docs|benchmarks|web|turns|model|stores)/[\w./-]+)`|\]\((docs/[\w.-]+)\)", README)
+    ):
+        path = name[0] or name[1]
+        assert (ROOT / path).exists(), path
+
+
+def test_the_example_of_embedding_works_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    example = README.split("## Embedding")[1].split("```python\n")[1].split("```")[0]
+    names: dict[str, Any] = {}
+    exec(example, names)  # noqa: S102
+    assert list(tmp_path.glob("sessions/session-*.json"))
+    names["agent"].close()

@@ -1,0 +1,1 @@
+"""Tests of `storage.py` and `stores/`: sessions, and what a crash leaves of them."""

@@ -1,0 +1,150 @@
+"""Debian's Chromium, driven as a person at the page would drive it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.ui import WebDriverWait
+
+from tests.support.server import PATIENCE
+
+CHROMIUM = shutil.which("chromium")
+DRIVER = shutil.which("chromedriver")
+NEEDS = "needs the Debian packages chromium and chromium-driver"
+
+Driver = webdriver.Chrome
+
+
+def start(profile: Path, *further: str) -> Driver:
+    """A browser without a window, with its profile in that directory, and further flags. End it with `quit()`."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM or ""
+    flags = "--headless --disable-gpu --disable-dev-shm-usage --no-first-run --disable-sync --hide-scrollbars"
+    quiet = "--disable-background-networking --disable-component-update --disable-default-apps"
+    for flag in [*flags.split(), *quiet.split(), f"--user-data-dir={profile}", *further]:
+        options.add_argument(flag)
+    if os.geteuid() == 0:
+        options.add_argument("--no-sandbox")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(executable_path=DRIVER))
+    driver.set_script_timeout(PATIENCE)
+    resize(driver, 1200, 800)
+    return driver
+
+
+def resize(driver: Driver, width: int, height: int, *, scale: int = 1, dark: bool = False) -> None:
+    """A window of that size, in light or dark; up to 600 pixels a phone's."""
+    size = {"width": width, "height": height, "deviceScaleFactor": scale, "mobile": width <= 600}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+
+
+class Page:
+    """The chat page in the tab that is open now. Whatever is waited for must come within `PATIENCE`."""
+
+    def __init__(self, driver: Driver) -> None:
+        self.driver = driver
+
+    def open(self, url: str, session: str = "") -> None:
+        self.driver.get("about:blank")  # a new fragment alone would not load the page anew
+        self.driver.get(f"{url}/#{session}" if session else f"{url}/")
+
+    def reload(self) -> None:
+        self.driver.refresh()
+
+    @property
+    def session(self) -> str:
+        """The id of the session that is shown, from the address."""
+        return self.driver.current_url.partition("#")[2]
+
+    def until(self, condition: Callable[[], object], what: str = "") -> None:
+        """Waits for something, which is named when it does not happen."""
+
+        def holds(_: Driver) -> bool:
+            return bool(condition())
+
+        wait = WebDriverWait(self.driver, PATIENCE, 0.05, [StaleElementReferenceException])
+        wait.until(holds, f"{what or 'a condition'}; the page says: {self.text('body')}")
+
+    def all(self, selector: str) -> list[WebElement]:
+        return self.driver.find_elements(By.CSS_SELECTOR, selector)
+
+    def shows(self, selector: str) -> bool:
+        return any(found.is_displayed() for found in self.all(selector))
+
+    def texts(self, selector: str) -> list[str]:
+        """What can be read in each element, all at one moment."""
+        script = "return [...document.querySelectorAll(arguments[0])].map((node) => node.innerText)"
+        return cast(list[str], self.driver.execute_script(script, selector))
+
+    def text(self, selector: str) -> str:
+        return "\n".join(self.texts(selector))
+
+    def run(self, script: str, *arguments: object) -> Any:
+        """What a JavaScript module answers: the body of an async function."""
+        wrapped = f"const done = arguments[arguments.length - 1]; (async (...given) => {{ {script} }})(...arguments)"
+        reported = f"{wrapped}.then(done, (error) => done(`failed: ${{error.stack}}`))"
+        return self.driver.execute_async_script(reported, *arguments)
+
+    def click(self, selector: str) -> None:
+        self.until(lambda: self.shows(selector), f"{selector} to click")
+        self.all(selector)[0].click()
+
+    def type(self, selector: str, *keys: str) -> None:
+        self.until(lambda: self.shows(selector), f"{selector} to type in")
+        self.all(selector)[0].send_keys(*keys)
+
+    def press(self, *keys: str) -> None:
+        """Types where the focus is."""
+        self.driver.switch_to.active_element.send_keys(*keys)
+
+    @property
+    def focused(self) -> str:
+        """The id, or else the text, of the element that has the focus."""
+        script = "const node = document.activeElement; return node.id || node.innerText"
+        return cast(str, self.driver.execute_script(script))
+
+    # The conversation
+
+    def send(self, text: str) -> None:
+        self.type("#message", text, Keys.ENTER)
+
+    def ask(self, text: str) -> None:
+        """Sends and waits for the end of the answer."""
+        before = len(self.questions)
+        self.send(text)
+        self.until(lambda: len(self.questions) > before, "the question")
+        self.settle()
+
+    def settle(self) -> None:
+        """Waits until nothing is loaded or answered any more."""
+        self.until(lambda: self.all("#conversation[aria-busy=false]") and self.shows("#send"), "the answer's end")
+
+    @property
+    def questions(self) -> list[str]:
+        return self.texts(".question .body")
+
+    @property
+    def answers(self) -> list[str]:
+        """The texts of the answers, without their tool calls."""
+        return self.texts(".answer .text")
+
+    @property
+    def note(self) -> str:
+        """The words under the answers that are not simply complete."""
+        return self.text(".note")
+
+    @property
+    def notice(self) -> str:
+        return self.text("#notice")

@@ -1,0 +1,1 @@
+"""Tests of `turns/`: one turn at a time, its events, its end."""

@@ -1,0 +1,1 @@
+"""Tests of `web/`: what HTTP callers and the page meet."""

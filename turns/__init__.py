@@ -1,0 +1,1 @@
+"""One turn at a time in a session: started, watched, cancelled, resumed."""

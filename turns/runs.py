@@ -1,0 +1,337 @@
+"""All turns of a store: start, attach, cancel, delete, time out, shut down."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from agent import Agent
+from storage import SessionBusy, Storage, StorageUnavailable
+from turns.log import Ended, Failed
+from turns.recent import RecentTurns
+from turns.remote import SILENT_SECONDS, RemoteTurn
+from turns.stored import find_turn
+from turns.turn import KeyInUse, LocalTurn, Overloaded, Turn
+
+log = logging.getLogger(__name__)
+
+_MIN_TICK_SECONDS = 0.05  # between two looks of the clock
+
+
+class ShuttingDown(Exception):
+    """No new turns start any more."""
+
+
+class KeyReused(Exception):
+    """The idempotency key belongs to another message of this session."""
+
+
+class Runs:
+    """The turns of all sessions in a storage, run with one agent. Every method may be called from any thread.
+
+    At most `max_turns` run at once, each for at most `timeout` seconds.
+    """
+
+    def __init__(self, storage: Storage, agent: Agent, *, timeout: float, max_turns: int) -> None:
+        self._storage = storage
+        self._agent = agent
+        self._timeout = timeout
+        self._max_turns = max_turns
+        self._lock = threading.Lock()
+        self._local: dict[str, LocalTurn] = {}  # by session, from before they start until they have ended
+        self._admitted: dict[LocalTurn, None] = {}  # those that count as running, oldest first
+        self._recent = RecentTurns()
+        self._remote: dict[str, RemoteTurn] = {}  # by the id of the feed, those that have not ended
+        self._closing = False
+        self._clock: threading.Thread | None = None
+        self._tick = threading.Condition(self._lock)
+        self._next_tick = 0.0
+
+    def start(self, session_id: str, text: str, key: str | None = None, *, room: bool = True) -> tuple[Turn, bool]:
+        """Starts a turn with a user's message, which is durable when this returns. Gives the turn and False.
+
+        Where the idempotency key is that of an earlier request with the same message, gives the turn of that request
+        and whether it has ended: running, recently ended, or replayed from what is stored. A failed turn that is the
+        session's last is tried again under its key. Without `room`, no new turn starts.
+
+        Raises SessionNotFound, KeyReused, ShuttingDown, SessionBusy, Overloaded (in this order), and
+        StorageUnavailable or SessionCorrupt.
+        """
+        retried = False
+        while True:
+            turn = LocalTurn(session_id, text, key, self._on_end)
+            try:
+                if key is not None and (earlier := self._turn_of_key(session_id, text, key)):
+                    return earlier
+                history = self._start(turn, room)
+            except KeyInUse:
+                continue
+            except SessionBusy:
+                if retried or key is None or self._storage.turn_feed(session_id) is None:
+                    raise
+                retried = True  # another process may be starting the turn of this key
+                continue
+            try:
+                threading.Thread(target=turn.run, args=(self._agent, history), name=turn.id, daemon=True).start()
+            except RuntimeError:  # the system gives no more threads
+                turn.fail("overloaded")
+            return turn, False
+
+    def attach(self, session_id: str) -> Turn | None:
+        """The session's turn that runs or can still be watched. None where there is none.
+
+        Raises SessionNotFound and StorageUnavailable. Where the turn runs in another process, raises ShuttingDown, or
+        SessionBusy if it cannot be followed from here.
+        """
+        while True:
+            turn = self._local_or_remote(session_id)
+            if turn is None or not turn.ended or isinstance(turn, RemoteTurn):
+                return turn
+            if self._storage.summary(session_id).message_count in (turn.message_count, None):
+                return turn
+            with self._lock:  # another process has added to the session
+                if self._recent.get(session_id) is turn:
+                    self._recent.remove(session_id)
+
+    def running(self, session_id: str) -> bool:
+        """Whether a turn runs in the session, in any process. Raises SessionNotFound and StorageUnavailable."""
+        return self._storage.running(session_id)
+
+    def cancel(self, session_id: str) -> bool:
+        """Cancels the session's turn and waits until it has ended. Gives False if none runs.
+
+        Raises SessionNotFound and StorageUnavailable. Where the turn runs in another process, raises ShuttingDown, or
+        SessionBusy if it cannot be followed from here.
+        """
+        turn = self._local_or_remote(session_id)
+        return turn is not None and turn.cancel()
+
+    def delete(self, session_id: str) -> None:
+        """Deletes the session, durably. Cancels a turn that runs in it, which has ended when this returns.
+
+        Raises what `cancel` does, and SessionBusy where one turn after the other starts.
+        """
+        for last_try in (False, False, False, True):
+            self.cancel(session_id)
+            try:
+                with self._storage.lock(session_id) as session:
+                    session.delete()
+                break
+            except SessionBusy:  # another turn started in between
+                if last_try:
+                    raise
+        with self._lock:
+            self._recent.remove(session_id)
+
+    def rename(self, session_id: str, title: str | None) -> None:
+        """Sets the session's title, or removes it with None.
+
+        Raises SessionNotFound, SessionBusy where a turn runs, SessionCorrupt and StorageUnavailable.
+        """
+        with self._storage.lock(session_id) as session:
+            session.rename(title)
+
+    def shut_down(self, grace: float) -> None:
+        """Refuses new turns, gives the running ones `grace` seconds to end, then ends them as failed.
+
+        All turns have ended, and what they leave is stored, when this returns. May be called again, with less grace.
+        """
+        with self._lock:
+            self._closing = True
+            turns = list(self._local.values())
+        until = time.monotonic() + grace
+        for turn in turns:
+            if turn.wait_for_start():
+                turn.wait(until - time.monotonic())
+        _fail_all(turns, "shutting_down")
+        self._storage.flush()
+        with self._lock:
+            self._tick.notify()
+            for remote in self._remote.values():
+                remote.leave()
+
+    @property
+    def closing(self) -> bool:
+        """Whether `shut_down` was called."""
+        return self._closing
+
+    def _turn_of_key(self, session_id: str, text: str, key: str) -> tuple[Turn, bool] | None:
+        """The turn that has this key, and whether it has ended. None where the key may start a turn."""
+        with self._lock:
+            running = self._local.get(session_id)
+        if running is not None and running.key == key:
+            if running.text != text:
+                raise KeyReused
+            running.join()
+            return running, False
+        stored = find_turn(self._storage.get(session_id), key)
+        if stored is None:
+            return None
+        if stored.messages[0]["content"] != text:
+            raise KeyReused
+        remote = self._remote_turn(session_id)
+        if remote is not None and remote.message_id == stored.messages[0]["id"]:
+            ended = not self._storage.running(session_id)
+            if ended:
+                remote.wait(SILENT_SECONDS)  # for its last event, which may have to be made up
+            if not remote.failed:
+                return remote, ended
+        if stored.can_be_retried:
+            return None
+        with self._lock:
+            recent = self._recent.get(session_id)
+        if recent is None or recent.key != key or isinstance(recent.result(), Failed):  # or retried elsewhere since
+            return Turn.replay(session_id, stored), True
+        return recent, True
+
+    def _local_or_remote(self, session_id: str) -> LocalTurn | RemoteTurn | None:
+        turn = self._local_turn(session_id)
+        if turn is not None and not turn.ended:
+            return turn
+        if remote := self._remote_turn(session_id):
+            return remote
+        if self._storage.running(session_id):
+            turn = self._local_turn(session_id)  # which may have started since
+            if turn is None or turn.ended:
+                raise SessionBusy(session_id)
+        return turn
+
+    def _local_turn(self, session_id: str) -> LocalTurn | None:
+        while True:
+            with self._lock:
+                turn = self._local.get(session_id)
+                if turn is None:
+                    return self._recent.get(session_id)
+            if turn.wait_for_start():
+                return turn
+
+    def _remote_turn(self, session_id: str) -> RemoteTurn | None:
+        """The session's newest turn, if it is one of another process. This process follows it from now on."""
+        feed = self._storage.turn_feed(session_id)
+        if feed is None:
+            return None
+        with self._lock:
+            known = self._remote.get(feed.id)
+        turn = known or RemoteTurn(session_id, feed, self._storage)
+        if turn is known or turn.ended:
+            return turn
+        with self._lock:
+            if self._closing:
+                raise ShuttingDown
+            if feed.id not in self._remote:
+                try:
+                    threading.Thread(target=self._follow, args=(turn,), name=f"follow {turn.id}", daemon=True).start()
+                except RuntimeError as error:  # the system gives no more threads
+                    raise StorageUnavailable(str(error)) from error
+                self._remote[feed.id] = turn
+            return self._remote[feed.id]
+
+    def _follow(self, turn: RemoteTurn) -> None:
+        turn.follow()
+        with self._lock:
+            del self._remote[turn.feed.id]
+
+    def _start(self, turn: LocalTurn, room: bool) -> list[dict[str, Any]]:
+        """Locks the session and starts the turn in it, or leaves everything as it was and raises.
+
+        Raises KeyInUse where a turn of the same key is in the session by now.
+        """
+        id = turn.session_id
+        with self._lock:
+            closing, other = self._closing, self._local.get(id)
+            if not closing and other is None:
+                self._local[id] = turn
+        if other is not None and other.key is not None and other.key == turn.key:
+            raise KeyInUse
+        if closing or other is not None:
+            self._storage.running(id)  # a session that does not exist is the first error
+            raise ShuttingDown if closing else SessionBusy(id)
+        try:
+            session = self._storage.lock(id, turn=True)
+            try:
+                self._admit(turn, room)
+                return turn.start(session)
+            except BaseException:
+                session.release()
+                raise
+        except BaseException as error:
+            with self._lock:
+                del self._local[id]
+                self._admitted.pop(turn, None)
+            turn.fail_to_start(error)
+            raise
+
+    def _admit(self, turn: LocalTurn, room: bool) -> None:
+        with self._lock:
+            if self._closing:
+                raise ShuttingDown
+            if not room or len(self._admitted) >= self._max_turns:
+                raise Overloaded
+            try:
+                self._wake_by(turn.started_at + self._timeout)
+            except RuntimeError:  # the system gives no more threads
+                raise Overloaded from None
+            self._admitted[turn] = None
+
+    def _on_end(self, turn: LocalTurn, last: Ended | Failed) -> None:
+        now = time.monotonic()
+        size = turn.size
+        with self._lock:
+            del self._local[turn.session_id]
+            del self._admitted[turn]
+            self._wake_by(self._recent.add(turn, size, now))
+        seconds = now - turn.started_at
+        log.info(
+            "turn session=%s status=%s seconds=%.3f model_seconds=%.3f tokens=%s",
+            turn.session_id,
+            last.code if isinstance(last, Failed) else last.message.get("status", "completed"),
+            seconds,
+            seconds - turn.tool_seconds(),
+            (turn.usage or {}).get("total_tokens", "-"),
+        )
+
+    def _wake_by(self, when: float) -> None:
+        """Has the clock look again at this time, or earlier. The caller holds the lock."""
+        if self._clock is None:
+            clock = threading.Thread(target=self._keep_time, name="clock", daemon=True)
+            clock.start()
+            self._clock = clock
+        elif when < self._next_tick:
+            self._tick.notify()
+
+    def _keep_time(self) -> None:
+        """Ends the turns whose time is up and drops the ended ones, as long as there are any of either.
+
+        After a shutdown it goes on as long as any turn runs.
+        """
+        while True:
+            with self._lock:
+                now = time.monotonic()
+                next_expiry = self._recent.remove_expired(now)
+                if not self._admitted and (self._closing or not self._recent):
+                    self._clock = None
+                    return
+                deadlines = {turn: turn.started_at + self._timeout for turn in self._admitted if not turn.ending}
+                due = [turn for turn, deadline in deadlines.items() if deadline <= now]
+                if not due:
+                    ticks = [*deadlines.values(), *([] if next_expiry is None else [next_expiry])]
+                    self._next_tick = max(min(ticks, default=0.0), now + _MIN_TICK_SECONDS)
+                    self._tick.wait(self._next_tick - now)
+            _fail_all(due, "model_timeout")
+
+
+def _fail_all(turns: Sequence[LocalTurn], code: str) -> None:
+    """Ends those of the turns that have not ended. All have ended when this returns.
+
+    It ends them at the same time, since a store may take seconds to say that it cannot be written.
+    """
+    for turn in turns:
+        if not turn.ending:
+            turn.end_in_background(functools.partial(turn.fail, code))
+    for turn in turns:
+        if turn.wait_for_start():
+            turn.result()

@@ -1,0 +1,1 @@
+"""What HTTP is: endpoints, events, errors, access, settings, serving, the page."""

@@ -1,0 +1,98 @@
+"""A turn's events as Server-Sent Events."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from model.events import Chunk, ToolCall, ToolResult
+from storage import StorageUnavailable
+from turns.log import Ended, Entry, Failed, Started
+from turns.turn import Turn
+from web.errors import ApiError, describe_error
+
+_BLOCK_BYTES = 1 << 16  # of events in one write, which is also what a client that stops reading holds up
+
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode  # 1 µs faster a chunk than to_json
+
+
+def frames(turn: Turn, after: int, keep_alive: float, *, resumable: bool) -> Iterator[bytes]:
+    """The turn's events behind the first `after` ones, as they come, until the last.
+
+    A comment comes after `keep_alive` seconds without an event. With `resumable`, each frame has an `id:` line.
+    """
+    while True:
+        try:
+            entries = turn.read(after, keep_alive)
+        except StorageUnavailable:  # the turn runs elsewhere; the stream breaks off, and a client can resume it
+            return
+        if not entries:
+            yield b": keep-alive\n\n"
+        block = b""
+        for entry in entries:
+            block += _frame(turn.id, entry, resumable)
+            if len(block) >= _BLOCK_BYTES or entry is entries[-1]:
+                yield block
+                block = b""
+        after += len(entries)
+        if entries and isinstance(entries[-1].event, Ended | Failed):
+            return
+
+
+def resume_index(turn: Turn | None, event_id: str) -> int:
+    """How many of the turn's events the client has seen, by the id of the last one. 0 for an empty id.
+
+    Raises ApiError `event_gone` where the turn has no such event.
+    """
+    if not event_id:
+        return 0
+    found = re.fullmatch(rf"evt-{turn.id}-([1-9][0-9]{{0,9}})", event_id) if turn else None
+    index = turn.index_of(int(found[1])) if turn and found else None
+    if index is None:
+        raise ApiError("event_gone")
+    return index
+
+
+def public_message(message: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored message as callers see it, without what the server keeps beside it."""
+    names = ("id", "role", "content", "tool_calls", "tool_call_id", "name", "status", "reason", "usage", "created_at")
+    return {name: message[name] for name in names if name in message}
+
+
+def _frame(turn_id: str, entry: Entry, resumable: bool) -> bytes:
+    event_id = f"evt-{turn_id}-{entry.number}"
+    if isinstance(entry.event, Chunk):  # most events are chunks; encoding a dict of one takes nine times as long
+        data = f'{{"content":{_encode(entry.event.content)},"sequence":{entry.sequence}}}'
+        text = f'{{"type":"stream_chunk","id":"{event_id}","created_at":"{entry.created_at}","data":{data}}}'
+    else:
+        kind, data_field = event_json(entry.event)
+        text = _encode({"type": kind, "id": event_id, "created_at": entry.created_at, **data_field})
+    return (f"id: {event_id}\ndata: {text}\n\n" if resumable else f"data: {text}\n\n").encode()
+
+
+def event_json(event: Started | ToolCall | ToolResult | Ended | Failed) -> tuple[str, dict[str, Any]]:
+    """The `type` of an event, and an object that holds its `data`, if it has any."""
+    data: dict[str, Any]
+    match event:
+        case Started():
+            return "stream_start", {}
+        case ToolCall():
+            kind, data = "stream_tool_call", {"id": event.id, "name": event.name, "arguments": event.arguments}
+        case ToolResult():
+            outcome = {"result": event.result} if event.error is None else {"error": event.error}
+            kind, data = "stream_tool_result", {"id": event.id, "name": event.name, **outcome}
+        case Ended():
+            message = event.message
+            data = {"complete_text": event.complete_text, "message_id": message["id"], "status": "completed"}
+            data |= {name: message[name] for name in ("status", "reason") if name in message}
+            data["finish_reason"] = event.finish_reason
+            if "usage" in message:
+                data["usage"] = message["usage"]
+            kind = "stream_end"
+        case Failed():
+            code, status, text = describe_error(event.code)
+            kind, data = "error", {"error": event.text or text, "code": code, "status": status}
+            data |= {} if event.message_id is None else {"message_id": event.message_id}
+    return kind, {"data": data}

@@ -1,0 +1,175 @@
+"""Flags and environment to `Settings`."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import urllib.parse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, NoReturn
+
+from web.flag_values import (
+    SettingsError,
+    boolean,
+    log_level,
+    origins,
+    redis_url,
+    seconds,
+    seconds_or_zero,
+    system_prompt,
+    token,
+    url,
+    whole_number,
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What can be set, by flag or in the environment. Times are in seconds.
+
+    `create_app` reads `timeout`, `keep_alive`, `auth_token`, `cors_origin` and `max_streams` from here, and takes the
+    rest as objects.
+    """
+
+    port: int = 8080
+    host: str = "127.0.0.1"
+    api_key: str = ""
+    base_url: str = ""
+    model: str = "gpt-3.5-turbo"
+    stream: bool = True
+    session_dir: str = ""
+    redis_url: str = ""
+    system_prompt: str = "You are a helpful assistant. Use the calculator for arithmetic."
+    timeout: float = 120.0
+    keep_alive: float = 15.0
+    max_history: int = 0
+    auth_token: str = ""
+    cors_origin: tuple[str, ...] = ()
+    max_streams: int = 500
+    grace: float = 10.0
+    log_level: str = "info"
+    demo: bool = False
+
+    @property
+    def max_responses(self) -> int:
+        """How many responses may wait for turns at once, slow readers of ended turns included."""
+        return self.max_streams + 16
+
+    @property
+    def max_watchers(self) -> int:
+        """How many clients may watch turns that others have started, all turns together."""
+        return self.max_streams // 4 + 16
+
+
+# flag: how its text is read, what it means, and other names in the environment
+FLAGS: dict[str, tuple[Callable[[str], Any], str, tuple[str, ...]]] = {
+    "port": (whole_number(0, 65535), "port to listen on; 0 picks a free one and prints it", ()),
+    "host": (str, "address to listen on", ()),
+    "api_key": (token, "API key of the model server", ("OPENAI_API_KEY",)),
+    "base_url": (url, "address of any OpenAI-compatible server (default OpenAI's)", ("OPENAI_BASE_URL",)),
+    "model": (str, "model name", ()),
+    "stream": (boolean, "ask the model for streams; false: for whole answers", ()),
+    "session_dir": (str, "directory for session files; empty: memory", ()),
+    "redis_url": (redis_url, "Redis server to keep sessions in, which other servers may share", ()),
+    "system_prompt": (system_prompt, "instructions put before every conversation; @file reads a file", ()),
+    "timeout": (seconds, "seconds that one turn may take, model and tools together", ()),
+    "keep_alive": (seconds, "seconds of silence after which a stream sends a comment", ()),
+    "max_history": (whole_number(0), "at most this many earlier messages go to the model; 0: all", ()),
+    "auth_token": (token, "callers must send Authorization: Bearer <token>", ("SESSION_SERVER_TOKEN",)),
+    "cors_origin": (origins, "a web origin that may call; repeatable", ()),
+    "max_streams": (whole_number(1, 100_000), "turns running at once; more get 503", ()),
+    "grace": (seconds_or_zero, "seconds that running turns get at shutdown", ()),
+    "log_level": (log_level, "debug, info, warning, error", ()),
+    "demo": (boolean, "built-in scripted model: no key and no network needed", ()),
+}
+
+
+def read_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
+    """The settings that flags, the environment and defaults give, in this order. Raises SettingsError."""
+    parser = _Parser(allow_abbrev=False, add_help=False)
+    parser.add_argument("--h", "--help", action="help")
+    for name, (read, _, _) in FLAGS.items():
+        nargs, const = ("?", "true") if read is boolean else (None, None)
+        parser.add_argument(f"--{name}", action="append", nargs=nargs, const=const)
+    given = vars(parser.parse_args([_normalized(argument) for argument in arguments]))
+
+    values: dict[str, Any] = {}
+    for name in ("demo", *FLAGS):
+        read, _, others = FLAGS[name]
+        if values.get("demo") and name in ("api_key", "base_url"):
+            if given[name]:
+                raise SettingsError(f"-demo has a model of its own: leave -{name} out, or -demo")
+            continue
+        variables = (f"SESSION_SERVER_{name.upper()}", *others)
+        if given[name]:
+            source, text = f"-{name}", ",".join(given[name]) if name == "cors_origin" else given[name][-1]
+        else:
+            source = next((variable for variable in variables if environment.get(variable)), "")
+            text = environment.get(source)
+        if text is None or (text == "" and read is not str):
+            continue
+        try:
+            values[name] = read(text)
+        except ValueError as error:
+            raise SettingsError(f"{source} {error}") from None
+    return _checked(values)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise SettingsError(f"{message} (-h lists the flags)")
+
+    def format_help(self) -> str:
+        lines = ["usage: python session_server.py [-flag=value ...]", ""]
+        for field in fields(Settings):
+            default = getattr(Settings, field.name, "")
+            shown = "" if default in ("", (), False) or field.name == "system_prompt" else f" (default {default})"
+            lines.append(f"  -{field.name:<14} {FLAGS[field.name][1]}{shown.lower().replace('.0)', ')')}")
+        lines += [
+            "",
+            "Every flag can also be set in the environment, as SESSION_SERVER_ and its name in capitals.",
+            "Examples:",
+            "  python session_server.py -demo",
+            "  python session_server.py -api_key=sk-... -session_dir=./sessions",
+            "  python session_server.py -base_url=http://localhost:11434/v1 -model=llama3.2",
+            "",
+        ]
+        return "\n".join(lines)
+
+
+def _normalized(argument: str) -> str:
+    """A flag in any of its spellings, as argparse knows it: `--name` or `--name=value`."""
+    flag = re.fullmatch(r"--?([a-z][a-z_-]*)(=.*)?", argument, re.DOTALL)
+    return f"--{flag[1].replace('-', '_')}{flag[2] or ''}" if flag else argument
+
+
+def _checked(values: dict[str, Any]) -> Settings:
+    """The settings, if they fit together and fit the system's limit of open files."""
+    files = open_file_limit()
+    most = max(1, (files - 100) // 4)  # a turn takes three: client, model server, session file
+    values.setdefault("max_streams", min(Settings.max_streams, most))
+    if values["max_streams"] > most:
+        raise SettingsError(f"-max_streams={values['max_streams']} needs over {files} open files: raise ulimit -n")
+    settings = Settings(**values)
+    if settings.redis_url and settings.session_dir:
+        raise SettingsError("-redis_url and -session_dir are two places for the same sessions: leave one out")
+    server = urllib.parse.urlsplit(settings.base_url).hostname or "api.openai.com"
+    if server == "api.openai.com" and not settings.demo and not settings.api_key:
+        raise SettingsError("no API key: give -api_key=sk-..., set OPENAI_API_KEY, or try -demo without one")
+    return settings
+
+
+def open_file_limit() -> int:
+    """How many files the process may have open. Raises its own limit as far as the system allows first."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 2048
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        except (ValueError, OSError):  # macOS says unlimited and means less
+            return int(soft)
+    return 1 << 20 if hard == resource.RLIM_INFINITY else int(hard)
