@@ -1,4 +1,4 @@
-"""The Lua scripts of the Redis store. Each change is one script, and so atomic.
+"""The Lua scripts of the Redis store: each change is one script, and so atomic.
 
 Keys begin with `session_server:`
 

@@ -1,0 +1,138 @@
+"""The laws of the house hold, and the checks that say so can fail."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.program.house import (
+    EXTRAS,
+    HOUSE_LINES,
+    broken_imports,
+    broken_rooms,
+    house_length,
+    library_users,
+    rooms,
+)
+from tests.support.server import ROOT, environment
+
+
+def test_imports_go_down_the_floors() -> None:
+    assert broken_imports(ROOT) == []
+
+
+def test_rooms_are_small_and_say_their_subject() -> None:
+    assert broken_rooms(ROOT) == []
+
+
+def test_the_house_is_not_too_large() -> None:
+    assert house_length(ROOT) < HOUSE_LINES
+
+
+def test_every_room_is_seen() -> None:
+    files = {file for place in ("web", "turns", "model", "stores") for file in (ROOT / place).rglob("*.py")}
+    files |= set(ROOT.glob("*.py")) - {ROOT / "setup.py"}
+    assert set(rooms(ROOT).values()) == files
+
+
+@pytest.mark.parametrize("library", EXTRAS)
+def test_an_optional_library_stays_in_its_room(library: str) -> None:
+    users = library_users(ROOT, library)
+    assert users
+    assert {user for user in users if not user.startswith(EXTRAS[library])} == set()
+
+
+def test_a_start_imports_no_optional_room() -> None:
+    script = (
+        "import sys, session_server\n"
+        "session_server.build_app()\n"
+        f"optional = {[*EXTRAS, *EXTRAS.values()]!r}\n"
+        "print([name for name in sys.modules if name.startswith(tuple(optional))])\n"
+    )
+    command = [sys.executable, "-c", script]
+    env = environment({"SESSION_SERVER_DEMO": "true"})
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+# --- each law can fail ---
+
+SOUND = {
+    "session_server.py": '"""The program."""\nfrom web.api import Api\n',
+    "web/__init__.py": '"""HTTP."""\n',
+    "web/api.py": '"""The endpoints."""\nfrom turns import runs\n',
+    "turns/__init__.py": '"""Turns."""\n',
+    "turns/runs.py": '"""All turns."""\nimport agent\nimport stores.files\n',
+    "agent.py": '"""A model."""\nfrom model.events import Chunk\n',
+    "stores/__init__.py": '"""Stores."""\n',
+    "stores/files.py": '"""Files."""\nfrom storage import Storage\n',
+    "storage.py": '"""A store."""\n',
+    "model/__init__.py": '"""The model server."""\n',
+    "model/events.py": '"""Events."""\n',
+}
+
+
+def build(root: Path, changes: dict[str, str]) -> Path:
+    for name, text in {**SOUND, **changes}.items():
+        path = root / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return root
+
+
+def test_a_sound_house_breaks_no_law(tmp_path: Path) -> None:
+    root = build(tmp_path, {})
+    assert (broken_imports(root), broken_rooms(root)) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        (
+            "storage.py",
+            "from web.api import Api",
+            "storage.py:2 imports Api from web.api, which goes up from floor 1",
+        ),
+        ("agent.py", "import stores.files", "agent.py:2 imports stores.files, which goes sideways"),
+        ("storage.py", "def f():\n    import model.events", "storage.py:3 imports model.events, which goes sideways"),
+        ("model/events.py", "from . import events", "model/events.py:2 imports ., which is relative"),
+        ("web/api.py", "from turns.runs import _x", "web/api.py:2 imports _x from turns.runs, which is private"),
+    ],
+)
+def test_an_import_that_breaks_the_law_is_named(tmp_path: Path, file: str, text: str, said: str) -> None:
+    root = build(tmp_path, {file: f'"""A room."""\n{text}\n'})
+    assert [line for line in broken_imports(root) if line.startswith(said)]
+
+
+def test_a_circle_is_found(tmp_path: Path) -> None:
+    one, other = '"""One."""\nfrom model.two import x\n', '"""Two."""\nimport model.one\n'
+    root = build(tmp_path, {"model/one.py": one, "model/two.py": other})
+    assert broken_imports(root) == [
+        "model.one imports itself in a circle",
+        "model.two imports itself in a circle",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("web/api.py", '"""The endpoints."""\n' + "x = 1\n" * 350, "web.api has 351 lines"),
+        ("web/utils.py", '"""This and that."""\n', "web.utils is named after no subject"),
+        ("web/api.py", '"""The endpoints. And more."""\n', "web.api does not begin with one sentence"),
+        ("web/api.py", "x = 1\n", "web.api does not begin with one sentence"),
+        ("web/__init__.py", '"""HTTP."""\nimport web.api\n', "web/__init__.py holds more than its docstring"),
+        ("web/page/page.js", "x\n" * 351, "web/page/page.js has 351 lines"),
+    ],
+)
+def test_a_room_that_breaks_the_law_is_named(tmp_path: Path, file: str, text: str, said: str) -> None:
+    (tmp_path / "web").mkdir()
+    root = build(tmp_path, {file: text})
+    assert [line for line in broken_rooms(root) if line.startswith(said)]
+
+
+def test_a_library_outside_its_room_is_found(tmp_path: Path) -> None:
+    root = build(tmp_path, {"storage.py": '"""A store."""\ndef f():\n    from redis.retry import Retry\n'})
+    assert library_users(root, "redis") == {"storage"}

@@ -1,0 +1,29 @@
+// What the page shows, as data that its modules share: the session, the running turn, the list.
+
+export const $ = (id) => document.getElementById(id);
+export const box = $("message");
+export const scroller = $("scroller");
+export const touch = matchMedia("(hover: none) and (pointer: coarse)");
+export const narrow = matchMedia("(max-width: 46rem)");
+
+export const PAGE_SIZE = 50; // messages, or sessions, in one request
+
+/** A session that is shown: its stored messages, the cursor for earlier ones, and the note under the last answer. */
+export const newView = (id) => ({
+  id,
+  messages: [],
+  next: null,
+  note: null,
+  again: null, // the turn that "Try again" asks for
+  returned: null, // a message that the server does not have, back in the box
+  details: null,
+  loading: false,
+  closed: false,
+});
+
+export const state = {
+  view: newView(null),
+  turn: null, // the turn that is drawn live
+  sessions: [], // the list, newest first
+  nextSessions: null, // the cursor for more of the list
+};
