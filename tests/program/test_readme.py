@@ -1,7 +1,8 @@
-"""The README's conversation, typed as it stands there: what comes back is what stands there.
+"""The conversations of the README and of docs/conversation.md, typed as they stand there: what comes back is what
+stands there.
 
 Ids, times, the port and the place of the checkout differ from run to run; a line `…` stands for any lines.
-`python -m tests.test_readme` writes into the README what comes back now.
+`python -m tests.program.test_readme` writes into both what comes back now.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import pytest
 
 from tests.support.server import PATIENCE, ROOT, environment
 
-README = ROOT / "README.md"
+DOCUMENTS = [ROOT / "README.md", ROOT / "docs" / "conversation.md"]
 TRANSCRIPT = re.compile(r"(?<=<!-- transcript: begin -->\n).*(?=<!-- transcript: end -->)", re.DOTALL)
 BLOCK = re.compile(r"(?<=^```console\n).*?(?=^```$)", re.DOTALL | re.MULTILINE)
 ID = re.compile(r"\b(?:session|msg|evt)-[0-9a-f]{32}")
@@ -36,7 +37,7 @@ ANY = "…"
 
 @dataclass
 class Step:
-    """A command of the README, what the README says comes back, and what came back."""
+    """A command, what the document says comes back, and what came back."""
 
     command: str
     said: list[str] = field(default_factory=list)
@@ -54,9 +55,9 @@ def steps_of(block: str) -> list[Step]:
     return steps
 
 
-def transcript() -> str:
-    found = TRANSCRIPT.search(README.read_text(encoding="utf-8"))
-    assert found, "the README has no transcript"
+def transcript(document: Path) -> str:
+    found = TRANSCRIPT.search(document.read_text(encoding="utf-8"))
+    assert found, f"{document.name} has no transcript"
     return found[0]
 
 
@@ -72,7 +73,7 @@ class Shell:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             self._port = f":{listener.getsockname()[1]}"
         self._directory = str(directory)
-        self._ids: dict[str, str] = {}  # those of the README, as they are called here
+        self._ids: dict[str, str] = {}  # those of the document, as they are called here
         self._lines: queue.Queue[str | None] = queue.Queue()
         self._process = subprocess.Popen(
             ["bash"],
@@ -89,7 +90,7 @@ class Shell:
         self._reader.start()
 
     def type(self, step: Step) -> None:
-        """Runs the command, waits for its end and for as many lines as the README has, and compares."""
+        """Runs the command, waits for its end and for as many lines as the document has, and compares."""
         command = ID.sub(lambda found: self._ids.get(found[0], found[0]), step.command).replace(":8080", self._port)
         assert self._process.stdin is not None
         self._process.stdin.write(f"{command}\necho 'the end of it'\n")
@@ -107,8 +108,8 @@ class Shell:
                 step.got.append(line.replace(self._port, ":8080").replace(self._directory, HOME))
         step.same = self._is_same(step.said, step.got)
 
-    def as_in_the_readme(self, line: str) -> str:
-        """The line with the ids that the README has for those of here."""
+    def as_in_the_document(self, line: str) -> str:
+        """The line with the ids that the document has for those of here."""
         there = {here: there for there, here in self._ids.items()}
         return ID.sub(lambda found: there.get(found[0], found[0]), line)
 
@@ -143,47 +144,61 @@ class Shell:
         self._process.stdout.close()
 
 
-STEPS = [step for block in BLOCK.findall(transcript()) for step in steps_of(block)]
+STEPS = {
+    document: [step for block in BLOCK.findall(transcript(document)) for step in steps_of(block)]
+    for document in DOCUMENTS
+}
+CASES = [(document, number) for document, steps in STEPS.items() for number in range(len(steps))]
 
 
 @pytest.fixture(scope="module")
-def conversation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Step]]:
+def conversations(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[Path, list[Step]]]:
     missing = [tool for tool in ("curl", "jq") if shutil.which(tool) is None]
     if missing:
         pytest.skip(f"needs the Debian packages {' and '.join(missing)}")
-    with Shell(tmp_path_factory.mktemp("readme")) as shell:
-        for step in STEPS:
-            shell.type(step)
+    for steps in STEPS.values():
+        with Shell(tmp_path_factory.mktemp("conversation")) as shell:
+            for step in steps:
+                shell.type(step)
     yield STEPS
 
 
-@pytest.mark.parametrize("number", range(len(STEPS)), ids=[step.command[:60] for step in STEPS])
-def test_what_the_readme_shows_is_what_happens(conversation: list[Step], number: int) -> None:
-    step = conversation[number]
-    assert step.same, "\n".join(["the README says", *step.said, "and this came back", *step.got])
+@pytest.mark.parametrize(
+    ("document", "number"),
+    CASES,
+    ids=[f"{document.name}: {STEPS[document][number].command[:60]}" for document, number in CASES],
+)
+def test_what_the_documents_show_is_what_happens(
+    conversations: dict[Path, list[Step]], document: Path, number: int
+) -> None:
+    step = conversations[document][number]
+    assert step.same, "\n".join([f"{document.name} says", *step.said, "and this came back", *step.got])
 
 
-def test_the_readmes_conversation_has_all_that_was_promised_of_it() -> None:
+def test_the_long_conversation_has_all_that_was_promised_of_it() -> None:
     """A session created, streamed to and asked, the calculator, the list, the file, a crash, and a deletion."""
-    commands = "\n".join(step.command for step in STEPS)
+    steps = STEPS[ROOT / "docs" / "conversation.md"]
+    commands = "\n".join(step.command for step in steps)
     for part in ("-X POST", "/run_stream", "/run ", "15 * 23", "/sessions\n", "jq", "kill -9", "-X DELETE"):
         assert part in commands, part
-    assert any('"result":"345"' in line for step in STEPS for line in step.said)
+    assert any('"result":"345"' in line for step in steps for line in step.said)
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as directory, Shell(Path(directory)) as shell:
+    for document in DOCUMENTS:
+        with tempfile.TemporaryDirectory() as directory, Shell(Path(directory)) as shell:
 
-        def again(block: re.Match[str]) -> str:
-            lines = []
-            for step in steps_of(block[0]):
-                shell.type(step)
-                lines += [f"$ {step.command}", *(step.said if step.same else map(shell.as_in_the_readme, step.got))]
-            return "".join(f"{line}\n" for line in lines)
+            def again(block: re.Match[str], shell: Shell = shell) -> str:
+                lines = []
+                for step in steps_of(block[0]):
+                    shell.type(step)
+                    said = step.said if step.same else map(shell.as_in_the_document, step.got)
+                    lines += [f"$ {step.command}", *said]
+                return "".join(f"{line}\n" for line in lines)
 
-        written = BLOCK.sub(again, transcript())
-    text = README.read_text(encoding="utf-8")
-    README.write_text(TRANSCRIPT.sub(lambda _: written, text), encoding="utf-8")
+            written = BLOCK.sub(again, transcript(document))
+        text = document.read_text(encoding="utf-8")
+        document.write_text(TRANSCRIPT.sub(lambda _, written=written: written, text), encoding="utf-8")
 
 
 if __name__ == "__main__":

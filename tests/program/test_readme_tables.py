@@ -67,17 +67,26 @@ def test_every_event_is_in_the_table() -> None:
     assert types | {"error"} == {row[0] for row in table("Events")}
 
 
-def test_every_file_that_the_readme_names_is_there() -> None:
-    for name in set(
-        re.findall(r"`((?:tests|docs|benchmarks|web|turns|model|stores)/[\w./-]+)`|\]\((docs/[\w.-]+)\)", README)
-    ):
-        path = name[0] or name[1]
-        assert (ROOT / path).exists(), path
+DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "README.md"]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_file_that_a_document_names_is_there(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    for name in re.findall(r"`((?:tests|docs|benchmarks|web|turns|model|stores)/[\w./-]+)`", text):
+        assert (ROOT / name).exists(), name
+    for target in re.findall(r"\]\((?!https?:)([^)#]*)(?:#[\w-]+)?\)", text):
+        assert (document.parent / target).exists(), target
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 300
+    assert len(README.split("transcript: begin")[1].split("transcript: end")[0].strip().splitlines()) <= 40
 
 
 def test_the_example_of_embedding_works_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    example = README.split("## Embedding")[1].split("```python\n")[1].split("```")[0]
+    example = (ROOT / "docs" / "embedding.md").read_text().split("```python\n")[1].split("```")[0]
     names: dict[str, Any] = {}
     exec(example, names)  # noqa: S102
     assert list(tmp_path.glob("sessions/session-*.json"))
