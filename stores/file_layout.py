@@ -49,7 +49,7 @@ def parse(session_id: str, data: bytes) -> tuple[Session, int | None]:
     in_layout = (
         data.startswith(_head(session))
         and data.endswith(end)
-        and data.count(b"\n{") == len(session.messages) == data.count(b"\n") - 2
+        and data.count(b'\n{"id":') == len(session.messages) == data.count(b"\n") - 2
         and value.keys() <= _KEYS
     )
     return session, len(data) - len(end) if in_layout else None

@@ -137,7 +137,9 @@ def find_session(connection: RedisConnection, session_id: str, first: int, last:
             value[name] = None if value[name] is None else from_json(value[name])
         for name in ("created_at", "updated_at"):
             value[name] = None if value[name] is None else value[name].decode()
-        value |= {"id": session_id, "messages": [from_json(line) for line in lines]}
+        value |= {"id": session_id, "messages": from_json(b"[" + b",".join(lines) + b"]")}
+        if len(value["messages"]) != len(lines):
+            raise ValueError("one of its lines is not one message")
         return session_from(session_id, value), count
     except (ValueError, RecursionError) as error:
         log.error("%s cannot be understood and is left as it is: %s", session_id, error)
