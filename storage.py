@@ -21,6 +21,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any, Self
 
 import pydantic_core
@@ -364,8 +365,8 @@ JSON_DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_finite)
 def from_json(data: bytes) -> Any:
     """What JSON in UTF-8 stands for. Raises ValueError for what `to_json` refuses."""
     try:
-        value = pydantic_core.from_json(data, allow_inf_nan=False)  # in half the time, lone surrogates refused
-    except ValueError:  # broken, or nested more than 200 levels deep
+        value = pydantic_core.from_json(data, allow_inf_nan=False, cache_strings="keys")  # in half the time
+    except ValueError:  # broken, with lone surrogates, or nested more than 200 levels deep
         value = JSON_DECODER.decode(data.decode())
         to_json(value)  # escapes can hide lone surrogates
         return value
@@ -377,11 +378,11 @@ def _check_finite(value: Any) -> None:
     """Raises ValueError for a number that is too large for a float, such as 1e999."""
     level = [value]
     while level:
-        if any(type(item) is float and not math.isfinite(item) for item in level):
+        if not all(map(math.isfinite, (item for item in level if type(item) is float))):
             raise ValueError("a number in it is not finite")
-        inner = [item for value in level if type(value) is dict for item in value.values() if type(item) is not str]
-        inner += [item for value in level if type(value) is list for item in value if type(item) is not str]
-        level = inner
+        level = [item for item in level if type(item) in (dict, list)]
+        items = chain.from_iterable(item.values() if type(item) is dict else item for item in level)
+        level = [item for item in items if type(item) is not str]
 
 
 def session_from(session_id: str, value: Any) -> Session:
@@ -407,7 +408,7 @@ def is_message(value: Any) -> bool:
 
 def _are_messages(values: list[Any]) -> bool:
     try:
-        return {type(text) for value in values for text in _required_fields(value)} <= {str}
+        return set(map(type, chain.from_iterable(map(_required_fields, values)))) <= {str}
     except (KeyError, TypeError):  # a field is missing, or the value is no object
         return False
 

@@ -25,9 +25,9 @@ class Conversation:
     """
 
     def __init__(self, history: Sequence[_Message], max_history: int) -> None:
-        self._history = [message for message in history if type(message) is dict or isinstance(message, Mapping)]
+        self._history = history
         turns: list[list[_Message]] = [[]]
-        for message in self._history:
+        for message in history:
             if message.get("role") == "user" and turns[-1]:
                 turns.append([])
             turns[-1].append(message)
@@ -58,17 +58,18 @@ class Conversation:
         """The messages in the form that every server takes, mended where the history is not."""
         sent: list[dict[str, Any]] = []
         ids: set[str] = set()
+        last = None  # role
         for turn in (*self._earlier, self._current):
             results: dict[str, list[str]] | None = None
             for message in turn:
                 role, text = message.get("role"), utf8_text(message.get("content"))
-                last = sent[-1]["role"] if sent else None
                 if role == "user":
                     if last == "tool":
                         sent.append({"role": "assistant", "content": "(interrupted)"})
                     elif last == "user":
                         text = _joined(sent.pop()["content"], text)
                     sent.append({"role": "user", "content": text})
+                    last = "user"
                 elif role == "assistant":
                     calls = tool_calls_of(message) if "tool_calls" in message else []
                     if not calls and not text.strip():
@@ -78,8 +79,10 @@ class Conversation:
                     if calls:
                         results = _results(turn) if results is None else results
                         sent.extend(_with_results(text, calls, results, ids))
+                        last = "tool"
                     else:
-                        sent.append(assistant_message(text, []))
+                        sent.append({"role": "assistant", "content": text})
+                        last = "assistant"
         return sent
 
     def _keep_newest(self, limit: int, measure: Callable[[list[_Message]], int]) -> None:

@@ -8,8 +8,10 @@ from typing import Any
 
 def utf8_text(value: object) -> str:
     """The string, with halves of a character joined or replaced. Empty for anything that is no string."""
-    if not isinstance(value, str) or value.isascii():
-        return value if isinstance(value, str) else ""
+    if not isinstance(value, str):
+        return ""
+    if value.isascii():
+        return value
     try:
         value.encode()
     except UnicodeEncodeError:
