@@ -22,13 +22,16 @@ import pydantic_core
 
 from model.budget import Budget
 from model.connection import IDLE_SECONDS, ModelConnection, Stop, http_library
-from model.events import Answer, Chunk, Event, Message, ModelError, Stopped, ToolCall, ToolResult
+from model.events import Answer, Chunk, Event, Message, ModelError, Reasoning, Stopped, ToolCall, ToolResult
 from model.failures import Failure, failure_of
+from model.finish_reasons import meaning_of
 from model.history import Conversation, assistant_message
+from model.provider_state import Origin, provider_state
 from model.reply import Reply, sum_usage
-from model.stream import body, frames, read_tail, whole
+from model.stream import Body, frames, read_tail, whole
 from model.text import utf8_text
 from model.tools import MAX_RESULT_CHARACTERS, Tool
+from model.traits import Adaptation, Part, Shape, Traits
 
 log = logging.getLogger(__name__)
 
@@ -36,20 +39,24 @@ _MAX_ROUNDS = 10  # of tool calls in one run
 _MAX_RETRIES = 2
 _MAX_IDLE_CONNECTIONS = 16
 _CONNECT_SECONDS = 10.0
+_USAGE_SECONDS = 2.0  # how long to wait behind a finish reason for what may follow
+
+FORBIDDEN_OPTIONS = ("model", "messages", "stream", "stream_options", "tools", "n")
 
 
 class Agent:
-    """A model and its tools. One agent serves any number of runs at once, and keeps nothing between them.
+    """A model and its tools. One agent serves any number of runs at once, and keeps nothing between them but what it
+    learns of the model server.
 
-    `base_url` is OpenAI's own if None. `stream=False` asks for whole answers. `max_history` is how many of the newest
-    messages before the current turn go to the model, cut between turns (0: all). `timeout` is in seconds, for a whole
-    run.
+    `base_url` is OpenAI's own if None; a query in it goes with every request. `stream=False` asks for whole answers.
+    `max_history` is how many of the newest messages before the current turn go to the model, cut between turns (0:
+    all). `timeout` is in seconds, for a whole run. `options` are merged into every request, such as `temperature`.
 
     A tool is a plain function. The model gets its name, its docstring and a schema from its annotations, and the
     arguments of a call are checked against them. The function's result goes to the model as text, as JSON if it is
     no string. So does the text of a ValueError. Of other exceptions only the type goes to the model.
 
-    Raises ValueError if a tool, the address or the proxy settings cannot be used.
+    Raises ValueError if a tool, an option, the address or the proxy settings cannot be used.
     """
 
     def __init__(
@@ -63,19 +70,24 @@ class Agent:
         tools: Sequence[Callable[..., Any]] = (),
         max_history: int = 0,
         timeout: float = 120.0,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
+        self.model = model
         self._api_key = api_key
         self._base_url = base_url or "https://api.openai.com/v1"
-        self._model = model
         self._stream = stream
         self._system = [{"role": "system", "content": utf8_text(system_prompt)}] if system_prompt else []
         self._tools = {tool.name: tool for tool in map(Tool, tools)}
         if len(self._tools) < len(tools):
             raise ValueError("two tools have the same name")
+        self._options = dict(options or {})
+        if forbidden := [name for name in FORBIDDEN_OPTIONS if name in self._options]:
+            raise ValueError(f"the option {forbidden[0]} is set by the agent itself")
         self._max_history = max_history
         self._timeout = timeout
-        self._ask_usage = stream
+        self._traits = Traits(Shape(usage=stream))
         self._idle = collections.deque([self._new_connection()])
+        self._origin = Origin.of(self._base_url, model)
         self._closed = False
         self._lock = threading.Lock()
 
@@ -89,9 +101,10 @@ class Agent:
         Raises ModelError, and Stopped after `stop.set()`. A model server that falls silent just before the time is up
         can take up to twice the timeout; `stop.set()` ends that at once.
         """
-        run = _Run(self._tools, Conversation(history, self._max_history), Budget(stop, self._timeout))
+        conversation = Conversation(history, self._max_history, self._origin)
+        run = _Run(self._tools, conversation, Budget(stop, self._timeout), self._origin)
         with self._connection(stop) as client:
-            answer = yield from run.rounds(lambda: self._ask(client, run.conversation, run.budget))
+            answer = yield from run.rounds(lambda: self._ask(client, conversation, run.budget))
         yield answer
 
     def close(self) -> None:
@@ -108,23 +121,18 @@ class Agent:
     ) -> Generator[Event, None, Reply]:
         """One answer. Asks again where that may help and nothing of the answer has been seen."""
         retries = 0
-        without_usage = False
+        adaptation = Adaptation(self._traits)
         while True:
-            request = self._request(conversation)
+            request, parts = self._request(conversation, adaptation.shape)
             try:
-                return (yield from self._answer(client, request, budget))
+                reply = yield from self._answer(client, request, budget)
+                self._traits.learn(adaptation.shape, parts)
+                return reply
             except Failure as failure:
                 if failure.begun:
                     raise
-                if failure.code == "context_length_exceeded" and conversation.halve():
+                if (failure.too_long and conversation.trim()) or adaptation.change(failure, parts):
                     continue
-                if failure.code == "model_error" and failure.status in (400, 422):
-                    # Some servers refuse stream_options. A server that refuses the request without it too has
-                    # refused something else.
-                    self._ask_usage = without_usage and self._stream
-                    without_usage = not without_usage
-                    if "stream_options" in request:
-                        continue
                 delay = failure.delay if failure.delay is not None else random.uniform(0.4, 0.6) * 2**retries
                 if not failure.may_pass or retries == _MAX_RETRIES or delay >= budget.remaining():
                     raise
@@ -132,14 +140,21 @@ class Agent:
             if budget.stop.wait(delay):
                 raise Stopped
 
-    def _request(self, conversation: Conversation) -> dict[str, Any]:
-        request: dict[str, Any] = {"model": self._model, "messages": [*self._system, *conversation.messages()]}
-        if self._tools:
+    def _request(self, conversation: Conversation, shape: Shape) -> tuple[dict[str, Any], set[Part]]:
+        """A request of this shape, and the parts in it that a server may refuse."""
+        parts: set[Part] = set()
+        messages = conversation.messages(shape)
+        request: dict[str, Any] = {"model": self.model, "messages": [*self._system, *messages]}
+        if conversation.returned_state:
+            parts.add("provider_state")
+        if self._tools and shape.tools:
             request["tools"] = [tool.schema for tool in self._tools.values()]
+            parts.add("tools")
         request["stream"] = self._stream
-        if self._ask_usage:
+        if shape.usage:
             request["stream_options"] = {"include_usage": True}
-        return request
+            parts.add("usage")
+        return request | self._options, parts
 
     def _answer(
         self, client: openai.OpenAI, request: dict[str, Any], budget: Budget
@@ -149,7 +164,7 @@ class Agent:
         left = budget.remaining()
         begun = False
         asked_at = time.monotonic()
-        log.debug("Asking %s with %d messages, %.0f s left", self._model, len(request["messages"]), left)
+        log.debug("Asking %s with %d messages, %.0f s left", self.model, len(request["messages"]), left)
         try:
             with client.post(
                 "/chat/completions",
@@ -159,24 +174,42 @@ class Agent:
                 stream_cls=openai.Stream[object],
                 options={"timeout": openai.Timeout(left, connect=min(left, _CONNECT_SECONDS))},
             ) as stream:
-                parts = body(stream.response)
-                for data in frames(parts, budget) if self._stream else whole(parts, budget):
-                    if data.startswith(b"[DONE]"):
-                        read_tail(stream.response)
-                        break
-                    # jiter refuses the halves of a character, which may come in two frames.
-                    if text := reply.add(json.loads(data.decode())):
-                        begun = True
-                        yield Chunk(text)
-            if text := reply.end():
-                yield Chunk(text)
+                for events in self._read(stream.response, reply, budget):
+                    begun = begun or bool(events)
+                    yield from events
+            for event in reply.end():
+                begun = True
+                yield event
         except (openai.OpenAIError, http_library.HTTPError, OSError, ValueError, RuntimeError) as error:
             if budget.stop.is_set():
                 raise Stopped from None
             sent = [self._api_key, *(message["content"] for message in request["messages"])]
-            raise failure_of(error, begun or reply.has_calls, sent) from None  # its text is not for every log
+            failed = failure_of(error, begun or reply.has_calls, sent, self._options)
+            raise failed from None  # the error's text is not for every log
         log.debug("Answered after %.3f s: %r", time.monotonic() - asked_at, reply.finish_reason)
+        if meaning_of(reply.finish_reason) == "failed":
+            log.warning("Model server: the answer broke off with the finish reason %r", reply.finish_reason)
+            failure = Failure("model_error", "The model server broke the answer off.")
+            failure.begun, failure.may_pass = begun, True
+            raise failure
         return reply
+
+    def _read(self, response: Any, reply: Reply, budget: Budget) -> Iterator[list[Reasoning | Chunk]]:
+        """What each frame of an answer adds. A finish reason ends the answer, whatever becomes of the rest."""
+        with Body(response) as parts:
+            try:
+                for data in frames(parts, budget) if self._stream else whole(parts, budget):
+                    if data.startswith(b"[DONE]"):
+                        read_tail(response)
+                        break
+                    # jiter refuses the halves of a character, which may come in two frames.
+                    if events := reply.add(json.loads(data.decode())):
+                        yield events
+                    if reply.finish_reason:
+                        parts.end_within(_USAGE_SECONDS)
+            except (http_library.HTTPError, openai.OpenAIError, OSError, ValueError, RuntimeError):
+                if reply.finish_reason is None or budget.stop.is_set():
+                    raise
 
     @contextmanager
     def _connection(self, stop: Stop) -> Iterator[openai.OpenAI]:
@@ -217,9 +250,10 @@ class Agent:
 class _Run:
     """One run of the agent: its conversation, its budget, its usage."""
 
-    def __init__(self, tools: Mapping[str, Tool], conversation: Conversation, budget: Budget) -> None:
+    def __init__(self, tools: Mapping[str, Tool], conversation: Conversation, budget: Budget, origin: Origin) -> None:
         self.conversation = conversation
         self.budget = budget
+        self._origin = origin
         self._tools = tools
         self._usage: dict[str, Any] | None = None
 
@@ -229,14 +263,15 @@ class _Run:
         while True:
             reply = yield from ask()
             self._usage = sum_usage(self._usage, reply.usage)
-            reason = reply.finish_reason or "no_finish_reason"
-            complete = reason not in ("length", "content_filter", "no_finish_reason")
-            calls = reply.calls(self.conversation.unique_id) if complete else []
+            meaning = meaning_of(reply.finish_reason)
+            calls = reply.calls(self.conversation.unique_id) if meaning == "completed" else []
+            fields = self._fields(reply, calls)
             if not calls:
-                return Answer(reply.text, reply.finish_reason, None if complete else reason, self._usage)
+                reason = None if meaning == "completed" else meaning
+                return Answer(reply.text, reply.finish_reason, reason, self._usage, fields)
             if rounds == _MAX_ROUNDS:
                 raise ModelError("too_many_tool_rounds", f"The model wanted tools more than {_MAX_ROUNDS} times.")
-            yield self._add(assistant_message(reply.text, calls))
+            yield self._add(assistant_message(reply.text, calls) | fields)
             yield from calls
             for call in calls:
                 self.budget.remaining()
@@ -245,6 +280,13 @@ class _Run:
                 yield self._add({"role": "tool", "tool_call_id": call.id, "name": call.name, "content": content})
                 yield result
             rounds += 1
+
+    def _fields(self, reply: Reply, calls: Sequence[ToolCall]) -> dict[str, Any]:
+        """What the history keeps of a reply beside its text and its calls."""
+        extras = reply.call_extras if calls else []
+        state = provider_state(self._origin, reply.reasoning_field, reply.details, extras, self.conversation.first)
+        fields: dict[str, Any] = {"reasoning": reply.reasoning} if reply.reasoning else {}
+        return {**fields, "model": self._origin.model, **({"provider_state": state} if state else {})}
 
     def _add(self, message: dict[str, Any]) -> Message:
         self.conversation.add(message)

@@ -99,7 +99,8 @@ def _assemble(settings: Settings) -> Flask:
         agent = Agent(
             api_key=settings.api_key or "none",
             base_url=base_url,
-            model=settings.model,
+            model="demo" if settings.demo else settings.model,
+            options=settings.model_options,
             stream=settings.stream,
             system_prompt=settings.system_prompt,
             tools=[calculator],

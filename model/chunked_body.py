@@ -10,7 +10,7 @@ import os
 import socket
 import ssl
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 _MAX_LINE_BYTES = 4096  # of the line before a chunk
@@ -60,7 +60,7 @@ class ChunkedBody:
         Raises OSError where the body breaks off, TimeoutError after `timeout` seconds of silence, and ValueError for
         a chunk without a size.
         """
-        receive = self._receive_within(timeout)
+        self.set_timeout(timeout)
         data, left = self._held, 0  # `left` bytes of the current chunk and its line end are still to come
         while True:
             at = 0
@@ -81,27 +81,26 @@ class ChunkedBody:
                 yield b"".join(parts)
             if data and (size == 0 or size < -1 or len(data) > _MAX_LINE_BYTES):
                 break
-            more = receive(1 << 16)
+            more = self._receive(1 << 16)
             if not more:
                 raise ConnectionError("the body is not complete")
             data += more
         if size:
             raise ValueError("a chunk without a size")
 
-    def _receive_within(self, timeout: float | None) -> Callable[[int], bytes]:
-        """A function that reads, and waits for so many seconds at most.
+    def set_timeout(self, timeout: float | None) -> None:
+        """Has each read wait for so many seconds at most (None: for ever).
 
         On a plain socket the kernel keeps the time: one system call a piece in place of two, so that a thread waits
         once less for the interpreter lock.
         """
         if isinstance(self._socket, ssl.SSLSocket) or os.name != "posix":
             self._socket.settimeout(timeout)
-            return self._socket.recv
+            return
         microseconds = 0 if timeout is None else max(1, int(timeout * 1e6))  # 0 waits for ever
         self._socket.settimeout(None)
         timeval = struct.pack("ll", *divmod(microseconds, 1_000_000))
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
-        return self._receive
 
     def _receive(self, size: int) -> bytes:
         try:

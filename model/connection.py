@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import openai
 
@@ -79,13 +79,21 @@ class ModelConnection:
         address = urlsplit(base_url)
         if address.scheme not in ("http", "https") or not address.hostname:
             raise ValueError("the address of a model server begins with http:// or https:// and a host")
+        if address.path.rstrip("/").endswith("/chat/completions"):
+            raise ValueError("leave /chat/completions out of the address")
         http = openai.DefaultHttpxClient(
             verify=_tls_context(),
             trust_env=not _is_this_machine(address.hostname),  # a proxy has no way to this machine
             limits=http_library.Limits(keepalive_expiry=IDLE_SECONDS),
             event_hooks={"request": [self._on_request], "response": [_cut_refusal]},
         )
-        self.client = openai.OpenAI(api_key=api_key, base_url=base_url, max_retries=0, http_client=http)
+        self.client = openai.OpenAI(
+            api_key=api_key,
+            base_url=address._replace(query="").geturl(),
+            default_query=dict(parse_qsl(address.query, keep_blank_values=True)),  # of every request
+            max_retries=0,
+            http_client=http,
+        )
         self.idle_since = time.monotonic()
         self._sockets: list[socket.socket] = []
         self._stop = Stop()

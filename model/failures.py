@@ -7,7 +7,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
 import openai
@@ -22,7 +22,10 @@ _OVERFLOW = re.compile(
     r"|input token count|reduce the length",
     re.IGNORECASE,
 )
-_BAD_KEY = re.compile(r"api[ _-]?key|auth\w*[ _-]error|authenticat|unauthori[sz]ed", re.IGNORECASE)
+_BAD_KEY = re.compile(
+    r"api[ _-]?key|auth\w*[ _-]error|authenticat|unauthori[sz]ed|no_db_connection",  # the last one: litellm
+    re.IGNORECASE,
+)
 _SECRET = re.compile(
     r"bearer\s+\S+|\b(?:sk|pk|rk|gsk|xai|hf|key)[-_][^\s'\",;]+|(?=[\w+/*-]*\d)[\w+/*-]{24,}={0,2}"
     r"|(?:key|token|secret|password)\w*\)?\s*[:=]\s*\S+",
@@ -30,23 +33,39 @@ _SECRET = re.compile(
 )
 
 
+class NotAnAnswer(ValueError):
+    """Something else stands where an answer or a piece of it should be, such as an error. `body` is its JSON."""
+
+    def __init__(self, body: object) -> None:
+        super().__init__("not an answer")
+        self.body = body
+
+
+class NoEvent(NotAnAnswer):
+    """A stream without any event. llama-cpp-python answers so where the prompt exceeds its context."""
+
+
 class Failure(ModelError):
     """A failed request.
 
     `begun` says whether some of the answer was there, `may_pass` whether another try may succeed after `delay`
-    seconds. `status` is the HTTP status, if there is one.
+    seconds. `status` is the HTTP status, if there is one. `words` are the model server's own. `too_long` says that
+    the request may be too long for the model.
     """
 
     begun = False
     may_pass = False
+    too_long = False
+    words = ""
     status: int | None = None
     delay: float | None = None
 
 
-def failure_of(error: Exception, begun: bool, sent: list[str]) -> Failure:
+def failure_of(error: Exception, begun: bool, sent: list[str], options: Iterable[str] = ()) -> Failure:
     """What an error of the SDK, of HTTP or of the answer's form means.
 
-    The model server's own words go to the log, without what they repeat of `sent`.
+    The model server's own words go to the log, without what they repeat of `sent`. So do the names of the request's
+    `options`, where the server refuses the request.
     """
     timed_out = isinstance(error, (openai.APITimeoutError, http_library.TimeoutException, TimeoutError))
     unreachable = isinstance(error, (openai.APIConnectionError, http_library.HTTPError, OSError))
@@ -55,7 +74,8 @@ def failure_of(error: Exception, begun: bool, sent: list[str]) -> Failure:
     words = _words(body)
     status: int | None = getattr(error, "status_code", None) or _status_within(body)
     said = words or ("" if status else str(error.__cause__ or error))
-    log.warning("Model server: %s %s %r", type(error).__name__, status or "", _masked(said, sent))
+    asked = f" (with -model_options {', '.join(options)})" if status in (400, 422) and options else ""
+    log.warning("Model server: %s %s %r%s", type(error).__name__, status or "", _masked(said, sent), asked)
 
     code = "model_error"
     if status == 413 or (status in (None, 400, 422, 500) and _OVERFLOW.search(words)):
@@ -80,7 +100,9 @@ def failure_of(error: Exception, begun: bool, sent: list[str]) -> Failure:
         sentence = "The model server sent something that is not an answer: check base_url."
 
     failure = Failure(code, sentence)
-    failure.begun, failure.status, failure.delay = begun, status, _delay(headers)
+    failure.begun, failure.status, failure.delay, failure.words = begun, status, _delay(headers), words
+    failure.too_long = code == "context_length_exceeded" or isinstance(error, NoEvent)
+    failure.refused = code == "context_length_exceeded" or (code == "model_error" and status in (400, 413, 422))
     failure.may_pass = code in ("model_rate_limited", "model_timeout") or (
         code == "model_error" and (unreachable or (status or 0) >= 500)
     )

@@ -12,28 +12,42 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from model.events import ToolCall
+from model.provider_state import Origin, returned_calls, returned_fields, sign
 from model.text import json_object, utf8_text
+from model.traits import Shape
 
 _Message = Mapping[str, Any]
+_WHOLE = Shape()
+_MAX_TRIMS = 5  # of one run, so that it takes at most six requests
+_INTERRUPTED = "error: interrupted; the tool may have run"
 
 
 class Conversation:
     """A history as the model gets it: the turns before, which may be cut, and the current turn.
 
     `history` is stored messages, oldest first. `max_history` is how many of the messages before the current turn go
-    out at most (0: all).
+    out at most (0: all). `origin` is the server and the model that get it. What that model left with its messages
+    goes back to it, and to no other one.
     """
 
-    def __init__(self, history: Sequence[_Message], max_history: int) -> None:
+    def __init__(self, history: Sequence[_Message], max_history: int, origin: Origin) -> None:
         self._history = history
+        self._origin = origin
+        self._trims = 0
+        self._ids: set[str] = set()
+        self._first: str | None = None  # id of the first message that fits, where earlier ones do not
+        self.returned_state = False  # whether the last messages had something that only their own server takes
         turns: list[list[_Message]] = [[]]
         for message in history:
             if message.get("role") == "user" and turns[-1]:
                 turns.append([])
             turns[-1].append(message)
+            if "provider_state" in message and origin.wrote(message):
+                self._first = message["provider_state"].get("first") or self._first
         *self._earlier, self._current = turns
-        self._halved = False
-        self._ids: set[str] = set()
+        if self._first:
+            fitting = [index for index, turn in enumerate(turns) if turn and turn[0].get("id") == self._first]
+            self._earlier = self._earlier[fitting[0] :] if fitting else self._earlier
         if max_history:
             self._keep_newest(max_history, len)
 
@@ -46,16 +60,31 @@ class Conversation:
         self._ids = self._ids or {call.id for message in self._history for call in tool_calls_of(message)}
         return _add_id(id, self._ids)
 
-    def halve(self) -> bool:
-        """Keeps the newest half of the text before the current turn. Gives whether that made a difference."""
-        if self._halved or not self._earlier:
+    @property
+    def first(self) -> str | None:
+        """The id of the first message that fits into the model's context. None where all messages fit."""
+        return self._first
+
+    def trim(self) -> bool:
+        """Keeps the newest half of the text before the current turn, and after four times nothing of it.
+
+        Gives whether anything was left to cut.
+        """
+        if not self._earlier:
             return False
-        self._halved = True
-        self._keep_newest(sum(map(_size, self._earlier)) // 2, _size)
+        self._trims += 1
+        limit = sum(map(_size, self._earlier)) // 2 if self._trims < _MAX_TRIMS else 0
+        before = len(self._earlier)
+        self._keep_newest(limit, _size)
+        if len(self._earlier) == before:  # turns without text
+            self._earlier = []
+        first = (self._earlier or [self._current])[0]
+        self._first = first[0].get("id") if first else None
         return True
 
-    def messages(self) -> list[dict[str, Any]]:
+    def messages(self, shape: Shape = _WHOLE) -> list[dict[str, Any]]:
         """The messages in the form that every server takes, mended where the history is not."""
+        self.returned_state = False
         sent: list[dict[str, Any]] = []
         ids: set[str] = set()
         last = None  # role
@@ -73,17 +102,51 @@ class Conversation:
                 elif role == "assistant":
                     calls = tool_calls_of(message) if "tool_calls" in message else []
                     if not calls and not text.strip():
-                        continue
+                        if message.get("status") != "cancelled" or last != "user":
+                            continue
+                        text = "(cancelled)"
                     if last == "assistant":
                         text = _joined(sent.pop()["content"], text)
                     if calls:
                         results = _results(turn) if results is None else results
-                        sent.extend(_with_results(text, calls, results, ids))
-                        last = "tool"
+                        answered = list(_with_results(text, calls, results, ids))
+                        last = self._fit(message, answered, shape)
+                        sent.extend(answered)
                     else:
                         sent.append({"role": "assistant", "content": text})
                         last = "assistant"
+                        if "provider_state" in message:
+                            self._return(message, sent[-1:], shape)
         return sent
+
+    def _fit(self, message: _Message, answered: list[dict[str, Any]], shape: Shape) -> str:
+        """Gives a message with tool calls, and the results behind it, the form that this server wants.
+
+        Gives the role of the last message.
+        """
+        self._return(message, answered, shape)
+        first = answered[0]
+        if shape.reasoning_everywhere and "reasoning_content" not in first:
+            own = self._origin.wrote(message)
+            first["reasoning_content"] = utf8_text(message.get("reasoning")) if own else ""
+        if shape.signatures and not any("extra_content" in call for call in first["tool_calls"]):
+            if shape.signatures == 1:
+                sign(first["tool_calls"][0])
+            else:
+                answered[:] = [_as_text(answered)]
+        return str(answered[-1]["role"])
+
+    def _return(self, message: _Message, answered: list[dict[str, Any]], shape: Shape) -> None:
+        """Gives a message what its own server wants back with it, if this is the server."""
+        if not shape.provider_state or not self._origin.wrote(message):
+            return
+        fields = returned_fields(message)
+        answered[0].update(fields)
+        calls = answered[0].get("tool_calls", [])
+        extras = returned_calls(message, len(calls))
+        for call, extra in zip(calls, extras, strict=True):
+            call.update(extra)
+        self.returned_state |= bool(fields) or any(extras)
 
     def _keep_newest(self, limit: int, measure: Callable[[list[_Message]], int]) -> None:
         sizes = itertools.accumulate(map(measure, reversed(self._earlier)))
@@ -113,6 +176,16 @@ def tool_calls_of(message: _Message) -> list[ToolCall]:
     return found
 
 
+def _as_text(answered: list[dict[str, Any]]) -> dict[str, Any]:
+    """A message with tool calls, and their results, as one text."""
+    first, *results = answered
+    lines = [
+        f"({call['function']['name']}({call['function']['arguments']}) gave: {result['content']})"
+        for call, result in zip(first["tool_calls"], results, strict=True)
+    ]
+    return {"role": "assistant", "content": "\n\n".join(filter(None, (first["content"], *lines)))}
+
+
 def _results(turn: list[_Message]) -> dict[str, list[str]]:
     """The results of a turn's tools, by the ids of their calls."""
     results: dict[str, list[str]] = {}
@@ -126,7 +199,7 @@ def _with_results(
     text: str, calls: list[ToolCall], results: dict[str, list[str]], ids: set[str]
 ) -> Iterator[dict[str, Any]]:
     """An assistant's message whose calls have names, ids and arguments that servers take, and one result for each."""
-    contents = [results[call.id].pop(0) if results.get(call.id) else "error: interrupted" for call in calls]
+    contents = [results[call.id].pop(0) if results.get(call.id) else _INTERRUPTED for call in calls]
     mended = [
         ToolCall(
             _add_id(call.id, ids),
@@ -154,5 +227,5 @@ def _joined(one: str, other: str) -> str:
 
 def _size(turn: list[_Message]) -> int:
     """The characters of a turn's texts."""
-    texts = (len(utf8_text(message.get("content"))) for message in turn)
+    texts = (len(utf8_text(message.get("content"))) + len(utf8_text(message.get("reasoning"))) for message in turn)
     return sum(texts) + sum(len(call.arguments) for message in turn for call in tool_calls_of(message))

@@ -7,11 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 from model.budget import Budget
-from model.events import ModelError, ToolCall
-from model.stream import NotAnAnswer
+from model.events import Chunk, ModelError, Reasoning, ToolCall
+from model.failures import NotAnAnswer
+from model.provider_state import extras_of_call
 from model.text import utf8_text
+from model.thinking import ThinkTags, add_details, reasoning_of, text_of_details, text_of_parts
 
 _MAX_CALLS = 64  # in one answer
+_PLAIN = {"role", "content"}  # of a delta with text alone
 
 
 class Reply:
@@ -20,14 +23,19 @@ class Reply:
     def __init__(self, budget: Budget) -> None:
         self.finish_reason: str | None = None
         self.usage: Any = None
+        self.reasoning_field: str | None = None  # the name under which the reasoning comes
+        self.details: list[dict[str, Any]] = []
         self._budget = budget
         self._text: list[str] = []
-        self._half = ""  # of a character that stands in two frames
+        self._reasoning: list[str] = []
+        self._text_half = ""  # of a character that stands in two frames
+        self._reasoning_half = ""
+        self._tags = ThinkTags()
         self._calls: list[_PartialCall] = []
         self._by_index: dict[int, _PartialCall] = {}
 
-    def add(self, frame: Any) -> str:
-        """Takes one frame, a chunk or a whole completion. Gives the text that it adds.
+    def add(self, frame: Any) -> list[Reasoning | Chunk]:
+        """Takes one frame, a chunk or a whole completion. Gives the reasoning and the text that it adds.
 
         Raises ValueError for what is no frame, NotAnAnswer for an error in its place.
         """
@@ -39,27 +47,42 @@ class Reply:
             self.usage = usage
         choices = frame.get("choices")
         if not choices or not isinstance(choices, list):
-            return ""
+            return []
         choice = choices[0]
         if not isinstance(choice, dict) or choice.get("index"):
-            return ""
+            return []
         if reason := choice.get("finish_reason"):
             self.finish_reason = utf8_text(str(reason))[:100]
         delta = choice.get("delta") or choice.get("message")
         if not isinstance(delta, dict):
-            return ""
-        text = self._add_text(delta.get("content"))
-        if reasoning := delta.get("reasoning_content") or delta.get("reasoning"):
-            self._budget.use(len(str(reasoning)))
+            return []
+        text = delta.get("content")
+        if isinstance(text, str) and text and self._plain(delta) and text.isascii():  # most frames, made quick
+            self._budget.use(len(text))
+            self._text.append(text)
+            return [Chunk(text)]
+        reasoning = self._reasoning_in(delta)
+        text = delta.get("content") or delta.get("refusal") or ""
+        if not isinstance(text, str):
+            size = len(str(text))
+            inner, text = text_of_parts(text)
+            self._budget.use(max(0, size - len(inner) - len(text)))  # what is neither, and is not kept
+            reasoning += inner
         if calls := delta.get("tool_calls"):
             self._add_calls(calls)
-        return text
+        if isinstance(call := delta.get("function_call"), dict):  # of servers from before tool calls
+            self._add_calls([{"index": 0, "function": call}])
+        if not reasoning and not text:
+            return []
+        inner, text = self._tags.split(text) if text else ("", "")
+        return self._emit(reasoning + inner, text)
 
-    def end(self) -> str:
-        """The last text, if any is left. Raises ValueError if nothing has come at all."""
-        rest, self._half = utf8_text(self._half), ""
-        self._text.append(rest)
-        if self.finish_reason is None and not any(call.name for call in self._calls) and not any(self._text):
+    def end(self) -> list[Reasoning | Chunk]:
+        """The last reasoning and text, if any is left. Raises ValueError if nothing has come at all."""
+        reasoning, text = self._tags.end()
+        rest = self._emit(reasoning, text, last=True)
+        nothing = not any((*self._text, *self._reasoning)) and not any(call.name for call in self._calls)
+        if self.finish_reason is None and nothing:
             raise ValueError("nothing in the answer")
         return rest
 
@@ -67,6 +90,11 @@ class Reply:
     def text(self) -> str:
         """All text so far."""
         return "".join(self._text)
+
+    @property
+    def reasoning(self) -> str:
+        """All reasoning so far."""
+        return "".join(self._reasoning)
 
     @property
     def has_calls(self) -> bool:
@@ -81,22 +109,39 @@ class Reply:
             if call.name
         ]
 
-    def _add_text(self, content: Any) -> str:
-        text = content or ""
-        if not isinstance(text, str):
-            self._budget.use(len(str(text)))
-            text = _text_of_parts(text)
-        if text:
-            if self._half or not text.isascii():
-                text = self._whole_characters(text)
-            self._budget.use(len(text) if text.isascii() else len(text.encode()))
-            self._text.append(text)
+    @property
+    def call_extras(self) -> list[dict[str, Any]]:
+        """For each tool call, what it carried beside its known fields."""
+        return [call.extras for call in self._calls if call.name]
+
+    def _plain(self, delta: dict[str, Any]) -> bool:
+        """Whether a delta has text alone, which is an answer's text as it stands."""
+        return self._tags.passed and not self._text_half and delta.keys() <= _PLAIN
+
+    def _reasoning_in(self, delta: dict[str, Any]) -> str:
+        name, text = reasoning_of(delta)
+        self.reasoning_field = self.reasoning_field or name
+        if details := delta.get("reasoning_details"):
+            self._budget.use(len(str(details)))
+            add_details(self.details, details)
+            if not self.reasoning_field:  # else the same text comes under that name
+                text = text_of_details(details)
         return text
 
-    def _whole_characters(self, text: str) -> str:
-        text = self._half + text
-        self._half = text[-1] if "\ud800" <= text[-1] <= "\udbff" else ""
-        return utf8_text(text[:-1] if self._half else text)
+    def _emit(self, reasoning: str, text: str, last: bool = False) -> list[Reasoning | Chunk]:
+        """Counts and keeps what came, and gives it as events. A half of a character waits for the other one."""
+        reasoning, self._reasoning_half = _whole_characters(self._reasoning_half + reasoning, last)
+        text, self._text_half = _whole_characters(self._text_half + text, last)
+        events: list[Reasoning | Chunk] = []
+        if reasoning:
+            self._budget.use(len(reasoning) if reasoning.isascii() else len(reasoning.encode()))
+            self._reasoning.append(reasoning)
+            events.append(Reasoning(reasoning))
+        if text:
+            self._budget.use(len(text) if text.isascii() else len(text.encode()))
+            self._text.append(text)
+            events.append(Chunk(text))
+        return events
 
     def _add_calls(self, pieces: Any) -> None:
         for piece in pieces if isinstance(pieces, list) else ():
@@ -112,6 +157,9 @@ class Reply:
             call = self._call_of(piece.get("index"), id, name)
             call.id = call.id or id
             call.name = call.name or name
+            if extras := extras_of_call(piece):
+                self._budget.use(len(str(extras)))
+                call.extras |= extras
             if arguments:
                 call.arguments.append(arguments)
 
@@ -141,12 +189,15 @@ class _PartialCall:
         self.id = id
         self.name = name
         self.arguments: list[str] = []
+        self.extras: dict[str, Any] = {}
 
 
-def _text_of_parts(parts: Any) -> str:
-    """The text in a list of content parts, without the reasoning."""
-    texts = [part.get("text") for part in parts if isinstance(part, dict)] if isinstance(parts, list) else []
-    return "".join(text for text in texts if isinstance(text, str))
+def _whole_characters(text: str, last: bool) -> tuple[str, str]:
+    """The text that UTF-8 can hold, and the half of a character at its end, unless it is the last text."""
+    if text.isascii():
+        return text, ""
+    half = text[-1] if "\ud800" <= text[-1] <= "\udbff" and not last else ""
+    return utf8_text(text[: len(text) - len(half)]), half
 
 
 def sum_usage(before: dict[str, Any] | None, usage: Any, depth: int = 0) -> dict[str, Any] | None:

@@ -4,35 +4,66 @@ from __future__ import annotations
 
 import itertools
 import json
+import socket
+import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from typing import Any
+from typing import Any, Self
 
 from model.budget import MAX_ANSWER_BYTES, Budget
 from model.chunked_body import ChunkedBody
 from model.connection import http_library
 from model.events import ModelError
+from model.failures import NoEvent, NotAnAnswer
 
 _MAX_HELD_BYTES = 2 * MAX_ANSWER_BYTES  # of one frame, or of a whole answer
 _MAX_HEAD_BYTES = 64 << 10  # of a body without an event, which may hold an error
 _TAIL_SECONDS = 0.01  # for the end of a body after "[DONE]"
 
 
-class NotAnAnswer(ValueError):
-    """Something else stands where an answer or a piece of it should be, such as an error. `body` is its JSON."""
-
-    def __init__(self, body: object) -> None:
-        super().__init__("not an answer")
-        self.body = body
-
-
-def body(response: Any) -> Iterator[bytes]:
+class Body:
     """The body of a response, in pieces as they come."""
-    if reader := ChunkedBody.of(response):
-        yield from reader.body(response.request.extensions["timeout"]["read"])
-        read_tail(response)
-    else:
-        yield from response.iter_bytes()
+
+    def __init__(self, response: Any) -> None:
+        self._response = response
+        self._reader = ChunkedBody.of(response)
+        self._until: float | None = None
+        self._timer: threading.Timer | None = None
+
+    def __iter__(self) -> Iterator[bytes]:
+        if self._reader:
+            parts = self._reader.body(self._response.request.extensions["timeout"]["read"])
+        else:
+            parts = self._response.iter_bytes()
+        for part in parts:
+            yield part
+            if self._until is not None and time.monotonic() > self._until:
+                return
+        if self._reader:
+            read_tail(self._response)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._timer:
+            self._timer.cancel()
+
+    def end_within(self, seconds: float) -> None:
+        """Ends the body so many seconds from now at the latest, with an error where it is silent then."""
+        if self._until is None:
+            self._until = time.monotonic() + seconds
+            if self._reader:
+                self._reader.set_timeout(seconds)
+            else:
+                self._timer = threading.Timer(seconds, self._shut_down)
+                self._timer.start()
+
+    def _shut_down(self) -> None:
+        sock = self._response.extensions["network_stream"].get_extra_info("socket")
+        with suppress(OSError):
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
 def frames(parts: Iterable[bytes], budget: Budget) -> Iterator[bytes]:
@@ -67,6 +98,8 @@ def frames(parts: Iterable[bytes], budget: Budget) -> Iterator[bytes]:
                     yield b"\n".join(data)
                     data.clear()
     if head is not None:
+        if not head.strip():
+            raise NoEvent(None)
         try:
             raise NotAnAnswer(json.loads(head))
         except json.JSONDecodeError:

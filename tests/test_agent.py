@@ -2,6 +2,7 @@
 
 import copy
 import email.utils
+import itertools
 import json
 import socket
 import threading
@@ -144,6 +145,7 @@ def test_calls_are_stored_then_shown_then_run_one_by_one(model: ModelServer, age
                     {"id": "call_1", "type": "function", "function": {**function, "arguments": first}},
                     {"id": "call_2", "type": "function", "function": {**function, "arguments": second}},
                 ],
+                "model": "m",
             },
             None,
         ),
@@ -448,7 +450,7 @@ def test_each_call_has_one_result_though_ids_repeat(model: ModelServer, agent_of
     messages = sent(model, agent_of(model), *history, user("e"))
     results = [(message["tool_call_id"], message["content"]) for message in messages if message["role"] == "tool"]
     calls = [call["id"] for message in messages for call in message.get("tool_calls", ())]
-    assert [content for _, content in results] == ["1", "2", "error: interrupted"]
+    assert [content for _, content in results] == ["1", "2", "error: interrupted; the tool may have run"]
     assert [id for id, _ in results] == calls
     assert len(set(calls)) == 3
     assert calls[0] == "c"
@@ -599,10 +601,13 @@ def test_the_limit_and_the_overflow_cut_one_after_the_other(model: ModelServer, 
     assert [len(request["messages"]) for request in model.requests] == [9, 5]
 
 
-def test_a_second_overflow_is_an_error(model: ModelServer, agent_of: MakeAgent) -> None:
-    model.then(OVERFLOW, OVERFLOW)
-    assert failure(agent_of(model), *turns(8), QUESTION).code == "context_length_exceeded"
-    assert len(model.requests) == 2
+def test_after_six_overflows_it_is_an_error(model: ModelServer, agent_of: MakeAgent) -> None:
+    model.then(*[OVERFLOW] * 9)
+    assert failure(agent_of(model), *turns(64), QUESTION).code == "context_length_exceeded"
+    lengths = [len(request["messages"]) for request in model.requests]
+    assert len(lengths) == 6
+    assert (lengths[0], lengths[-1]) == (129, 1)
+    assert all(0.3 < shorter / longer < 0.6 for longer, shorter in itertools.pairwise(lengths[:-1]))
 
 
 def test_an_overflow_without_anything_to_cut_is_an_error(model: ModelServer, agent_of: MakeAgent) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from model.events import Chunk, ToolCall, ToolResult
+from model.events import Chunk, Reasoning, ToolCall, ToolResult
 from storage import timestamp, to_json
 
 MAX_EVENTS = 200_000  # of one turn
@@ -62,11 +62,12 @@ class Failed:
     message_id: str | None = None
 
 
-Event = Started | Chunk | ToolCall | ToolResult | Ended | Failed
+Event = Started | Reasoning | Chunk | ToolCall | ToolResult | Ended | Failed
 
 
 class Entry(NamedTuple):
-    """An event in the log of its turn. Entries are numbered from 1. `sequence` numbers the chunks among them."""
+    """An event in the log of its turn. Entries are numbered from 1. `sequence` numbers the chunks among
+    them, and the pieces of reasoning apart from those."""
 
     number: int
     created_at: str
@@ -82,6 +83,7 @@ class TurnLog:
         self._entries: list[Entry] = []
         self._waiting: list[_thread.LockType] = []
         self._chunks = 0
+        self._thoughts = 0
         self._sealed = False
         self._second = 0
         self._now = ""
@@ -169,6 +171,8 @@ class TurnLog:
         sequence = 0
         if type(event) is Chunk:
             self._chunks = sequence = self._chunks + 1
+        elif type(event) is Reasoning:
+            self._thoughts = sequence = self._thoughts + 1
         self._entries.append(Entry(len(self._entries) + 1, self._now, sequence, event))
         if self.publish is not None:
             self.publish(self._entries[-1])
@@ -183,7 +187,7 @@ class TurnLog:
 
 def _size(event: Event) -> int:
     """How many bytes the texts of an event take."""
-    if type(event) is Chunk:
+    if isinstance(event, Chunk | Reasoning):
         return sys.getsizeof(event.content)
     if isinstance(event, Ended):
         return sys.getsizeof(event.complete_text) + sys.getsizeof(event.message["content"])
@@ -191,7 +195,7 @@ def _size(event: Event) -> int:
     return sum(sys.getsizeof(text) for text in texts if isinstance(text, str))
 
 
-_EVENTS = {kind.__name__: kind for kind in (Started, Chunk, ToolCall, ToolResult, Ended, Failed)}
+_EVENTS = {kind.__name__: kind for kind in (Started, Reasoning, Chunk, ToolCall, ToolResult, Ended, Failed)}
 
 
 def encode_entry(entry: Entry) -> bytes:

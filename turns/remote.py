@@ -126,7 +126,9 @@ class RemoteTurn(Turn):
         entries = [] if len(self._log) else [Entry(1, timestamp(), 0, Started())]
         if isinstance(last, Ended) and (rest := last.complete_text.removeprefix(self._log.text())):
             # The other process sent this text to its own clients, and published it no more.
-            sequence = 1 + max((entry.sequence for entry in self._log.read(0, 0, MAX_EVENTS)), default=0)
+            entries_so_far = self._log.read(0, 0, MAX_EVENTS)
+            chunks = [entry for entry in entries_so_far if isinstance(entry.event, Chunk)]
+            sequence = 1 + max((entry.sequence for entry in chunks), default=0)
             entries.append(Entry(INTERRUPTED, timestamp(), sequence, Chunk(rest)))
         entries.append(Entry(INTERRUPTED + 1, timestamp(), 0, last))
         return [encode_entry(entry) for entry in entries]

@@ -33,14 +33,18 @@ class KeyReused(Exception):
 class Runs:
     """The turns of all sessions in a storage, run with one agent. Every method may be called from any thread.
 
-    At most `max_turns` run at once, each for at most `timeout` seconds.
+    At most `max_turns` run at once, each for at most `timeout` seconds. With `show_reasoning`, the model's reasoning
+    is among their events.
     """
 
-    def __init__(self, storage: Storage, agent: Agent, *, timeout: float, max_turns: int) -> None:
+    def __init__(
+        self, storage: Storage, agent: Agent, *, timeout: float, max_turns: int, show_reasoning: bool = True
+    ) -> None:
         self._storage = storage
         self._agent = agent
         self._timeout = timeout
         self._max_turns = max_turns
+        self._show_reasoning = show_reasoning
         self._lock = threading.Lock()
         self._local: dict[str, LocalTurn] = {}  # by session, from before they start until they have ended
         self._admitted: dict[LocalTurn, None] = {}  # those that count as running, oldest first
@@ -63,7 +67,7 @@ class Runs:
         """
         retried = False
         while True:
-            turn = LocalTurn(session_id, text, key, self._on_end)
+            turn = LocalTurn(session_id, text, key, self._on_end, show_reasoning=self._show_reasoning)
             try:
                 if key is not None and (earlier := self._turn_of_key(session_id, text, key)):
                     return earlier
@@ -185,7 +189,7 @@ class Runs:
         with self._lock:
             recent = self._recent.get(session_id)
         if recent is None or recent.key != key or isinstance(recent.result(), Failed):  # or retried elsewhere since
-            return Turn.replay(session_id, stored), True
+            return Turn.replay(session_id, stored, show_reasoning=self._show_reasoning), True
         return recent, True
 
     def _local_or_remote(self, session_id: str) -> LocalTurn | RemoteTurn | None:

@@ -10,13 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from model.events import Chunk, ToolResult
+from model.events import Chunk, Reasoning, ToolResult
 from model.history import tool_calls_of
 from storage import Session
 from turns.log import Ended, Event, Failed, Started
 
 INTERRUPTED_TEXT = "The turn was interrupted."
 
+_REFUSED = " refused"  # follows the stored code of an error where the model server refused the question
 _INCOMPLETE = ("length", "content_filter", "no_finish_reason")  # the model ended here, and nothing failed
 
 
@@ -61,7 +62,7 @@ class StoredTurn:
             return Failed("internal_error", INTERRUPTED_TEXT)
         return replace(self, messages=messages).last_event()
 
-    def events(self) -> list[Event]:
+    def events(self, *, show_reasoning: bool) -> list[Event]:
         """The events of the last attempt, made from what is stored."""
         events: list[Event] = [Started()]
         for message in self._answers():
@@ -70,6 +71,9 @@ class StoredTurn:
                 error = text.removeprefix("error: ") if text.startswith("error: ") else None
                 events.append(ToolResult(*call, result=text if error is None else None, error=error))
                 continue
+            reasoning = message.get("reasoning")
+            if show_reasoning and reasoning and isinstance(reasoning, str):
+                events.append(Reasoning(reasoning))
             if message["content"]:
                 events.append(Chunk(message["content"]))
             events += tool_calls_of(message)
@@ -93,9 +97,33 @@ def turn_at(session: Session, index: int) -> StoredTurn:
     messages = session.messages[index:]
     for number, message in enumerate(messages):
         if number > 0 and message["role"] == "user":
-            error = message.get("previous_error")
-            return StoredTurn(messages[:number], error if isinstance(error, str) else None, is_last=False)
-    return StoredTurn(messages, session.last_error, is_last=True)
+            return StoredTurn(messages[:number], _code(message.get("previous_error")), is_last=False)
+    return StoredTurn(messages, _code(session.last_error), is_last=True)
+
+
+def stored_error(code: str, *, refused: bool) -> str:
+    """The code of the error that ended a turn, as it is stored. `refused` says that the model server refused the
+    question."""
+    return code + _REFUSED if refused else code
+
+
+def outgoing_messages(messages: Sequence[dict[str, Any]], attempt: int) -> list[dict[str, Any]]:
+    """The messages that go to the model, of which `attempt` is the number of the attempt that runs now.
+
+    They are all but those of attempts that another one followed, and those of earlier turns whose question the model
+    server refused.
+    """
+    kept = without_failed_attempts(messages, attempt)
+    if not any(_is_refused(message.get("previous_error")) for message in kept if message["role"] == "user"):
+        return kept
+    found: list[dict[str, Any]] = []
+    turn: list[dict[str, Any]] = []
+    for message in kept:
+        if message["role"] == "user":
+            found += [] if _is_refused(message.get("previous_error")) else turn
+            turn = []
+        turn.append(message)
+    return found + turn
 
 
 def without_failed_attempts(messages: Sequence[dict[str, Any]], attempt: int) -> list[dict[str, Any]]:
@@ -115,6 +143,14 @@ def without_failed_attempts(messages: Sequence[dict[str, Any]], attempt: int) ->
             attempt = _attempt(message)
         kept.append(message)
     return kept[::-1]
+
+
+def _code(stored: Any) -> str | None:
+    return stored.removesuffix(_REFUSED) if isinstance(stored, str) else None
+
+
+def _is_refused(stored: Any) -> bool:
+    return isinstance(stored, str) and stored.endswith(_REFUSED)
 
 
 def _attempt(message: Mapping[str, Any]) -> int:

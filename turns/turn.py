@@ -18,10 +18,10 @@ from typing import Any, Self
 
 from agent import Agent
 from model.connection import Stop
-from model.events import Answer, Chunk, Message, ModelError, Stopped, ToolCall, ToolResult
+from model.events import Answer, Chunk, Message, ModelError, Reasoning, Stopped, ToolCall, ToolResult
 from storage import LockedSession, LockLost, StorageUnavailable, to_json
 from turns.log import MAX_EVENTS, Ended, Entry, Failed, Started, TurnEnded, TurnLog, encode_entry
-from turns.stored import INTERRUPTED_TEXT, StoredTurn, find_turn, without_failed_attempts
+from turns.stored import INTERRUPTED_TEXT, StoredTurn, find_turn, outgoing_messages, stored_error
 
 log = logging.getLogger(__name__)
 
@@ -49,10 +49,10 @@ class Turn:
         self._watchers = threading.Semaphore(MAX_WATCHERS)
 
     @classmethod
-    def replay(cls, session_id: str, stored: StoredTurn) -> Self:
+    def replay(cls, session_id: str, stored: StoredTurn, *, show_reasoning: bool) -> Self:
         """An ended turn, whose events are made from what is stored."""
         turn = cls(session_id, stored.messages[0]["content"])
-        *events, last = stored.events()
+        *events, last = stored.events(show_reasoning=show_reasoning)
         for event in events:
             turn._log.append(event)
         assert isinstance(last, Ended | Failed)
@@ -111,11 +111,18 @@ class Turn:
 class LocalTurn(Turn):
     """A turn that this process runs: from the lock of its session to the release.
 
-    `on_end(turn, last_event)` is called once, when everything is stored and before readers get the last event.
+    `on_end(turn, last_event)` is called once, when everything is stored and before readers get the last event. With
+    `show_reasoning`, the model's reasoning is among the events. It is stored either way.
     """
 
     def __init__(
-        self, session_id: str, text: str, key: str | None, on_end: Callable[[LocalTurn, Ended | Failed], None]
+        self,
+        session_id: str,
+        text: str,
+        key: str | None,
+        on_end: Callable[[LocalTurn, Ended | Failed], None],
+        *,
+        show_reasoning: bool,
     ) -> None:
         super().__init__(session_id, text, key)
         self.started_at = time.monotonic()
@@ -127,6 +134,9 @@ class LocalTurn(Turn):
         self._stop = Stop()
         self._storing = threading.Lock()  # held to write messages: by the turn's thread, and once by who ends it
         self._stored_until = 0  # the text behind so many events is in no stored message yet
+        self._reasoning: list[str] = []  # that is in no stored message yet
+        self._show_reasoning = show_reasoning
+        self._model: str | None = None  # that answers
         self._attempt: dict[str, int] = {}
         self._open_calls = 0  # tool calls without a result
         self._tool_started_at = 0.0
@@ -155,7 +165,7 @@ class LocalTurn(Turn):
             self._log.publish = lambda entry: publish(encode_entry(entry), isinstance(entry.event, Ended | Failed))
         self._log.append(Started())
         self._start_decided.set()
-        return without_failed_attempts(session.session.messages, attempt)
+        return outgoing_messages(session.session.messages, attempt)
 
     def fail_to_start(self, error: BaseException) -> None:
         """Tells all who wait for the start that the turn does not start."""
@@ -175,6 +185,7 @@ class LocalTurn(Turn):
 
     def run(self, agent: Agent, history: Sequence[Mapping[str, Any]]) -> None:
         """Runs the turn to its end, on the calling thread."""
+        self._model = agent.model
         try:
             with contextlib.closing(agent.run(history, self._stop)) as events:
                 for event in events:
@@ -182,16 +193,21 @@ class LocalTurn(Turn):
         except (TurnEnded, Stopped):
             pass  # the caller that ended the turn does the rest
         except ModelError as error:
-            self.fail(error.code, str(error), error.retry_after)
+            self.fail(error.code, str(error), error.retry_after, refused=error.refused)
         except StorageUnavailable:
             self.fail("storage_unavailable")
         except Exception:
             log.exception("turn %s of %s failed", self.id, self.session_id)
             self.fail("internal_error")
 
-    def fail(self, code: str, text: str | None = None, retry_after: str | None = None) -> bool:
-        """Ends the turn with an error. Gives whether this call ended it."""
-        return self._end("incomplete", code, failure=Failed(code, text, retry_after))
+    def fail(
+        self, code: str, text: str | None = None, retry_after: str | None = None, *, refused: bool = False
+    ) -> bool:
+        """Ends the turn with an error. Gives whether this call ended it.
+
+        `refused` says that the model server refused the question, which is then left out of later requests.
+        """
+        return self._end("incomplete", code, failure=Failed(code, text, retry_after), refused=refused)
 
     @property
     def ending(self) -> bool:
@@ -227,11 +243,14 @@ class LocalTurn(Turn):
         """Another process asks for the end, or (where not `asked`) has locked the session by now."""
         self.end_in_background(self.cancel if asked else lambda: self.fail("internal_error", INTERRUPTED_TEXT))
 
-    def _handle(self, event: Chunk | ToolCall | ToolResult | Message | Answer) -> None:
-        if type(event) is Chunk:
+    def _handle(self, event: Reasoning | Chunk | ToolCall | ToolResult | Message | Answer) -> None:
+        if isinstance(event, Chunk | Reasoning):
             if len(self._log) >= MAX_EVENTS:
                 raise ModelError("model_error", "The model server sent too long an answer.")
-            self._log.append(event)
+            if type(event) is Reasoning:
+                self._reasoning.append(event.content)
+            if type(event) is Chunk or self._show_reasoning:
+                self._log.append(event)
         elif isinstance(event, Message):
             self.usage = event.usage
             if event.data["role"] == "tool":
@@ -242,17 +261,25 @@ class LocalTurn(Turn):
                 self._session.append({**event.data, **self._attempt})
                 if event.data["role"] == "assistant":
                     self._stored_until = len(self._log)
+                    self._reasoning = []
         elif isinstance(event, Answer):
             self.usage = event.usage
             status = "completed" if event.reason is None else "incomplete"
-            self._end(status, event.reason, finish_reason=event.finish_reason)
+            self._end(status, event.reason, finish_reason=event.finish_reason, fields=event.fields)
         else:
             self._log.append(event)
             self._open_calls += 1 if isinstance(event, ToolCall) else -1
             self._tool_started_at = time.monotonic()
 
     def _end(
-        self, status: str, reason: str | None, *, finish_reason: str | None = None, failure: Failed | None = None
+        self,
+        status: str,
+        reason: str | None,
+        *,
+        finish_reason: str | None = None,
+        fields: Mapping[str, Any] | None = None,
+        failure: Failed | None = None,
+        refused: bool = False,
     ) -> bool:
         """Stores the answer or what there is of it, releases the session, and only then adds the last event."""
         if not self._log.seal():
@@ -261,6 +288,7 @@ class LocalTurn(Turn):
             self._stop.set()
         with self._storing:
             answer: dict[str, Any] = {"role": "assistant", "content": self._log.text(self._stored_until)}
+            answer |= self._partial_fields() if fields is None else fields
             answer |= self._attempt
             if status != "completed":
                 answer |= {"status": status, "reason": reason}
@@ -269,7 +297,7 @@ class LocalTurn(Turn):
             if self.key is not None and finish_reason is not None:
                 answer["finish_reason"] = finish_reason
             try:
-                last = self._store_end(answer, finish_reason, failure)
+                last = self._store_end(answer, finish_reason, failure, refused)
             except LockLost:
                 last = Failed("internal_error", INTERRUPTED_TEXT)  # what other servers tell their watchers
             except StorageUnavailable:
@@ -285,12 +313,19 @@ class LocalTurn(Turn):
         self._close(last)
         return True
 
-    def _store_end(self, answer: dict[str, Any], finish_reason: str | None, failure: Failed | None) -> Ended | Failed:
+    def _partial_fields(self) -> dict[str, Any]:
+        """What is stored beside the text of a partial answer."""
+        fields = {"reasoning": "".join(self._reasoning), "model": self._model}
+        return {name: value for name, value in fields.items() if value}
+
+    def _store_end(
+        self, answer: dict[str, Any], finish_reason: str | None, failure: Failed | None, refused: bool
+    ) -> Ended | Failed:
         """Stores the answer, or the code of the failure where there is no text. Gives the last event."""
         if failure is None:
             return Ended(self._session.append(answer), self._log.text(), finish_reason)
         if answer["content"]:
             message_id = self._session.append(answer)["id"]
             return Failed(failure.code, failure.text, failure.retry_after, message_id)
-        self._session.set_last_error(failure.code)
+        self._session.set_last_error(stored_error(failure.code, refused=refused and not self._log.text()))
         return failure

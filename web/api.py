@@ -29,7 +29,14 @@ class Api:
     """
 
     def __init__(self, storage: Storage, agent: Agent, settings: Settings) -> None:
-        self.runs = Runs(storage, agent, timeout=settings.timeout, max_turns=settings.max_streams)
+        self.runs = Runs(
+            storage,
+            agent,
+            timeout=settings.timeout,
+            max_turns=settings.max_streams,
+            show_reasoning=settings.show_reasoning,
+        )
+        self._show_reasoning = settings.show_reasoning
         self._storage = storage
         self._keep_alive = settings.keep_alive
         self._responses = threading.BoundedSemaphore(settings.max_responses)
@@ -73,7 +80,7 @@ class Api:
         newest = messages[-limit:] if limit else messages
         answer = {
             "id": session.id,
-            "messages": [public_message(message) for message in newest],
+            "messages": [self._public(message) for message in newest],
             "created_at": session.created_at,
             "updated_at": session.updated_at,
             "running": running,
@@ -107,7 +114,7 @@ class Api:
         if isinstance(last, Failed):
             retry_after = {} if last.retry_after is None else {"Retry-After": last.retry_after}
             return error_response(last.code, last.text, {**headers, **retry_after})
-        return json_response({"message": public_message(last.message)}, 200, headers)
+        return json_response({"message": self._public(last.message)}, 200, headers)
 
     def run_stream(self, session_id: str) -> Response:
         turn, headers = self._start(session_id)
@@ -161,6 +168,9 @@ class Api:
                 self._responses.release()
             raise
         return turn, {"Idempotency-Replayed": "true"} if replayed else {}
+
+    def _public(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        return public_message(message, show_reasoning=self._show_reasoning)
 
     def _details(self, session_id: str) -> dict[str, Any]:
         return {**vars(self._storage.summary(session_id)), "running": self.runs.running(session_id)}

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from model.events import Chunk, ToolCall, ToolResult
+from model.events import Chunk, Reasoning, ToolCall, ToolResult
 from storage import StorageUnavailable
 from turns.log import Ended, Entry, Failed, Started
 from turns.turn import Turn
@@ -55,10 +55,18 @@ def resume_index(turn: Turn | None, event_id: str) -> int:
     return index
 
 
-def public_message(message: Mapping[str, Any]) -> dict[str, Any]:
+_PUBLIC_FIELDS = (
+    *("id", "role", "content", "reasoning", "tool_calls", "tool_call_id", "name", "status", "reason"),
+    *("model", "usage", "created_at"),
+)
+
+
+def public_message(message: Mapping[str, Any], *, show_reasoning: bool) -> dict[str, Any]:
     """A stored message as callers see it, without what the server keeps beside it."""
-    names = ("id", "role", "content", "tool_calls", "tool_call_id", "name", "status", "reason", "usage", "created_at")
-    return {name: message[name] for name in names if name in message}
+    shown = {name: message[name] for name in _PUBLIC_FIELDS if name in message}
+    if not show_reasoning:
+        shown.pop("reasoning", None)
+    return shown
 
 
 def _frame(turn_id: str, entry: Entry, resumable: bool) -> bytes:
@@ -67,17 +75,21 @@ def _frame(turn_id: str, entry: Entry, resumable: bool) -> bytes:
         data = f'{{"content":{_encode(entry.event.content)},"sequence":{entry.sequence}}}'
         text = f'{{"type":"stream_chunk","id":"{event_id}","created_at":"{entry.created_at}","data":{data}}}'
     else:
-        kind, data_field = event_json(entry.event)
+        kind, data_field = event_json(entry.event, entry.sequence)
         text = _encode({"type": kind, "id": event_id, "created_at": entry.created_at, **data_field})
     return (f"id: {event_id}\ndata: {text}\n\n" if resumable else f"data: {text}\n\n").encode()
 
 
-def event_json(event: Started | ToolCall | ToolResult | Ended | Failed) -> tuple[str, dict[str, Any]]:
+def event_json(
+    event: Started | Reasoning | ToolCall | ToolResult | Ended | Failed, sequence: int
+) -> tuple[str, dict[str, Any]]:
     """The `type` of an event, and an object that holds its `data`, if it has any."""
     data: dict[str, Any]
     match event:
         case Started():
             return "stream_start", {}
+        case Reasoning():
+            kind, data = "stream_reasoning", {"content": event.content, "sequence": sequence}
         case ToolCall():
             kind, data = "stream_tool_call", {"id": event.id, "name": event.name, "arguments": event.arguments}
         case ToolResult():

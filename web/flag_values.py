@@ -5,6 +5,10 @@ from __future__ import annotations
 import re
 import urllib.parse
 from collections.abc import Callable
+from typing import Any
+
+from agent import FORBIDDEN_OPTIONS
+from model.text import json_object
 
 
 class SettingsError(ValueError):
@@ -43,7 +47,8 @@ def seconds_or_zero(text: str) -> float:
     return 0.0 if text in ("0", "0s") else seconds(text)
 
 
-def system_prompt(text: str) -> str:
+def text_or_file(text: str) -> str:
+    """The text, or what is in the file that `@file` names."""
     if not text.startswith("@"):
         return text
     try:
@@ -51,6 +56,15 @@ def system_prompt(text: str) -> str:
             return file.read().strip()
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot read {text[1:]}: {getattr(error, 'strerror', None) or 'it is not UTF-8'}") from None
+
+
+def model_options(text: str) -> dict[str, Any]:
+    options = json_object(text_or_file(text))
+    if options is None:
+        raise ValueError('must be a JSON object such as {"temperature":0.2}, or @file with one')
+    if forbidden := [name for name in FORBIDDEN_OPTIONS if name in options]:
+        raise ValueError(f"cannot set {forbidden[0]}, which the server sets itself: leave it out")
+    return options
 
 
 def url(text: str) -> str:
@@ -61,6 +75,8 @@ def url(text: str) -> str:
         valid = False
     if not valid:
         raise ValueError("must be a URL such as http://localhost:11434/v1")
+    if parts.path.rstrip("/").endswith("/chat/completions"):
+        raise ValueError("must not end in /chat/completions, which the server adds itself: leave that out")
     return text
 
 

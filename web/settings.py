@@ -6,18 +6,19 @@ import argparse
 import re
 import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, NoReturn
 
 from web.flag_values import (
     SettingsError,
     boolean,
     log_level,
+    model_options,
     origins,
     redis_url,
     seconds,
     seconds_or_zero,
-    system_prompt,
+    text_or_file,
     token,
     url,
     whole_number,
@@ -28,8 +29,8 @@ from web.flag_values import (
 class Settings:
     """What can be set, by flag or in the environment. Times are in seconds.
 
-    `create_app` reads `timeout`, `keep_alive`, `auth_token`, `cors_origin` and `max_streams` from here, and takes the
-    rest as objects.
+    `create_app` reads `timeout`, `keep_alive`, `auth_token`, `cors_origin`, `max_streams` and `show_reasoning` from
+    here, and takes the rest as objects.
     """
 
     port: int = 8080
@@ -37,7 +38,9 @@ class Settings:
     api_key: str = ""
     base_url: str = ""
     model: str = "gpt-3.5-turbo"
+    model_options: dict[str, Any] = field(default_factory=dict)
     stream: bool = True
+    show_reasoning: bool = True
     session_dir: str = ""
     redis_url: str = ""
     system_prompt: str = "You are a helpful assistant. Use the calculator for arithmetic."
@@ -69,10 +72,16 @@ FLAGS: dict[str, tuple[Callable[[str], Any], str, tuple[str, ...]]] = {
     "api_key": (token, "API key of the model server", ("OPENAI_API_KEY",)),
     "base_url": (url, "address of any OpenAI-compatible server (default OpenAI's)", ("OPENAI_BASE_URL",)),
     "model": (str, "model name", ()),
+    "model_options": (
+        model_options,
+        'JSON object merged into every request, {"temperature":0.2}, or @file',
+        (),
+    ),
     "stream": (boolean, "ask the model for streams; false: for whole answers", ()),
+    "show_reasoning": (boolean, "send the model's reasoning to callers; false: it is stored all the same", ()),
     "session_dir": (str, "directory for session files; empty: memory", ()),
     "redis_url": (redis_url, "Redis server to keep sessions in, which other servers may share", ()),
-    "system_prompt": (system_prompt, "instructions put before every conversation; @file reads a file", ()),
+    "system_prompt": (text_or_file, "instructions put before every conversation; @file reads a file", ()),
     "timeout": (seconds, "seconds that one turn may take, model and tools together", ()),
     "keep_alive": (seconds, "seconds of silence after which a stream sends a comment", ()),
     "max_history": (whole_number(0), "at most this many earlier messages go to the model; 0: all", ()),
@@ -122,10 +131,10 @@ class _Parser(argparse.ArgumentParser):
 
     def format_help(self) -> str:
         lines = ["usage: python session_server.py [-flag=value ...]", ""]
-        for field in fields(Settings):
-            default = getattr(Settings, field.name, "")
-            shown = "" if default in ("", (), False) or field.name == "system_prompt" else f" (default {default})"
-            lines.append(f"  -{field.name:<14} {FLAGS[field.name][1]}{shown.lower().replace('.0)', ')')}")
+        for setting in fields(Settings):
+            name, default = setting.name, getattr(Settings, setting.name, "")
+            shown = "" if default in ("", (), False) or name == "system_prompt" else f" (default {default})"
+            lines.append(f"  -{name:<14} {FLAGS[name][1]}{shown.lower().replace('.0)', ')')}")
         lines += [
             "",
             "Every flag can also be set in the environment, as SESSION_SERVER_ and its name in capitals.",

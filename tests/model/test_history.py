@@ -58,7 +58,7 @@ def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture
 def talk(shared: Talk) -> Talk:
     """The app, as if its model server had been asked nothing yet."""
-    shared.model.requests.clear()
+    shared.model.forget()
     return shared
 
 
@@ -188,17 +188,17 @@ def test_the_model_is_asked_again_with_the_newer_half(overflow: ReplyTo, stream:
 
 
 @pytest.mark.parametrize("overflow", OVERFLOWS.values(), ids=[*OVERFLOWS])
-def test_only_when_the_half_is_too_long_too_it_is_an_error(overflow: ReplyTo) -> None:
+def test_only_when_the_current_turn_alone_is_too_long_it_is_an_error(overflow: ReplyTo) -> None:
     with Talk() as talk:
         session = with_turns(talk, "1", "2", "3", "4")
-        talk.model.then(overflow, overflow)
+        talk.model.then(*[overflow] * 6)
         assert said(talk.run(session, "5")) == (400, "context_length_exceeded")
-        assert len(talk.model.requests) == 6
+        assert [len(request["messages"]) for request in talk.model.requests[4:]] == [9, 5, 3, 1]
 
 
 def test_on_a_stream_it_is_an_error_event(talk: Talk) -> None:
     session = with_turns(talk, "1", "2")
-    talk.model.then(OVERFLOWS["OpenAI"], OVERFLOWS["vLLM"])
+    talk.model.then(OVERFLOWS["OpenAI"], OVERFLOWS["vLLM"], OVERFLOWS["OpenAI"])
     data = talk.stream(session, "3").last()["data"]
     assert (data["code"], data["status"]) == ("context_length_exceeded", 400)
     assert SENTENCE not in data["error"]
@@ -258,19 +258,51 @@ def test_what_was_left_out_stays_out_for_the_rest_of_the_turn(talk: Talk) -> Non
     assert sent(talk) == ["2", "assistant", "3", "assistant", "tool"]
 
 
-def test_within_a_turn_the_history_is_halved_once(talk: Talk) -> None:
+def test_within_a_turn_the_history_is_halved_again_and_again(talk: Talk) -> None:
     session = with_turns(talk, "1", "2", "3", "4")
-    talk.model.then(OVERFLOWS["OpenAI"], tool_call("calculator", {"expression": "1+1"}), OVERFLOWS["OpenAI"])
+    overflow = OVERFLOWS["OpenAI"]
+    talk.model.then(overflow, tool_call("calculator", {"expression": "1+1"}), overflow, overflow, overflow)
     assert said(talk.run(session, "5")) == (400, "context_length_exceeded")
-    assert len(talk.model.requests) == 7
+    assert [len(request["messages"]) for request in talk.model.requests[4:]] == [9, 5, 7, 5, 3]
 
 
-def test_the_next_turn_begins_with_all_again(talk: Talk) -> None:
+def test_the_next_turn_begins_where_the_last_one_fitted(talk: Talk) -> None:
     session = with_turns(talk, "1", "2")
     talk.model.then(OVERFLOWS["OpenAI"])
     talk.run(session, "3")
     talk.run(session, "4")
-    assert sent(talk) == ["1", "assistant", "2", "assistant", "3", "assistant", "4"]
+    assert sent(talk) == ["2", "assistant", "3", "assistant", "4"]
+    talk.run(session, "5")
+    assert sent(talk) == ["2", "assistant", "3", "assistant", "4", "assistant", "5"]
+
+
+def test_another_model_gets_all_of_the_history() -> None:
+    storage = MemoryStorage()
+    with Talk(storage=storage) as talk:
+        session = with_turns(talk, "1", "2")
+        talk.model.then(OVERFLOWS["OpenAI"])
+        talk.run(session, "3")
+    with Talk(storage=storage, model_name="with a larger context") as talk:
+        talk.run(session, "4")
+        assert sent(talk) == ["1", "assistant", "2", "assistant", "3", "assistant", "4"]
+
+
+def test_a_question_that_is_too_long_by_itself_is_left_out_of_later_requests(talk: Talk) -> None:
+    session = with_turns(talk, "1")
+    talk.model.then(*[OVERFLOWS["OpenAI"]] * 2)
+    assert said(talk.run(session, "2")) == (400, "context_length_exceeded")
+    talk.run(session, "3")
+    assert sent(talk) == ["1", "assistant", "3"]
+
+
+def test_a_stream_without_any_event_counts_as_too_long_a_history(talk: Talk) -> None:
+    session = with_turns(talk, "1", "2")
+    talk.model.then(frames())
+    assert talk.run(session, "3").status_code == 200
+    assert sent(talk) == ["2", "assistant", "3"]
+    talk.model.then(*[frames()] * 3)
+    assert said(talk.run(session, "x" * 1000)) == (502, "model_error")
+    assert talk.run(session, "4").status_code == 200
 
 
 def test_max_history_is_halved_further() -> None:
@@ -288,7 +320,7 @@ def test_the_stored_history_is_not_cut(talk: Talk) -> None:
     session = with_turns(talk, "1", "2", "3")
     talk.model.then(OVERFLOWS["OpenAI"])
     talk.run(session, "4")
-    talk.model.then(OVERFLOWS["OpenAI"], OVERFLOWS["OpenAI"])
+    talk.model.then(*[OVERFLOWS["OpenAI"]] * 6)
     talk.run(session, "5")
     stored = ["1", "OK", "2", "OK", "3", "OK", "4", "OK", "5"]
     assert [message["content"] for message in talk.messages(session)] == stored

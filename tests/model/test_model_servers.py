@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from agent import Agent, Answer, Chunk, Event, Message, ModelError, Stop, ToolCall, ToolResult
+from agent import Agent, Answer, Chunk, Event, Message, ModelError, Reasoning, Stop, ToolCall, ToolResult
 from tests.support.model_server import (
     BREAK,
     HEADERS,
@@ -385,15 +385,10 @@ def test_half_a_character_without_the_other_is_replaced(texts: list[str], whole:
     ],
 )
 def test_an_answer_of_reasoning_alone_is_complete_and_empty(delta: dict[str, Any]) -> None:
-    assert events(frames({"choices": [{"delta": delta}]}, STOP)) == [Answer("", "stop", None, None)]
-
-
-def test_reasoning_is_not_sent_back() -> None:
-    thought: dict[str, Any] = {"choices": [{"delta": {"reasoning_content": "a secret thought", "reasoning": "too"}}]}
-    call = piece(index=0, id="c1", function={"name": "calculator", "arguments": '{"expression": "1"}'})
-    with ModelServer(frames(thought, call, WANTED)) as model:
-        assert "thought" not in repr(converse(model, tools=[calculator]))
-        assert "thought" not in json.dumps(model.requests)
+    assert events(frames({"choices": [{"delta": delta}]}, STOP)) == [
+        Reasoning("Let me think"),
+        Answer("", "stop", None, None),
+    ]
 
 
 # Tool calls
@@ -587,7 +582,7 @@ def test_a_missing_result_becomes_an_error() -> None:
     assert sent(QUESTION, {"role": "assistant", "content": "", "tool_calls": [called("c1"), called("c2")]},
                 {"role": "tool", "tool_call_id": "c2", "content": "2"}, {"role": "user", "content": "Go on"})[1:] == [
         {"role": "assistant", "content": "", "tool_calls": [called("c1"), called("c2")]},
-        {"role": "tool", "tool_call_id": "c1", "content": "error: interrupted"},
+        {"role": "tool", "tool_call_id": "c1", "content": "error: interrupted; the tool may have run"},
         {"role": "tool", "tool_call_id": "c2", "content": "2"},
         {"role": "assistant", "content": "(interrupted)"},
         {"role": "user", "content": "Go on"},
@@ -656,7 +651,8 @@ def test_user_messages_in_a_row_are_joined_by_a_blank_line() -> None:
         empty,
         {"role": "user", "content": "c"},
     ]
-    assert sent(*history) == [{"role": "user", "content": "a\n\nb\n\nc"}]
+    cancelled = {"role": "assistant", "content": "(cancelled)"}
+    assert sent(*history) == [{"role": "user", "content": "a\n\nb"}, cancelled, {"role": "user", "content": "c"}]
 
 
 # Errors
@@ -837,7 +833,7 @@ def test_a_whole_answer_is_one_chunk() -> None:
 
 def test_a_whole_answer_may_call_tools() -> None:
     assert events(tool_call("calculator", {"expression": "1"}), answer("It is 1."), stream=False) == [
-        Message({"role": "assistant", "content": "", "tool_calls": [called("call_1")]}, None),
+        Message({"role": "assistant", "content": "", "tool_calls": [called("call_1")], "model": "m"}, None),
         ToolCall("call_1", "calculator", '{"expression": "1"}'),
         Message({"role": "tool", "tool_call_id": "call_1", "name": "calculator", "content": "<1>"}, None),
         ToolResult("call_1", "calculator", result="<1>"),

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from session_server import Settings, SettingsError, build_app, main
+from tests.support import model_server
 from tests.support.model_server import ModelServer
 from tests.support.server import PATIENCE, ROOT, SERVER, Server, environment, events_of, until
 from web.settings import FLAGS, read_settings
@@ -32,7 +33,9 @@ VALUES: dict[str, tuple[str, Any]] = {
     "api_key": ("sk-flag", "sk-flag"),
     "base_url": ("http://127.0.0.1:11434/v1", "http://127.0.0.1:11434/v1"),
     "model": ("llama3.2", "llama3.2"),
+    "model_options": ('{"temperature":0.2}', {"temperature": 0.2}),
     "stream": ("false", False),
+    "show_reasoning": ("false", False),
     "session_dir": ("./sessions", "./sessions"),
     "redis_url": ("redis://:pass@localhost:6379/0", "redis://:pass@localhost:6379/0"),
     "system_prompt": ("Be brief = short.", "Be brief = short."),
@@ -506,3 +509,45 @@ def test_origins_are_taken_in_the_form_in_which_browsers_send_them() -> None:
     origins = "https://Chat.example.org,https://a.example:443,http://b.example:80,http://c.example:8080"
     locked = ("https://chat.example.org", "https://a.example", "http://b.example", "http://c.example:8080")
     assert read_settings(["-demo", f"-cors_origin={origins}"], {}).cors_origin == locked
+
+
+# --- options of the model, and its address ---
+
+
+@pytest.mark.parametrize("name", ["model", "messages", "stream", "stream_options", "tools", "n"])
+def test_an_option_that_the_server_sets_itself_is_one_line(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["-api_key=k", "-port=0", f'-model_options={{"{name}":1}}']) == 2
+    assert capsys.readouterr().err == (
+        f"session_server: -model_options cannot set {name}, which the server sets itself: leave it out\n"
+    )
+
+
+@pytest.mark.parametrize("text", ["x", "[1]", '{"a":NaN}', '{"a":"\\ud800"}', "@no/such/file"])
+def test_options_that_are_no_object_are_one_line(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["-api_key=k", "-port=0", f"-model_options={text}"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_options_go_with_every_request(serve: Callable[..., Server], tmp_path: Path) -> None:
+    (tmp_path / "options.json").write_text('{"temperature": 0.2, "reasoning_effort": "low"}')
+    with model_server.ModelServer() as model:
+        server = serve(
+            f"-base_url={model.base_url}?api-version=2024-10-21", f"-model_options=@{tmp_path}/options.json"
+        )
+        assert server.request("POST", f"/sessions/{server.create()}/run", {"message": "Hi"}).status == 200
+        assert (model.requests[0]["temperature"], model.requests[0]["reasoning_effort"]) == (0.2, "low")
+        assert model.paths == ["/v1/chat/completions?api-version=2024-10-21"]
+
+
+def test_what_the_model_server_refuses_of_the_options_is_named_in_the_log(serve: Callable[..., Server]) -> None:
+    refused = model_server.status(400, {"error": {"message": "Unsupported value: temperature"}})
+    with model_server.ModelServer(refused, refused) as model:
+        server = serve(f"-base_url={model.base_url}", '-model_options={"temperature":9}')
+        assert server.request("POST", f"/sessions/{server.create()}/run", {"message": "Hi"}).status == 502
+        assert "(with -model_options temperature)" in server.log.read_text()
+
+
+def test_an_address_that_ends_in_the_path_of_a_request_names_the_remedy(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["-port=0", "-base_url=http://127.0.0.1:9/v1/chat/completions"]) == 2
+    line = capsys.readouterr().err
+    assert "-base_url" in line and "leave that out" in line and len(line.splitlines()) == 1

@@ -28,9 +28,9 @@ Between the pieces of `answer` and `frames`, and before them, may stand steps:
 `answer(STALL)` says nothing at all, `answer("Hel", STALL)` stops in mid-answer, `answer("Hel", wait(go), "lo")` goes
 on when the test says so.
 
-What the server saw: `requests` (bodies), `headers` (of each request, names in lower case), `connections` (how many
-were opened), and `closed`, an Event that is set when a client left before its answer was complete, at most 0.2 s
-after it did. `wait_for(n)` waits until n requests have come.
+What the server saw: `requests` (bodies), `headers` (of each request, names in lower case), `paths`, `connections`
+(how many were opened), and `closed`, an Event that is set when a client left before its answer was complete, at most
+0.2 s after it did. `wait_for(n)` waits until n requests have come.
 """
 
 import itertools
@@ -180,6 +180,7 @@ class _Exchange(Exchange):
     server: "ModelServer"
 
     def do_POST(self) -> None:
+        self.server.paths.append(self.path)
         self.server.headers.append({name.lower(): value for name, value in self.headers.items()})
         try:
             super().do_POST()
@@ -197,6 +198,7 @@ class ModelServer(demo.ModelServer):
         self.default = default or answer("OK")
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
+        self.paths: list[str] = []
         self.connections = 0
         self.closed = threading.Event()
         self._replies = list(replies)
@@ -210,6 +212,12 @@ class ModelServer(demo.ModelServer):
     def then(self, *replies: ReplyTo) -> None:
         with self._asked:
             self._replies.extend(replies)
+
+    def forget(self) -> None:
+        """Drops the requests that came and the replies that are still in line."""
+        with self._asked:
+            self.requests.clear()
+            self._replies.clear()
 
     def wait_for(self, count: int, timeout: float = 30) -> None:
         """Returns when that many requests have come. Raises AssertionError if they do not."""

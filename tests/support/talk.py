@@ -51,6 +51,7 @@ class Talk:
         tools: Sequence[Callable[..., Any]] = (calculator,),
         base_url: str | None = None,
         headers: Mapping[str, str] | None = None,
+        model_name: str = Settings.model,
         **settings: Any,
     ) -> None:
         if not Talk._alive:
@@ -60,7 +61,14 @@ class Talk:
         self._stop_model: Callable[[], object] = (lambda: None) if model else self.model.stop
         self.storage = storage or MemoryStorage()
         self.settings = Settings(
-            **{"timeout": 60.0, "keep_alive": 0.5, "api_key": KEY, "system_prompt": "", **settings}
+            **{
+                "timeout": 60.0,
+                "keep_alive": 0.5,
+                "api_key": KEY,
+                "system_prompt": "",
+                "model": model_name,
+                **settings,
+            }
         )
         self.agent = Agent(
             api_key=self.settings.api_key,
@@ -71,6 +79,7 @@ class Talk:
             tools=tools,
             max_history=self.settings.max_history,
             timeout=self.settings.timeout,
+            options=self.settings.model_options,
         )
         self.app = create_app(self.storage, self.agent, self.settings)
         self.headers = dict(headers or {})

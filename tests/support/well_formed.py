@@ -7,12 +7,13 @@ import re
 from typing import Any
 
 
-def assert_well_formed(request: dict[str, Any]) -> None:
+def assert_well_formed(request: dict[str, Any], *, extra_fields: bool = False) -> None:
     """Raise AssertionError where some server would refuse the request.
 
-    Only fields that the API knows; the system's message first, then user and assistant in turn and an end that the
-    model can answer; each tool call with a name, an id that no other has, a JSON object as arguments, and exactly one
-    result directly after it; no message of the assistant without anything in it; no half characters.
+    Only fields that the API knows (with `extra_fields`, also those that servers of thinking models know); the
+    system's message first, then user and assistant in turn and an end that the model can answer; each tool call with
+    a name, an id that no other has, a JSON object as arguments, and exactly one result directly after it; no message
+    of the assistant without anything in it; no half characters.
     """
     known = {"model", "messages", "stream", "tools", "stream_options"}
     assert {"model", "messages", "stream"} <= set(request) <= known
@@ -34,11 +35,11 @@ def assert_well_formed(request: dict[str, Any]) -> None:
             pending.remove(message["tool_call_id"])
         elif role == "assistant":
             assert before in ("nothing", "system", "user", "tool"), f"{message} after {before}"
-            assert set(message) <= {"role", "content", "tool_calls"}, message
+            assert set(message) <= {"role", "content", "tool_calls"} or extra_fields, message
             calls = message.get("tool_calls")
             assert calls or (calls is None and content.strip()), f"an empty answer: {message}"
             for call in calls or ():
-                _assert_call(call)
+                _assert_call(call, extra_fields)
                 assert call["id"] not in ids, f"an id twice: {call}"
                 ids.add(call["id"])
                 pending.add(call["id"])
@@ -53,8 +54,9 @@ def assert_well_formed(request: dict[str, Any]) -> None:
     assert before in ("user", "tool"), f"nothing to answer after {before}"
 
 
-def _assert_call(call: dict[str, Any]) -> None:
-    assert set(call) == {"id", "type", "function"} and call["type"] == "function", call
+def _assert_call(call: dict[str, Any], extra_fields: bool) -> None:
+    assert set(call) == {"id", "type", "function"} or extra_fields, call
+    assert call["type"] == "function", call
     assert isinstance(call["id"], str) and call["id"], call
     assert set(call["function"]) == {"name", "arguments"}, call
     assert re.fullmatch(r"[A-Za-z0-9_-]{1,64}", call["function"]["name"]), call

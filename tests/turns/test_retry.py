@@ -879,7 +879,7 @@ def test_the_key_is_shown_nowhere(reopen: Callable[..., Talk]) -> None:
     shown += [json.dumps(talk.stream(session, **secret).rest()), json.dumps(talk.watch(session).rest())]
     assert "a-secret-key" not in "".join(shown)
     assert {name for message in talk.messages(session) for name in message} <= {
-        *("id", "role", "content", "created_at", "status", "reason", "usage")
+        *("id", "role", "content", "created_at", "status", "reason", "usage", "model")
     }
 
 

@@ -245,7 +245,8 @@ def test_a_session_shows_its_messages_in_order(anywhere: Talk) -> None:
         ("assistant", "Two"),
     ]
     assert all(TIME.fullmatch(message["created_at"]) for message in messages)
-    assert [set(message) for message in messages] == [{"id", "role", "content", "created_at"}] * 4
+    fields = {"id", "role", "content", "created_at"}
+    assert [set(message) for message in messages] == [fields, fields | {"model"}] * 2
 
 
 def test_messages_of_a_turn_with_a_tool_have_their_fields(anywhere: Talk) -> None:
@@ -253,7 +254,7 @@ def test_messages_of_a_turn_with_a_tool_have_their_fields(anywhere: Talk) -> Non
     anywhere.model.then(tool_call("calculator", {"expression": "15 * 23"}, text="Let me see."), answer("345"))
     anywhere.run(session_id)
     _, asking, result, last = anywhere.messages(session_id)
-    assert set(asking) == {"id", "role", "content", "tool_calls", "created_at"}
+    assert set(asking) == {"id", "role", "content", "tool_calls", "model", "created_at"}
     assert asking["role"], asking["content"] == ("assistant", "Let me see.")
     assert asking["tool_calls"] == [
         {

@@ -26,7 +26,17 @@ from werkzeug.test import TestResponse
 
 from storage import TITLE_LENGTH, LockedSession, MemoryStorage, Storage
 from stores.files import FileStorage
-from tests.support.model_server import BREAK, STALL, ModelServer, ReplyTo, answer, status, tool_call, tool_calls
+from tests.support.model_server import (
+    BREAK,
+    STALL,
+    ModelServer,
+    ReplyTo,
+    answer,
+    frames,
+    status,
+    tool_call,
+    tool_calls,
+)
 from tests.support.server import PATIENCE, ROOT, Server
 from tests.support.talk import Stream, Talk
 from turns.turn import MAX_WATCHERS
@@ -529,8 +539,10 @@ def test_an_error_that_is_told_again_is_as_the_document_says(world: World) -> No
 
 # --- streams, event by event ---
 
+THINKING: dict[str, Any] = {"choices": [{"index": 0, "delta": {"reasoning_content": "Hm."}}]}
 TURNS: dict[str, tuple[ReplyTo, ...]] = {
     "stream_start": (answer("Hello"),),
+    "stream_reasoning": (frames(THINKING, {"choices": [{"delta": {"content": "15"}, "finish_reason": "stop"}]}),),
     "stream_chunk": (answer("15 ", "* 23", " is 345.", usage={"total_tokens": 3}),),
     "stream_tool_call": (tool_call("calculator", {"expression": "15 * 23"}, text="Let me see. "), answer("345")),
     "stream_tool_result": (tool_calls(("calculator", {"expression": "1/0"}), ("abacus", {})), answer("None.")),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import signal
 import socket
 import threading
@@ -16,7 +17,7 @@ from selenium.webdriver.common.keys import Keys
 
 from tests.support import browser
 from tests.support.browser import Driver, Page
-from tests.support.model_server import BREAK, STALL, ModelServer, ReplyTo, answer, status, tool_call, wait
+from tests.support.model_server import BREAK, STALL, ModelServer, ReplyTo, answer, frames, status, tool_call, wait
 from tests.support.server import Server
 
 pytestmark = pytest.mark.skipif(not (browser.CHROMIUM and browser.DRIVER), reason=browser.NEEDS)
@@ -205,6 +206,41 @@ def test_a_stored_tool_call_looks_as_it_did_live(here: Page, script: Script) -> 
     live = here.texts(".answer")
     here.reload()
     here.until(lambda: here.texts(".answer") == live, "the same answer")
+
+
+def thought(words: str) -> dict[str, object]:
+    return {"choices": [{"index": 0, "delta": {"reasoning_content": words}}]}
+
+
+def said(words: str) -> dict[str, object]:
+    return {"choices": [{"index": 0, "delta": {"content": words}, "finish_reason": "stop"}]}
+
+
+def test_reasoning_is_open_while_it_comes_and_folded_after(here: Page, script: Script) -> None:
+    more, text = threading.Event(), threading.Event()
+    script(frames(thought("Let me "), wait(more), thought("think."), wait(text), said("Hello"), "[DONE]"))
+    here.send("Hi")
+    here.until(lambda: here.texts(".thinking pre") == ["Let me "], "the first words")
+    assert here.texts(".thinking summary") == ["Thinking …"]
+    more.set()
+    here.until(lambda: here.texts(".thinking pre") == ["Let me think."], "the others")
+    text.set()
+    here.settle()
+    assert here.answers == ["Hello"]
+    assert not here.shows(".thinking pre")
+    assert re.fullmatch(r"Thinking, \d+ s", here.texts(".thinking summary")[0])
+    here.click(".thinking summary")
+    assert here.texts(".thinking pre") == ["Let me think."]
+
+
+def test_stored_reasoning_is_shown_folded_and_as_plain_text(here: Page, script: Script) -> None:
+    script(frames(thought("<b>bold</b> *and* so on"), said("Hello"), "[DONE]"))
+    here.ask("Hi")
+    here.reload()
+    here.until(lambda: here.answers == ["Hello"], "the answer")
+    assert here.texts(".thinking summary") == ["Thinking"]
+    here.click(".thinking summary")
+    assert here.texts(".thinking pre") == ["<b>bold</b> *and* so on"]
 
 
 def test_a_conversation_leaves_no_complaint_in_the_console(here: Page, script: Script) -> None:

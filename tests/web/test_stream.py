@@ -142,24 +142,17 @@ def test_the_end_tells_how_the_model_finished(given: str | None, expected: tuple
         assert ("reason" in data) == (expected[0] != "completed")
 
 
-def test_reasoning_is_neither_sent_nor_stored() -> None:
-    reply = frames(
-        chunk({"reasoning_content": "Secretly"}),
-        chunk({"reasoning": "Secretly"}),
-        chunk({"content": "Hello", "reasoning_content": "Secretly"}),
-        chunk({}, "stop"),
-    )
+def test_reasoning_stands_before_the_text_of_its_frame() -> None:
+    reply = frames(chunk({"content": "Hello", "reasoning_content": "Hm."}), chunk({}, "stop"))
     with Talk(reply) as talk:
-        session_id = talk.create()
-        body = whole(talk, session_id)
-        assert "Secretly" not in body + talk.get(f"/sessions/{session_id}").text
-        assert "Hello" in body
+        types = [event["type"] for event in talk.stream(talk.create())]
+        assert types == ["stream_start", "stream_reasoning", "stream_chunk", "stream_end"]
 
 
 def test_an_answer_of_reasoning_alone_is_completed_and_empty() -> None:
     with Talk(frames(chunk({"reasoning": "Hm."}), chunk({}, "stop"))) as talk:
-        first, last = talk.stream(talk.create())
-        assert first["type"] == "stream_start"
+        first, thought, last = talk.stream(talk.create())
+        assert (first["type"], thought["type"]) == ("stream_start", "stream_reasoning")
         assert (last["data"]["status"], last["data"]["complete_text"]) == ("completed", "")
 
 

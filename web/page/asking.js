@@ -113,7 +113,8 @@ async function take(turn, { type, id, created_at: startedAt, data }) {
     }
     if (turn.stopping) await cancel(turn.view);
     attempt(refreshList);
-  } else if (type === "stream_chunk") {
+  } else if (type === "stream_reasoning") turn.answer.think(data.content);
+  else if (type === "stream_chunk") {
     turn.length += data.content.length;
     turn.answer.write(data.content);
   } else if (type === "stream_tool_call") turn.answer.call(data);

@@ -64,24 +64,37 @@ export function question(text) {
   return element("article", { class: "question" }, label("You"), element("div", { class: "body plain", dir: "auto" }, text));
 }
 
-/** An answer that is being drawn: text and tool calls in the order in which they come. */
+/** An answer that is being drawn: reasoning, text and tool calls in the order in which they come. */
 export class Answer {
   constructor(parent) {
     this.body = element("div", { class: "body" });
     this.calls = new Map();
     this.text = null;
+    this.thought = null;
     parent.append(element("article", { class: "answer" }, label("Answer"), this.body));
   }
 
   take(message) {
-    const { role, content, name, tool_call_id: answers, tool_calls: calls } = message;
+    const { role, content, reasoning, name, tool_call_id: answers, tool_calls: calls } = message;
+    if (role === "assistant" && reasoning) this.body.append(new Thought(asText(reasoning)).node);
     if (role === "tool") this.result({ id: answers, name, result: asText(content) });
     else if (content) this.write(asText(content));
     this.finish();
     for (const { id, function: called } of calls ?? []) this.call({ id, ...called });
   }
 
+  /** Reasoning that comes live: it is open until something else comes. */
+  think(words) {
+    if (!this.thought) {
+      this.finish();
+      this.thought = new Thought("", true);
+      this.body.append(this.thought.node);
+    }
+    this.thought.write(words);
+  }
+
   write(words) {
+    if (this.thought) this.finish();
     this.text ??= new GrowingText(this.body);
     this.text.write(words);
   }
@@ -109,10 +122,33 @@ export class Answer {
   finish() {
     this.text?.finish();
     this.text = null;
+    this.thought?.finish();
+    this.thought = null;
   }
 
   get words() {
     return [...this.body.querySelectorAll(":scope > .text")].map((text) => text.innerText).join("\n");
+  }
+}
+
+/** What the model thought, folded; open while it comes, and then with the seconds that it took. */
+class Thought {
+  constructor(words, live = false) {
+    this.began = performance.now();
+    this.title = element("summary", {}, live ? "Thinking …" : "Thinking");
+    this.words = document.createTextNode(words);
+    this.node = element("details", { class: "thinking" }, this.title, element("pre", { tabindex: "0", dir: "auto" }, this.words));
+    this.node.open = live;
+  }
+
+  write(words) {
+    this.words.appendData(words);
+  }
+
+  finish() {
+    const seconds = Math.max(1, Math.round((performance.now() - this.began) / 1000));
+    this.title.textContent = `Thinking, ${seconds} s`;
+    this.node.open = false;
   }
 }
 
