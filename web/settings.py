@@ -78,7 +78,7 @@ FLAGS: dict[str, tuple[Callable[[str], Any], str, tuple[str, ...]]] = {
         (),
     ),
     "stream": (boolean, "ask the model for streams; false: for whole answers", ()),
-    "show_reasoning": (boolean, "send the model's reasoning to callers; false: it is stored all the same", ()),
+    "show_reasoning": (boolean, "send the model's reasoning to callers; false: only store it", ()),
     "session_dir": (str, "directory for session files; empty: memory", ()),
     "redis_url": (redis_url, "Redis server to keep sessions in, which other servers may share", ()),
     "system_prompt": (text_or_file, "instructions put before every conversation; @file reads a file", ()),

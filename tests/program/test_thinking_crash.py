@@ -1,4 +1,4 @@
-"""A session with a model that thinks, over `kill -9` in the middle of a turn and a change of `-model` at the restart."""
+"""A session with a model that thinks, over `kill -9` in mid-turn and a change of `-model` at the restart."""
 
 from __future__ import annotations
 
