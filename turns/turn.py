@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self
+from typing import Any, Self, assert_never
 
 from agent import Agent
 from model.connection import Stop
@@ -266,10 +266,12 @@ class LocalTurn(Turn):
             self.usage = event.usage
             status = "completed" if event.reason is None else "incomplete"
             self._end(status, event.reason, finish_reason=event.finish_reason, fields=event.fields)
-        else:
+        elif isinstance(event, ToolCall | ToolResult):
             self._log.append(event)
             self._open_calls += 1 if isinstance(event, ToolCall) else -1
             self._tool_started_at = time.monotonic()
+        else:
+            assert_never(event)
 
     def _end(
         self,

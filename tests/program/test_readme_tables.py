@@ -12,6 +12,7 @@ import pytest
 from agent import Agent
 from session_server import Settings, create_app
 from storage import MemoryStorage
+from tests.program.house import rooms
 from tests.support.server import ROOT
 from web.errors import ERRORS
 from web.settings import FLAGS
@@ -77,6 +78,22 @@ def test_every_file_that_a_document_names_is_there(document: Path) -> None:
         assert (ROOT / name).exists(), name
     for target in re.findall(r"\]\((?!https?:)([^)#]*)(?:#[\w-]+)?\)", text):
         assert (document.parent / target).exists(), target
+
+
+def test_the_architecture_names_every_room() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    files = [path for name, path in rooms(ROOT).items() if path.name != "__init__.py"]
+    assert [path for path in files if f"`{path.relative_to(ROOT)}`" not in text] == []
+
+
+def test_every_anchor_of_a_link_is_there() -> None:
+    for document in DOCUMENTS:
+        for target, anchor in re.findall(r"\]\(((?!https?:)[^)#]*)#([\w-]+)\)", document.read_text(encoding="utf-8")):
+            text = (document.parent / target if target else document).read_text(encoding="utf-8")
+            headings = {
+                line.lstrip("# ").lower().replace(" ", "-") for line in text.splitlines() if line.startswith("#")
+            }
+            assert anchor in headings, f"{document.name}: {target}#{anchor}"
 
 
 def test_the_readme_is_short() -> None:

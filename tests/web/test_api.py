@@ -618,7 +618,7 @@ def test_an_id_of_another_form_is_404_before_the_disk_is_touched(tmp_path: Path,
 @pytest.mark.parametrize(
     "path",
     ["/nothing", "/sessions/", "/sessions//run", "/sessions/a/b", "/sessions/a/run/", "/sessions/..%2f..%2fetc/run",
-     "/session_server.py", "/chat_page/index.html", "/../setup.cfg", "/index.html", "/__init__.py", "/%00"],
+     "/session_server.py", "/web/page/index.html", "/../setup.cfg", "/index.html", "/__init__.py", "/%00"],
 )  # fmt: skip
 def test_what_is_not_in_the_table_is_404(talk: Talk, path: str) -> None:
     assert said(talk.get(path)) == (404, "not_found")
