@@ -31,7 +31,7 @@ from web.settings import Settings, read_settings
 
 __all__ = ["Settings", "SettingsError", "build_app", "create_app", "main"]
 
-_ROOMS = ("session_server", "web", "turns", "agent", "stores", "storage", "model")  # whose logs -log_level sets
+LOGGED_ROOMS = ("session_server", "web", "turns", "agent", "stores", "storage", "model")  # whose logs -log_level sets
 
 
 def create_app(storage: Storage, agent: Agent, settings: Settings | None = None) -> Flask:
@@ -116,7 +116,9 @@ def _storage(settings: Settings) -> Storage:
     if settings.redis_url:
         try:
             from stores.redis import RedisStorage
-        except ImportError:
+        except ImportError as error:
+            if (error.name or "").partition(".")[0] != "redis":
+                raise
             raise SettingsError("-redis_url needs the redis client: pip install redis") from None
         try:
             return RedisStorage(settings.redis_url)
@@ -132,7 +134,7 @@ def _set_up_logging(settings: Settings) -> None:
     """Sets the level of this program's logs. Those of libraries may hold texts of messages, and start at warnings."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # it warns of a queue while threads start on demand
-    for name in _ROOMS:
+    for name in LOGGED_ROOMS:
         logging.getLogger(name).setLevel(settings.log_level.upper())
 
 

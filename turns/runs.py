@@ -55,12 +55,12 @@ class Runs:
         self._tick = threading.Condition(self._lock)
         self._next_tick = 0.0
 
-    def start(self, session_id: str, text: str, key: str | None = None, *, room: bool = True) -> tuple[Turn, bool]:
+    def start(self, session_id: str, text: str, key: str | None = None, *, slot: bool = True) -> tuple[Turn, bool]:
         """Starts a turn with a user's message, which is durable when this returns. Gives the turn and False.
 
         Where the idempotency key is that of an earlier request with the same message, gives the turn of that request
         and whether it has ended: running, recently ended, or replayed from what is stored. A failed turn that is the
-        session's last is tried again under its key. Without `room`, no new turn starts.
+        session's last is tried again under its key. Without a `slot`, no new turn starts.
 
         Raises SessionNotFound, KeyReused, ShuttingDown, SessionBusy, Overloaded (in this order), and
         StorageUnavailable or SessionCorrupt.
@@ -71,7 +71,7 @@ class Runs:
             try:
                 if key is not None and (earlier := self._turn_of_key(session_id, text, key)):
                     return earlier
-                history = self._start(turn, room)
+                history = self._start(turn, slot)
             except KeyInUse:
                 continue
             except SessionBusy:
@@ -239,7 +239,7 @@ class Runs:
         with self._lock:
             del self._remote[turn.feed.id]
 
-    def _start(self, turn: LocalTurn, room: bool) -> list[dict[str, Any]]:
+    def _start(self, turn: LocalTurn, slot: bool) -> list[dict[str, Any]]:
         """Locks the session and starts the turn in it, or leaves everything as it was and raises.
 
         Raises KeyInUse where a turn of the same key is in the session by now.
@@ -257,7 +257,7 @@ class Runs:
         try:
             session = self._storage.lock(id, turn=True)
             try:
-                self._admit(turn, room)
+                self._admit(turn, slot)
                 return turn.start(session)
             except BaseException:
                 session.release()
@@ -269,11 +269,11 @@ class Runs:
             turn.fail_to_start(error)
             raise
 
-    def _admit(self, turn: LocalTurn, room: bool) -> None:
+    def _admit(self, turn: LocalTurn, slot: bool) -> None:
         with self._lock:
             if self._closing:
                 raise ShuttingDown
-            if not room or len(self._admitted) >= self._max_turns:
+            if not slot or len(self._admitted) >= self._max_turns:
                 raise Overloaded
             try:
                 self._wake_by(turn.started_at + self._timeout)

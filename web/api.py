@@ -123,15 +123,15 @@ class Api:
     def resume_stream(self, session_id: str) -> Response:
         turn = self.runs.attach(session_id)
         with contextlib.ExitStack() as stack:
-            room = self._watchers.acquire(blocking=False)
-            if room:
+            slot = self._watchers.acquire(blocking=False)
+            if slot:
                 stack.callback(self._watchers.release)
             elif turn is not None and not turn.ended:
                 raise Overloaded  # before `resume_index`, which may wait for an event of another process
             after = resume_index(turn, request.headers.get("Last-Event-ID") or request.args.get("after", ""))
             if turn is None or (turn.ended and after == turn.length):
                 return Response(status=204)
-            if not room:
+            if not slot:
                 raise Overloaded
             stack.callback(turn.watch())
             events = frames(turn, after, self._keep_alive, resumable=True)
@@ -158,13 +158,13 @@ class Api:
         key = request.headers.get("Idempotency-Key")
         if key is not None and not re.fullmatch(r"[\x21-\x7e]{1,255}", key):
             raise ApiError("invalid_request", "Idempotency-Key must be 1 to 255 visible ASCII characters.")
-        room = self._responses.acquire(blocking=False)
+        slot = self._responses.acquire(blocking=False)
         try:
-            turn, replayed = self.runs.start(session_id, message, key, room=room)
-            if not room:
+            turn, replayed = self.runs.start(session_id, message, key, slot=slot)
+            if not slot:
                 raise Overloaded
         except BaseException:
-            if room:
+            if slot:
                 self._responses.release()
             raise
         return turn, {"Idempotency-Replayed": "true"} if replayed else {}

@@ -64,8 +64,8 @@ class ApiError(Exception):
 
 
 def describe_error(code: str) -> tuple[str, int, str]:
-    """What callers see of an error: its code, HTTP status and text. A code that is not in `ERRORS`, as another hand
-    may write one into a file, is `internal_error`."""
+    """What callers see of an error: its code, HTTP status and text. A code that is not in `ERRORS`, which a file
+    may hold, is `internal_error`."""
     code = code if code in ERRORS else "internal_error"
     return code, *ERRORS[code]
 

@@ -1,4 +1,4 @@
-"""waitress with three additions: threads on demand, a strict parser, and the options that this program needs."""
+"""waitress as this program needs it: threads on demand, a strict parser, bounds."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from waitress.parser import HTTPRequestParser, ParsingError
 from waitress.server import create_server
 from waitress.task import ThreadedTaskDispatcher
 
-from web.settings import Settings, open_file_limit
+from web.settings import Settings, raise_open_file_limit
 
 MAX_BODY_BYTES = 1 << 20  # of a request
+BACKLOG = 2048  # connections that wait to be accepted
 
 _SPARE_THREADS = 16  # for plain requests, beside the threads of responses and watchers
 _IDLE_SECONDS = 60  # after which a connection without a request is closed
@@ -28,8 +29,8 @@ def hardened_server(app: Flask, listener: socket.socket, settings: Settings) -> 
         sockets=[listener],
         threads=0,  # _ThreadsOnDemand starts them
         # However many clients wait, each turn finds a file free for its session and one for the model server.
-        connection_limit=min(threads + 1000, max(16, open_file_limit() - 2 * settings.max_streams - 100)),
-        backlog=2048,
+        connection_limit=min(threads + 1000, max(16, raise_open_file_limit() - 2 * settings.max_streams - 100)),
+        backlog=BACKLOG,  # waitress calls listen once more
         asyncore_use_poll=True,
         channel_request_lookahead=1,  # so that waitress notices clients that leave
         outbuf_high_watermark=1 << 20,

@@ -18,18 +18,18 @@ from flask import Flask
 
 from web.access import is_loopback
 from web.flag_values import SettingsError
-from web.hardened_waitress import hardened_server
+from web.hardened_waitress import BACKLOG, hardened_server
 from web.settings import Settings
 
 log = logging.getLogger(__name__)
 
-_BACKLOG = 2048  # connections that wait to be accepted
 _DEAD_CLIENT_MILLISECONDS = 60_000  # for which a client takes no bytes, after which its connection is closed
 _FLUSH_SECONDS, _STALLED_SECONDS = 5.0, 2.0  # for the last bytes to all clients; without progress
 
 
 def listen(settings: Settings) -> socket.socket:
-    """A socket that listens. Raises SettingsError where the address cannot be used, or lets others in unasked."""
+    """A socket that listens. Raises SettingsError where the address cannot be used, or is open to others without a
+    token."""
     try:
         family, kind, _, _, address = socket.getaddrinfo(
             settings.host or "0.0.0.0", settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -46,7 +46,7 @@ def listen(settings: Settings) -> socket.socket:
         if hasattr(socket, "TCP_USER_TIMEOUT"):
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _DEAD_CLIENT_MILLISECONDS)
         listener.bind(address)
-        listener.listen(_BACKLOG)
+        listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
         raise SettingsError(

@@ -155,7 +155,7 @@ def _normalized(argument: str) -> str:
 
 def _checked(values: dict[str, Any]) -> Settings:
     """The settings, if they fit together and fit the system's limit of open files."""
-    files = open_file_limit()
+    files = raise_open_file_limit()
     most = max(1, (files - 100) // 4)  # a turn takes three: client, model server, session file
     values.setdefault("max_streams", min(Settings.max_streams, most))
     if values["max_streams"] > most:
@@ -169,8 +169,8 @@ def _checked(values: dict[str, Any]) -> Settings:
     return settings
 
 
-def open_file_limit() -> int:
-    """How many files the process may have open. Raises its own limit as far as the system allows first."""
+def raise_open_file_limit() -> int:
+    """Raises the limit of open files as far as the system allows. Gives how many the process may have open."""
     try:
         import resource
     except ImportError:  # Windows

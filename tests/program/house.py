@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -109,7 +110,7 @@ def broken_rooms(root: Path) -> list[str]:
             found.append(f"{room} has {length} lines")
         if room.rpartition(".")[2] in NO_SUBJECT:
             found.append(f"{room} is named after no subject")
-        if not first.endswith((".", ".:")) or ". " in first.replace("e.g. ", ""):
+        if not first.endswith(".") or re.search(r"[.]\s", first):
             found.append(f"{room} does not begin with one sentence: {first!r}")
         if file.name == "__init__.py" and len(tree.body) != 1:
             found.append(f"{file.relative_to(root)} holds more than its docstring")

@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 
+from session_server import LOGGED_ROOMS
+from tests.program.house import rooms
 from tests.support.model_server import BREAK, STALL, ModelServer, ReplyTo, answer, status, tool_call
-from tests.support.server import Server, until
+from tests.support.server import ROOT, Server, until
 from tests.support.talk import BreakableStorage, Talk
 
-MODULES = ("session_server", "web", "turns", "agent", "model", "storage", "stores")
+MODULES = LOGGED_ROOMS
 REQUEST = re.compile(r"request (?P<id>\S+) (?P<method>\S+) (?P<path>\S+) (?P<status>\d{3}) (?P<seconds>\d+\.\d{3}) s")
 TURN = re.compile(
     r"turn session=(?P<session>session-\S+) status=(?P<status>\w+) seconds=(?P<seconds>\d+\.\d{3})"
@@ -298,3 +300,8 @@ def test_the_log_of_the_server_is_whole_lines(serve: Callable[..., Server]) -> N
         assert form.fullmatch(line), "\n".join(lines)
         assert line.isprintable(), line
     assert sum("GET /sessions 200" in line for line in lines) >= 1
+
+
+def test_the_level_is_set_for_the_log_of_every_room() -> None:
+    places = {room.partition(".")[0] for room in rooms(ROOT)}
+    assert places - set(LOGGED_ROOMS) == {"calculator"}  # which logs nothing

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import email
 import http.client
+import importlib.metadata
 import json
 import os
 import re
@@ -11,12 +13,14 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import venv
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
 
 from session_server import Settings, SettingsError, build_app, main
 from tests.support import model_server
@@ -456,28 +460,52 @@ def test_the_app_is_not_built_from_a_wrong_environment(monkeypatch: pytest.Monke
         build_app()
 
 
-def test_an_installed_wheel_runs_as_well_as_a_checkout(tmp_path: Path) -> None:
-    source, target = tmp_path / "source", tmp_path / "target"
+def declared(requirements: Iterable[str]) -> set[str]:
+    """The distributions that these requirements bring, all together."""
+    found: set[str] = set()
+    pending = list(requirements)
+    while pending:
+        requirement = Requirement(pending.pop())
+        if requirement.name in found or (requirement.marker and not requirement.marker.evaluate({"extra": ""})):
+            continue
+        found.add(requirement.name)
+        pending += importlib.metadata.requires(requirement.name) or []
+    return found
+
+
+def test_a_wheel_in_an_empty_environment_runs_as_well_as_a_checkout(tmp_path: Path) -> None:
+    source, home = tmp_path / "source", tmp_path / "environment"
     shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".*", "tests", "build", "*.egg-info", "__pycache__"))
     pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
     alone = ["--no-index", "--no-deps"]
     subprocess.run([*pip, "wheel", *alone, "--no-build-isolation", "-w", tmp_path, source], check=True)
-    subprocess.run([*pip, "install", *alone, "--target", target, *tmp_path.glob("*.whl")], check=True)
     shutil.rmtree(source)
+    venv.create(home, symlinks=True)
+    [site] = home.glob("lib/python*/site-packages")
+    [wheel] = tmp_path.glob("*.whl")
+    python = str(home / "bin" / "python")
+    subprocess.run([*pip, "--python", python, "install", *alone, wheel], check=True)
+    # What the wheel declares, and nothing else, comes from the environment of the tests; no network is needed.
+    [metadata] = site.glob("session_server-*.dist-info/METADATA")
+    requires = email.message_from_string(metadata.read_text(encoding="utf-8")).get_all("Requires-Dist") or []
+    for name in declared(one for one in requires if "extra ==" not in one):
+        for file in importlib.metadata.files(name) or ():
+            if file.parts[0] != ".." and not (site / file.parts[0]).exists():
+                (site / file.parts[0]).symlink_to(
+                    Path(str(file.locate())).parents[len(file.parts) - 1] / file.parts[0]
+                )
+    command = [str(home / "bin" / "session-server")]
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    with Server(
-        "-demo",
-        command=[sys.executable, "-P", str(target / "bin" / "session-server")],
-        env={"PYTHONPATH": str(target)},
-        cwd=elsewhere,
-        log=tmp_path / "log",
-    ) as server:
+    with Server("-demo", command=command, cwd=elsewhere, log=tmp_path / "log") as server:
         assert calculates(server.port)
-        for file in (ROOT / "web" / "page").iterdir():
-            if file.suffix in (".css", ".js", ".svg", ".html", ".json"):
-                reply = server.request("GET", "/" if file.name == "index.html" else f"/{file.name}")
-                assert (reply.status, reply.text) == (200, file.read_text(encoding="utf-8"))
+        for file_ in (ROOT / "web" / "page").iterdir():
+            if file_.suffix in (".css", ".js", ".svg", ".html", ".json"):
+                reply = server.request("GET", "/" if file_.name == "index.html" else f"/{file_.name}")
+                assert (reply.status, reply.text) == (200, file_.read_text(encoding="utf-8"))
+    origins = "import agent, model.demo, storage, stores.files, turns.runs, web.api; print(web.api.__file__)"
+    done = subprocess.run([python, "-P", "-c", origins], cwd=elsewhere, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(str(home))
 
 
 def test_the_demo_minds_no_address_in_the_environment_whatever_it_is(serve: Callable[..., Server]) -> None:
