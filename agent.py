@@ -30,8 +30,11 @@ from model.provider_state import Origin, provider_state
 from model.reply import Reply, sum_usage
 from model.stream import Body, frames, read_tail, whole
 from model.text import utf8_text
-from model.tools import MAX_RESULT_CHARACTERS, Tool
+from model.tool_calls import run_calls
+from model.tools import CallId, Tool
 from model.traits import Adaptation, Part, Shape, Traits
+
+__all__ = ["Agent", "CallId", "Stop", "Tool"]
 
 log = logging.getLogger(__name__)
 
@@ -52,9 +55,10 @@ class Agent:
     `max_history` is how many of the newest messages before the current turn go to the model, cut between turns (0:
     all). `timeout` is in seconds, for a whole run. `options` are merged into every request, such as `temperature`.
 
-    A tool is a plain function. The model gets its name, its docstring and a schema from its annotations, and the
-    arguments of a call are checked against them. The function's result goes to the model as text, as JSON if it is
-    no string. So does the text of a ValueError. Of other exceptions only the type goes to the model.
+    A tool is a function, plain or `async`. The model gets its name, its docstring and a schema from its annotations,
+    and the arguments of a call are checked against them. The function's result goes to the model as text, as JSON if
+    it is no string. So does the text of a ValueError. Of other exceptions only the type goes to the model. Calls of
+    one answer run at the same time. One that takes longer than `tool_timeout` seconds is abandoned.
 
     Raises ValueError if a tool, an option, the address or the proxy settings cannot be used.
     """
@@ -67,7 +71,8 @@ class Agent:
         model: str,
         stream: bool = True,
         system_prompt: str = "",
-        tools: Sequence[Callable[..., Any]] = (),
+        tools: Sequence[Callable[..., Any] | Tool] = (),
+        tool_timeout: float = 60.0,
         max_history: int = 0,
         timeout: float = 120.0,
         options: Mapping[str, Any] | None = None,
@@ -77,9 +82,13 @@ class Agent:
         self._base_url = base_url or "https://api.openai.com/v1"
         self._stream = stream
         self._system = [{"role": "system", "content": utf8_text(system_prompt)}] if system_prompt else []
-        self._tools = {tool.name: tool for tool in map(Tool, tools)}
-        if len(self._tools) < len(tools):
-            raise ValueError("two tools have the same name")
+        self._tools: dict[str, Tool] = {}
+        for tool in (one if isinstance(one, Tool) else Tool(one) for one in tools):
+            if other := self._tools.get(tool.name):
+                where = f"one from {other.source}, one from {tool.source}"
+                raise ValueError(f"two tools have the same name, {tool.name}: {where}; rename one")
+            self._tools[tool.name] = tool
+        self._tool_timeout = tool_timeout
         self._options = dict(options or {})
         if forbidden := [name for name in FORBIDDEN_OPTIONS if name in self._options]:
             raise ValueError(f"the option {forbidden[0]} is set by the agent itself")
@@ -90,6 +99,11 @@ class Agent:
         self._origin = Origin.of(self._base_url, model)
         self._closed = False
         self._lock = threading.Lock()
+
+    @property
+    def tools(self) -> list[Tool]:
+        """What the model may call."""
+        return list(self._tools.values())
 
     def run(self, history: Sequence[Mapping[str, Any]], stop: Stop) -> Generator[Event, None, None]:
         """Answers the last user message of `history`, calling tools as the model asks.
@@ -102,7 +116,7 @@ class Agent:
         can take up to twice the timeout; `stop.set()` ends that at once.
         """
         conversation = Conversation(history, self._max_history, self._origin)
-        run = _Run(self._tools, conversation, Budget(stop, self._timeout), self._origin)
+        run = _Run(self._tools, self._tool_timeout, conversation, Budget(stop, self._timeout), self._origin)
         with self._connection(stop) as client:
             answer = yield from run.rounds(lambda: self._ask(client, conversation, run.budget))
         yield answer
@@ -250,11 +264,19 @@ class Agent:
 class _Run:
     """One run of the agent: its conversation, its budget, its usage."""
 
-    def __init__(self, tools: Mapping[str, Tool], conversation: Conversation, budget: Budget, origin: Origin) -> None:
+    def __init__(
+        self,
+        tools: Mapping[str, Tool],
+        tool_timeout: float,
+        conversation: Conversation,
+        budget: Budget,
+        origin: Origin,
+    ) -> None:
         self.conversation = conversation
         self.budget = budget
         self._origin = origin
         self._tools = tools
+        self._tool_timeout = tool_timeout
         self._usage: dict[str, Any] | None = None
 
     def rounds(self, ask: Callable[[], Generator[Event, None, Reply]]) -> Generator[Event, None, Answer]:
@@ -273,9 +295,7 @@ class _Run:
                 raise ModelError("too_many_tool_rounds", f"The model wanted tools more than {_MAX_ROUNDS} times.")
             yield self._add(assistant_message(reply.text, calls) | fields)
             yield from calls
-            for call in calls:
-                self.budget.remaining()
-                result = self._call_tool(call)
+            for call, result in zip(calls, self._results(calls), strict=True):
                 content = result.result if result.error is None else f"error: {result.error}"
                 yield self._add({"role": "tool", "tool_call_id": call.id, "name": call.name, "content": content})
                 yield result
@@ -292,16 +312,5 @@ class _Run:
         self.conversation.add(message)
         return Message(message, self._usage)
 
-    def _call_tool(self, call: ToolCall) -> ToolResult:
-        tool = self._tools.get(call.name)
-        if tool is None:
-            known = ", ".join(self._tools) or "none"
-            return ToolResult(call.id, call.name, error=f"there is no tool of this name; the tools are: {known}")
-        try:
-            return ToolResult(call.id, call.name, result=tool(call.arguments))
-        except ValueError as error:
-            text = utf8_text(str(error))[:MAX_RESULT_CHARACTERS]
-            return ToolResult(call.id, call.name, error=text or "the tool failed")
-        except (Exception, SystemExit) as error:  # noqa: BLE001  a tool is anybody's code
-            log.warning("Tool %s failed with %s", call.name, type(error).__name__)
-            return ToolResult(call.id, call.name, error=f"the tool failed ({type(error).__name__})")
+    def _results(self, calls: Sequence[ToolCall]) -> Iterator[ToolResult]:
+        return run_calls(self._tools, calls, self.budget, self._tool_timeout)

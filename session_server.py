@@ -18,6 +18,8 @@ from flask import Flask
 from agent import Agent
 from calculator import calculator
 from model.demo import ModelServer, demo_script
+from model.tool_file import ToolFileError, load_tools
+from model.tools import Tool
 from storage import MemoryStorage, Storage, StorageUnavailable
 from stores.files import FileStorage
 from web.access import add_common_headers, check_access
@@ -55,6 +57,7 @@ def create_app(storage: Storage, agent: Agent, settings: Settings | None = None)
     app.post("/sessions/<session_id>/run_stream")(api.run_stream)
     app.get("/sessions/<session_id>/run_stream")(api.resume_stream)
     app.post("/sessions/<session_id>/cancel")(api.cancel)
+    app.get("/tools")(api.list_tools)
     app.get("/health")(api.health)
     app.get("/ready")(api.ready)
     for name in ("index.html", "openapi.json", *PAGE_FILES):
@@ -96,20 +99,37 @@ def _assemble(settings: Settings) -> Flask:
     if settings.demo:
         base_url = ModelServer(demo_script()).start().base_url
     try:
+        tools = [Tool(calculator, "built in")] if settings.calculator else []
+        for path in settings.tools:
+            tools += load_tools(path)
+    except ToolFileError as error:
+        raise SettingsError(f"-tools: {error}") from None
+    names = [tool.name for tool in tools]
+    if twice := [tool for tool in tools if names.count(tool.name) > 1]:
+        where = " and ".join(tool.source for tool in twice)
+        raise SettingsError(f"-tools: {twice[0].name} is a tool of {where}: rename one, or give -calculator=false")
+    try:
         agent = Agent(
             api_key=settings.api_key or "none",
             base_url=base_url,
             model="demo" if settings.demo else settings.model,
             options=settings.model_options,
             stream=settings.stream,
-            system_prompt=settings.system_prompt,
-            tools=[calculator],
+            system_prompt=_system_prompt(settings),
+            tools=tools,
+            tool_timeout=settings.tool_timeout,
             max_history=settings.max_history,
             timeout=settings.timeout,
         )
     except ValueError as error:
         raise SettingsError(f"-base_url: {error}; see to the address and to the proxy settings") from None
     return create_app(storage, agent, settings)
+
+
+def _system_prompt(settings: Settings) -> str:
+    """The instructions. The default ones do not name a calculator that is not there."""
+    default = settings.system_prompt == Settings.system_prompt
+    return "You are a helpful assistant." if default and not settings.calculator else settings.system_prompt
 
 
 def _storage(settings: Settings) -> Storage:

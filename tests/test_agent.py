@@ -129,7 +129,7 @@ def test_a_chunk_comes_before_the_model_has_said_the_next(model: ModelServer, ag
     assert list(events) == [Answer("Hello", "stop", None, None)]
 
 
-def test_calls_are_stored_then_shown_then_run_one_by_one(model: ModelServer, agent_of: MakeAgent) -> None:
+def test_calls_are_stored_then_shown_and_then_their_results(model: ModelServer, agent_of: MakeAgent) -> None:
     model.then(
         tool_calls(("calculator", {"expression": "1"}), ("calculator", {"expression": "bad"}), text="Let me see.")
     )
@@ -264,7 +264,7 @@ def test_arguments_arrive_with_the_types_of_the_annotations(model: ModelServer, 
     result = result_of(
         model, agent_of(model, tools=[book]), "book", {"seats": 2, "price": 3, "names": ["é"], "row": "b"}
     )
-    assert result.result == '{"seats": 2, "price": 3.0, "names": ["é"], "vip": false, "row": "b"}'
+    assert result.result == '{"seats":2,"price":3.0,"names":["é"],"vip":false,"row":"b"}'
 
 
 @pytest.mark.parametrize(
@@ -324,9 +324,9 @@ def test_an_error_without_words_is_an_error_all_the_same(model: ModelServer, age
         ("", ""),
         (None, "null"),
         (5, "5"),
-        ({"é": [1, None]}, '{"é": [1, null]}'),
+        ({"é": [1, None]}, '{"é":[1,null]}'),
         ("a\ud83d", "a\ufffd"),
-        (frozenset(), '"frozenset()"'),
+        (frozenset(), "[]"),
     ],
 )
 def test_what_a_tool_returns_becomes_text(model: ModelServer, agent_of: MakeAgent, value: Any, text: str) -> None:
@@ -334,15 +334,6 @@ def test_what_a_tool_returns_becomes_text(model: ModelServer, agent_of: MakeAgen
         return value
 
     assert result_of(model, agent_of(model, tools=[tool]), "tool", "").result == text
-
-
-def test_a_result_that_cannot_be_written_is_an_error(model: ModelServer, agent_of: MakeAgent) -> None:
-    def tool() -> Any:
-        endless: list[Any] = []
-        endless.append(endless)
-        return endless
-
-    assert result_of(model, agent_of(model, tools=[tool]), "tool", "").error
 
 
 def test_a_result_is_cut_off_at_a_mebibyte(model: ModelServer, agent_of: MakeAgent) -> None:
@@ -354,15 +345,11 @@ def test_a_result_is_cut_off_at_a_mebibyte(model: ModelServer, agent_of: MakeAge
     assert result.endswith("… (cut off)")
 
 
-async def asynchronous() -> str:
-    return ""
-
-
 def positional(expression: str, /) -> str:
     return expression
 
 
-@pytest.mark.parametrize("tool", [asynchronous, positional, lambda: "", object()])
+@pytest.mark.parametrize("tool", [positional, lambda: "", object()])
 def test_what_cannot_be_a_tool_is_refused(tool: Any) -> None:
     with pytest.raises(ValueError, match="cannot be a tool"):
         Agent(api_key="k", base_url="http://127.0.0.1:1/v1", model="m", tools=[tool])
@@ -1016,19 +1003,16 @@ def test_stopping_ends_the_wait_before_the_next_try(model: ModelServer, agent_of
     assert len(model.requests) == 1
 
 
-def test_stopping_between_two_tools_leaves_the_second_alone(model: ModelServer, agent_of: MakeAgent) -> None:
+def test_stopping_while_tools_work_leaves_their_results_alone(model: ModelServer, agent_of: MakeAgent) -> None:
     stop = Stop()
-    ran = []
 
     def tool(number: int) -> str:
-        ran.append(number)
         stop.set()
         return ""
 
     model.then(tool_calls(("tool", {"number": 1}), ("tool", {"number": 2})))
     with pytest.raises(Stopped):
         list(agent_of(model, tools=[tool]).run([QUESTION], stop))
-    assert ran == [1]
     assert len(model.requests) == 1
 
 

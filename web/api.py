@@ -38,6 +38,7 @@ class Api:
         )
         self._show_reasoning = settings.show_reasoning
         self._storage = storage
+        self._agent = agent
         self._keep_alive = settings.keep_alive
         self._responses = threading.BoundedSemaphore(settings.max_responses)
         self._watchers = threading.BoundedSemaphore(settings.max_watchers)
@@ -140,6 +141,13 @@ class Api:
     def cancel(self, session_id: str) -> Response:
         json_body(optional=True)
         return json_response({"cancelled": self.runs.cancel(session_id)})
+
+    def list_tools(self) -> Response:
+        tools = [
+            {"name": tool.name, "description": tool.description, "parameters": tool.parameters, "from": tool.source}
+            for tool in self._agent.tools
+        ]
+        return json_response({"tools": tools})
 
     def health(self) -> Response:
         return json_response({"status": "ok"})

@@ -103,6 +103,10 @@ def origins(text: str) -> tuple[str, ...]:
     return tuple(origin.removesuffix(":443" if origin.startswith("https") else ":80") for origin in found)
 
 
+def files(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
 def token(text: str) -> str:
     if not re.fullmatch(r"[\x21-\x7e]+", text.strip()):
         raise ValueError("must be visible ASCII characters without spaces")

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from web.flag_values import (
     SettingsError,
     boolean,
+    files,
     log_level,
     model_options,
     origins,
@@ -43,6 +44,9 @@ class Settings:
     show_reasoning: bool = True
     session_dir: str = ""
     redis_url: str = ""
+    tools: tuple[str, ...] = ()
+    calculator: bool = True
+    tool_timeout: float = 60.0
     system_prompt: str = "You are a helpful assistant. Use the calculator for arithmetic."
     timeout: float = 120.0
     keep_alive: float = 15.0
@@ -81,6 +85,9 @@ FLAGS: dict[str, tuple[Callable[[str], Any], str, tuple[str, ...]]] = {
     "show_reasoning": (boolean, "send the model's reasoning to callers; false: only store it", ()),
     "session_dir": (str, "directory for session files; empty: memory", ()),
     "redis_url": (redis_url, "Redis server to keep sessions in, which other servers may share", ()),
+    "tools": (files, "a Python file whose functions the model may call; repeatable", ()),
+    "calculator": (boolean, "offer the built-in calculator", ()),
+    "tool_timeout": (seconds, "seconds that one tool call may take; then the turn goes on without it", ()),
     "system_prompt": (text_or_file, "instructions put before every conversation; @file reads a file", ()),
     "timeout": (seconds, "seconds that one turn may take, model and tools together", ()),
     "keep_alive": (seconds, "seconds of silence after which a stream sends a comment", ()),
@@ -92,6 +99,9 @@ FLAGS: dict[str, tuple[Callable[[str], Any], str, tuple[str, ...]]] = {
     "log_level": (log_level, "debug, info, warning, error", ()),
     "demo": (boolean, "built-in scripted model: no key and no network needed", ()),
 }
+
+
+_REPEATABLE = ("cors_origin", "tools")
 
 
 def read_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
@@ -112,7 +122,7 @@ def read_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> S
             continue
         variables = (f"SESSION_SERVER_{name.upper()}", *others)
         if given[name]:
-            source, text = f"-{name}", ",".join(given[name]) if name == "cors_origin" else given[name][-1]
+            source, text = f"-{name}", ",".join(given[name]) if name in _REPEATABLE else given[name][-1]
         else:
             source = next((variable for variable in variables if environment.get(variable)), "")
             text = environment.get(source)

@@ -29,7 +29,7 @@ from session_server import Settings, create_app
 from storage import LockedSession, MemoryStorage, Storage, StorageUnavailable
 from stores.files import FileStorage
 from tests.support.model_server import ModelServer, ReplyTo
-from tests.support.server import PATIENCE
+from tests.support.server import PATIENCE, until
 
 T = TypeVar("T")
 KEY = "sk-the-key-of-the-tests-0123456789"
@@ -146,8 +146,7 @@ class Talk:
         self._others.shutdown()
         Talk._alive.discard(self)
         for thread in set(threading.enumerate()) - Talk._threads if not Talk._alive else ():
-            thread.join(PATIENCE)
-            assert not thread.is_alive(), f"{thread} is left"
+            until(lambda thread=thread: _has_ended(thread))
 
     def __enter__(self) -> Self:
         return self
@@ -269,6 +268,15 @@ class BreakableStorage(MemoryStorage):
 
             locked._append = append_if_it_can  # type: ignore[assignment, method-assign]
         return locked
+
+
+def _has_ended(thread: threading.Thread) -> bool:
+    """Whether the thread has ended, after a short wait. `threading.enumerate` also gives threads that are to start."""
+    try:
+        thread.join(0.1)
+    except RuntimeError:  # not started yet
+        return False
+    return not thread.is_alive()
 
 
 def _named(headers: Mapping[str, str]) -> dict[str, str]:
