@@ -271,7 +271,7 @@ class BreakableStorage(MemoryStorage):
 
 
 def _has_ended(thread: threading.Thread) -> bool:
-    """Whether the thread has ended, after a short wait. `threading.enumerate` also gives threads that are to start."""
+    """Whether the thread has ended, after a short wait. `threading.enumerate` also gives threads that will start."""
     try:
         thread.join(0.1)
     except RuntimeError:  # not started yet
