@@ -6,7 +6,6 @@ for any WSGI server. `main` is the command line.
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import sys
@@ -14,6 +13,7 @@ import urllib.parse
 from collections.abc import Sequence
 
 from flask import Flask
+from werkzeug.middleware.proxy_fix import ProxyFix
 
 from agent import Agent
 from calculator import calculator
@@ -27,13 +27,12 @@ from web.api import Api
 from web.errors import answer_error
 from web.flag_values import SettingsError
 from web.hardened_waitress import MAX_BODY_BYTES
+from web.logs import set_up_logging
 from web.page_files import PAGE_FILES, page_file
 from web.serving import listen, serve, tune_interpreter
 from web.settings import Settings, read_settings
 
 __all__ = ["Settings", "SettingsError", "build_app", "create_app", "main"]
-
-LOGGED_ROOMS = ("session_server", "web", "turns", "agent", "stores", "storage", "model")  # whose logs -log_level sets
 
 
 def create_app(storage: Storage, agent: Agent, settings: Settings | None = None) -> Flask:
@@ -41,6 +40,9 @@ def create_app(storage: Storage, agent: Agent, settings: Settings | None = None)
     settings = settings or Settings()
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
+    if settings.trusted_proxies:
+        n = settings.trusted_proxies
+        app.wsgi_app = ProxyFix(app.wsgi_app, n, n, n, 0, n)  # type: ignore[method-assign]
     app.url_map.merge_slashes = False  # a path with two slashes is not found, without a redirect in HTML
     app.before_request(lambda: check_access(settings))
     app.after_request(lambda response: add_common_headers(response, settings))
@@ -74,7 +76,7 @@ def build_app() -> Flask:
     Raises SettingsError. Memory storage needs a server of one process.
     """
     settings = read_settings([], os.environ)
-    _set_up_logging(settings)
+    set_up_logging(settings)
     app = _assemble(settings)
     tune_interpreter()
     return app
@@ -84,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the server until a signal ends it. Gives the exit code: 0 after a shutdown, 2 where it cannot start."""
     try:
         settings = read_settings(sys.argv[1:] if arguments is None else arguments, os.environ)
-        _set_up_logging(settings)
+        set_up_logging(settings)
         with listen(settings) as listener:
             serve(_assemble(settings), listener, settings, _banner(settings, listener))
     except SettingsError as error:
@@ -148,14 +150,6 @@ def _storage(settings: Settings) -> Storage:
         return FileStorage(settings.session_dir) if settings.session_dir else MemoryStorage()
     except StorageUnavailable as error:
         raise SettingsError(f"-session_dir: {error}; give a directory that can be written") from None
-
-
-def _set_up_logging(settings: Settings) -> None:
-    """Sets the level of this program's logs. Those of libraries may hold texts of messages, and start at warnings."""
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
-    logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # it warns of a queue while threads start on demand
-    for name in LOGGED_ROOMS:
-        logging.getLogger(name).setLevel(settings.log_level.upper())
 
 
 def _banner(settings: Settings, listener: socket.socket) -> str:

@@ -67,7 +67,7 @@ class Adaptation:
         self.shape = traits.shape
         self._accepted = traits.accepted
         self._tried: set[Part] = set()
-        self._dropped: Part | None = None
+        self._before: Shape | None = None  # the shape that the last request had, where a part was dropped after it
         self._words = ""
 
     def change(self, failure: Failure, sent: Set[Part]) -> bool:
@@ -75,9 +75,9 @@ class Adaptation:
 
         Gives False where no other shape may help.
         """
-        if self._dropped and failure.words == self._words:  # the same refusal: the part was not its cause
-            self.shape = replace(self.shape, **{self._dropped: True})
-        self._dropped, self._words = None, failure.words
+        if self._before and failure.words == self._words:  # the same refusal: the part was not its cause
+            self.shape = self._before
+        self._before, self._words = None, failure.words
         if failure.status in (400, 422):
             if _MISSES_REASONING.search(failure.words) and not self.shape.reasoning_everywhere:
                 self.shape = replace(self.shape, reasoning_everywhere=True, provider_state=True)
@@ -89,8 +89,10 @@ class Adaptation:
         if part is None:
             return False
         self._tried.add(part)
-        self._dropped = part
+        self._before = self.shape
         self.shape = replace(self.shape, **{part: False})
+        if part == "provider_state":
+            self.shape = replace(self.shape, reasoning_everywhere=False)
         return True
 
     def _suspect(self, failure: Failure, sent: Set[Part]) -> Part | None:

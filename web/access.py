@@ -61,7 +61,8 @@ def add_common_headers(response: Response, settings: Settings) -> Response:
             )
             response.headers["Access-Control-Max-Age"] = "600"
     method, path = urllib.parse.quote(request.method[:20]), urllib.parse.quote(request.path[:200])
-    line = f"request {g.request_id} {method} {path} {response.status_code}"
+    client = urllib.parse.quote((request.remote_addr or "-")[:60], safe=":")
+    line = f"request {g.request_id} {client} {method} {path} {response.status_code}"
     started_at = g.started_at
     level = logging.DEBUG if request.path in ("/health", "/ready") else logging.INFO
     response.call_on_close(lambda: log.log(level, "%s %.3f s", line, time.monotonic() - started_at))

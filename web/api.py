@@ -46,7 +46,7 @@ class Api:
     def create_session(self) -> Response:
         json_body(optional=True)
         session_id = self._storage.create()
-        return json_response({"id": session_id}, 201, {"Location": f"/sessions/{session_id}"})
+        return json_response({"id": session_id}, 201, {"Location": f"{request.script_root}/sessions/{session_id}"})
 
     def list_sessions(self) -> Response:
         details = flag_argument("details")

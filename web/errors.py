@@ -41,7 +41,7 @@ ERRORS: dict[str, tuple[int, str]] = {
     "model_timeout": (504, "The model server did not answer in time."),
 }
 
-_RETRY_AFTER_SECONDS = {"session_busy": "1", "overloaded": "1", "shutting_down": "5"}
+_RETRY_AFTER_SECONDS = {"session_busy": "1", "overloaded": "1", "shutting_down": "5", "storage_unavailable": "5"}
 _CODES: dict[type[Exception], str] = {
     SessionNotFound: "session_not_found",
     SessionBusy: "session_busy",

@@ -113,7 +113,12 @@ def token(text: str) -> str:
     return text.strip()
 
 
-def log_level(text: str) -> str:
-    if text not in ("debug", "info", "warning", "error"):
-        raise ValueError("must be debug, info, warning or error")
-    return text
+def one_of(*words: str) -> Callable[[str], str]:
+    """Gives a function that reads one of these words."""
+
+    def read(text: str) -> str:
+        if text not in words:
+            raise ValueError(f"must be {', '.join(words[:-1])} or {words[-1]}")
+        return text
+
+    return read

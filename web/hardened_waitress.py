@@ -38,6 +38,7 @@ def hardened_server(app: Flask, listener: socket.socket, settings: Settings) -> 
         max_request_header_size=1 << 16,
         channel_timeout=_IDLE_SECONDS,
         cleanup_interval=10,
+        clear_untrusted_proxy_headers=not settings.trusted_proxies,  # ProxyFix reads them
         log_socket_errors=False,  # a client that is cut off is no error
         ident=None,
     )

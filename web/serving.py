@@ -65,11 +65,20 @@ def serve(app: Flask, listener: socket.socket, settings: Settings, banner: str) 
     tune_interpreter()
     with _first_signal() as wait:
         threading.Thread(target=server.run, name="server", daemon=True).start()
-        print(banner, flush=True)
+        _print(banner)
         wait()
     log.info("shutting down: running turns get %g s", settings.grace)
     app.extensions["runs"].shut_down(settings.grace)
     _flush(server)
+
+
+def _print(banner: str) -> None:
+    try:
+        print(banner, flush=True)
+    except OSError as error:  # a full disk, or nobody reads: that is no reason not to serve
+        log.warning("cannot write to standard output: %s", error.strerror)
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the exit flushes what is left
 
 
 def tune_interpreter() -> None:

@@ -13,8 +13,8 @@ from web.flag_values import (
     SettingsError,
     boolean,
     files,
-    log_level,
     model_options,
+    one_of,
     origins,
     redis_url,
     seconds,
@@ -52,10 +52,12 @@ class Settings:
     keep_alive: float = 15.0
     max_history: int = 0
     auth_token: str = ""
+    trusted_proxies: int = 0
     cors_origin: tuple[str, ...] = ()
     max_streams: int = 500
     grace: float = 10.0
     log_level: str = "info"
+    log_format: str = "text"
     demo: bool = False
 
     @property
@@ -93,10 +95,12 @@ FLAGS: dict[str, tuple[Callable[[str], Any], str, tuple[str, ...]]] = {
     "keep_alive": (seconds, "seconds of silence after which a stream sends a comment", ()),
     "max_history": (whole_number(0), "at most this many earlier messages go to the model; 0: all", ()),
     "auth_token": (token, "callers must send Authorization: Bearer <token>", ("SESSION_SERVER_TOKEN",)),
+    "trusted_proxies": (whole_number(0, 16), "how many proxies in front are believed (X-Forwarded-…)", ()),
     "cors_origin": (origins, "a web origin that may call; repeatable", ()),
     "max_streams": (whole_number(1, 100_000), "turns running at once; more get 503", ()),
     "grace": (seconds_or_zero, "seconds that running turns get at shutdown", ()),
-    "log_level": (log_level, "debug, info, warning, error", ()),
+    "log_level": (one_of("debug", "info", "warning", "error"), "debug, info, warning, error", ()),
+    "log_format": (one_of("text", "json"), "text, json", ()),
     "demo": (boolean, "built-in scripted model: no key and no network needed", ()),
 }
 
@@ -126,7 +130,9 @@ def read_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> S
         else:
             source = next((variable for variable in variables if environment.get(variable)), "")
             text = environment.get(source)
-        if text is None or (text == "" and read is not str):
+        if given[name] and "" in given[name] and name != "session_dir":
+            raise SettingsError(f"-{name} is empty: give it a value, or leave it out")
+        if text is None:
             continue
         try:
             values[name] = read(text)

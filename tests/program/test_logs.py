@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from session_server import LOGGED_ROOMS
 from tests.program.house import rooms
 from tests.support.model_server import BREAK, STALL, ModelServer, ReplyTo, answer, status, tool_call
 from tests.support.server import ROOT, Server, until
 from tests.support.talk import BreakableStorage, Talk
+from web.logs import LOGGED_ROOMS, JsonLines
 
 MODULES = LOGGED_ROOMS
-REQUEST = re.compile(r"request (?P<id>\S+) (?P<method>\S+) (?P<path>\S+) (?P<status>\d{3}) (?P<seconds>\d+\.\d{3}) s")
+REQUEST = re.compile(
+    r"request (?P<id>\S+) (?P<client>\S+) (?P<method>\S+) (?P<path>\S+) (?P<status>\d{3}) (?P<seconds>\d+\.\d{3}) s"
+)
 TURN = re.compile(
     r"turn session=(?P<session>session-\S+) status=(?P<status>\w+) seconds=(?P<seconds>\d+\.\d{3})"
     r" model_seconds=(?P<model>\d+\.\d{3}) tokens=(?P<tokens>\d+|-)"
@@ -107,6 +111,40 @@ def test_asking_for_health_is_logged_at_debug_only(log: Log) -> None:
         talk.get("/ready")
     assert log.requests() == []
     assert [match["path"] for match in log.requests(logging.DEBUG)] == ["/health", "/ready"]
+
+
+def test_the_clients_address_is_in_the_line(log: Log) -> None:
+    with Talk() as talk:
+        talk.get("/sessions", X_Forwarded_For="9.9.9.9")
+        talk.request("GET", "/sessions", environ_overrides={"REMOTE_ADDR": "::1 INFO forged"})
+    assert [match["client"] for match in log.requests()] == ["127.0.0.1", "::1%20INFO%20forged"]
+
+
+@pytest.mark.parametrize("believed, client", [("0", "127.0.0.1"), ("1", "9.9.9.2"), ("2", "9.9.9.1")])
+def test_the_address_is_the_one_that_the_last_trusted_proxy_tells(log: Log, believed: str, client: str) -> None:
+    with Talk(trusted_proxies=int(believed)) as talk:
+        talk.get("/sessions", X_Forwarded_For="6.6.6.6, 9.9.9.1, 9.9.9.2")
+    assert [match["client"] for match in log.requests()] == [client]
+
+
+def test_json_lines(serve: Callable[..., Server]) -> None:
+    server = serve("-demo", "-log_format=json")
+    server.request("GET", "/nothing")
+    until(lambda: "request" in server.log.read_text())
+    lines = [json.loads(line) for line in server.log.read_text().splitlines()]
+    [line] = [line for line in lines if REQUEST.fullmatch(line["message"])]
+    assert (line["level"], line["logger"]) == ("info", "web.access")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line["time"])
+
+
+def test_a_traceback_is_in_its_json_line() -> None:
+    try:
+        raise ValueError("no\nway")
+    except ValueError:
+        record = logging.LogRecord("web.errors", logging.ERROR, "", 0, "request %s failed", ("x",), sys.exc_info())
+    line = json.loads(JsonLines().format(record))
+    assert line["message"] == "request x failed"
+    assert line["exception"].startswith("Traceback") and line["exception"].endswith("ValueError: no\nway")
 
 
 # --- one line a turn ---

@@ -3,11 +3,12 @@
 import copy
 import json
 import socket
+import ssl
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.client import HTTPConnection
+from http.client import HTTPConnection, HTTPSConnection
 from pathlib import Path
 
 import pytest
@@ -23,12 +24,15 @@ pytestmark = pytest.mark.skipif(NGINX is None, reason="needs the Debian package 
 
 
 @contextmanager
-def nginx(folder: Path, backend: int, *, without: str = "") -> Iterator[int]:
-    """An nginx in front of this port; gives its own port. `without` is locked out of the configuration."""
+def nginx(folder: Path, backend: int, *, without: str = "", site: str = "", listen: str = "") -> Iterator[int]:
+    """An nginx in front of this port; gives its own port. `without` is left out of the configuration. `site` stands
+    before its location, `listen` behind its port."""
+    location = site
     port = free_port()
     site = CONFIGURATION.read_text(encoding="utf-8")
     for old, new in (
-        ("listen 8000;", f"listen 127.0.0.1:{port};"),
+        ("listen 8000;", f"listen 127.0.0.1:{port}{listen or ';'}"),
+        ("    location / {", location or "    location / {"),
         ("127.0.0.1:8080", f"127.0.0.1:{backend}"),
         (without, ""),
     ):
@@ -174,6 +178,83 @@ def test_with_a_token_the_page_may_call_from_any_host(
         assert proxied.request("POST", "/sessions", headers=page).status == 201
         page["Origin"] = "http://elsewhere.example.org"
         assert proxied.request("POST", "/sessions", headers=page).status == 403
+
+
+CHAT = """
+    location /chat/ {
+        proxy_pass http://session_server/;
+        proxy_http_version 1.1;
+        proxy_set_header Connection "";
+        proxy_set_header X-Forwarded-For $remote_addr;
+        proxy_set_header X-Forwarded-Proto $scheme;
+        proxy_set_header X-Forwarded-Host $http_host;
+        proxy_set_header X-Forwarded-Prefix /chat;
+        proxy_buffering off;
+    }
+
+    location / {"""
+
+
+@contextmanager
+def under_a_path(server: Server, folder: Path, listen: str = "") -> Iterator[Server]:
+    """The same server, as it is reached by way of nginx at /chat/, by the lines that the documentation gives."""
+    documented = (ROOT / "docs" / "several-servers.md").read_text(encoding="utf-8")
+    for line in CHAT.split("location / ")[0].splitlines():
+        assert line.strip() in documented
+    with nginx(folder, server.port, site=CHAT, listen=listen) as port:
+        proxied = copy.copy(server)
+        proxied.port = port
+        yield proxied
+
+
+def test_at_a_path_of_a_proxy_the_location_and_the_origin_are_the_proxys(
+    serve: Callable[..., Server], model: ModelServer, tmp_path: Path
+) -> None:
+    server = serve(f"-base_url={model.base_url}", "-auth_token=secret", "-trusted_proxies=1")
+    with under_a_path(server, tmp_path) as proxied:
+        page = {"Host": "chat.example.org", "Origin": "http://chat.example.org", "Authorization": "Bearer secret"}
+        reply = proxied.request("POST", "/chat/sessions", headers=page)
+        assert (reply.status, reply.headers["Location"]) == (201, f"/chat/sessions/{reply.json['id']}")
+        assert proxied.request("GET", reply.headers["Location"], headers=page).json["messages"] == []
+        page["Origin"] = "http://elsewhere.example.org"
+        assert proxied.request("POST", "/chat/sessions", headers=page).status == 403
+    assert "127.0.0.1 POST /sessions 201" in server.log.read_text()
+
+
+def test_without_a_token_a_host_that_a_trusted_proxy_tells_must_be_loopback_too(
+    serve: Callable[..., Server], model: ModelServer, tmp_path: Path
+) -> None:
+    server = serve(f"-base_url={model.base_url}", "-trusted_proxies=1")
+    with under_a_path(server, tmp_path) as proxied:
+        assert proxied.request("GET", "/chat/sessions", headers={"Host": "localhost"}).status == 200
+        refused = proxied.request("GET", "/chat/sessions", headers={"Host": "chat.example.org"})
+        assert (refused.status, refused.json["code"]) == (403, "forbidden_host")
+
+
+def test_forwarded_headers_are_not_believed_unless_proxies_are_trusted(server: Server) -> None:
+    forwarded = {"X-Forwarded-Host": "localhost", "Host": "chat.example.org", "X-Forwarded-Prefix": "/chat"}
+    assert server.request("GET", "/sessions", headers=forwarded).status == 403
+    created = server.request("POST", "/sessions", headers={"X-Forwarded-Prefix": "/chat"})
+    assert created.headers["Location"].startswith("/sessions/")
+
+
+@pytest.mark.skipif(where_is("openssl") is None, reason="needs the Debian package openssl")
+def test_a_page_that_is_served_with_tls_may_call(
+    serve: Callable[..., Server], model: ModelServer, tmp_path: Path
+) -> None:
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
+    files = ["-keyout", str(tmp_path / "key.pem"), "-out", str(tmp_path / "cert.pem")]
+    subprocess.run([*command, *files], check=True, capture_output=True)
+    tls = f" ssl; ssl_certificate {tmp_path}/cert.pem; ssl_certificate_key {tmp_path}/key.pem;"
+    server = serve(f"-base_url={model.base_url}", "-auth_token=secret", "-trusted_proxies=1")
+    trusting = ssl.create_default_context(cafile=str(tmp_path / "cert.pem"))
+    with under_a_path(server, tmp_path, tls) as proxied:
+        for origin, status in (("https://localhost", 201), ("https://evil.example", 403)):
+            connection = HTTPSConnection("localhost", proxied.port, timeout=PATIENCE, context=trusting)
+            page = {"Origin": f"{origin}:{proxied.port}", "Authorization": "Bearer secret"}
+            connection.request("POST", "/chat/sessions", headers=page)
+            assert connection.getresponse().status == status
+            connection.close()
 
 
 def test_connections_to_the_server_are_kept(tmp_path: Path) -> None:

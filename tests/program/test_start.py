@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -50,10 +51,12 @@ VALUES: dict[str, tuple[str, Any]] = {
     "keep_alive": ("3", 3.0),
     "max_history": ("7", 7),
     "auth_token": ("s3cret", "s3cret"),
+    "trusted_proxies": ("1", 1),
     "cors_origin": ("https://chat.example.org", ("https://chat.example.org",)),
     "max_streams": ("5", 5),
     "grace": ("0", 0.0),
     "log_level": ("debug", "debug"),
+    "log_format": ("json", "json"),
     "demo": ("true", True),
 }
 HAVE_KEY = {"OPENAI_API_KEY": "sk-environment"}
@@ -120,6 +123,47 @@ def test_our_own_variable_wins_over_the_general_one() -> None:
 def test_an_empty_variable_sets_nothing(name: str) -> None:
     settings = read_settings([], {**HAVE_KEY, f"SESSION_SERVER_{name.upper()}": ""})
     assert getattr(settings, name) == getattr(read_settings([], HAVE_KEY), name)
+
+
+@pytest.mark.parametrize("name", [name for name in VALUES if name != "session_dir"])
+@pytest.mark.parametrize("form", ["-{0}=", "--{0}=", "-{0} "])
+def test_an_empty_flag_is_an_error_whatever_the_environment_says(name: str, form: str) -> None:
+    arguments = form.format(name).split(" ")
+    with pytest.raises(SettingsError, match=f"^-{name} is empty: give it a value, or leave it out$"):
+        read_settings(arguments, {**HAVE_KEY, f"SESSION_SERVER_{name.upper()}": VALUES[name][0]})
+
+
+def test_an_empty_session_dir_means_memory() -> None:
+    assert read_settings(["-session_dir="], {**HAVE_KEY, "SESSION_SERVER_SESSION_DIR": "x"}).session_dir == ""
+
+
+@pytest.mark.parametrize("output", ["| true", "> /dev/full", ">&-"])
+def test_a_server_whose_standard_output_cannot_be_written_runs_on(tmp_path: Path, output: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    pid, log = tmp_path / "pid", tmp_path / "log"
+    command = f"(echo $$ > {pid}.new; mv {pid}.new {pid}; exec {' '.join(SERVER)} -demo -port={port}) {output}"
+    script = command.replace("echo $$", "sh -c 'echo $PPID'")
+    with log.open("wb") as stderr:
+        shell = subprocess.Popen(["bash", "-c", script], stderr=stderr, stdin=subprocess.DEVNULL, env=environment())
+    try:
+        until(lambda: _answers(port))
+    finally:
+        os.kill(int(pid.read_text()), signal.SIGTERM)
+        shell.wait(PATIENCE)
+    assert shell.returncode == 0
+    assert "Traceback" not in log.read_text() and "Exception" not in log.read_text()
+
+
+def _answers(port: int) -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+    try:
+        connection.request("GET", "/health")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        connection.close()
 
 
 @pytest.mark.parametrize("text", ["true", "t", "1", "false", "f", "0"])
@@ -236,7 +280,8 @@ def run_main(
         (["-base_url=https://api.openai.com/v1"], ["-api_key", "OPENAI_API_KEY", "-demo"]),
         (["-demo", "-host=0.0.0.0"], ["-host", "-auth_token"]),
         (["-demo", "-host=::"], ["-host", "-auth_token"]),
-        (["-demo", "-host="], ["-host", "-auth_token"]),
+        (["-demo", "-log_format=xml"], ["-log_format", "text or json"]),
+        (["-demo", "-trusted_proxies=-1"], ["-trusted_proxies", "0 to 16"]),
         (["-demo", "-host=no-such-host.invalid"], ["-host", "address of this machine"]),
         (["-demo", "-host=192.0.2.1", "-auth_token=t"], ["192.0.2.1", "address"]),
     ],

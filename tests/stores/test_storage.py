@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage import MemoryStorage, Storage, from_json, to_json
@@ -44,6 +44,27 @@ def test_what_is_written_is_read_again(value: Any) -> None:
 def test_json_is_read_as_the_standard_library_reads_it(value: Any, ascii: bool) -> None:
     text = json.dumps(value, ensure_ascii=ascii)
     assert repr(from_json(text.encode())) == repr(json.loads(text))
+
+
+PIECES = st.sampled_from(
+    [*'{}[],:"\\01-.eE+ \n\0é😀', r"\ud83d", r"\ude00", "1e400", "-0", "null", "true", "NaN", '"a"', '{"a":1,"a":']
+).map(str.encode) | st.sampled_from([b"\xff", b"\xed\xa0\x80", b"1" * 4301])
+
+
+@given(st.lists(PIECES, max_size=8).map(b"".join))
+@settings(max_examples=1000, deadline=None)
+def test_broken_json_is_refused_where_the_standard_library_refuses_it(data: bytes) -> None:
+    def refuse(constant: str) -> None:
+        raise ValueError(constant)
+
+    try:
+        expected = json.loads(data.decode(), parse_constant=refuse)
+        to_json(expected)
+    except ValueError:
+        with pytest.raises(ValueError):
+            from_json(data)
+    else:
+        assert repr(from_json(data)) == repr(expected)
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,17 @@ def mistral() -> Callable[[dict[str, Any]], Reply]:
     return answering(check, {"reasoning_content": "One and one."})
 
 
+def old_reasoner() -> Callable[[dict[str, Any]], Reply]:
+    """Refuses the reasoning that it sends, in words that read as if it missed it."""
+
+    def check(messages: Messages) -> Reply | None:
+        if any("reasoning_content" in message for message in messages):
+            return refusal("reasoning_content must not be in the input: requests are required to come without it")
+        return None
+
+    return answering(check, {"reasoning_content": "One and one."})
+
+
 def groq() -> Callable[[dict[str, Any]], Reply]:
     """Refuses the reasoning that it sends under another name."""
 
@@ -154,6 +165,7 @@ SERVERS = {
     "DeepSeek": deepseek,
     "Kimi": kimi,
     "Mistral": mistral,
+    "DeepSeek R1": old_reasoner,
     "Groq": groq,
     "OpenRouter": openrouter,
 }

@@ -175,17 +175,18 @@ def converse(talk: Talk, session: str, turns: int) -> None:
 @pytest.mark.parametrize("server", SERVERS)
 def test_a_server_gets_back_what_it_wants_in_all_turns(server: str, stream: bool, tmp_path: Path) -> None:
     script = SERVERS[server]()
+    refusals = 2 if server == "DeepSeek R1" else 1  # at most; its words read as if it missed what it refuses
     with ModelServer(default=script) as model:
         with Talk(model=model, storage=FileStorage(str(tmp_path)), stream=stream) as talk:
             session = talk.create()
             converse(talk, session, 3)
             taken = len(model.requests)
-            assert taken in (6, 7)  # one refusal at most
+            assert taken <= 6 + refusals
         with Talk(model=model, storage=FileStorage(str(tmp_path)), stream=stream) as talk:  # after a restart
             converse(talk, session, 1)
-            assert len(model.requests) <= taken + 3
+            assert len(model.requests) <= taken + 2 + refusals
             converse(talk, session, 1)
-            assert len(model.requests) <= taken + 5  # it is known by now
+            assert len(model.requests) <= taken + 4 + refusals  # it is known by now
         for request in model.requests:
             assert_well_formed(request, extra_fields=True)
 
