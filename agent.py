@@ -22,15 +22,15 @@ import pydantic_core
 
 from model.budget import Budget
 from model.connection import IDLE_SECONDS, ModelConnection, Stop, http_library
-from model.events import Answer, Chunk, Event, Message, ModelError, Reasoning, Stopped, ToolCall, ToolResult
+from model.events import Chunk, Event, Reasoning, Stopped
 from model.failures import Failure, failure_of
 from model.finish_reasons import meaning_of
-from model.history import Conversation, assistant_message
-from model.provider_state import Origin, provider_state
-from model.reply import Reply, sum_usage
+from model.history import Conversation
+from model.provider_state import Origin
+from model.reply import Reply
+from model.rounds import Rounds
 from model.stream import Body, frames, read_tail, whole
 from model.text import utf8_text
-from model.tool_calls import run_calls
 from model.tools import CallId, Tool
 from model.traits import Adaptation, Part, Shape, Traits
 
@@ -38,10 +38,11 @@ __all__ = ["Agent", "CallId", "Stop", "Tool"]
 
 log = logging.getLogger(__name__)
 
-_MAX_ROUNDS = 10  # of tool calls in one run
 _MAX_RETRIES = 2
+_MAX_TRAITS = 100  # models of which is known what they take
 _MAX_IDLE_CONNECTIONS = 16
 _CONNECT_SECONDS = 10.0
+_LIST_SECONDS, _LISTED_SECONDS = 5.0, 60.0  # to wait for a list of models; for which it is kept
 _USAGE_SECONDS = 2.0  # how long to wait behind a finish reason for what may follow
 
 FORBIDDEN_OPTIONS = ("model", "messages", "stream", "stream_options", "tools", "n")
@@ -81,7 +82,7 @@ class Agent:
         self._api_key = api_key
         self._base_url = base_url or "https://api.openai.com/v1"
         self._stream = stream
-        self._system = [{"role": "system", "content": utf8_text(system_prompt)}] if system_prompt else []
+        self._system_prompt = utf8_text(system_prompt)
         self._tools: dict[str, Tool] = {}
         for tool in (one if isinstance(one, Tool) else Tool(one) for one in tools):
             if other := self._tools.get(tool.name):
@@ -94,10 +95,10 @@ class Agent:
             raise ValueError(f"the option {forbidden[0]} is set by the agent itself")
         self._max_history = max_history
         self._timeout = timeout
-        self._traits = Traits(Shape(usage=stream))
+        self._traits: dict[str, Traits] = {}  # by model
         self._idle = collections.deque([self._new_connection()])
-        self._origin = Origin.of(self._base_url, model)
         self._closed = False
+        self._listed: tuple[float, list[str]] = (-_LISTED_SECONDS, [])  # when, and the models of the server
         self._lock = threading.Lock()
 
     @property
@@ -105,8 +106,17 @@ class Agent:
         """What the model may call."""
         return list(self._tools.values())
 
-    def run(self, history: Sequence[Mapping[str, Any]], stop: Stop) -> Generator[Event, None, None]:
+    def run(
+        self,
+        history: Sequence[Mapping[str, Any]],
+        stop: Stop,
+        *,
+        model: str | None = None,
+        system_prompt: str | None = None,
+    ) -> Generator[Event, None, None]:
         """Answers the last user message of `history`, calling tools as the model asks.
+
+        `model` and `system_prompt` stand in place of the agent's own.
 
         `history` is the stored messages, oldest first. Whatever state they are in, the request is well formed. An
         assistant message with tool calls comes first as a `Message`, then all its `ToolCall`s, then for each call the
@@ -115,11 +125,31 @@ class Agent:
         Raises ModelError, and Stopped after `stop.set()`. A model server that falls silent just before the time is up
         can take up to twice the timeout; `stop.set()` ends that at once.
         """
-        conversation = Conversation(history, self._max_history, self._origin)
-        run = _Run(self._tools, self._tool_timeout, conversation, Budget(stop, self._timeout), self._origin)
+        origin = Origin.of(self._base_url, model or self.model)
+        instructions = self._system_prompt if system_prompt is None else system_prompt
+        conversation = Conversation(history, self._max_history, origin, instructions)
+        run = Rounds(self._tools, self._tool_timeout, conversation, Budget(stop, self._timeout), origin)
         with self._connection(stop) as client:
-            answer = yield from run.rounds(lambda: self._ask(client, conversation, run.budget))
+            answer = yield from run.answer(lambda: self._ask(client, conversation, run.budget))
         yield answer
+
+    def list_models(self) -> list[str]:
+        """The names of the models that the model server lists, as they were a minute ago at most. None where it
+        lists none."""
+        with self._lock:
+            listed_at, names = self._listed
+        if time.monotonic() < listed_at + _LISTED_SECONDS:
+            return names
+        names = []
+        stop = Stop()
+        try:
+            with self._connection(stop) as client:
+                names = [utf8_text(model.id) for model in client.models.list(timeout=_LIST_SECONDS).data]
+        except (openai.OpenAIError, http_library.HTTPError, OSError, ValueError, AttributeError, TypeError) as error:
+            log.warning("Model server: cannot list its models: %s", type(error).__name__)
+        with self._lock:
+            self._listed = time.monotonic(), names
+        return names
 
     def close(self) -> None:
         """Closes the idle connections now, and those of runs when the runs end."""
@@ -135,12 +165,13 @@ class Agent:
     ) -> Generator[Event, None, Reply]:
         """One answer. Asks again where that may help and nothing of the answer has been seen."""
         retries = 0
-        adaptation = Adaptation(self._traits)
+        traits = self._traits_of(conversation.model)
+        adaptation = Adaptation(traits)
         while True:
             request, parts = self._request(conversation, adaptation.shape)
             try:
                 reply = yield from self._answer(client, request, budget)
-                self._traits.learn(adaptation.shape, parts)
+                traits.learn(adaptation.shape, parts)
                 return reply
             except Failure as failure:
                 if failure.begun:
@@ -158,7 +189,7 @@ class Agent:
         """A request of this shape, and the parts in it that a server may refuse."""
         parts: set[Part] = set()
         messages = conversation.messages(shape)
-        request: dict[str, Any] = {"model": self.model, "messages": [*self._system, *messages]}
+        request: dict[str, Any] = {"model": conversation.model, "messages": messages}
         if conversation.returned_state:
             parts.add("provider_state")
         if self._tools and shape.tools:
@@ -178,7 +209,7 @@ class Agent:
         left = budget.remaining()
         begun = False
         asked_at = time.monotonic()
-        log.debug("Asking %s with %d messages, %.0f s left", self.model, len(request["messages"]), left)
+        log.debug("Asking %s with %d messages, %.0f s left", request["model"], len(request["messages"]), left)
         try:
             with client.post(
                 "/chat/completions",
@@ -254,63 +285,14 @@ class Agent:
         for unused in surplus:
             unused.close()
 
+    def _traits_of(self, model: str) -> Traits:
+        with self._lock:
+            if model not in self._traits and len(self._traits) >= _MAX_TRAITS:
+                del self._traits[next(iter(self._traits))]
+            return self._traits.setdefault(model, Traits(Shape(usage=self._stream)))
+
     def _new_connection(self) -> ModelConnection:
         try:
             return ModelConnection(self._api_key, self._base_url)
         except (ImportError, ValueError, http_library.InvalidURL) as error:
             raise ValueError(f"{self._base_url} cannot be used as it is set up: {error}") from error
-
-
-class _Run:
-    """One run of the agent: its conversation, its budget, its usage."""
-
-    def __init__(
-        self,
-        tools: Mapping[str, Tool],
-        tool_timeout: float,
-        conversation: Conversation,
-        budget: Budget,
-        origin: Origin,
-    ) -> None:
-        self.conversation = conversation
-        self.budget = budget
-        self._origin = origin
-        self._tools = tools
-        self._tool_timeout = tool_timeout
-        self._usage: dict[str, Any] | None = None
-
-    def rounds(self, ask: Callable[[], Generator[Event, None, Reply]]) -> Generator[Event, None, Answer]:
-        """Asks the model, calls the tools that it wants, and asks again, until it answers."""
-        rounds = 0
-        while True:
-            reply = yield from ask()
-            self._usage = sum_usage(self._usage, reply.usage)
-            meaning = meaning_of(reply.finish_reason)
-            calls = reply.calls(self.conversation.unique_id) if meaning == "completed" else []
-            fields = self._fields(reply, calls)
-            if not calls:
-                reason = None if meaning == "completed" else meaning
-                return Answer(reply.text, reply.finish_reason, reason, self._usage, fields)
-            if rounds == _MAX_ROUNDS:
-                raise ModelError("too_many_tool_rounds", f"The model wanted tools more than {_MAX_ROUNDS} times.")
-            yield self._add(assistant_message(reply.text, calls) | fields)
-            yield from calls
-            for call, result in zip(calls, self._results(calls), strict=True):
-                content = result.result if result.error is None else f"error: {result.error}"
-                yield self._add({"role": "tool", "tool_call_id": call.id, "name": call.name, "content": content})
-                yield result
-            rounds += 1
-
-    def _fields(self, reply: Reply, calls: Sequence[ToolCall]) -> dict[str, Any]:
-        """What the history keeps of a reply beside its text and its calls."""
-        extras = reply.call_extras if calls else []
-        state = provider_state(self._origin, reply.reasoning_field, reply.details, extras, self.conversation.first)
-        fields: dict[str, Any] = {"reasoning": reply.reasoning} if reply.reasoning else {}
-        return {**fields, "model": self._origin.model, **({"provider_state": state} if state else {})}
-
-    def _add(self, message: dict[str, Any]) -> Message:
-        self.conversation.add(message)
-        return Message(message, self._usage)
-
-    def _results(self, calls: Sequence[ToolCall]) -> Iterator[ToolResult]:
-        return run_calls(self._tools, calls, self.budget, self._tool_timeout)

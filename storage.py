@@ -11,27 +11,58 @@ it. A store that servers on several machines share also lets them follow one ano
 
 from __future__ import annotations
 
+import contextlib
 import json
-import math
-import operator
-import re
-import secrets
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from itertools import chain
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
-import pydantic_core
+from wire.session import (
+    SESSION_ID,
+    SETTINGS,
+    TITLE_LENGTH,
+    Session,
+    Summary,
+    are_messages,
+    configured,
+    is_message,
+    new_id,
+    replaced_messages,
+    session_from,
+    summary_of,
+    timestamp,
+)
+from wire.strict_json import to_json
 
-TITLE_LENGTH = 200  # characters at most
-SESSION_ID = re.compile(r"session-[0-9a-z-]{1,64}")
+__all__ = [
+    "SESSION_ID",
+    "SETTINGS",
+    "TITLE_LENGTH",
+    "FeedGap",
+    "LockLost",
+    "LockedSession",
+    "MemoryStorage",
+    "Session",
+    "SessionBusy",
+    "SessionCorrupt",
+    "SessionNotFound",
+    "Storage",
+    "StorageUnavailable",
+    "Summary",
+    "TurnFeed",
+    "checked_id",
+    "is_message",
+    "new_id",
+    "replaced_messages",
+    "session_from",
+    "summary_of",
+    "timestamp",
+]
 
 _SHORT_LOCK_SECONDS = 1.0  # how long to wait for a lock that is held for less than a turn (rename, delete)
-_SHOWN_TITLE_LENGTH = 80  # characters of a title that is made from the first user message
-_required_fields = operator.itemgetter("id", "role", "content", "created_at")  # of every message
 
 
 class SessionNotFound(Exception):
@@ -58,51 +89,23 @@ class FeedGap(StorageUnavailable):
     """Lines that another process has published of its turn are gone."""
 
 
-@dataclass(frozen=True)
-class Session:
-    """A copy of a session. Changing it changes nothing that is stored.
-
-    `messages` are JSON objects, oldest first, each with `id`, `role`, `content` and `created_at`. `last_error` is the
-    code of the error that ended the last turn, where that left no message (see `LockedSession.set_last_error`).
-    """
-
-    id: str
-    created_at: str
-    updated_at: str
-    title: str | None = None
-    messages: list[dict[str, Any]] = field(default_factory=list)
-    last_error: str | None = None
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What a list shows of a session. `title` is the one that was set, else the beginning of the first user message,
-    else None. A session that cannot be understood has None for all but its id."""
-
-    id: str
-    title: str | None = None
-    created_at: str | None = None
-    updated_at: str | None = None
-    message_count: int | None = None
-
-
-def new_id(kind: str) -> str:
-    """An id that cannot be guessed: 128 random bits in lower-case hex after `kind` and a hyphen."""
-    return f"{kind}-{secrets.token_hex(16)}"
-
-
-def timestamp() -> str:
-    """The time now, in UTC, to the second: `2026-01-31T12:34:56Z`."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
 class Storage(ABC):
     """Sessions by id. Every method may be called from any thread."""
 
-    def create(self) -> str:
-        """Creates an empty session and gives its id. The session is durable when this returns."""
+    def create(
+        self, messages: Sequence[Mapping[str, Any]] = (), last_error: str | None = None, **settings: str | None
+    ) -> str:
+        """Creates a session and gives its id. The session is durable when this returns.
+
+        `messages` are whole messages, with ids. `settings` are those of `LockedSession.configure`. Raises ValueError
+        for what JSON in UTF-8 cannot hold, and for messages without the fields that every message has.
+        """
         now = timestamp()
-        session = Session(new_id("session"), now, now)
+        copies: list[dict[str, Any]] = [json.loads(to_json(message)) for message in messages]
+        if not are_messages(copies):
+            raise ValueError("a message needs an id, a role, a content and a time, all strings")
+        session = Session(new_id("session"), now, now, messages=copies, last_error=last_error)
+        session = configured(session, settings)
         self._create(session)
         return session.id
 
@@ -133,6 +136,16 @@ class Storage(ABC):
             ids = ids[ids.index(after) + 1 :]
         page = ids if limit is None else ids[:limit]
         return page, page[-1] if len(page) < len(ids) else None
+
+    def unchanged_since(self, when: float) -> Iterator[str]:
+        """The ids of sessions that have not changed since this time, in seconds since 1970. A caller that acts on
+        one locks it, and looks at its `updated_at` again."""
+        for session_id in reversed(self._ids()):
+            with contextlib.suppress(SessionNotFound):
+                updated = self.summary(session_id).updated_at
+                if updated is not None and updated >= timestamp(when):
+                    return
+                yield session_id
 
     def lock(self, session_id: str, *, turn: bool = False) -> LockedSession:
         """Locks the session until it is released. With `turn`, `running` is true meanwhile.
@@ -207,19 +220,23 @@ class LockedSession(ABC):
             self._session = self._load()
         return self._session
 
-    def append(self, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """Adds a message of these fields. Gives a copy of it with its new `id` and `created_at`.
+    def append(self, fields: Mapping[str, Any], message_id: str | None = None) -> dict[str, Any]:
+        """Adds a message of these fields. Gives a copy of it with its `id`, a new one where none is given, and its
+        `created_at`.
 
-        The message is durable when this returns. Where this raises StorageUnavailable, the session is as it was
-        before. Raises ValueError or TypeError for what JSON in UTF-8 cannot hold (NaN, lone surrogates), or where
-        `role` or `content` is not a string.
+        A user's message may have `replaces`, the id of another one: that one and all behind it leave the conversation
+        in the same write, and stay stored. The message is durable when this returns. Where this raises
+        StorageUnavailable, the session is as it was before. Raises ValueError or TypeError for what JSON in UTF-8
+        cannot hold (NaN, lone surrogates), or where `role` or `content` is not a string.
         """
         now = timestamp()
-        line = to_json({"id": None, **fields} | {"id": new_id("msg"), "created_at": now})
+        line = to_json({"id": None, **fields} | {"id": message_id or new_id("msg"), "created_at": now})
         message: dict[str, Any] = json.loads(line)
-        if not _are_messages([message]):
+        if not are_messages([message]):
             raise ValueError("a message needs a role and a content, both strings")
         changed = replace(self.session, updated_at=now, last_error=None)
+        if message["role"] == "user":
+            changed = replace(changed, continuation=None)
         self._append(changed, line)
         changed.messages.append(json.loads(line))
         self._session = changed
@@ -235,11 +252,23 @@ class LockedSession(ABC):
         self._append(changed, None)
         self._session = changed
 
-    def rename(self, title: str | None) -> None:
-        """Sets the title, or removes it with None. Neither `updated_at` nor the place in the list changes. Durable
-        when this returns. Raises ValueError for what JSON in UTF-8 cannot hold."""
-        to_json(title)
-        changed = replace(self.session, title=title)
+    def set_continuation(self, continuation: Mapping[str, Any]) -> None:
+        """Stores what tells of an attempt that goes on with the last turn, in force until the next user's message.
+
+        It ends the force of `last_error`. Durable when this returns. Raises ValueError for what JSON in UTF-8 cannot
+        hold.
+        """
+        copy = json.loads(to_json(continuation))
+        changed = replace(self.session, updated_at=timestamp(), last_error=None, continuation=copy)
+        self._append(changed, None)
+        self._session = changed
+
+    def configure(self, **settings: str | None) -> None:
+        """Sets `title`, `model` or `system_prompt`, or removes it with None. Durable when this returns.
+
+        Neither `updated_at` nor the place in the list changes. Raises ValueError for what JSON in UTF-8 cannot hold.
+        """
+        changed = configured(self.session, settings)
         self._rewrite(changed)
         self._session = changed
 
@@ -335,84 +364,6 @@ def checked_id(session_id: str) -> str:
     return session_id
 
 
-def summary_of(session: Session) -> Summary:
-    """What a list shows of this session."""
-    title = session.title
-    if title is None:
-        first = next((m["content"] for m in session.messages if m["role"] == "user"), "")
-        title = " ".join(first[: 10 * TITLE_LENGTH].split())[:_SHOWN_TITLE_LENGTH] or None
-    return Summary(session.id, title, session.created_at, session.updated_at, len(session.messages))
-
-
-_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
-
-
-def to_json(value: Any) -> bytes:
-    """JSON on one line, characters as themselves. Raises ValueError for NaN and for lone surrogates."""
-    return _encode(value).encode()
-
-
-def _finite(number: str) -> float:
-    value = float(number)
-    if not math.isfinite(value):
-        raise ValueError("a number in it is not finite")
-    return value
-
-
-JSON_DECODER = json.JSONDecoder(parse_float=_finite, parse_constant=_finite)
-
-
-def from_json(data: bytes) -> Any:
-    """What JSON in UTF-8 stands for. Raises ValueError for what `to_json` refuses."""
-    try:
-        value = pydantic_core.from_json(data, allow_inf_nan=False, cache_strings="keys")  # in half the time
-    except ValueError:  # broken, with lone surrogates, or nested more than 200 levels deep
-        value = JSON_DECODER.decode(data.decode())
-        to_json(value)  # escapes can hide lone surrogates
-        return value
-    _check_finite(value)
-    return value
-
-
-def _check_finite(value: Any) -> None:
-    """Raises ValueError for a number that is too large for a float, such as 1e999."""
-    level = [value]
-    while level:
-        if not all(map(math.isfinite, (item for item in level if type(item) is float))):
-            raise ValueError("a number in it is not finite")
-        level = [item for item in level if type(item) in (dict, list)]
-        items = chain.from_iterable(item.values() if type(item) is dict else item for item in level)
-        level = [item for item in items if type(item) is not str]
-
-
-def session_from(session_id: str, value: Any) -> Session:
-    """The session that a JSON object stands for. Raises ValueError where it is none, or not the one of this id."""
-    if not isinstance(value, dict) or value.get("id") != session_id:
-        raise ValueError("it does not hold the session that it is named after")
-    messages, title, last_error = value.get("messages"), value.get("title"), value.get("note")
-    if not isinstance(messages, list) or not _are_messages(messages):
-        raise ValueError("its messages are not a list of messages")
-    if not isinstance(title, str | None) or not isinstance(last_error, str | None):
-        raise ValueError("its title or its note is not text")
-    created = value.get("created_at")
-    updated = value.get("updated_at", messages[-1]["created_at"] if messages else created)
-    if not isinstance(created, str) or not isinstance(updated, str):
-        raise ValueError("its times are missing")
-    return Session(session_id, created, updated, title, messages, last_error)
-
-
-def is_message(value: Any) -> bool:
-    """Whether a JSON value is a message: an object with the fields that every message has."""
-    return _are_messages([value])
-
-
-def _are_messages(values: list[Any]) -> bool:
-    try:
-        return set(map(type, chain.from_iterable(map(_required_fields, values)))) <= {str}
-    except (KeyError, TypeError):  # a field is missing, or the value is no object
-        return False
-
-
 # --- in memory ---
 
 
@@ -438,8 +389,9 @@ class MemoryStorage(Storage):
         pass
 
     def _create(self, session: Session) -> None:
+        lines = [to_json(message) for message in session.messages]
         with self._mutex:
-            self._sessions[session.id] = _MemorySession(session, [], time.time_ns())
+            self._sessions[session.id] = _MemorySession(replace(session, messages=[]), lines, time.time_ns())
 
     def _read(self, session_id: str) -> Session:
         with self._mutex:
@@ -450,6 +402,11 @@ class MemoryStorage(Storage):
     def _ids(self) -> list[str]:
         with self._mutex:
             return [id for _, id in sorted((-found.order, id) for id, found in self._sessions.items())]
+
+    def unchanged_since(self, when: float) -> Iterator[str]:
+        with self._mutex:
+            orders = [(found.order, id) for id, found in self._sessions.items()]
+        yield from (id for order, id in orders if order < when * 1e9)
 
     def _lock(self, session_id: str, turn: bool) -> LockedSession | None:
         with self._mutex:

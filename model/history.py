@@ -27,12 +27,13 @@ class Conversation:
 
     `history` is stored messages, oldest first. `max_history` is how many of the messages before the current turn go
     out at most (0: all). `origin` is the server and the model that get it. What that model left with its messages
-    goes back to it, and to no other one.
+    goes back to it, and to no other one. `instructions` go before all messages.
     """
 
-    def __init__(self, history: Sequence[_Message], max_history: int, origin: Origin) -> None:
+    def __init__(self, history: Sequence[_Message], max_history: int, origin: Origin, instructions: str = "") -> None:
         self._history = history
         self._origin = origin
+        self._instructions = utf8_text(instructions)
         self._trims = 0
         self._ids: set[str] = set()
         self._first: str | None = None  # id of the first message that fits, where earlier ones do not
@@ -50,6 +51,11 @@ class Conversation:
             self._earlier = self._earlier[fitting[0] :] if fitting else self._earlier
         if max_history:
             self._keep_newest(max_history, len)
+
+    @property
+    def model(self) -> str:
+        """The name of the model that gets it."""
+        return self._origin.model
 
     def add(self, message: dict[str, Any]) -> None:
         """Adds a message to the current turn."""
@@ -86,6 +92,8 @@ class Conversation:
         """The messages in the form that every server takes, mended where the history is not."""
         self.returned_state = False
         sent: list[dict[str, Any]] = []
+        if self._instructions:
+            sent.append({"role": "system", "content": self._instructions})
         ids: set[str] = set()
         last = None  # role
         for turn in (*self._earlier, self._current):
@@ -105,6 +113,8 @@ class Conversation:
                         if message.get("status") != "cancelled" or last != "user":
                             continue
                         text = "(cancelled)"
+                    if last is None:  # a conversation that was imported, and begins with a greeting
+                        sent.append({"role": "user", "content": "(the conversation begins)"})
                     if last == "assistant":
                         text = _joined(sent.pop()["content"], text)
                     if calls:

@@ -14,10 +14,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from storage import JSON_DECODER, Session, from_json, is_message, session_from, to_json
+from storage import SETTINGS, Session, is_message, session_from
+from wire.strict_json import JSON_DECODER, from_json, to_json
 
 _SECTOR_BYTES = 512  # a disk writes whole sectors, so zeros in place of lost data end at a multiple of this
-_KEYS = {"id", "created_at", "title", "messages", "updated_at", "note"}
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def layout(session: Session) -> bytes:
@@ -28,9 +29,11 @@ def layout(session: Session) -> bytes:
 
 def closing(session: Session) -> bytes:
     """The end of the file, from the line end behind the last message."""
-    tail = {"updated_at": session.updated_at}
+    tail: dict[str, Any] = {"updated_at": session.updated_at}
     if session.last_error is not None:
         tail["note"] = session.last_error
+    if session.continuation is not None:
+        tail["continuation"] = session.continuation
     return b"\n]," + to_json(tail)[1:] + b"\n"
 
 
@@ -40,26 +43,25 @@ def parse(session_id: str, data: bytes) -> tuple[Session, int | None]:
     The second value is where the closing line begins, None where the file is not in this layout. Raises ValueError if
     the content is no session.
     """
+    text = data.removeprefix(_BYTE_ORDER_MARK)
     try:
-        value = from_json(data)
+        value = from_json(text)
     except ValueError:
-        return session_from(session_id, _untorn(data)), None
+        return session_from(session_id, _untorn(text)), None
     session = session_from(session_id, value)
     end = closing(session)
     in_layout = (
         data.startswith(_head(session))
         and data.endswith(end)
         and data.count(b'\n{"id":') == len(session.messages) == data.count(b"\n") - 2
-        and value.keys() <= _KEYS
     )
     return session, len(data) - len(end) if in_layout else None
 
 
 def _head(session: Session) -> bytes:
-    head = {"id": session.id, "created_at": session.created_at}
-    if session.title is not None:
-        head["title"] = session.title
-    return to_json(head)[:-1] + b',"messages":['
+    head: dict[str, Any] = {"id": session.id, "created_at": session.created_at}
+    head |= {name: text for name in SETTINGS if (text := getattr(session, name)) is not None}
+    return to_json(head | session.extra)[:-1] + b',"messages":['
 
 
 def _untorn(data: bytes) -> dict[str, Any]:
@@ -69,7 +71,7 @@ def _untorn(data: bytes) -> dict[str, Any]:
     new message, the new closing line, and zeros: the blocks of one unsynced write reach the disk in any order. That
     is one message at most. An end that is broken in front of something else has zeros up to the end of a sector.
     """
-    first, *lines = data.split(b"\n")
+    first, *lines = [line.removesuffix(b"\r") for line in data.split(b"\n")]
     value: dict[str, Any] = from_json(first + b"]}")
     if not isinstance(value, dict) or value.get("messages") != []:
         raise ValueError("its first line is broken")

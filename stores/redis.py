@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from storage import (
+    SETTINGS,
     LockedSession,
     LockLost,
     Session,
@@ -20,17 +22,18 @@ from storage import (
     Summary,
     TurnFeed,
     checked_id,
-    from_json,
     session_from,
     summary_of,
-    to_json,
 )
 from stores.redis_connection import RETRY_SECONDS, RedisConnection
 from stores.redis_feed import Lease, Publisher, RedisTurnFeed
 from stores.redis_scripts import LEASE_MILLISECONDS, SHORT_LEASE_MILLISECONDS
+from wire.strict_json import from_json, to_json
 
 log = logging.getLogger(__name__)
 
+_JSON_FIELDS = (*SETTINGS, "note", "continuation", "replaced")  # of a session's hash
+_LISTED_AT_ONCE = 500
 _FIRST_LINE_SECONDS = 1.0  # how long to wait for the first line of a turn that another process starts
 
 
@@ -63,7 +66,8 @@ class RedisStorage(Storage):
             session, count = self._find(checked_id(session_id), 0, 0)
         except SessionCorrupt:
             return Summary(session_id)
-        if session.title is None and count > 1 and session.messages[0]["role"] != "user":
+        replaced = session.extra.get("replaced")
+        if replaced or (session.title is None and count > 1 and session.messages[0]["role"] != "user"):
             return super().summary(session_id)
         return Summary(**{**vars(summary_of(session)), "message_count": count})
 
@@ -80,11 +84,22 @@ class RedisStorage(Storage):
             return None
         return RedisTurnFeed(self._connection, session_id, published)
 
+    def unchanged_since(self, when: float) -> Iterator[str]:
+        kept = 0  # of those that were given, which the caller has not deleted
+        while found := self._connection.run("list", "older", "", int(when * 1_000_000), kept, _LISTED_AT_ONCE):
+            for id in found:
+                yield id.decode()
+                with contextlib.suppress(SessionNotFound):
+                    self._holder(id.decode())
+                    kept += 1
+
     def flush(self) -> None:
         self._publisher.flush()
 
     def _create(self, session: Session) -> None:
-        self._connection.run("create", "create", session.id, session.id, session.created_at)
+        fields = [part for pair in _fields(session).items() for part in pair] + ["created_at", session.created_at]
+        lines = [to_json(message) for message in session.messages]
+        self._connection.run("create", "create", session.id, session.id, len(fields), *fields, *lines)
 
     def _read(self, session_id: str) -> Session:
         return self._find(session_id, 0, -1)[0]
@@ -130,13 +145,11 @@ class RedisStorage(Storage):
 
 def find_session(connection: RedisConnection, session_id: str, first: int, last: int) -> tuple[Session, int]:
     """The session with its messages from index `first` to `last`, and how many it has in all."""
-    fields, lines, count = connection.run("read", "read", session_id, first, last)
+    names = ("created_at", "updated_at", *_JSON_FIELDS)
+    fields, lines, count = connection.run("read", "read", session_id, first, last, *names)
     try:
-        value: dict[str, Any] = dict(zip(("created_at", "updated_at", "title", "note"), fields, strict=True))
-        for name in ("title", "note"):
-            value[name] = None if value[name] is None else from_json(value[name])
-        for name in ("created_at", "updated_at"):
-            value[name] = None if value[name] is None else value[name].decode()
+        value: dict[str, Any] = {name: field for name, field in zip(names, fields, strict=True) if field is not None}
+        value = {name: from_json(field) if name in _JSON_FIELDS else field.decode() for name, field in value.items()}
         value |= {"id": session_id, "messages": from_json(b"[" + b",".join(lines) + b"]")}
         if len(value["messages"]) != len(lines):
             raise ValueError("one of its lines is not one message")
@@ -144,6 +157,13 @@ def find_session(connection: RedisConnection, session_id: str, first: int, last:
     except (ValueError, RecursionError) as error:
         log.error("%s cannot be understood and is left as it is: %s", session_id, error)
         raise SessionCorrupt(session_id) from error
+
+
+def _fields(session: Session) -> dict[str, str]:
+    """The fields of a session's hash."""
+    values = {**{name: getattr(session, name) for name in SETTINGS}, "note": session.last_error}
+    values["continuation"] = session.continuation
+    return {"updated_at": session.updated_at, **{name: to_json(value).decode() for name, value in values.items()}}
 
 
 class _LockedRedis(LockedSession):
@@ -172,9 +192,12 @@ class _LockedRedis(LockedSession):
 
     def _write(self, session: Session, line: bytes, touched: str) -> None:
         self._changes += 1
-        which = (self.lease.token, self._changes, len(session.messages))
-        what = (session.updated_at, to_json(session.title), to_json(session.last_error), line, touched)
-        self._check(self._connection.run("write", "write", self.id, *which, *what, retry_seconds=RETRY_SECONDS))
+        which = (self.lease.token, self._changes, len(session.messages), line, touched)
+        fields = _fields(session)
+        if b'"replaces"' in line:
+            fields["replaced"] = "true"
+        pairs = [part for pair in fields.items() for part in pair]
+        self._check(self._connection.run("write", "write", self.id, *which, *pairs, retry_seconds=RETRY_SECONDS))
 
     def _delete(self) -> None:
         arguments = (self.lease.token, self.id)

@@ -2,7 +2,8 @@
 
 Keys begin with `session_server:`
 
-    session:<id>     a hash: times, title and note, and the token of the caller that has locked the session
+    session:<id>     a hash: times, settings and note, and the token of the caller that has locked the session;
+                     `replaced` where a question has replaced messages
     messages:<id>    a list: each message as JSON
     sessions         a sorted set: the ids, in the order of the list
     lease:<id>       who has locked the session; it expires unless it is renewed
@@ -41,14 +42,15 @@ end
 
 _BODIES = {
     "create": """
-local id, now = unpack(ARGV)
-redis.call('HSET', session, 'created_at', now, 'updated_at', now)
+local id, count = unpack(ARGV, 1, 2)
+redis.call('HSET', session, unpack(ARGV, 3, 2 + count))
+for line = 3 + count, #ARGV do redis.call('RPUSH', messages, ARGV[line]) end
 touch(id)
 """,
     "read": """
 local first, last = unpack(ARGV)
 if redis.call('EXISTS', session) == 0 then return 'missing' end
-local fields = redis.call('HMGET', session, 'created_at', 'updated_at', 'title', 'note')
+local fields = redis.call('HMGET', session, unpack(ARGV, 3))
 return {fields, redis.call('LRANGE', messages, first, last), redis.call('LLEN', messages)}
 """,
     "page": """
@@ -60,6 +62,10 @@ if after ~= '' then
     first = first + 1
 end
 return redis.call('ZRANGE', list, first, limit == '' and -1 or first + limit)
+""",
+    "older": """
+local before, skip, limit = unpack(ARGV)
+return redis.call('ZRANGE', list, '+inf', '-' .. before, 'BYSCORE', 'REV', 'LIMIT', skip, limit)
 """,
     # The first command needs no memory, so that Redis does not refuse the script where memory is short, and sessions
     # can be deleted then.
@@ -82,7 +88,7 @@ return {redis.call('GET', lease), told}
     # Changes are numbered, so that one that arrives twice, or after the next one, does nothing. `count` is how many
     # messages there should be. One more is the rest of a try that was reported as failed.
     "write": """
-local token, number, count, updated, title, note, line, id = unpack(ARGV)
+local token, number, count, line, id = unpack(ARGV, 1, 5)
 if redis.call('HGET', session, 'token') ~= token then return 'lost' end
 if tonumber(number) <= tonumber(redis.call('HGET', session, 'written') or 0) then return end
 if line ~= '' then
@@ -90,7 +96,7 @@ if line ~= '' then
     if found > tonumber(count) then redis.call('LTRIM', messages, -found, count - found - 1) end
     redis.call('RPUSH', messages, line)
 end
-redis.call('HSET', session, 'written', number, 'updated_at', updated, 'title', title, 'note', note)
+redis.call('HSET', session, 'written', number, unpack(ARGV, 6))
 if id ~= '' then touch(id) end
 """,
     "delete": """

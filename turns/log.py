@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from model.events import Chunk, Reasoning, ToolCall, ToolResult
-from storage import timestamp, to_json
+from storage import timestamp
+from wire.strict_json import to_json
 
 MAX_EVENTS = 200_000  # of one turn
 INTERRUPTED = 1_000_000  # number of the event that ends a turn whose process is gone; its real last one is unknown

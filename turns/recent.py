@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from turns.turn import LocalTurn
+from turns.local import LocalTurn
 
 REPLAY_SECONDS = 60.0  # how long an ended turn can still be watched
 REPLAY_BYTES = 64 << 20  # all ended turns together; beyond that the oldest ones go first

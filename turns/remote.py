@@ -14,6 +14,7 @@ import time
 from model.events import Chunk
 from storage import FeedGap, SessionCorrupt, SessionNotFound, Storage, StorageUnavailable, TurnFeed, timestamp
 from turns.log import INTERRUPTED, MAX_EVENTS, Ended, Entry, Failed, Started, decode_entry, encode_entry
+from turns.question import Question
 from turns.stored import INTERRUPTED_TEXT, turn_at
 from turns.turn import Turn
 
@@ -24,6 +25,10 @@ SILENT_SECONDS = 5.0  # without word from the store, after which a turn is follo
 _READ_SECONDS = 1.0  # how long one read of the feed waits
 
 
+class ShuttingDown(Exception):
+    """No new turns start any more."""
+
+
 class RemoteTurn(Turn):
     """A turn that another process runs, or has just run.
 
@@ -31,7 +36,7 @@ class RemoteTurn(Turn):
     """
 
     def __init__(self, session_id: str, feed: TurnFeed, storage: Storage) -> None:
-        super().__init__(session_id, "")
+        super().__init__(session_id, Question())
         self.feed = feed
         self._storage = storage
         self._leave = threading.Event()
@@ -132,3 +137,48 @@ class RemoteTurn(Turn):
             entries.append(Entry(INTERRUPTED, timestamp(), sequence, Chunk(rest)))
         entries.append(Entry(INTERRUPTED + 1, timestamp(), 0, last))
         return [encode_entry(entry) for entry in entries]
+
+
+class RemoteTurns:
+    """The turns of other processes that this one follows. Safe for any number of threads."""
+
+    def __init__(self, storage: Storage) -> None:
+        self._storage = storage
+        self._lock = threading.Lock()
+        self._turns: dict[str, RemoteTurn] = {}  # by the id of the feed, those that have not ended
+        self.closing = False  # whether no further turn is followed
+
+    def turn(self, session_id: str) -> RemoteTurn | None:
+        """The session's newest turn, if it is one of another process. This process follows it from now on.
+
+        Raises ShuttingDown where `closing` is set, and StorageUnavailable.
+        """
+        feed = self._storage.turn_feed(session_id)
+        if feed is None:
+            return None
+        with self._lock:
+            known = self._turns.get(feed.id)
+        turn = known or RemoteTurn(session_id, feed, self._storage)
+        if turn is known or turn.ended:
+            return turn
+        with self._lock:
+            if self.closing:
+                raise ShuttingDown
+            if feed.id not in self._turns:
+                try:
+                    threading.Thread(target=self._follow, args=(turn,), name=f"follow {turn.id}", daemon=True).start()
+                except RuntimeError as error:  # the system gives no more threads
+                    raise StorageUnavailable(str(error)) from error
+                self._turns[feed.id] = turn
+            return self._turns[feed.id]
+
+    def leave(self) -> None:
+        """Follows no turn any more, soon."""
+        with self._lock:
+            for turn in self._turns.values():
+                turn.leave()
+
+    def _follow(self, turn: RemoteTurn) -> None:
+        turn.follow()
+        with self._lock:
+            del self._turns[turn.feed.id]

@@ -6,24 +6,24 @@ import functools
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from agent import Agent
-from storage import SessionBusy, Storage, StorageUnavailable
+from storage import SessionBusy, SessionCorrupt, Storage
+from turns.expiry import Expiry
+from turns.local import KeyInUse, LocalTurn
 from turns.log import Ended, Failed
+from turns.models import ModelChoice
+from turns.question import Question
 from turns.recent import RecentTurns
-from turns.remote import SILENT_SECONDS, RemoteTurn
-from turns.stored import find_turn
-from turns.turn import KeyInUse, LocalTurn, Overloaded, Turn
+from turns.remote import SILENT_SECONDS, RemoteTurn, RemoteTurns, ShuttingDown
+from turns.stored import find_turn, version_of
+from turns.turn import Overloaded, Turn
 
 log = logging.getLogger(__name__)
 
 _MIN_TICK_SECONDS = 0.05  # between two looks of the clock
-
-
-class ShuttingDown(Exception):
-    """No new turns start any more."""
 
 
 class KeyReused(Exception):
@@ -34,42 +34,55 @@ class Runs:
     """The turns of all sessions in a storage, run with one agent. Every method may be called from any thread.
 
     At most `max_turns` run at once, each for at most `timeout` seconds. With `show_reasoning`, the model's reasoning
-    is among their events.
+    is among their events. `models` are the names of the models that may run beside the agent's own; None means any.
+    Sessions that did not change for `session_ttl` seconds are deleted (0: none).
     """
 
     def __init__(
-        self, storage: Storage, agent: Agent, *, timeout: float, max_turns: int, show_reasoning: bool = True
+        self,
+        storage: Storage,
+        agent: Agent,
+        *,
+        timeout: float,
+        max_turns: int,
+        show_reasoning: bool = True,
+        models: Collection[str] | None = (),
+        session_ttl: float = 0.0,
     ) -> None:
         self._storage = storage
         self._agent = agent
         self._timeout = timeout
         self._max_turns = max_turns
         self._show_reasoning = show_reasoning
+        self.models = ModelChoice(agent, models)
+        self._expiry = Expiry(storage, session_ttl)
+        self._expiry.start()
         self._lock = threading.Lock()
         self._local: dict[str, LocalTurn] = {}  # by session, from before they start until they have ended
         self._admitted: dict[LocalTurn, None] = {}  # those that count as running, oldest first
         self._recent = RecentTurns()
-        self._remote: dict[str, RemoteTurn] = {}  # by the id of the feed, those that have not ended
+        self._remote = RemoteTurns(storage)
         self._closing = False
         self._clock: threading.Thread | None = None
         self._tick = threading.Condition(self._lock)
         self._next_tick = 0.0
 
-    def start(self, session_id: str, text: str, key: str | None = None, *, slot: bool = True) -> tuple[Turn, bool]:
-        """Starts a turn with a user's message, which is durable when this returns. Gives the turn and False.
+    def start(self, session_id: str, question: Question, *, slot: bool = True) -> tuple[Turn, bool]:
+        """Starts a turn with a question, which is durable when this returns. Gives the turn and False.
 
-        Where the idempotency key is that of an earlier request with the same message, gives the turn of that request
-        and whether it has ended: running, recently ended, or replayed from what is stored. A failed turn that is the
+        Where the idempotency key is that of an earlier request for the same, gives the turn of that request and
+        whether it has ended: running, recently ended, or replayed from what is stored. A failed turn that is the
         session's last is tried again under its key. Without a `slot`, no new turn starts.
 
-        Raises SessionNotFound, KeyReused, ShuttingDown, SessionBusy, Overloaded (in this order), and
-        StorageUnavailable or SessionCorrupt.
+        Raises SessionNotFound, KeyReused, ShuttingDown, SessionBusy, Overloaded (in this order), QuestionRefused,
+        NothingToContinue, ModelRefused, and StorageUnavailable or SessionCorrupt.
         """
         retried = False
+        key = question.key
         while True:
-            turn = LocalTurn(session_id, text, key, self._on_end, show_reasoning=self._show_reasoning)
+            turn = LocalTurn(session_id, question, self._on_end, show_reasoning=self._show_reasoning)
             try:
-                if key is not None and (earlier := self._turn_of_key(session_id, text, key)):
+                if key is not None and (earlier := self._turn_of_key(session_id, question, key)):
                     return earlier
                 history = self._start(turn, slot)
             except KeyInUse:
@@ -95,7 +108,10 @@ class Runs:
             turn = self._local_or_remote(session_id)
             if turn is None or not turn.ended or isinstance(turn, RemoteTurn):
                 return turn
-            if self._storage.summary(session_id).message_count in (turn.message_count, None):
+            try:
+                if version_of(self._storage.get(session_id)) == turn.version:
+                    return turn
+            except SessionCorrupt:
                 return turn
             with self._lock:  # another process has added to the session
                 if self._recent.get(session_id) is turn:
@@ -131,13 +147,19 @@ class Runs:
         with self._lock:
             self._recent.remove(session_id)
 
-    def rename(self, session_id: str, title: str | None) -> None:
-        """Sets the session's title, or removes it with None.
+    def create(self, settings: Mapping[str, str | None], messages: Any = (), last_error: str | None = None) -> str:
+        """Creates a session, durably, and gives its id. Raises ModelRefused and StorageUnavailable."""
+        self.models.check(settings.get("model"))
+        return self._storage.create(messages, last_error, **settings)
 
-        Raises SessionNotFound, SessionBusy where a turn runs, SessionCorrupt and StorageUnavailable.
+    def configure(self, session_id: str, settings: Mapping[str, str | None]) -> None:
+        """Sets the session's title, model or instructions, or removes them with None.
+
+        Raises ModelRefused, SessionNotFound, SessionBusy where a turn runs, SessionCorrupt and StorageUnavailable.
         """
+        self.models.check(settings.get("model"))
         with self._storage.lock(session_id) as session:
-            session.rename(title)
+            session.configure(**settings)
 
     def shut_down(self, grace: float) -> None:
         """Refuses new turns, gives the running ones `grace` seconds to end, then ends them as failed.
@@ -145,7 +167,7 @@ class Runs:
         All turns have ended, and what they leave is stored, when this returns. May be called again, with less grace.
         """
         with self._lock:
-            self._closing = True
+            self._closing = self._remote.closing = True
             turns = list(self._local.values())
         until = time.monotonic() + grace
         for turn in turns:
@@ -155,29 +177,29 @@ class Runs:
         self._storage.flush()
         with self._lock:
             self._tick.notify()
-            for remote in self._remote.values():
-                remote.leave()
+        self._remote.leave()
+        self._expiry.stop()
 
     @property
     def closing(self) -> bool:
         """Whether `shut_down` was called."""
         return self._closing
 
-    def _turn_of_key(self, session_id: str, text: str, key: str) -> tuple[Turn, bool] | None:
+    def _turn_of_key(self, session_id: str, question: Question, key: str) -> tuple[Turn, bool] | None:
         """The turn that has this key, and whether it has ended. None where the key may start a turn."""
         with self._lock:
             running = self._local.get(session_id)
-        if running is not None and running.key == key:
-            if running.text != text:
+        if running is not None and running.question.key == key:
+            if not question.is_same(running.question):
                 raise KeyReused
             running.join()
             return running, False
         stored = find_turn(self._storage.get(session_id), key)
         if stored is None:
             return None
-        if stored.messages[0]["content"] != text:
+        if not question.is_same(Question.stored(stored.messages[0], key)):
             raise KeyReused
-        remote = self._remote_turn(session_id)
+        remote = self._remote.turn(session_id)
         if remote is not None and remote.message_id == stored.messages[0]["id"]:
             ended = not self._storage.running(session_id)
             if ended:
@@ -188,7 +210,9 @@ class Runs:
             return None
         with self._lock:
             recent = self._recent.get(session_id)
-        if recent is None or recent.key != key or isinstance(recent.result(), Failed):  # or retried elsewhere since
+        if (
+            recent is None or recent.question.key != key or isinstance(recent.result(), Failed)
+        ):  # or retried elsewhere since
             return Turn.replay(session_id, stored, show_reasoning=self._show_reasoning), True
         return recent, True
 
@@ -196,7 +220,7 @@ class Runs:
         turn = self._local_turn(session_id)
         if turn is not None and not turn.ended:
             return turn
-        if remote := self._remote_turn(session_id):
+        if remote := self._remote.turn(session_id):
             return remote
         if self._storage.running(session_id):
             turn = self._local_turn(session_id)  # which may have started since
@@ -213,32 +237,6 @@ class Runs:
             if turn.wait_for_start():
                 return turn
 
-    def _remote_turn(self, session_id: str) -> RemoteTurn | None:
-        """The session's newest turn, if it is one of another process. This process follows it from now on."""
-        feed = self._storage.turn_feed(session_id)
-        if feed is None:
-            return None
-        with self._lock:
-            known = self._remote.get(feed.id)
-        turn = known or RemoteTurn(session_id, feed, self._storage)
-        if turn is known or turn.ended:
-            return turn
-        with self._lock:
-            if self._closing:
-                raise ShuttingDown
-            if feed.id not in self._remote:
-                try:
-                    threading.Thread(target=self._follow, args=(turn,), name=f"follow {turn.id}", daemon=True).start()
-                except RuntimeError as error:  # the system gives no more threads
-                    raise StorageUnavailable(str(error)) from error
-                self._remote[feed.id] = turn
-            return self._remote[feed.id]
-
-    def _follow(self, turn: RemoteTurn) -> None:
-        turn.follow()
-        with self._lock:
-            del self._remote[turn.feed.id]
-
     def _start(self, turn: LocalTurn, slot: bool) -> list[dict[str, Any]]:
         """Locks the session and starts the turn in it, or leaves everything as it was and raises.
 
@@ -249,7 +247,7 @@ class Runs:
             closing, other = self._closing, self._local.get(id)
             if not closing and other is None:
                 self._local[id] = turn
-        if other is not None and other.key is not None and other.key == turn.key:
+        if other is not None and other.question.key is not None and other.question.key == turn.question.key:
             raise KeyInUse
         if closing or other is not None:
             self._storage.running(id)  # a session that does not exist is the first error
@@ -258,6 +256,7 @@ class Runs:
             session = self._storage.lock(id, turn=True)
             try:
                 self._admit(turn, slot)
+                self.models.check(turn.question.model or session.session.model)
                 return turn.start(session)
             except BaseException:
                 session.release()

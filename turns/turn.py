@@ -1,29 +1,16 @@
-"""A turn that runs here, from the stored question to the stored answer.
-
-The turn runs on a thread of its own. It stores each message as it completes and appends each event to its log. The
-first caller that ends the turn, ends it: the model's answer, a failure, a cancel, the clock, a deletion or the
-shutdown. All of them go through `LocalTurn._end`, which drops what comes later.
-"""
+"""A turn as its readers see it."""
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import secrets
 import sys
 import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Self, assert_never
+from collections.abc import Callable
+from typing import Self
 
-from agent import Agent
-from model.connection import Stop
-from model.events import Answer, Chunk, Message, ModelError, Reasoning, Stopped, ToolCall, ToolResult
-from storage import LockedSession, LockLost, StorageUnavailable, to_json
-from turns.log import MAX_EVENTS, Ended, Entry, Failed, Started, TurnEnded, TurnLog, encode_entry
-from turns.stored import INTERRUPTED_TEXT, StoredTurn, find_turn, outgoing_messages, stored_error
-
-log = logging.getLogger(__name__)
+from turns.log import Ended, Entry, Failed, TurnLog
+from turns.question import Question
+from turns.stored import StoredTurn
 
 MAX_WATCHERS = 16  # of one turn, beside the client that started it
 
@@ -32,18 +19,13 @@ class Overloaded(Exception):
     """As many turns run, or as many clients watch this one, as are allowed."""
 
 
-class KeyInUse(Exception):
-    """A turn of this idempotency key runs or has ended in the meantime. No other one is needed."""
-
-
 class Turn:
     """One turn of a session: running, or ended and still readable. `Runs` gives them out."""
 
-    def __init__(self, session_id: str, text: str, key: str | None = None) -> None:
+    def __init__(self, session_id: str, question: Question) -> None:
         self.id = secrets.token_hex(16)
         self.session_id = session_id
-        self.text = text
-        self.key = key
+        self.question = question
         self._log = TurnLog()
         self._ended = threading.Event()
         self._watchers = threading.Semaphore(MAX_WATCHERS)
@@ -51,7 +33,7 @@ class Turn:
     @classmethod
     def replay(cls, session_id: str, stored: StoredTurn, *, show_reasoning: bool) -> Self:
         """An ended turn, whose events are made from what is stored."""
-        turn = cls(session_id, stored.messages[0]["content"])
+        turn = cls(session_id, Question(stored.messages[0]["content"]))
         *events, last = stored.events(show_reasoning=show_reasoning)
         for event in events:
             turn._log.append(event)
@@ -85,7 +67,7 @@ class Turn:
     @property
     def size(self) -> int:
         """About how many bytes of memory the turn takes."""
-        return self._log.size() + sys.getsizeof(self.text)
+        return self._log.size() + sys.getsizeof(self.question.text)
 
     @property
     def length(self) -> int:
@@ -106,228 +88,3 @@ class Turn:
     def _close(self, last: Ended | Failed) -> None:
         self._log.close(last)
         self._ended.set()
-
-
-class LocalTurn(Turn):
-    """A turn that this process runs: from the lock of its session to the release.
-
-    `on_end(turn, last_event)` is called once, when everything is stored and before readers get the last event. With
-    `show_reasoning`, the model's reasoning is among the events. It is stored either way.
-    """
-
-    def __init__(
-        self,
-        session_id: str,
-        text: str,
-        key: str | None,
-        on_end: Callable[[LocalTurn, Ended | Failed], None],
-        *,
-        show_reasoning: bool,
-    ) -> None:
-        super().__init__(session_id, text, key)
-        self.started_at = time.monotonic()
-        self.usage: dict[str, Any] | None = None
-        self.message_count = 0  # of the session, when the turn has ended
-        self._on_end = on_end
-        self._start_decided = threading.Event()  # the turn has started, or `_start_error` says why it never will
-        self._start_error: BaseException | None = None
-        self._stop = Stop()
-        self._storing = threading.Lock()  # held to write messages: by the turn's thread, and once by who ends it
-        self._stored_until = 0  # the text behind so many events is in no stored message yet
-        self._reasoning: list[str] = []  # that is in no stored message yet
-        self._show_reasoning = show_reasoning
-        self._model: str | None = None  # that answers
-        self._attempt: dict[str, int] = {}
-        self._open_calls = 0  # tool calls without a result
-        self._tool_started_at = 0.0
-        self._tool_seconds = 0.0
-
-    def start(self, session: LockedSession) -> list[dict[str, Any]]:
-        """Stores the user's message, and gives the messages that go to the model.
-
-        Another attempt at a failed turn finds the user's message stored. Raises KeyInUse where the key's turn has
-        ended in the meantime, and StorageUnavailable or SessionCorrupt; then the turn has not started.
-        """
-        stored = find_turn(session.session, self.key)
-        if stored is None:
-            beside = {"idempotency_key": self.key, "previous_error": session.session.last_error}
-            beside = {name: value for name, value in beside.items() if value is not None}
-            message = session.append({"role": "user", "content": self.text, **beside})
-        elif stored.can_be_retried:
-            message = stored.messages[0]
-            self._attempt = {"attempt": 1 + stored.attempt}
-        else:
-            raise KeyInUse
-        self._session = session
-        attempt = self._attempt.get("attempt", 1)
-        identity = to_json([self.id, message["id"], attempt])
-        if publish := session.publish_turn(identity, self._end_from_elsewhere):
-            self._log.publish = lambda entry: publish(encode_entry(entry), isinstance(entry.event, Ended | Failed))
-        self._log.append(Started())
-        self._start_decided.set()
-        return outgoing_messages(session.session.messages, attempt)
-
-    def fail_to_start(self, error: BaseException) -> None:
-        """Tells all who wait for the start that the turn does not start."""
-        self._start_error = error
-        self._start_decided.set()
-
-    def wait_for_start(self) -> bool:
-        """Waits until the user's message is stored. Gives False if the turn does not start."""
-        self._start_decided.wait()
-        return self._start_error is None
-
-    def join(self) -> None:
-        """Waits for the start. Raises the error that keeps the turn from starting."""
-        if not self.wait_for_start():
-            assert self._start_error is not None
-            raise self._start_error
-
-    def run(self, agent: Agent, history: Sequence[Mapping[str, Any]]) -> None:
-        """Runs the turn to its end, on the calling thread."""
-        self._model = agent.model
-        try:
-            with contextlib.closing(agent.run(history, self._stop)) as events:
-                for event in events:
-                    self._handle(event)
-        except (TurnEnded, Stopped):
-            pass  # the caller that ended the turn does the rest
-        except ModelError as error:
-            self.fail(error.code, str(error), error.retry_after, refused=error.refused)
-        except StorageUnavailable:
-            self.fail("storage_unavailable")
-        except Exception:
-            log.exception("turn %s of %s failed", self.id, self.session_id)
-            self.fail("internal_error")
-
-    def fail(
-        self, code: str, text: str | None = None, retry_after: str | None = None, *, refused: bool = False
-    ) -> bool:
-        """Ends the turn with an error. Gives whether this call ended it.
-
-        `refused` says that the model server refused the question, which is then left out of later requests.
-        """
-        return self._end("incomplete", code, failure=Failed(code, text, retry_after), refused=refused)
-
-    @property
-    def ending(self) -> bool:
-        """Whether a caller has begun to end the turn."""
-        return self._log.sealed
-
-    def cancel(self) -> bool:
-        """Ends the turn as cancelled and keeps its partial answer. Gives whether this call ended it.
-
-        The turn has ended when this returns, either way.
-        """
-        cancelled = self._end("cancelled", "cancelled")
-        self._ended.wait()
-        return cancelled
-
-    def end_in_background(self, end: Callable[[], object]) -> None:
-        """Calls `end` on a thread of its own, once the turn has started. Returns at once."""
-
-        def end_when_started() -> None:
-            if self.wait_for_start():
-                end()
-
-        try:
-            threading.Thread(target=end_when_started, name=f"end of {self.id}", daemon=True).start()
-        except RuntimeError:  # the system gives no more threads
-            end_when_started()
-
-    def tool_seconds(self) -> float:
-        """How many seconds tools have worked, the running one included."""
-        return self._tool_seconds + (time.monotonic() - self._tool_started_at if self._open_calls else 0.0)
-
-    def _end_from_elsewhere(self, asked: bool) -> None:
-        """Another process asks for the end, or (where not `asked`) has locked the session by now."""
-        self.end_in_background(self.cancel if asked else lambda: self.fail("internal_error", INTERRUPTED_TEXT))
-
-    def _handle(self, event: Reasoning | Chunk | ToolCall | ToolResult | Message | Answer) -> None:
-        if isinstance(event, Chunk | Reasoning):
-            if len(self._log) >= MAX_EVENTS:
-                raise ModelError("model_error", "The model server sent too long an answer.")
-            if type(event) is Reasoning:
-                self._reasoning.append(event.content)
-            if type(event) is Chunk or self._show_reasoning:
-                self._log.append(event)
-        elif isinstance(event, Message):
-            self.usage = event.usage
-            if event.data["role"] == "tool":
-                self._tool_seconds = self.tool_seconds()
-            with self._storing:
-                if self._log.sealed:
-                    raise TurnEnded
-                self._session.append({**event.data, **self._attempt})
-                if event.data["role"] == "assistant":
-                    self._stored_until = len(self._log)
-                    self._reasoning = []
-        elif isinstance(event, Answer):
-            self.usage = event.usage
-            status = "completed" if event.reason is None else "incomplete"
-            self._end(status, event.reason, finish_reason=event.finish_reason, fields=event.fields)
-        elif isinstance(event, ToolCall | ToolResult):
-            self._log.append(event)
-            self._open_calls += 1 if isinstance(event, ToolCall) else -1
-            self._tool_started_at = time.monotonic()
-        else:
-            assert_never(event)
-
-    def _end(
-        self,
-        status: str,
-        reason: str | None,
-        *,
-        finish_reason: str | None = None,
-        fields: Mapping[str, Any] | None = None,
-        failure: Failed | None = None,
-        refused: bool = False,
-    ) -> bool:
-        """Stores the answer or what there is of it, releases the session, and only then adds the last event."""
-        if not self._log.seal():
-            return False
-        if status == "cancelled" or failure:
-            self._stop.set()
-        with self._storing:
-            answer: dict[str, Any] = {"role": "assistant", "content": self._log.text(self._stored_until)}
-            answer |= self._partial_fields() if fields is None else fields
-            answer |= self._attempt
-            if status != "completed":
-                answer |= {"status": status, "reason": reason}
-            if self.usage is not None:
-                answer["usage"] = self.usage
-            if self.key is not None and finish_reason is not None:
-                answer["finish_reason"] = finish_reason
-            try:
-                last = self._store_end(answer, finish_reason, failure, refused)
-            except LockLost:
-                last = Failed("internal_error", INTERRUPTED_TEXT)  # what other servers tell their watchers
-            except StorageUnavailable:
-                last = failure or Failed("storage_unavailable")
-            except Exception:
-                log.exception("turn %s of %s could not be stored", self.id, self.session_id)
-                last = Failed("internal_error")
-            finally:
-                self.message_count = len(self._session.session.messages)
-                self._session.release()
-                del self._session  # with the whole history, which an ended turn does not need
-        self._on_end(self, last)
-        self._close(last)
-        return True
-
-    def _partial_fields(self) -> dict[str, Any]:
-        """What is stored beside the text of a partial answer."""
-        fields = {"reasoning": "".join(self._reasoning), "model": self._model}
-        return {name: value for name, value in fields.items() if value}
-
-    def _store_end(
-        self, answer: dict[str, Any], finish_reason: str | None, failure: Failed | None, refused: bool
-    ) -> Ended | Failed:
-        """Stores the answer, or the code of the failure where there is no text. Gives the last event."""
-        if failure is None:
-            return Ended(self._session.append(answer), self._log.text(), finish_reason)
-        if answer["content"]:
-            message_id = self._session.append(answer)["id"]
-            return Failed(failure.code, failure.text, failure.retry_after, message_id)
-        self._session.set_last_error(stored_error(failure.code, refused=refused and not self._log.text()))
-        return failure

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -11,13 +10,17 @@ from typing import Any
 from flask import Response, request
 
 from agent import Agent
-from storage import TITLE_LENGTH, SessionNotFound, Storage, StorageUnavailable, Summary
+from storage import SETTINGS, Session, SessionNotFound, Storage, StorageUnavailable, Summary, replaced_messages
+from turns.imported import copied, imported
 from turns.log import Failed
-from turns.runs import Runs, ShuttingDown
+from turns.remote import ShuttingDown
+from turns.runs import Runs
+from turns.stored import usage_of
 from turns.turn import Overloaded, Turn
 from web.errors import ApiError, error_response, json_response
 from web.events import frames, public_message, resume_index
-from web.requests import flag_argument, json_body, number_argument
+from web.markdown import markdown_of
+from web.requests import flag_argument, id_field, json_body, number_argument, question_of, session_settings
 from web.settings import Settings
 
 
@@ -35,6 +38,8 @@ class Api:
             timeout=settings.timeout,
             max_turns=settings.max_streams,
             show_reasoning=settings.show_reasoning,
+            session_ttl=settings.session_ttl,
+            models=None if "*" in settings.models else settings.models,
         )
         self._show_reasoning = settings.show_reasoning
         self._storage = storage
@@ -44,8 +49,23 @@ class Api:
         self._watchers = threading.BoundedSemaphore(settings.max_watchers)
 
     def create_session(self) -> Response:
-        json_body(optional=True)
-        session_id = self._storage.create()
+        body = json_body(optional=True)
+        settings = session_settings(body)
+        messages: list[dict[str, Any]] = []
+        last_error = None
+        if "copy_of" in body or "until" in body:
+            source = id_field(body, "copy_of", "session")
+            until = id_field(body, "until", "msg") if "until" in body else None
+            if "messages" in body:
+                raise ApiError("invalid_request", "A copy has no messages of its own: leave copy_of or messages out.")
+            session = self._storage.get(source)
+            settings = {name: getattr(session, name) for name in SETTINGS} | settings
+            messages, last_error = copied(session, until)
+        elif "messages" in body:
+            messages, system_prompt = imported(body["messages"])
+            if system_prompt is not None:
+                settings = session_settings({"system_prompt": system_prompt}) | settings
+        session_id = self.runs.create(settings, messages, last_error)
         return json_response({"id": session_id}, 201, {"Location": f"{request.script_root}/sessions/{session_id}"})
 
     def list_sessions(self) -> Response:
@@ -70,36 +90,43 @@ class Api:
     def get_session(self, session_id: str) -> Response:
         limit = number_argument("limit", 1, 1000)
         before = request.args.get("before")
+        with_replaced = flag_argument("replaced")
         running = self.runs.running(session_id)
         session = self._storage.get(session_id)
-        messages = session.messages
+        messages = session.messages if with_replaced else session.conversation
+        if request.accept_mimetypes.best_match(["application/json", "text/markdown"]) == "text/markdown":
+            return self._markdown(session)
         if before is not None:
             ids = [message["id"] for message in messages]
             if before not in ids:
                 raise ApiError("invalid_request", "before must be the id of a message of this session.")
             messages = messages[: ids.index(before)]
         newest = messages[-limit:] if limit else messages
+        replaced = replaced_messages(session.messages) if with_replaced else {}
+        by = {id: {"replaced_by": other} for id, other in replaced.items()}
         answer = {
             "id": session.id,
-            "messages": [self._public(message) for message in newest],
+            "messages": [self._public(message) | by.get(message["id"], {}) for message in newest],
             "created_at": session.created_at,
             "updated_at": session.updated_at,
             "running": running,
+            **_shown_settings(session),
         }
+        if usage := usage_of(session):
+            answer["usage"] = usage
         if limit or before is not None:
             answer["next"] = newest[0]["id"] if len(newest) < len(messages) else None
         return json_response(answer)
 
-    def rename_session(self, session_id: str) -> Response:
-        body = json_body()
-        title = body.get("title")
-        if "title" not in body or not isinstance(title, str | None):
-            raise ApiError("invalid_request", 'The body must be {"title": "…"}, or null to remove the title.')
-        title = (title or "").strip() or None
-        if title and len(title) > TITLE_LENGTH:
-            raise ApiError("invalid_request", f"A title has at most {TITLE_LENGTH} characters.")
-        self.runs.rename(session_id, title)
-        return json_response(self._details(session_id))
+    def configure_session(self, session_id: str) -> Response:
+        settings = session_settings(json_body())
+        if not settings:
+            raise ApiError(
+                "invalid_request", "The body must set title, model or system_prompt, or remove one with null."
+            )
+        self.runs.configure(session_id, settings)
+        shown = _shown_settings(self._storage.get(session_id))
+        return json_response({**shown, **self._details(session_id)})
 
     def delete_session(self, session_id: str) -> Response:
         json_body(optional=True)
@@ -149,6 +176,9 @@ class Api:
         ]
         return json_response({"tools": tools})
 
+    def list_models(self) -> Response:
+        return json_response({"models": self.runs.models.names(), "default": self._agent.model})
+
     def health(self) -> Response:
         return json_response({"status": "ok"})
 
@@ -160,15 +190,11 @@ class Api:
 
     def _start(self, session_id: str) -> tuple[Turn, dict[str, str]]:
         """The turn that the request asks for, and the headers that tell of it. Takes one of the responses."""
-        message = json_body().get("message")
-        if not isinstance(message, str) or not message.strip():
-            raise ApiError("invalid_request", 'The body must be {"message": "text"}, and the text not blank.')
-        key = request.headers.get("Idempotency-Key")
-        if key is not None and not re.fullmatch(r"[\x21-\x7e]{1,255}", key):
-            raise ApiError("invalid_request", "Idempotency-Key must be 1 to 255 visible ASCII characters.")
+        question = question_of(json_body())
+        self.runs.models.check(question.model)
         slot = self._responses.acquire(blocking=False)
         try:
-            turn, replayed = self.runs.start(session_id, message, key, slot=slot)
+            turn, replayed = self.runs.start(session_id, question, slot=slot)
             if not slot:
                 raise Overloaded
         except BaseException:
@@ -177,11 +203,23 @@ class Api:
             raise
         return turn, {"Idempotency-Replayed": "true"} if replayed else {}
 
+    def _markdown(self, session: Session) -> Response:
+        head = {"Session": session.id, "Created": session.created_at, "Updated": session.updated_at}
+        head |= {"Model": session.model} if session.model else {}
+        head |= {"Instructions": session.system_prompt} if session.system_prompt else {}
+        text = markdown_of(self._storage.summary(session.id).title, head, map(self._public, session.conversation))
+        return Response(text, mimetype="text/markdown", headers={"Vary": "Accept"})
+
     def _public(self, message: Mapping[str, Any]) -> dict[str, Any]:
         return public_message(message, show_reasoning=self._show_reasoning)
 
     def _details(self, session_id: str) -> dict[str, Any]:
         return {**vars(self._storage.summary(session_id)), "running": self.runs.running(session_id)}
+
+
+def _shown_settings(session: Session) -> dict[str, str]:
+    """The settings of a session that are set."""
+    return {name: text for name in SETTINGS if (text := getattr(session, name)) is not None}
 
 
 def _stream(events: Iterator[bytes], headers: Mapping[str, str], on_close: Callable[[], None]) -> Response:

@@ -8,9 +8,14 @@ from collections.abc import Mapping
 from flask import Response, g
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
-from storage import SessionBusy, SessionCorrupt, SessionNotFound, StorageUnavailable, to_json
-from turns.runs import KeyReused, ShuttingDown
+from storage import SessionBusy, SessionCorrupt, SessionNotFound, StorageUnavailable
+from turns.imported import ImportRefused
+from turns.models import ModelRefused
+from turns.question import NothingToContinue, QuestionRefused
+from turns.remote import ShuttingDown
+from turns.runs import KeyReused
 from turns.turn import Overloaded
+from wire.strict_json import to_json
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +29,7 @@ ERRORS: dict[str, tuple[int, str]] = {
     "not_found": (404, "There is nothing here. What there is, /openapi.json says."),
     "session_not_found": (404, "The session was not found."),
     "method_not_allowed": (405, "This method is not allowed here."),
+    "nothing_to_continue": (409, "The last turn of this session is complete, or there is none."),
     "session_busy": (409, "A turn is running in this session. Wait for its end, or cancel it."),
     "event_gone": (410, "This event is no longer held. Read the session instead."),
     "request_too_large": (413, "The request is larger than 1 MiB."),
@@ -48,6 +54,7 @@ _CODES: dict[type[Exception], str] = {
     SessionCorrupt: "session_corrupt",
     StorageUnavailable: "storage_unavailable",
     KeyReused: "idempotency_key_reused",
+    NothingToContinue: "nothing_to_continue",
     Overloaded: "overloaded",
     ShuttingDown: "shutting_down",
 }
@@ -87,6 +94,8 @@ def answer_error(error: Exception) -> Response:
     """The answer to a request that ended with this exception. Logs the ones that are defects."""
     if isinstance(error, ApiError):
         return error_response(error.code, str(error), error.headers)
+    if isinstance(error, ImportRefused | ModelRefused | QuestionRefused):
+        return error_response("invalid_request", str(error))
     for kind, code in _CODES.items():
         if isinstance(error, kind):
             return error_response(code, f"Session {error} not found" if kind is SessionNotFound else None)

@@ -59,7 +59,7 @@ def resume_index(turn: Turn | None, event_id: str) -> int:
 
 _PUBLIC_FIELDS = (
     *("id", "role", "content", "reasoning", "tool_calls", "tool_call_id", "name", "status", "reason"),
-    *("model", "usage", "created_at"),
+    *("model", "usage", "replaces", "created_at"),
 )
 
 

@@ -43,6 +43,14 @@ def seconds(text: str) -> float:
     return float(with_unit[1])
 
 
+def duration(text: str) -> float:
+    """Seconds, from a number with a unit or without one."""
+    found = re.fullmatch(r"([0-9]{1,9})([smhd]?)", text)
+    if not found:
+        raise ValueError("must be a time such as 90s, 30m, 12h or 30d, or 0")
+    return float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
+
+
 def seconds_or_zero(text: str) -> float:
     return 0.0 if text in ("0", "0s") else seconds(text)
 
@@ -103,7 +111,7 @@ def origins(text: str) -> tuple[str, ...]:
     return tuple(origin.removesuffix(":443" if origin.startswith("https") else ":80") for origin in found)
 
 
-def files(text: str) -> tuple[str, ...]:
+def names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 

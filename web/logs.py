@@ -9,7 +9,7 @@ import time
 from web.settings import Settings
 
 # The rooms whose level -log_level sets. Logs of libraries may hold texts of messages, and start at warnings.
-LOGGED_ROOMS = ("session_server", "web", "turns", "agent", "stores", "storage", "model")
+LOGGED_ROOMS = ("session_server", "web", "turns", "agent", "stores", "storage", "model", "wire")
 
 
 def set_up_logging(settings: Settings) -> None:

@@ -12,8 +12,9 @@ from typing import Any, NoReturn
 from web.flag_values import (
     SettingsError,
     boolean,
-    files,
+    duration,
     model_options,
+    names,
     one_of,
     origins,
     redis_url,
@@ -30,8 +31,7 @@ from web.flag_values import (
 class Settings:
     """What can be set, by flag or in the environment. Times are in seconds.
 
-    `create_app` reads `timeout`, `keep_alive`, `auth_token`, `cors_origin`, `max_streams` and `show_reasoning` from
-    here, and takes the rest as objects.
+    `create_app` reads from here what is about HTTP and about turns, and takes the rest as objects.
     """
 
     port: int = 8080
@@ -39,11 +39,13 @@ class Settings:
     api_key: str = ""
     base_url: str = ""
     model: str = "gpt-3.5-turbo"
+    models: tuple[str, ...] = ()
     model_options: dict[str, Any] = field(default_factory=dict)
     stream: bool = True
     show_reasoning: bool = True
     session_dir: str = ""
     redis_url: str = ""
+    session_ttl: float = 0.0
     tools: tuple[str, ...] = ()
     calculator: bool = True
     tool_timeout: float = 60.0
@@ -78,6 +80,7 @@ FLAGS: dict[str, tuple[Callable[[str], Any], str, tuple[str, ...]]] = {
     "api_key": (token, "API key of the model server", ("OPENAI_API_KEY",)),
     "base_url": (url, "address of any OpenAI-compatible server (default OpenAI's)", ("OPENAI_BASE_URL",)),
     "model": (str, "model name", ()),
+    "models": (names, "further models that callers may choose, with commas; *: any", ()),
     "model_options": (
         model_options,
         'JSON object merged into every request, {"temperature":0.2}, or @file',
@@ -87,7 +90,8 @@ FLAGS: dict[str, tuple[Callable[[str], Any], str, tuple[str, ...]]] = {
     "show_reasoning": (boolean, "send the model's reasoning to callers; false: only store it", ()),
     "session_dir": (str, "directory for session files; empty: memory", ()),
     "redis_url": (redis_url, "Redis server to keep sessions in, which other servers may share", ()),
-    "tools": (files, "a Python file whose functions the model may call; repeatable", ()),
+    "session_ttl": (duration, "sessions that did not change for so long are deleted: 90s, 12h, 30d; 0: never", ()),
+    "tools": (names, "a Python file whose functions the model may call; repeatable", ()),
     "calculator": (boolean, "offer the built-in calculator", ()),
     "tool_timeout": (seconds, "seconds that one tool call may take; then the turn goes on without it", ()),
     "system_prompt": (text_or_file, "instructions put before every conversation; @file reads a file", ()),
@@ -105,7 +109,7 @@ FLAGS: dict[str, tuple[Callable[[str], Any], str, tuple[str, ...]]] = {
 }
 
 
-_REPEATABLE = ("cors_origin", "tools")
+_REPEATABLE = ("cors_origin", "models", "tools")
 
 
 def read_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:

@@ -18,6 +18,7 @@ FLOORS = {
     "storage": 1,
     "model": 1,
     "calculator": 1,
+    "wire": 0,
 }
 EXTRAS = {"redis": "stores.redis"}  # library: the room, with its neighbours of the same prefix, that may import it
 MAX_LINES = {"storage": 500}  # of a room; 350 for all others

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage import MemoryStorage, Storage, from_json, to_json
+from storage import MemoryStorage, Storage
 from stores.files import FileStorage
 from tests.support.storage_conformance import StorageConformance
+from wire.strict_json import from_json, to_json
 
 
 class TestStorage(StorageConformance):

@@ -90,7 +90,7 @@ class Machine(RuleBasedStateMachine):
     @rule(session=sessions, which=st.integers(0, 1), title=st.none() | TEXT)
     def rename(self, session: str, which: int, title: str | None) -> None:
         with self.lock(session, which) as locked:
-            locked.rename(title)
+            locked.configure(title=title)
         self.model[session]["title"] = title
 
     @rule(session=consumes(sessions), which=st.integers(0, 1))

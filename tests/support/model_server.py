@@ -187,6 +187,12 @@ class _Exchange(Exchange):
         except _Broken:
             self.close_connection = True
 
+    def do_GET(self) -> None:
+        """The list of models, where there is one."""
+        models = [{"id": name, "object": "model", "created": 0, "owned_by": "x"} for name in self.server.listed]
+        data = json.dumps({"object": "list", "data": models}).encode()
+        self.send(Reply([data], 200 if models else 404, {"Content-Type": "application/json"}))
+
 
 class ModelServer(demo.ModelServer):
     """A model server with replies in line; see the module."""
@@ -200,6 +206,7 @@ class ModelServer(demo.ModelServer):
         self.headers: list[dict[str, str]] = []
         self.paths: list[str] = []
         self.connections = 0
+        self.listed: list[str] = []  # names of models
         self.closed = threading.Event()
         self._replies = list(replies)
         self._asked = threading.Condition()

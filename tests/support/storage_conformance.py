@@ -243,7 +243,7 @@ class StorageConformance:
             message["content"] = "changed"
             message["list"].append(3)
             locked.append(user("four"))
-            locked.rename("a")
+            locked.configure(title="a")
         assert texts(storage, id) == ["one", "two", "three", "four"]
         assert storage.get(id).messages[2]["list"] == [1]
 
@@ -315,6 +315,70 @@ class StorageConformance:
             locked.set_last_error("\ud800")
         assert storage.get(id).last_error is None
 
+    # --- the continuation ---
+
+    def test_a_continuation_stands_until_the_next_question(self, storage: Storage, other: Storage, id: str) -> None:
+        with storage.lock(id) as locked:
+            locked.set_last_error("x")
+            locked.set_continuation({"attempt": 2, "key": "é"})
+            assert other.get(id).continuation == {"attempt": 2, "key": "é"}
+            assert other.get(id).last_error is None
+            locked.append({"role": "assistant", "content": "three"})
+            locked.set_last_error("y")
+            assert other.get(id).continuation == {"attempt": 2, "key": "é"}
+            locked.append(user("four"))
+        assert (other.get(id).continuation, other.get(id).last_error) == (None, None)
+
+    def test_a_continuation_that_json_cannot_hold_is_refused(self, storage: Storage, id: str) -> None:
+        with storage.lock(id) as locked, pytest.raises(ValueError):
+            locked.set_continuation({"x": float("nan")})
+        assert storage.get(id).continuation is None
+
+    # --- created whole ---
+
+    def test_a_session_is_created_with_messages_and_settings(self, storage: Storage, other: Storage) -> None:
+        messages = [{"id": f"msg-{n}", "role": "user", "content": "é", "created_at": "t", "x": [n]} for n in range(3)]
+        id = storage.create(messages, "refused", title="T", model="m", system_prompt="\0 é")
+        found = other.get(id)
+        assert (found.messages, found.last_error) == (messages, "refused")
+        assert (found.title, found.model, found.system_prompt) == ("T", "m", "\0 é")
+        messages[0]["x"].append(7)
+        say(other, id, "four")
+        assert [message["content"] for message in storage.get(id).messages] == ["é", "é", "é", "four"]
+        assert storage.get(id).messages[0]["x"] == [0]
+
+    @pytest.mark.parametrize("bad", [{}, {"id": "msg-0", "role": "user", "content": "x"}, {"id": float("nan")}])
+    def test_what_is_no_message_creates_nothing(self, storage: Storage, bad: dict[str, Any]) -> None:
+        with pytest.raises(ValueError):
+            storage.create([bad])
+        with pytest.raises(ValueError):
+            storage.create(title="\ud800")
+        with pytest.raises(TypeError):
+            storage.create(colour="red")
+        assert storage.page() == ([], None)
+
+    # --- what a question replaces ---
+
+    def test_replaced_messages_are_stored_and_not_counted(self, storage: Storage, other: Storage, id: str) -> None:
+        first = storage.get(id).messages[0]["id"]
+        with storage.lock(id) as locked:
+            locked.append({**user("ONE"), "replaces": first})
+            locked.append({"role": "assistant", "content": "1"})
+        found = other.get(id)
+        assert [message["content"] for message in found.messages] == ["one", "two", "ONE", "1"]
+        assert [message["content"] for message in found.conversation] == ["ONE", "1"]
+        for handle in (storage, other):
+            assert (handle.summary(id).message_count, handle.summary(id).title) == (2, "ONE")
+        with storage.lock(id) as locked:
+            locked.configure(title="T")
+        assert (other.summary(id).message_count, other.summary(id).title) == (2, "T")
+
+    # --- unchanged since ---
+
+    def test_sessions_that_did_not_change_are_found(self, storage: Storage, other: Storage, id: str) -> None:
+        assert list(other.unchanged_since(time.time() - 3600)) == []
+        assert set(other.unchanged_since(time.time() + 3600)) == {id}
+
     # --- rename ---
 
     def test_a_title_changes_nothing_else(self, storage: Storage, other: Storage, id: str) -> None:
@@ -323,23 +387,23 @@ class StorageConformance:
         storage.create()
         before, order = storage.get(id), storage.page()
         with storage.lock(id) as locked:
-            locked.rename("Zahlen 🎉")
+            locked.configure(title="Zahlen 🎉")
         assert vars(other.get(id)) == {**vars(before), "title": "Zahlen 🎉"}
         assert other.page() == order
 
     def test_a_title_can_be_replaced_and_removed(self, storage: Storage, other: Storage, id: str) -> None:
         before = storage.get(id)
         with storage.lock(id) as locked:
-            locked.rename("a")
-            locked.rename("b")
+            locked.configure(title="a")
+            locked.configure(title="b")
             assert other.get(id).title == locked.session.title == "b"
-            locked.rename(None)
+            locked.configure(title=None)
         assert other.get(id) == before
 
     def test_a_title_stays_when_messages_are_added(self, storage: Storage, other: Storage, id: str) -> None:
         with storage.lock(id) as locked:
             locked.append(user("three"))
-            locked.rename("a")
+            locked.configure(title="a")
             locked.append(user("four"))
         say(other, id, "five")
         assert storage.get(id).title == "a"
@@ -347,7 +411,7 @@ class StorageConformance:
 
     def test_a_title_that_json_cannot_hold_is_refused(self, storage: Storage, id: str) -> None:
         with storage.lock(id) as locked, pytest.raises(ValueError):
-            locked.rename("\ud800")
+            locked.configure(title="\ud800")
         assert storage.get(id).title is None
 
     # --- summary ---
@@ -361,10 +425,10 @@ class StorageConformance:
             assert storage.summary(id).message_count == number - 1
             say(other, id, str(number))
         with other.lock(id) as locked:
-            locked.rename("a")
+            locked.configure(title="a")
         assert storage.summary(id).title == "a"
         with other.lock(id) as locked:
-            locked.rename("b")
+            locked.configure(title="b")
         assert storage.summary(id).title == "b"
 
     def test_a_session_without_words_of_a_user_has_no_title(self, storage: Storage) -> None:
@@ -395,7 +459,7 @@ class StorageConformance:
         found = storage.summary(id).title
         assert (found or "").strip() == (title or "") and (found is None) == (title is None)
         with storage.lock(id) as locked:
-            locked.rename("set")
+            locked.configure(title="set")
         assert storage.summary(id).title == "set"
 
     # --- the list ---
@@ -492,7 +556,7 @@ class StorageConformance:
             with pytest.raises(RuntimeError):
                 locked.set_last_error("x")
             with pytest.raises(RuntimeError):
-                locked.rename("x")
+                locked.configure(title="x")
             with pytest.raises(RuntimeError):
                 locked.delete()
         assert (storage.get(id), storage.page()) == (before, order)
@@ -553,14 +617,14 @@ class StorageConformance:
         with storage.lock(id, turn=True) as locked:
             assert (storage.running(id), other.running(id)) == (True, True)
             locked.append(user("three"))
-            locked.rename("a")
+            locked.configure(title="a")
             locked.append(user("four"))
             assert (storage.running(id), other.running(id)) == (True, True)
         assert (storage.running(id), other.running(id)) == (False, False)
 
     def test_a_session_that_is_taken_for_less_does_not_run(self, storage: Storage, other: Storage, id: str) -> None:
         with storage.lock(id) as locked:
-            locked.rename("a")
+            locked.configure(title="a")
             assert (storage.running(id), other.running(id)) == (False, False)
 
     def test_asking_costs_a_taker_nothing(self, storage: Storage, other: Storage, id: str) -> None:
@@ -598,7 +662,7 @@ class StorageConformance:
             looks = pool.submit(lambda: all(look()))
             try:
                 for number in range(60):
-                    locked.rename(str(number))  # which may move the session to another place in the store
+                    locked.configure(title=str(number))  # which may move the session to another place in the store
             finally:
                 stop.set()
             assert looks.result(), "the turn seemed to have ended"
@@ -628,7 +692,7 @@ class StorageConformance:
             with pytest.raises(RuntimeError):
                 locked.set_last_error("x")
             with pytest.raises(RuntimeError):
-                locked.rename("x")
+                locked.configure(title="x")
             with pytest.raises(RuntimeError):
                 locked.delete()
         assert storage.page() == other.page() == ([], None)
@@ -664,7 +728,7 @@ class StorageConformance:
                     elif number < 4:
                         with patiently(other, id) as locked:
                             locked.append(user("x"))
-                            locked.rename("y")
+                            locked.configure(title="y")
                     else:
                         other.summary(id)
                         assert other.get(id).id == id

@@ -123,8 +123,7 @@ def test_an_error_event_has_the_status_of_its_code(code: str) -> None:
 
 
 def test_a_title_has_the_length_that_the_document_says() -> None:
-    body = OPERATIONS["rename_session"][2]["requestBody"]["content"]["application/json"]["schema"]
-    assert body["properties"]["title"]["maxLength"] == TITLE_LENGTH
+    assert DOCUMENT["components"]["schemas"]["NewTitle"]["maxLength"] == TITLE_LENGTH
     with Talk() as talk:
         path = f"/sessions/{talk.create()}"
         assert talk.request("PATCH", path, {"title": "é" * TITLE_LENGTH}).status_code == 200
@@ -272,8 +271,10 @@ class World:
         method, path, _ = OPERATIONS[operation]
         if body is None and operation in ("run", "run_stream"):
             body = {"message": "Hello"}
-        if body is None and operation == "rename_session":
+        if body is None and operation == "configure_session":
             body = {"title": "Greetings"}
+        if body is None and operation == "create_session":
+            body = {"copy_of": self.session_id}
         sent = {name.replace("_", "-"): value for name, value in headers.items()}
         return (app or self.app()).request(method, path.format(session_id=self.session_id) + query, body, sent)
 
@@ -370,6 +371,11 @@ def _(world: World, operation: str) -> TestResponse:
         return world.ask(operation)
 
 
+@cause("nothing_to_continue")
+def _(world: World, operation: str) -> TestResponse:
+    return world.ask(operation, body={"continue": True})
+
+
 @cause("event_gone")
 def _(world: World, operation: str) -> TestResponse:
     return world.ask(operation, Last_Event_ID="evt-unknown-1")
@@ -410,7 +416,7 @@ class _Faulty(MemoryStorage):
     def check(self) -> None:
         raise ZeroDivisionError
 
-    def create(self) -> str:
+    def create(self, *_: Any, **__: Any) -> str:
         raise ZeroDivisionError
 
     def get(self, session_id: str) -> Any:
@@ -537,6 +543,33 @@ def test_an_error_that_is_told_again_is_as_the_document_says(world: World) -> No
     check_answer("run", HTTPStatus.BAD_GATEWAY, response.headers, response.text)
 
 
+SETTINGS = {"title": "Sums", "model": "other", "system_prompt": "Be brief."}
+
+
+def test_settings_replaced_messages_and_usage_are_as_the_document_says(world: World) -> None:
+    world.model.default = answer("Hello", usage={"total_tokens": 3})
+    app = world.app(models=("other",))
+    response = world.ask("configure_session", app=app, body=SETTINGS)
+    check_answer("configure_session", 200, response.headers, response.text)
+    world.ask("run", app=app)
+    first = app.messages(world.session_id)[0]["id"]
+    response = world.ask("run", app=app, body={"replaces": first})
+    check_answer("run", 200, response.headers, response.text)
+    response = world.ask("get_session", app=app, query="?replaced=true")
+    check_answer("get_session", 200, response.headers, response.text)
+    found = json.loads(response.data)
+    assert found.items() >= SETTINGS.items()
+    assert found["usage"] == {"total_tokens": 6}
+    response = world.ask("create_session", app=app, body={"messages": found["messages"]})
+    check_answer("create_session", 201, response.headers, response.text)
+
+
+def test_a_document_in_markdown_is_as_the_document_says(world: World) -> None:
+    response = world.ask("get_session", Accept="text/markdown")
+    check_answer("get_session", 200, response.headers, response.text)
+    assert response.mimetype == "text/markdown"
+
+
 # --- streams, event by event ---
 
 THINKING: dict[str, Any] = {"choices": [{"index": 0, "delta": {"reasoning_content": "Hm."}}]}
@@ -600,11 +633,13 @@ def test_schemathesis_finds_no_answer_that_the_document_does_not_tell_of(
 ) -> None:
     config = tmp_path / "schemathesis.toml"
     # What is in order by its form, and refused for what came before: unknown ids, and a key for another message.
+    # A session that is copied, a message that is replaced and a model that is chosen must exist.
     refused = {"list_sessions": 400, "get_session": 400, "resume_stream": 410, "run": 422, "run_stream": 422}
+    refused |= {"create_session": 400, "configure_session": 400}
     config.write_text(
         "".join(
             f'[[operations]]\ninclude-operation-id = "{operation}"\n'
-            f'checks.positive_data_acceptance.expected-statuses = ["2xx", "404", "409", "{code}"]\n'
+            f'checks.positive_data_acceptance.expected-statuses = ["2xx", "400", "404", "409", "{code}"]\n'
             for operation, code in refused.items()
         )
     )
