@@ -28,6 +28,7 @@ from wire.session import (
     Summary,
     are_messages,
     configured,
+    expanded,
     is_message,
     new_id,
     replaced_messages,
@@ -54,6 +55,7 @@ __all__ = [
     "Summary",
     "TurnFeed",
     "checked_id",
+    "expanded",
     "is_message",
     "new_id",
     "replaced_messages",
@@ -225,8 +227,8 @@ class LockedSession(ABC):
         `created_at`.
 
         A user's message may have `replaces`, the id of another one: that one and all behind it leave the conversation
-        in the same write, and stay stored. The message is durable when this returns. Where this raises
-        StorageUnavailable, the session is as it was before. Raises ValueError or TypeError for what JSON in UTF-8
+        in the same write, and stay stored. It may have `history`, whole messages that stand before it. Then the first
+        of them has the `replaces`. The message is durable when this returns. Where this raises StorageUnavailable, the session is as it was before. Raises ValueError or TypeError for what JSON in UTF-8
         cannot hold (NaN, lone surrogates), or where `role` or `content` is not a string.
         """
         now = timestamp()

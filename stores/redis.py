@@ -194,8 +194,8 @@ class _LockedRedis(LockedSession):
         self._changes += 1
         which = (self.lease.token, self._changes, len(session.messages), line, touched)
         fields = _fields(session)
-        if b'"replaces"' in line:
-            fields["replaced"] = "true"
+        if b'"replaces"' in line or b'"history"' in line:
+            fields["replaced"] = "true"  # so that the summary counts what is in the conversation
         pairs = [part for pair in fields.items() for part in pair]
         self._check(self._connection.run("write", "write", self.id, *which, *pairs, retry_seconds=RETRY_SECONDS))
 

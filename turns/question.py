@@ -21,7 +21,9 @@ class Question:
 
     `replaces` is the id of a user's message of the conversation: the question stands in place of it and of all behind
     it. Without a `text` it is the same text once more. With `continues` there is no question, and the model is asked
-    again from what is stored. `key` is the idempotency key. `model` and `system_prompt` are for this turn alone.
+    again from what is stored. `history` are whole messages that a client has before the question and the server has
+    not; with `replaces` the first of them stands in place of the replaced ones. `key` is the idempotency key. `model`
+    and `system_prompt` are for this turn alone.
 
     `recovery` counts how often the server itself has gone on with an interrupted turn; 0 where a caller asks.
     """
@@ -29,6 +31,7 @@ class Question:
     text: str | None = None
     replaces: str | None = None
     continues: bool = False
+    history: tuple[dict[str, Any], ...] = ()
     key: str | None = None
     model: str | None = None
     system_prompt: str | None = None
@@ -46,4 +49,5 @@ class Question:
         """The question that a stored user's message with this key was. Another key asked to go on with it."""
         if message.get("idempotency_key") != key:
             return cls(continues=True)
-        return cls(message["content"], message.get("replaces"))
+        first = next(iter(message.get("history", ())), message)
+        return cls(message["content"], first.get("replaces"))

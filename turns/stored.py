@@ -14,7 +14,7 @@ from typing import Any
 from model.events import Chunk, Reasoning, ToolResult
 from model.history import tool_calls_of
 from model.reply import sum_usage
-from storage import Session, replaced_messages
+from storage import Session, expanded, replaced_messages
 from turns.log import Ended, Event, Failed, Started
 from turns.question import Question, QuestionRefused
 
@@ -137,12 +137,20 @@ def turn_at(session: Session, index: int) -> StoredTurn:
 def question_message(session: Session, question: Question) -> dict[str, Any]:
     """The user's message for a new question, without its id. Raises QuestionRefused."""
     text = question.text
-    beside = {"idempotency_key": question.key, "previous_error": session.last_error, "replaces": question.replaces}
+    beside: dict[str, Any] = {
+        "idempotency_key": question.key,
+        "previous_error": session.last_error,
+        "replaces": question.replaces,
+    }
     if question.replaces is not None:
         users = {message["id"]: message for message in session.conversation if message["role"] == "user"}
         if question.replaces not in users:
             raise QuestionRefused("replaces must be the id of a user's message in the conversation as it is now.")
         text = users[question.replaces]["content"] if text is None else text
+    if question.history:
+        first, *others = question.history
+        first = first if question.replaces is None else {**first, "replaces": beside.pop("replaces")}
+        beside["history"] = [first, *others]
     known = {name: value for name, value in beside.items() if value is not None}
     return {"role": "user", "content": text, **known}
 
@@ -176,8 +184,8 @@ def outgoing_messages(
     They are all but those of failed attempts, those of earlier turns whose question the model server refused, and
     those that a later question has replaced.
     """
-    replaced = replaced_messages(messages)
-    kept = _without_refused_turns(without_failed_attempts(messages, attempt, goes_on=goes_on))
+    replaced = replaced_messages(expanded(list(messages)))
+    kept = expanded(_without_refused_turns(without_failed_attempts(messages, attempt, goes_on=goes_on)))
     return [message for message in kept if message["id"] not in replaced] if replaced else kept
 
 

@@ -10,7 +10,16 @@ from typing import Any
 from flask import Response, request
 
 from agent import Agent
-from storage import SETTINGS, Session, SessionNotFound, Storage, StorageUnavailable, Summary, replaced_messages
+from storage import (
+    SETTINGS,
+    Session,
+    SessionNotFound,
+    Storage,
+    StorageUnavailable,
+    Summary,
+    expanded,
+    replaced_messages,
+)
 from turns.imported import copied, imported
 from turns.log import Failed
 from turns.remote import ShuttingDown
@@ -93,7 +102,8 @@ class Api:
         with_replaced = flag_argument("replaced")
         running = self.runs.running(session_id)
         session = self._storage.get(session_id)
-        messages = session.messages if with_replaced else session.conversation
+        everything = expanded(session.messages)
+        messages = everything if with_replaced else session.conversation
         if request.accept_mimetypes.best_match(["application/json", "text/markdown"]) == "text/markdown":
             return self._markdown(session)
         if before is not None:
@@ -102,7 +112,7 @@ class Api:
                 raise ApiError("invalid_request", "before must be the id of a message of this session.")
             messages = messages[: ids.index(before)]
         newest = messages[-limit:] if limit else messages
-        replaced = replaced_messages(session.messages) if with_replaced else {}
+        replaced = replaced_messages(everything) if with_replaced else {}
         by = {id: {"replaced_by": other} for id, other in replaced.items()}
         answer = {
             "id": session.id,

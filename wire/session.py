@@ -47,8 +47,9 @@ class Session:
     @property
     def conversation(self) -> list[dict[str, Any]]:
         """The messages that no later question has replaced."""
-        replaced = replaced_messages(self.messages)
-        return [message for message in self.messages if message["id"] not in replaced] if replaced else self.messages
+        messages = expanded(self.messages)
+        replaced = replaced_messages(messages)
+        return [message for message in messages if message["id"] not in replaced] if replaced else messages
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,18 @@ def summary_of(session: Session) -> Summary:
         first = next((m["content"] for m in messages if m["role"] == "user"), "")
         title = " ".join(first[: 10 * TITLE_LENGTH].split())[:_SHOWN_TITLE_LENGTH] or None
     return Summary(session.id, title, session.created_at, session.updated_at, len(messages))
+
+
+def expanded(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages, each with those before it that were stored in its own line (its `history`)."""
+    if not any("history" in message for message in messages):
+        return messages
+    found: list[dict[str, Any]] = []
+    for message in messages:
+        history = message.get("history")
+        found += [one for one in history if is_message(one)] if isinstance(history, list) else []
+        found.append({name: value for name, value in message.items() if name != "history"})
+    return found
 
 
 def replaced_messages(messages: Sequence[Mapping[str, Any]]) -> dict[str, str]:

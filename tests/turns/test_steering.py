@@ -23,6 +23,8 @@ from tests.support.talk import Talk, json_of, said, storages
 from tests.support.thinking_servers import SERVERS
 from tests.support.well_formed import assert_well_formed
 from turns.expiry import Expiry
+from turns.log import Ended
+from turns.question import Question
 
 
 @pytest.fixture(scope="module")
@@ -429,6 +431,46 @@ def test_after_kill_9_the_conversation_is_the_old_one_or_the_new_one(
             assert len([m for m in server.messages(session) if m["role"] == "user"]) == 1
         list(server.say(session, "and on").events())
         assert [m["content"] for m in server.messages(session) if m["role"] == "user"] == ["new 2", "and on"]
+
+
+# --- a question with a history of the client's own ---
+
+
+def whole_message(number: int, role: str, text: str) -> dict[str, Any]:
+    return {"id": f"msg-h{number}", "role": role, "content": text, "created_at": "2026-01-31T12:34:56Z"}
+
+
+def test_a_history_comes_with_its_question_in_one_write(store: Callable[[], Storage]) -> None:
+    storage = store()
+    history = (whole_message(1, "user", "ONE"), whole_message(2, "assistant", "1"))
+    with Talk(storage=storage, default=answer("OK")) as talk:
+        session = talk.create()
+        post(talk, session, message="one")
+        post(talk, session, message="two")
+        target = talk.messages(session)[0]["id"]
+        question = Question("three", target, history=history)
+        turn, replayed = talk.app.extensions["runs"].start(session, question)
+        assert isinstance(turn.result(), Ended) and not replayed
+        assert asked(talk) == [("user", "ONE"), ("assistant", "1"), ("user", "three")]
+        assert texts(talk, session) == ["ONE", "1", "three", "OK"]
+        assert len(texts(talk, session, "?replaced=true")) == 8
+        assert storage.summary(session).message_count == 4
+        assert len(storage.get(session).messages) == 6
+        post(talk, session, message="four", replaces="msg-h1")
+        assert asked(talk) == [("user", "four")]
+        post(talk, session, message="five")
+        copy = json_of(talk.request("POST", "/sessions", {"copy_of": session}))["id"]
+        assert texts(talk, copy, "?replaced=true") == ["four", "OK", "five", "OK"]
+
+
+def test_a_later_question_replaces_the_end_of_a_history(talk: Talk) -> None:
+    history = tuple(whole_message(n, role, role) for n, role in enumerate(["user", "assistant", "user", "assistant"]))
+    session = talk.create()
+    turn, _ = talk.app.extensions["runs"].start(session, Question("last", history=history))
+    turn.result()
+    post(talk, session, message="new", replaces="msg-h2")
+    assert asked(talk) == [("user", "user"), ("assistant", "assistant"), ("user", "new")]
+    assert texts(talk, session) == ["user", "assistant", "new", "OK"]
 
 
 # --- copies and imports ---
