@@ -22,6 +22,7 @@ from model.tool_file import ToolFileError, load_tools
 from model.tools import Tool
 from storage import MemoryStorage, Storage, StorageUnavailable
 from stores.files import FileStorage
+from turns.recovery import continue_interrupted
 from web.access import add_common_headers, check_access
 from web.api import Api
 from web.errors import answer_error
@@ -126,7 +127,10 @@ def _assemble(settings: Settings) -> Flask:
         )
     except ValueError as error:
         raise SettingsError(f"-base_url: {error}; see to the address and to the proxy settings") from None
-    return create_app(storage, agent, settings)
+    app = create_app(storage, agent, settings)
+    if settings.continue_interrupted:
+        continue_interrupted(app.extensions["runs"], storage, settings.timeout)
+    return app
 
 
 def _system_prompt(settings: Settings) -> str:

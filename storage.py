@@ -174,6 +174,11 @@ class Storage(ABC):
         SessionNotFound and StorageUnavailable."""
         return None
 
+    def journal(self, session_id: str) -> list[bytes]:
+        """The lines that the session's newest turn has written to its journal (see `LockedSession.journal`), also
+        where its process is gone. Raises SessionNotFound and StorageUnavailable."""
+        return []
+
     def flush(self) -> None:
         """Waits, for some seconds at most, until other processes can read what ended turns have published."""
         return None
@@ -228,8 +233,11 @@ class LockedSession(ABC):
 
         A user's message may have `replaces`, the id of another one: that one and all behind it leave the conversation
         in the same write, and stay stored. It may have `history`, whole messages that stand before it. Then the first
-        of them has the `replaces`. The message is durable when this returns. Where this raises StorageUnavailable, the session is as it was before. Raises ValueError or TypeError for what JSON in UTF-8
-        cannot hold (NaN, lone surrogates), or where `role` or `content` is not a string.
+        of them has the `replaces`.
+
+        The message is durable when this returns. Where this raises StorageUnavailable, the session is as it was
+        before. Raises ValueError or TypeError for what JSON in UTF-8 cannot hold (NaN, lone
+        surrogates), or where `role` or `content` is not a string.
         """
         now = timestamp()
         line = to_json({"id": None, **fields} | {"id": message_id or new_id("msg"), "created_at": now})
@@ -295,6 +303,19 @@ class LockedSession(ABC):
         Another thread calls `on_end(True)` when another process asks for the end of the turn, and `on_end(False)`
         when this process has lost the lock.
         """
+        return None
+
+    def journal(self, first: bytes) -> Callable[[bytes], None] | None:
+        """Begins a journal of the turn for which the session is locked, in place of the one before.
+
+        Gives a function that adds lines to it, each with its line end. It waits for no disk and never raises. The
+        journal survives the process, until `drop_journal` or the deletion of the session. None where a journal could
+        not survive the process, or where what `publish_turn` publishes does.
+        """
+        return None
+
+    def drop_journal(self) -> None:
+        """Removes the journal. Never raises."""
         return None
 
     def __enter__(self) -> Self:

@@ -25,6 +25,7 @@ from storage import (
     Summary,
     checked_id,
 )
+from stores.file_journal import FileJournal, read_journal, remove_journal
 from stores.file_layout import closing, layout, parse
 from stores.file_locks import SUPPORTED, lock_now, lock_waiting, mark_turn, turn_marked
 
@@ -34,6 +35,7 @@ _ORPHAN_SECONDS = 3600.0  # after which a temporary file is the rest of a crash
 _CACHED_SUMMARIES = 10_000
 _SCANNED_AT_ONCE = 200  # files
 _SESSION_FILE = re.compile(rf"({SESSION_ID.pattern})\.json")
+_JOURNAL_FILE = re.compile(rf"\.({SESSION_ID.pattern})\.journal")
 _TEMPORARY_FILE = re.compile(rf"\.({SESSION_ID.pattern}\.)?[0-9a-f]{{16}}\.tmp")
 
 T = TypeVar("T")
@@ -71,6 +73,10 @@ class FileStorage(Storage):
 
     def _summary_of_version(self, session_id: str, _version: tuple[int, ...]) -> Summary:
         return super().summary(session_id)
+
+    def journal(self, session_id: str) -> list[bytes]:
+        with _unavailable("read the journal of", session_id):
+            return read_journal(self._journal_path(checked_id(session_id)))
 
     def _create(self, session: Session) -> None:
         with _unavailable("create", session.id), contextlib.ExitStack() as stack, _synced(self._directory):
@@ -130,6 +136,9 @@ class FileStorage(Storage):
 
     def _path(self, session_id: str) -> str:
         return os.path.join(self._directory, f"{session_id}.json")
+
+    def _journal_path(self, session_id: str) -> str:
+        return os.path.join(self._directory, f".{session_id}.journal")
 
     def _temporary_path(self, prefix: str = "") -> str:
         return os.path.join(self._directory, f".{prefix}{secrets.token_hex(8)}.tmp")
@@ -206,9 +215,12 @@ class FileStorage(Storage):
                 os.unlink(path)
 
     def _sweep(self) -> None:
-        """Removes the temporary files that a crash has left."""
+        """Removes the temporary files that a crash has left, and journals without a session."""
         with os.scandir(self._directory) as entries:
             for entry in entries:
+                journal = _JOURNAL_FILE.fullmatch(entry.name)
+                if journal and not os.path.exists(self._path(journal[1])):
+                    remove_journal(entry.path)
                 if _TEMPORARY_FILE.fullmatch(entry.name):
                     with contextlib.suppress(OSError):
                         if entry.stat(follow_symlinks=False).st_ctime < time.time() - _ORPHAN_SECONDS:
@@ -221,7 +233,17 @@ class _LockedFile(LockedSession):
         self._storage = storage
         self._file = file
         self._turn = turn
+        self._journal: FileJournal | None = None
         self._end: int | None = None  # where the closing line begins, if a message can be added in place
+
+    def journal(self, first: bytes) -> Callable[[bytes], None] | None:
+        self._journal = FileJournal(self._storage._journal_path(self.id), first)
+        return self._journal.write
+
+    def drop_journal(self) -> None:
+        if self._journal is not None:
+            self._journal.close()
+        remove_journal(self._storage._journal_path(self.id))
 
     def _load(self) -> Session:
         session, self._end = self._storage._parsed(self.id, self._file)
@@ -259,8 +281,11 @@ class _LockedFile(LockedSession):
             contextlib.suppress(FileNotFoundError),
         ):
             os.unlink(self._storage._path(self.id))
+        self.drop_journal()
 
     def _release(self) -> None:
+        if self._journal is not None:
+            self._journal.close()
         os.close(self._file)  # which unlocks it
 
     def _stat(self) -> os.stat_result:

@@ -26,7 +26,7 @@ from storage import (
     summary_of,
 )
 from stores.redis_connection import RETRY_SECONDS, RedisConnection
-from stores.redis_feed import Lease, Publisher, RedisTurnFeed
+from stores.redis_feed import Lease, Publisher, RedisTurnFeed, published_lines
 from stores.redis_scripts import LEASE_MILLISECONDS, SHORT_LEASE_MILLISECONDS
 from wire.strict_json import from_json, to_json
 
@@ -92,6 +92,10 @@ class RedisStorage(Storage):
                 with contextlib.suppress(SessionNotFound):
                     self._holder(id.decode())
                     kept += 1
+
+    def journal(self, session_id: str) -> list[bytes]:
+        _, published = self._holder(checked_id(session_id))
+        return published_lines(self._connection, session_id, published) if published else []
 
     def flush(self) -> None:
         self._publisher.flush()

@@ -191,6 +191,13 @@ class Publisher:
                 log.exception("a turn could not be ended")
 
 
+def published_lines(connection: RedisConnection, session_id: str, token: str) -> list[bytes]:
+    """What a turn itself has published so far under a token."""
+    range_ = functools.partial(connection.client.xrange, f"{PREFIX}events:{token}", "-", f"({ENDED_ELSEWHERE}")
+    entries: Any = call(f"read what was published of {session_id}", range_)
+    return [line for _, fields in entries for line in fields[b"lines"].split(b"\n")]
+
+
 class RedisTurnFeed(TurnFeed):
     """The turn that was published under a token."""
 

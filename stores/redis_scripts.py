@@ -7,7 +7,8 @@ Keys begin with `session_server:`
     messages:<id>    a list: each message as JSON
     sessions         a sorted set: the ids, in the order of the list
     lease:<id>       who has locked the session; it expires unless it is renewed
-    events:<token>   a stream: what a turn has published, until a minute after its end
+    events:<token>   a stream: what a turn has published, until a minute after its end; where the turn's process is
+                     gone, until somebody has stored what it has left
 
 A caller that locks a session writes a token of its own into the hash, and each later change compares it. A caller
 whose lease has run out, and whose session another one has locked, can change nothing any more, whatever its clock
@@ -102,12 +103,15 @@ if id ~= '' then touch(id) end
     "delete": """
 local token, id = unpack(ARGV)
 if redis.call('EXISTS', session) == 1 and redis.call('HGET', session, 'token') ~= token then return 'lost' end
+local published = redis.pcall('HGET', session, 'told')
+if type(published) == 'string' then redis.call('UNLINK', events .. published) end
 redis.call('UNLINK', session, messages)
 redis.call('ZREM', list, id)
 """,
-    "release": """
+    "release": f"""
 local token, lessee, count = unpack(ARGV)
 if redis.call('GET', lease) == lessee then redis.call('DEL', lease) end
+redis.call('PEXPIRE', events .. token, {KEEP_MILLISECONDS})
 if redis.call('HGET', session, 'token') == token then
     local found = redis.call('LLEN', messages)
     if count ~= '' and found > tonumber(count) then redis.call('LTRIM', messages, -found, count - found - 1) end
@@ -120,7 +124,6 @@ local before = redis.call('HGET', session, 'told')
 if redis.call('HGET', session, 'token') ~= token then return 'lost' end
 if before == token then return end
 redis.call('XADD', events .. token, '1-0', 'lines', line)
-redis.call('PEXPIRE', events .. token, {KEEP_MILLISECONDS})
 redis.call('HSET', session, 'told', token)
 if before then redis.call('PEXPIRE', events .. before, {LEASE_MILLISECONDS}) end
 """,
@@ -146,9 +149,7 @@ for turn = 0, #ARGV / 5 - 1 do
             if redis.pcall('XADD', stream, first .. '-0', unpack(fields)).err then reply = 'again' end
         end
     end
-    if redis.call('PTTL', stream) < {KEEP_MILLISECONDS} * 0.8 or last == '1' then
-        redis.call('PEXPIRE', stream, {KEEP_MILLISECONDS})
-    end
+    if last == '1' then redis.call('PEXPIRE', stream, {KEEP_MILLISECONDS}) end
     if held == '1' and owner[1] ~= token then
         reply = 'lost'
     elseif held == '1' then

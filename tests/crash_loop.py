@@ -8,7 +8,8 @@ tools and idempotency keys, new titles, deletions, new sessions. At a random mom
 SIGKILL and another one started on the same directory. Then whatever was acknowledged (a turn by its `stream_start`,
 an answer by its `stream_end`, everything by a 2xx) must be there once and in order, every file must be JSON, every
 key must give its turn without storing the message again, and every session must take the next turn at once (in
-Redis, as soon as the dead server's lease has run out).
+Redis, as soon as the dead server's lease has run out). What a client had received of an answer, 300 ms or more before
+the kill, must be in the session once and in order. A turn without a key that was cut off is gone on with.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ from tests.support.redis_server import RedisServer
 from tests.support.server import Reply, Server, until
 
 AT_ONCE = 6  # sessions
-WITHIN = 0.5  # seconds from the start of the work to the kill, at most
+WITHIN = 0.9  # seconds from the start of the work to the kill, at most
+KEPT_AFTER = 0.3  # seconds before the kill; what a client had received by then must be in the session
 CUT_OFF = (OSError, http.client.HTTPException, ValueError)  # what a client sees of a server that is killed
 
 
@@ -45,6 +47,7 @@ class Asked:
     key: str | None
     acknowledged: bool = False
     message_id: str | None = None  # of the answer, once that is acknowledged
+    seen: list[tuple[float, str]] = field(default_factory=list)  # when a piece of the answer came, and the piece
     settled: bool = False  # it was looked at after a crash, and will not be asked again
 
 
@@ -79,6 +82,7 @@ class Loop:
         self._random = random.Random(seed)
         self._conversations: list[Conversation] = []
         self._lock = threading.Lock()
+        self._killed_at = 0.0
 
     def run(self, rounds: int, seconds: float = float("inf")) -> None:
         """So many rounds, or fewer if they take too long."""
@@ -103,6 +107,7 @@ class Loop:
             for conversation in self._conversations
         ]
         time.sleep(self._random.uniform(0, WITHIN))
+        self._killed_at = time.monotonic()
         server.kill()
         for worker in working:
             worker.result()
@@ -147,7 +152,7 @@ class Loop:
                 elif number < 0.07 and conversation.turns:
                     self._delete(server, conversation)
                 else:
-                    kind, way = choose.choice(["plain", "tool"]), choose.choice(["run", "run_stream"])
+                    kind, way = choose.choice(["plain", "tool", "slow"]), choose.choice(["run", "run_stream"])
                     turn = conversation.turn(kind, way, keyed=choose.random() < 0.5)
                     if refusal := self._ask(server, conversation, turn):
                         self._fail("unusable", conversation.id, refusal.text)
@@ -167,6 +172,8 @@ class Loop:
         try:
             for event in reply.events():
                 turn.acknowledged = True
+                if event["type"] == "stream_chunk":
+                    turn.seen.append((time.monotonic(), event["data"]["content"]))
                 if event["type"] == "stream_end" and event["data"]["status"] == "completed":
                     turn.message_id = event["data"]["message_id"]
         finally:
@@ -206,12 +213,15 @@ class Loop:
             lease = f"session_server:lease:{conversation.id}"
             until(lambda: self._redis and not self._redis.call("EXISTS", lease), seconds=10)
         self._compare(conversation, reply.json["messages"])
+        self._check_seen(conversation, reply.json["messages"])
         self._check_title(server, conversation)
         for turn in conversation.turns:
             if turn.message_id is None and not turn.settled:
                 self._count("turns cut off")
                 if turn.key is not None:
                     self._retry(server, conversation, turn)
+                elif turn is conversation.turns[-1] and turn.acknowledged:
+                    self._continue(server, conversation, turn)
             turn.settled = True
         self._replay(server, conversation)
         if refusal := self._ask(server, conversation, conversation.turn("plain", "run")):
@@ -241,10 +251,37 @@ class Loop:
                     order.append(places[name or ""])
             if turn.message_id in places:
                 content = messages[places[turn.message_id]]["content"]
-                if content != f"This is the answer to {turn.text}":
+                if content != _answer_to(turn.text):
                     self._fail("lost", conversation.id, f"all but {content!r} of the answer to {turn.text}")
         if order != sorted(order):
             self._fail("out of order", conversation.id, order)
+
+    def _check_seen(self, conversation: Conversation, messages: list[dict[str, Any]]) -> None:
+        """What was received of an answer long enough before the kill is there, once and in order."""
+        for turn in conversation.turns:
+            if turn.settled or turn.message_id is not None or not turn.seen:
+                continue
+            received = "".join(text for when, text in turn.seen if when <= self._killed_at - KEPT_AFTER)
+            texts = [one["content"] for one in messages]
+            kept = ""
+            for message in messages[texts.index(turn.text) + 1 :] if turn.text in texts else ():
+                if message["role"] == "user":
+                    break
+                kept += message["content"] if message["role"] == "assistant" else ""
+            self._count("partial answers" if received else "partial answers too short")
+            self.figures["characters received"] += len(received)
+            if not kept.startswith(received) or not _answer_to(turn.text).startswith(kept):
+                self._fail("lost", conversation.id, f"{received!r} was received, {kept!r} is there")
+
+    def _continue(self, server: Server, conversation: Conversation, turn: Asked) -> None:
+        """The turn that was cut off, gone on with."""
+        self._count("continued")
+        reply = server.request("POST", f"/sessions/{conversation.id}/run", {"continue": True})
+        if reply.status == 409 and reply.json["code"] == "nothing_to_continue":
+            if not any(one["content"] == _answer_to(turn.text) for one in server.messages(conversation.id)):
+                self._fail("unusable", conversation.id, reply.text)
+        elif reply.status != 200 or reply.json["message"]["content"] != _answer_to(turn.text):
+            self._fail("unusable", conversation.id, reply.text)
 
     def _check_title(self, server: Server, conversation: Conversation) -> None:
         listed = server.request("GET", "/sessions?details=true").json["sessions"]
@@ -286,16 +323,20 @@ def _is_json(path: Path) -> bool:
     return True
 
 
+def _answer_to(text: str) -> str:
+    return f"This is the answer to {text}" + (" and so on" * 10 if text.startswith("slow") else "")
+
+
 def _reply(request: dict[str, Any]) -> Any:
     """What the model says: first the calculator where that is asked for, then the answer, word by word."""
     text = next(message["content"] for message in request["messages"][::-1] if message["role"] == "user")
     text = text.splitlines()[-1]  # the line before is a message that was left without an answer
     if text.startswith("tool") and request["messages"][-1]["role"] != "tool":
         return tool_call("calculator", {"expression": "2**100"})(request)
-    pieces = f"This is the answer to {text}".split(" ")
+    pieces = _answer_to(text).split(" ")
     steps: list[Any] = []
     for piece in pieces:
-        steps += [pause(0.002), f" {piece}" if steps else piece]
+        steps += [pause(0.03 if text.startswith("slow") else 0.002), f" {piece}" if steps else piece]
     return answer(*steps)(request)
 
 
@@ -306,10 +347,11 @@ def main(rounds: int, seed: int, in_redis: bool) -> int:
         redis = stack.enter_context(RedisServer(directory)) if in_redis else None
         loop = Loop(directory, seed, redis)
         loop.run(rounds)
-    for name in ("rounds", "turns", "turns cut off", "retries", "replays", "titles", "deletions", "torn files"):
-        print(f"{name + ':':15}{loop.figures[name]:>8}")
+    done = ("rounds", "turns", "turns cut off", "partial answers", "characters received", "continued", "retries")
+    for name in (*done, "replays", "titles", "deletions", "torn files"):
+        print(f"{name + ':':20}{loop.figures[name]:>8}")
     for name in ("lost", "duplicated", "out of order", "undeleted", "unusable"):
-        print(f"{name + ':':15}{loop.figures[name]:>8}")
+        print(f"{name + ':':20}{loop.figures[name]:>8}")
     print(*loop.failures, sep="\n", end="")
     return 1 if loop.failures else 0
 

@@ -18,7 +18,8 @@ from agent import Agent
 from model.connection import Stop
 from model.events import Answer, Chunk, Message, ModelError, Reasoning, Stopped, ToolCall, ToolResult
 from storage import LockedSession, LockLost, StorageUnavailable
-from turns.log import MAX_EVENTS, Ended, Failed, Started, TurnEnded, encode_entry
+from turns.journal import identity, journal_lines
+from turns.log import MAX_EVENTS, Ended, Entry, Failed, Started, TurnEnded, encode_entry
 from turns.question import NothingToContinue, Question
 from turns.stored import (
     INTERRUPTED_TEXT,
@@ -30,7 +31,6 @@ from turns.stored import (
     version_of,
 )
 from turns.turn import Turn
-from wire.strict_json import to_json
 
 log = logging.getLogger(__name__)
 
@@ -68,11 +68,15 @@ class LocalTurn(Turn):
         self._show_reasoning = show_reasoning
         self._settings: dict[str, str | None] = {}  # the model and the instructions that are not the agent's own
         self._attempt: dict[str, Any] = {}
+        self.message_id = ""  # of the question
+        self._journal: Callable[[bytes], None] | None = None
+        self._kept_until = 0  # so many events are in the journal
+        self._hidden: list[str] = []  # reasoning that is neither an event nor in the journal
         self._open_calls = 0  # tool calls without a result
         self._tool_started_at = 0.0
         self._tool_seconds = 0.0
 
-    def start(self, session: LockedSession) -> list[dict[str, Any]]:
+    def start(self, session: LockedSession, default_model: str) -> list[dict[str, Any]]:
         """Stores the user's message, and gives the messages that go to the model.
 
         Another attempt at a failed turn finds the user's message stored. Raises KeyInUse where the key's turn has
@@ -91,15 +95,17 @@ class LocalTurn(Turn):
             message = stored.messages[0]
             self._attempt = {"attempt": 1 + stored.attempt}
         self._settings = {
-            "model": question.model or session.session.model,
+            "model": question.model or session.session.model or default_model,
             "system_prompt": session.session.system_prompt
             if question.system_prompt is None
             else question.system_prompt,
         }
         self._session = session
+        self.message_id = message["id"]
         attempt = self._attempt.get("attempt", 1)
-        identity = to_json([self.id, message["id"], attempt])
-        if publish := session.publish_turn(identity, self._end_from_elsewhere):
+        first = identity(self.id, self.message_id, attempt, {**self._attempt, "model": self._settings["model"]})
+        self._journal = session.journal(first)
+        if publish := session.publish_turn(first, self._end_from_elsewhere):
             self._log.publish = lambda entry: publish(encode_entry(entry), isinstance(entry.event, Ended | Failed))
         self._log.append(Started())
         self._start_decided.set()
@@ -114,6 +120,26 @@ class LocalTurn(Turn):
         self._attempt = attempt if self.question.key is None else {**attempt, "idempotency_key": self.question.key}
         session.set_continuation({**self._attempt, "recovery": self.question.recovery})
         return stored.messages[0]
+
+    def keep(self) -> None:
+        """Writes to the journal what has come since the last time. Never raises."""
+        if self._journal is None or not self._storing.acquire(blocking=False):
+            return  # there is none, or what has come is being stored
+        try:
+            if self._journal is None:
+                return
+            if hidden := self._hidden[:]:
+                del self._hidden[: len(hidden)]
+                self._journal(encode_entry(Entry(0, "", 0, Reasoning("".join(hidden)))) + b"\n")
+            if len(self._log) > self._kept_until:
+                entries = self._log.read(self._kept_until, 0, MAX_EVENTS)
+                self._kept_until += len(entries)
+                self._journal(b"".join(line + b"\n" for line in journal_lines(entries)))
+        except Exception:
+            log.exception("the journal of turn %s of %s could not be kept", self.id, self.session_id)
+            self._journal = None
+        finally:
+            self._storing.release()
 
     def fail_to_start(self, error: BaseException) -> None:
         """Tells all who wait for the start that the turn does not start."""
@@ -133,7 +159,6 @@ class LocalTurn(Turn):
 
     def run(self, agent: Agent, history: Sequence[Mapping[str, Any]]) -> None:
         """Runs the turn to its end, on the calling thread."""
-        self._settings["model"] = self._settings["model"] or agent.model
         try:
             with contextlib.closing(agent.run(history, self._stop, **self._settings)) as events:
                 for event in events:
@@ -197,6 +222,8 @@ class LocalTurn(Turn):
                 raise ModelError("model_error", "The model server sent too long an answer.")
             if type(event) is Reasoning:
                 self._reasoning.append(event.content)
+                if not self._show_reasoning and self._journal is not None:
+                    self._hidden.append(event.content)
             if type(event) is Chunk or self._show_reasoning:
                 self._log.append(event)
         elif isinstance(event, Message):
@@ -248,6 +275,8 @@ class LocalTurn(Turn):
                 answer["finish_reason"] = finish_reason
             try:
                 last = self._store_end(answer, finish_reason, failure, refused)
+                if self._journal is not None:
+                    self._session.drop_journal()
             except LockLost:
                 last = Failed("internal_error", INTERRUPTED_TEXT)  # what other servers tell their watchers
             except StorageUnavailable:
@@ -256,6 +285,7 @@ class LocalTurn(Turn):
                 log.exception("turn %s of %s could not be stored", self.id, self.session_id)
                 last = Failed("internal_error")
             finally:
+                self._journal = None
                 self.version = version_of(self._session.session)
                 self._session.release()
                 del self._session  # with the whole history, which an ended turn does not need

@@ -15,6 +15,10 @@ class NothingToContinue(Exception):
     """The session's last turn is complete, or there is none."""
 
 
+class KeyReused(Exception):
+    """The idempotency key belongs to another message of this session."""
+
+
 @dataclass(frozen=True)
 class Question:
     """A question, or the wish that the session's last turn goes on.

@@ -12,7 +12,17 @@ import threading
 import time
 
 from model.events import Chunk
-from storage import FeedGap, SessionCorrupt, SessionNotFound, Storage, StorageUnavailable, TurnFeed, timestamp
+from storage import (
+    FeedGap,
+    SessionBusy,
+    SessionCorrupt,
+    SessionNotFound,
+    Storage,
+    StorageUnavailable,
+    TurnFeed,
+    timestamp,
+)
+from turns.journal import take_over
 from turns.log import INTERRUPTED, MAX_EVENTS, Ended, Entry, Failed, Started, decode_entry, encode_entry
 from turns.question import Question
 from turns.stored import INTERRUPTED_TEXT, turn_at
@@ -43,7 +53,7 @@ class RemoteTurn(Turn):
         identity, *lines = feed.read(_READ_SECONDS) or [b""]
         if not identity:
             raise FeedGap(f"nothing is published of the turn of {session_id}")
-        self.id, self.message_id, self._attempt = json.loads(identity)
+        self.id, self.message_id, self._attempt, _ = json.loads(identity)
         self._copy(lines)
 
     def follow(self) -> None:
@@ -54,6 +64,7 @@ class RemoteTurn(Turn):
                 try:
                     lines = self.feed.read(_READ_SECONDS)
                     if not lines and self.feed.interrupted():
+                        self._take_over()
                         self.feed.end(self._last_lines())
                 except FeedGap:
                     return
@@ -119,6 +130,14 @@ class RemoteTurn(Turn):
             self._log.copy(decode_entry(line))
         if self.ended:
             self._ended.set()
+
+    def _take_over(self) -> None:
+        """Stores what the process that is gone has left, unless another caller does."""
+        with (
+            contextlib.suppress(SessionNotFound, SessionCorrupt, SessionBusy),
+            self._storage.lock(self.session_id) as session,
+        ):
+            take_over(self._storage, session)
 
     def _last_lines(self) -> list[bytes]:
         """The last events of the turn, whose process is gone, by what that process had stored."""

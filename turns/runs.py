@@ -10,12 +10,13 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from agent import Agent
-from storage import SessionBusy, SessionCorrupt, Storage
+from storage import Session, SessionBusy, SessionCorrupt, Storage
 from turns.expiry import Expiry
+from turns.journal import Keeper, take_over, with_partial_answer
 from turns.local import KeyInUse, LocalTurn
 from turns.log import Ended, Failed
 from turns.models import ModelChoice
-from turns.question import Question
+from turns.question import KeyReused, Question
 from turns.recent import RecentTurns
 from turns.remote import SILENT_SECONDS, RemoteTurn, RemoteTurns, ShuttingDown
 from turns.stored import find_turn, version_of
@@ -24,10 +25,6 @@ from turns.turn import Overloaded, Turn
 log = logging.getLogger(__name__)
 
 _MIN_TICK_SECONDS = 0.05  # between two looks of the clock
-
-
-class KeyReused(Exception):
-    """The idempotency key belongs to another message of this session."""
 
 
 class Runs:
@@ -57,6 +54,7 @@ class Runs:
         self.models = ModelChoice(agent, models)
         self._expiry = Expiry(storage, session_ttl)
         self._expiry.start()
+        self._keeper = Keeper()
         self._lock = threading.Lock()
         self._local: dict[str, LocalTurn] = {}  # by session, from before they start until they have ended
         self._admitted: dict[LocalTurn, None] = {}  # those that count as running, oldest first
@@ -116,6 +114,11 @@ class Runs:
             with self._lock:  # another process has added to the session
                 if self._recent.get(session_id) is turn:
                     self._recent.remove(session_id)
+
+    def session(self, session_id: str) -> Session:
+        """The session, with the partial answer that an interrupted turn has left. Raises SessionNotFound,
+        SessionCorrupt and StorageUnavailable."""
+        return with_partial_answer(self._storage, session_id)
 
     def running(self, session_id: str) -> bool:
         """Whether a turn runs in the session, in any process. Raises SessionNotFound and StorageUnavailable."""
@@ -199,6 +202,8 @@ class Runs:
             return None
         if not question.is_same(Question.stored(stored.messages[0], key)):
             raise KeyReused
+        if running is not None and running.message_id == stored.messages[0]["id"] and running.question.continues:
+            return running, False  # another caller, or the server itself, goes on with it
         remote = self._remote.turn(session_id)
         if remote is not None and remote.message_id == stored.messages[0]["id"]:
             ended = not self._storage.running(session_id)
@@ -257,7 +262,10 @@ class Runs:
             try:
                 self._admit(turn, slot)
                 self.models.check(turn.question.model or session.session.model)
-                return turn.start(session)
+                take_over(self._storage, session)
+                history = turn.start(session, self._agent.model)
+                self._keeper.add(turn)
+                return history
             except BaseException:
                 session.release()
                 raise
@@ -283,6 +291,7 @@ class Runs:
     def _on_end(self, turn: LocalTurn, last: Ended | Failed) -> None:
         now = time.monotonic()
         size = turn.size
+        self._keeper.remove(turn)
         with self._lock:
             del self._local[turn.session_id]
             del self._admitted[turn]

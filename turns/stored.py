@@ -68,6 +68,8 @@ class StoredTurn:
             return Failed(self.error)
         if self.interrupted:
             return Failed("internal_error", INTERRUPTED_TEXT)
+        if last.get("reason") == "interrupted":
+            return Failed("internal_error", INTERRUPTED_TEXT, message_id=last["id"])
         if last.get("status") == "incomplete" and last.get("reason") not in _INCOMPLETE:
             return Failed(str(last.get("reason")), message_id=last["id"])
         text = "".join(message["content"] for message in self._answers() if message["role"] == "assistant")

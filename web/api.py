@@ -67,7 +67,7 @@ class Api:
             until = id_field(body, "until", "msg") if "until" in body else None
             if "messages" in body:
                 raise ApiError("invalid_request", "A copy has no messages of its own: leave copy_of or messages out.")
-            session = self._storage.get(source)
+            session = self.runs.session(source)
             settings = {name: getattr(session, name) for name in SETTINGS} | settings
             messages, last_error = copied(session, until)
         elif "messages" in body:
@@ -101,7 +101,7 @@ class Api:
         before = request.args.get("before")
         with_replaced = flag_argument("replaced")
         running = self.runs.running(session_id)
-        session = self._storage.get(session_id)
+        session = self.runs.session(session_id)
         everything = expanded(session.messages)
         messages = everything if with_replaced else session.conversation
         if request.accept_mimetypes.best_match(["application/json", "text/markdown"]) == "text/markdown":

@@ -11,9 +11,8 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from storage import SessionBusy, SessionCorrupt, SessionNotFound, StorageUnavailable
 from turns.imported import ImportRefused
 from turns.models import ModelRefused
-from turns.question import NothingToContinue, QuestionRefused
+from turns.question import KeyReused, NothingToContinue, QuestionRefused
 from turns.remote import ShuttingDown
-from turns.runs import KeyReused
 from turns.turn import Overloaded
 from wire.strict_json import to_json
 

@@ -28,8 +28,8 @@ def hardened_server(app: Flask, listener: socket.socket, settings: Settings) -> 
         app,
         sockets=[listener],
         threads=0,  # _ThreadsOnDemand starts them
-        # However many clients wait, each turn finds a file free for its session and one for the model server.
-        connection_limit=min(threads + 1000, max(16, raise_open_file_limit() - 2 * settings.max_streams - 100)),
+        # However many clients wait, each turn finds files free for its session, its journal and the model server.
+        connection_limit=min(threads + 1000, max(16, raise_open_file_limit() - 3 * settings.max_streams - 100)),
         backlog=BACKLOG,  # waitress calls listen once more
         asyncore_use_poll=True,
         channel_request_lookahead=1,  # so that waitress notices clients that leave

@@ -64,7 +64,7 @@ def id_field(body: Mapping[str, Any], name: str, kind: str) -> str:
 def question_of(body: Mapping[str, Any]) -> Question:
     """What a body of `run` or `run_stream` asks for, with the request's key. Raises ApiError."""
     text, replaces, continues = body.get("message"), body.get("replaces"), body.get("continue", False)
-    if continues not in (True, False) or not isinstance(replaces, str | None):
+    if not isinstance(continues, bool) or not isinstance(replaces, str | None):
         raise ApiError("invalid_request", "continue must be true or false, and replaces the id of a message.")
     if continues and (text is not None or replaces is not None):
         raise ApiError("invalid_request", 'A body with "continue" has neither message nor replaces.')
@@ -75,7 +75,7 @@ def question_of(body: Mapping[str, Any]) -> Question:
     if key is not None and not re.fullmatch(r"[\x21-\x7e]{1,255}", key):
         raise ApiError("invalid_request", "Idempotency-Key must be 1 to 255 visible ASCII characters.")
     model = session_settings({"model": body.get("model")})["model"]
-    return Question(text, replaces, continues=bool(continues), key=key, model=model)
+    return Question(text, replaces, continues=continues, key=key, model=model)
 
 
 def number_argument(name: str, least: int, most: int) -> int | None:

@@ -58,6 +58,7 @@ class Settings:
     cors_origin: tuple[str, ...] = ()
     max_streams: int = 500
     grace: float = 10.0
+    continue_interrupted: bool = False
     log_level: str = "info"
     log_format: str = "text"
     demo: bool = False
@@ -103,6 +104,7 @@ FLAGS: dict[str, tuple[Callable[[str], Any], str, tuple[str, ...]]] = {
     "cors_origin": (origins, "a web origin that may call; repeatable", ()),
     "max_streams": (whole_number(1, 100_000), "turns running at once; more get 503", ()),
     "grace": (seconds_or_zero, "seconds that running turns get at shutdown", ()),
+    "continue_interrupted": (boolean, "at the start, go on with turns that a crash has cut off", ()),
     "log_level": (one_of("debug", "info", "warning", "error"), "debug, info, warning, error", ()),
     "log_format": (one_of("text", "json"), "text, json", ()),
     "demo": (boolean, "built-in scripted model: no key and no network needed", ()),
@@ -176,7 +178,7 @@ def _normalized(argument: str) -> str:
 def _checked(values: dict[str, Any]) -> Settings:
     """The settings, if they fit together and fit the system's limit of open files."""
     files = raise_open_file_limit()
-    most = max(1, (files - 100) // 4)  # a turn takes three: client, model server, session file
+    most = max(1, (files - 100) // 5)  # a turn takes four: client, model server, session file, journal
     values.setdefault("max_streams", min(Settings.max_streams, most))
     if values["max_streams"] > most:
         raise SettingsError(f"-max_streams={values['max_streams']} needs over {files} open files: raise ulimit -n")

@@ -57,6 +57,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "cors_origin": ("https://chat.example.org", ("https://chat.example.org",)),
     "max_streams": ("5", 5),
     "grace": ("0", 0.0),
+    "continue_interrupted": ("true", True),
     "log_level": ("debug", "debug"),
     "log_format": ("json", "json"),
     "demo": ("true", True),

@@ -916,7 +916,7 @@ def test_without_its_directory_the_store_is_unavailable(
         *(lambda ask=ask: ask(id) for ask in (storage.get, storage.summary, storage.running, storage.lock)),
     )
     directory.unlink(missing_ok=True)
-    moved.configure(title=directory)
+    moved.rename(directory)
     storage.check()
     with storage.lock(id) as locked:
         locked.append(user("one"))

@@ -296,7 +296,7 @@ def failing(both: Pair) -> Iterator[Failing]:
 def test_a_slow_server_overwrites_nothing_and_keeps_what_nobody_has_taken(failing: Failing, pair: Pair) -> None:
     last = failing.locked.rest()[-1]
     assert (last["type"], last["data"]["code"]) == ("error", "internal_error")
-    assert [message["content"] for message in failing.meanwhile] == ["wait", "Hi", "Re: wait\n\nHi"]
+    assert [message["content"] for message in failing.meanwhile] == ["wait", "Hel", "Hi", "Re: Hi"]
     until(lambda: pair.there.request("GET", f"/sessions/{failing.kept.id}").json["running"])
     pair.go.set()
     assert failing.kept.rest()[-1]["data"]["complete_text"] == "Hello"
@@ -311,16 +311,17 @@ def test_of_a_server_that_is_killed_in_mid_turn_the_others_take_over(failing: Fa
     # one who had seen more than was told gets no event twice, and the end
     beyond = watch(pair.here, turn.id, turn.first[-1]["id"].rpartition("-")[0] + "-7").events()
     ends = [list(events) for events in [*failing.watching, beyond]]
-    assert [end["data"] for [end] in ends] == [
-        {"error": "The turn was interrupted.", "code": "internal_error", "status": 500}
-    ] * 4
+    interrupted = {"error": "The turn was interrupted.", "code": "internal_error", "status": 500}
+    kept = pair.there.messages(turn.id)[1]
+    assert (kept["content"], kept["reason"]) == ("Hel", "interrupted")
+    assert [end["data"] for [end] in ends] == [{**interrupted, "message_id": kept["id"]}] * 4
     assert len({end["id"] for [end] in ends}) == 1
     assert watch(pair.there, turn.id, ends[0][0]["id"]).status == 204
     # and the session goes on at once, on any server
     pair.model.then(answer("Good morning."))
     again = begin(pair.there, "stall", session_id=turn.id, Idempotency_Key="k")
     assert again.rest()[-1]["data"]["complete_text"] == "Good morning."
-    assert [m["content"] for m in pair.here.messages(turn.id)] == ["stall", "Good morning."]
+    assert [m["content"] for m in pair.here.messages(turn.id)] == ["stall", "Hel", "Good morning."]
 
 
 def test_the_end_of_a_turn_at_shutdown_is_told_there(pair: Pair) -> None:

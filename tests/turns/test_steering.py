@@ -336,7 +336,7 @@ def test_a_question_is_replaced_while_its_session_is_busy_only_later(talk: Talk)
     post(talk, session, message="one")
     talk.model.then(answer("Hel", STALL))
     stream = talk.stream(session, "two")
-    stream.next("stream_start")
+    stream.next("stream_chunk")
     body = {"replaces": talk.messages(session)[0]["id"]}
     assert said(talk.request("POST", f"/sessions/{session}/run", body)) == (409, "session_busy")
     talk.cancel(session)
