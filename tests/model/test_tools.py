@@ -20,7 +20,7 @@ from model.connection import Stop
 from model.events import ModelError, Stopped, ToolCall
 from model.tool_calls import MAX_AT_ONCE, run_calls
 from model.tool_file import ToolFileError, load_tools
-from model.tools import CallId, Tool, result_text
+from model.tools import Abandonment, CallId, Tool, result_text
 from tests.support.server import PATIENCE
 
 
@@ -202,6 +202,25 @@ def test_a_stop_is_heard_while_tools_work() -> None:
     with pytest.raises(Stopped):
         next(results)
     released.set()
+
+
+def test_a_call_hears_that_it_is_abandoned_and_calls_that_wait_do_not_begin() -> None:
+    abandoned, stop, begun = threading.Event(), Stop(), []
+
+    class Listener(Tool):
+        def __call__(self, arguments: str, call_id: str = "", abandonment: Abandonment | None = None) -> str:
+            begun.append(call_id)
+            assert abandonment
+            abandonment.then(abandoned.set)
+            stop.set()
+            abandoned.wait(PATIENCE)
+            return "too late"
+
+    results = run_calls({"add": Listener(add)}, calls(*["add"] * 30), Budget(stop, PATIENCE), PATIENCE)
+    with pytest.raises(Stopped):
+        list(results)
+    assert abandoned.wait(PATIENCE)
+    assert len(begun) <= MAX_AT_ONCE
 
 
 def test_the_time_of_the_turn_ends_the_wait() -> None:
