@@ -21,7 +21,7 @@ from model.events import ModelError, Stopped, ToolCall
 from model.tool_calls import MAX_AT_ONCE, run_calls
 from model.tool_file import ToolFileError, load_tools
 from model.tools import Abandonment, CallId, Tool, result_text
-from tests.support.server import PATIENCE
+from tests.support.server import PATIENCE, until
 
 
 @dataclasses.dataclass
@@ -239,6 +239,7 @@ def test_other_threads_are_heard_sooner_while_a_tool_computes() -> None:
     def interval() -> float:
         return sys.getswitchinterval()
 
+    until(lambda: all(thread.name != "tool" for thread in threading.enumerate()))  # those of the tests before
     before = sys.getswitchinterval()
     sys.setswitchinterval(0.05)
     try:

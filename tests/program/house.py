@@ -19,7 +19,10 @@ FLOORS = {
     "model": 1,
     "calculator": 1,
 }
-EXTRAS = {"redis": "stores.redis"}  # library: the room, with its neighbours of the same prefix, that may import it
+EXTRAS = {
+    "redis": "stores.redis",
+    "mcp": "model.mcp",
+}  # library: the room, with its neighbours of the same prefix, that may import it
 MAX_LINES = {"storage": 500}  # of a room; 350 for all others
 ROOM_LINES = 350
 HOUSE_LINES = 6000  # of what runs without an extra, blank lines apart
