@@ -37,6 +37,7 @@ _START_SECONDS = 10.0  # to start a server, to reach it, to list its tools
 _FIRST_PAUSE_SECONDS = 0.5  # before a server that ended is started again
 _LONGEST_PAUSE_SECONDS = 60.0
 _RELIST_SECONDS = 0.1  # at least between two lists of tools
+_FAREWELL_SECONDS = 3.0  # for a server at an address to hear that its session ends
 _END_SECONDS = 10.0  # for all servers to end
 _MAX_TOOLS = 100  # of one server; model servers take 128 in all
 _MAX_PAGES = 100  # of a list of tools
@@ -53,7 +54,7 @@ class McpServers:
 
     def __init__(self, servers: Sequence[McpServer]) -> None:
         self._guard = Guard()
-        self._stop: asyncio.Event | None = None
+        self._stop = asyncio.Event()
         self._loop = asyncio.new_event_loop()
         self._servers = [_Server(server, self._guard) for server in servers]
         self._thread = threading.Thread(target=self._run, name="mcp", daemon=True)
@@ -78,25 +79,22 @@ class McpServers:
     def close(self) -> None:
         """Ends the servers, and waits until they have ended. Calls that still run fail. May be repeated."""
         if self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._end)
+            self._loop.call_soon_threadsafe(self._stop.set)
             self._thread.join(_END_SECONDS)
         self._guard.close()
-
-    def _end(self) -> None:
-        if self._stop:
-            self._stop.set()
 
     def _run(self) -> None:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
             runner.run(self._keep())
 
     async def _keep(self) -> None:
-        self._stop = asyncio.Event()
-        tasks = [asyncio.create_task(server.keep()) for server in self._servers]
-        await self._stop.wait()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        async with anyio.create_task_group() as tasks:
+            for server in self._servers:
+                tasks.start_soon(server.keep)
+            await self._stop.wait()
+            for server in self._servers:
+                server.end()
+            tasks.cancel_scope.deadline = anyio.current_time() + _FAREWELL_SECONDS
 
 
 class _Server:
@@ -110,6 +108,8 @@ class _Server:
         self._guard = guard
         self._mode: ConnectMode = "auto"
         self._client: Client | None = None
+        self._scope: anyio.CancelScope | None = None
+        self._ending = False
         self._gone = anyio.Event()
         self._changed = anyio.Event()
         self._rubbish_seen = False
@@ -136,11 +136,25 @@ class _Server:
             raise ValueError(str(error).partition("\n")[0]) from None
 
     async def keep(self) -> None:
-        """Keeps the connection until it is cancelled. Ends by itself where the first try fails and must not."""
+        """Keeps the connection until `end`, or until the first try fails and must not."""
+        with anyio.CancelScope() as self._scope:
+            await self._keep()
+
+    def end(self) -> None:
+        """Ends `keep`."""
+        self._ending = True
+        if self._client:
+            self._gone.set()
+        elif self._scope:
+            self._scope.cancel()
+
+    async def _keep(self) -> None:
         pause = _FIRST_PAUSE_SECONDS
-        while True:
+        while not self._ending:
             began_at = time.monotonic()
             reason = await self._connection()
+            if self._ending:
+                return
             if not self.first.done():
                 if self._server.optional:
                     self.first.set_result(None)
@@ -156,48 +170,45 @@ class _Server:
     async def _connection(self) -> str:
         """Connects, follows the list of tools, and gives the reason of the end."""
         stderr = Stderr()
-        self._gone = anyio.Event()
         try:
             with anyio.move_on_after(_START_SECONDS) as deadline:
                 try:
-                    await self._connected(stderr, deadline)
-                    return "it ended"
+                    await self._connected(self._mode, stderr, deadline)
                 except Exception as error:
-                    # Some older servers end at the first request of the newer handshake, which they do not know.
-                    if (
-                        self._mode == "legacy"
-                        or deadline.deadline == math.inf
-                        or not _may_be_older(self._server, error)
-                    ):
+                    was_up = deadline.deadline == math.inf
+                    if was_up or self._mode == "legacy" or not _may_be_older(self._server, error):
                         raise
+                    # Some older servers end at the first request of the newer handshake, which they do not know.
                     log.debug("MCP server %s: trying the older handshake", self.name)
-                    self._mode = "legacy"
-                    await self._connected(stderr, deadline)
-                    return "it ended"
+                    await self._connected("legacy", stderr, deadline)
         except Exception as error:  # noqa: BLE001  whatever a server does costs its own tools
             reason = _words(error)
         else:
-            reason = f"it did not answer within {_START_SECONDS:g} s"
+            reason = f"it did not answer within {_START_SECONDS:g} s" if deadline.cancelled_caught else "it ended"
+        if deadline.deadline != math.inf:
+            self._mode = "auto"  # the server may have become a newer one
         # What it writes later may quote a message, and is not for the log.
         written = "" if deadline.deadline == math.inf else stderr.last_line
         return f"{reason}; its last line of output: {written}" if written else reason
 
-    async def _connected(self, stderr: Stderr, deadline: anyio.CancelScope) -> None:
+    async def _connected(self, mode: ConnectMode, stderr: Stderr, deadline: anyio.CancelScope) -> None:
         """One connection, until its end. Once it stands, the deadline is lifted."""
+        gone = self._gone = anyio.Event()
         self._rubbish_seen = False
         if self._server.url:
             transport = http_transport(self._server)
         else:
-            transport = stdio_transport(self._server, self._guard, stderr, self._ended, self._rubbish)
+            transport = stdio_transport(self._server, self._guard, stderr, gone.set, self._rubbish)
         async with Client(
             transport,
-            mode=self._mode,
+            mode=mode,
             cache=None,
             message_handler=self._heard,
             client_info=mcp_types.Implementation(name="session_server", version=_version()),
         ) as client:
             self.tools = await self._list(client)
             deadline.deadline = math.inf
+            self._mode = mode
             if not self.first.done():
                 self.first.set_result(None)
             log.info("MCP server %s: %d tools", self.name, len(self.tools))
@@ -205,7 +216,7 @@ class _Server:
             try:
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(self._follow, client)
-                    await self._gone.wait()
+                    await gone.wait()
                     tasks.cancel_scope.cancel()
             finally:
                 self._client = None
@@ -246,6 +257,7 @@ class _Server:
         while tools and tools.list_changed:
             try:
                 async with client.listen(tools_list_changed=True) as subscription:
+                    self._changed.set()  # while nobody listened
                     async for _ in subscription:
                         pass
             except SubscriptionLost:
@@ -255,14 +267,10 @@ class _Server:
                     return
             await anyio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
-            self._changed.set()  # while nobody listened
 
     async def _heard(self, message: IncomingMessage) -> None:
         if isinstance(message, mcp_types.ToolListChangedNotification):
             self._changed.set()
-
-    def _ended(self) -> None:
-        self._gone.set()
 
     def _rubbish(self) -> None:
         if not self._rubbish_seen:
