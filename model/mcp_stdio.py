@@ -42,7 +42,7 @@ while read -r sign group; do
     [ "$sign" = + ] && groups="$groups $group"
 done
 [ -z "$groups" ] || sleep 1
-for one in $groups; do kill -KILL -- "-$one" 2>/dev/null; done
+for one in $groups; do kill -s KILL -- "-$one" 2>/dev/null; done
 """
 
 
