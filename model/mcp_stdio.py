@@ -213,14 +213,14 @@ async def _end(process: asyncio.subprocess.Process) -> None:
     process.stdin.close()
     async with anyio.create_task_group() as drains:
         drains.start_soon(_drain, process.stdout)  # a server that waits to write does not end
-        for number in (None, signal.SIGTERM, signal.SIGKILL):
-            if number is not None:
-                _signal_group(process, number)
+        for end in (None, _terminate, _kill):
+            if end:
+                end(process)
             with anyio.move_on_after(_END_SECONDS):
                 while process.returncode is None:
                     await anyio.sleep(0.01)
                 break
-        _signal_group(process, signal.SIGKILL)  # to what is left of it
+        _kill(process)  # what is left of its group
         drains.cancel_scope.deadline = anyio.current_time() + _CLOSE_SECONDS
 
 
@@ -230,6 +230,17 @@ async def _drain(stream: asyncio.StreamReader) -> None:
             pass
 
 
-def _signal_group(process: asyncio.subprocess.Process, number: int) -> None:
+def _terminate(process: asyncio.subprocess.Process) -> None:
     with suppress(OSError):  # all have ended
-        os.killpg(process.pid, number)
+        if os.name == "posix":
+            os.killpg(process.pid, signal.SIGTERM)
+        else:
+            process.terminate()
+
+
+def _kill(process: asyncio.subprocess.Process) -> None:
+    with suppress(OSError):  # all have ended
+        if os.name == "posix":
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()

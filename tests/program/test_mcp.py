@@ -129,6 +129,7 @@ def test_the_filesystem_server_works(start: Start, model: ModelServer, tmp_path:
     found = results(server, model, tool_calls(("files__read_text_file", inside), ("files__read_text_file", outside)))
     assert found[0]["result"] == "what stands in it"
     assert "Access denied" in found[1]["error"]
+    assert "what stands in it" not in server.log.read_text()
 
 
 def test_the_time_server_works(start: Start, model: ModelServer) -> None:
@@ -162,6 +163,36 @@ def test_several_servers_and_a_file_of_tools_work_in_one_answer(start: Start, mo
     found = results(server, model, wanted)
     assert [sorted(one) for one in found] == [["id", "name", "result"]] * 3
     assert found[2]["result"] == "Echo: Hello"
+
+
+# --- the document ---
+
+
+def commands() -> list[str]:
+    """The shell commands of the document's beginning, with the interpreter that runs the tests."""
+    text = (ROOT / "docs" / "tools.md").read_text(encoding="utf-8").split("\n## ")[0]
+    return [
+        block.replace(".venv/bin/python", sys.executable) for block in re.findall(r"```bash\n(.*?)```", text, re.S)
+    ]
+
+
+def test_the_document_s_file_works_as_it_stands(serve: Callable[..., Server]) -> None:
+    flags = commands()[0].split("session_server.py ")[1].split()
+    assert flags[1] == "-tools=examples/my_tools.py"
+    assert "look_up" in tools(serve(flags[0], f"-tools={ROOT / 'examples' / 'my_tools.py'}"))
+
+
+def test_the_document_s_mcp_server_works_as_it_stands(serve: Callable[..., Server], tmp_path: Path) -> None:
+    module("mcp_server_time")
+    _, echo, command = commands()[1].strip().splitlines()
+    subprocess.run(["bash", "-c", echo], cwd=tmp_path, check=True)
+    assert command.endswith(" session_server.py -demo -mcp_config=mcp.json")
+    assert "time__convert_time" in tools(serve("-demo", f"-mcp_config={tmp_path / 'mcp.json'}"))
+
+
+def test_the_document_s_function_works_as_it_stands() -> None:
+    done = subprocess.run(["bash", "-c", commands()[2]], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "'from': 'embedded'" in done.stdout and "'name': 'double'" in done.stdout
 
 
 # --- ends ---

@@ -43,6 +43,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "session_dir": ("./sessions", "./sessions"),
     "redis_url": ("redis://:pass@localhost:6379/0", "redis://:pass@localhost:6379/0"),
     "tools": ("a.py,b.py", ("a.py", "b.py")),
+    "mcp_config": ("mcp.json", "mcp.json"),
     "calculator": ("false", False),
     "tool_timeout": ("2.5", 2.5),
     "system_prompt": ("Be brief = short.", "Be brief = short."),
