@@ -155,15 +155,14 @@ class _Server:
             reason = await self._connection()
             if self._ending:
                 return
-            if not self.first.done():
-                if self._server.optional:
-                    self.first.set_result(None)
-                else:
-                    self.first.set_exception(McpError(f"the MCP server {self.name} does not start: {reason}"))
-                    return
+            if not self.first.done() and not self._server.optional:
+                self.first.set_exception(McpError(f"the MCP server {self.name} does not start: {reason}"))
+                return
             if time.monotonic() - began_at > _LONGEST_PAUSE_SECONDS:
                 pause = _FIRST_PAUSE_SECONDS
             log.warning("MCP server %s: %s; trying again in %g s", self.name, reason, pause)
+            if not self.first.done():
+                self.first.set_result(None)
             await anyio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
