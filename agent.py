@@ -31,7 +31,7 @@ from model.reply import Reply
 from model.rounds import Rounds
 from model.stream import Body, frames, read_tail, whole
 from model.text import utf8_text
-from model.tools import CallId, Tool
+from model.tools import AnyTool, CallId, Tool
 from model.traits import Adaptation, Part, Shape, Traits
 
 __all__ = ["Agent", "CallId", "Stop", "Tool"]
@@ -61,6 +61,8 @@ class Agent:
     it is no string. So does the text of a ValueError. Of other exceptions only the type goes to the model. Calls of
     one answer run at the same time. One that takes longer than `tool_timeout` seconds is abandoned.
 
+    `tool_sources` give further tools, and are asked at the start of each run. A tool whose name is taken is left out.
+
     Raises ValueError if a tool, an option, the address or the proxy settings cannot be used.
     """
 
@@ -73,6 +75,7 @@ class Agent:
         stream: bool = True,
         system_prompt: str = "",
         tools: Sequence[Callable[..., Any] | Tool] = (),
+        tool_sources: Sequence[Callable[[], Sequence[AnyTool]]] = (),
         tool_timeout: float = 60.0,
         max_history: int = 0,
         timeout: float = 120.0,
@@ -83,12 +86,13 @@ class Agent:
         self._base_url = base_url or "https://api.openai.com/v1"
         self._stream = stream
         self._system_prompt = utf8_text(system_prompt)
-        self._tools: dict[str, Tool] = {}
+        self._own_tools: dict[str, AnyTool] = {}
+        self._tool_sources = tuple(tool_sources)
         for tool in (one if isinstance(one, Tool) else Tool(one) for one in tools):
-            if other := self._tools.get(tool.name):
+            if other := self._own_tools.get(tool.name):
                 where = f"one from {other.source}, one from {tool.source}"
                 raise ValueError(f"two tools have the same name, {tool.name}: {where}; rename one")
-            self._tools[tool.name] = tool
+            self._own_tools[tool.name] = tool
         self._tool_timeout = tool_timeout
         self._options = dict(options or {})
         if forbidden := [name for name in FORBIDDEN_OPTIONS if name in self._options]:
@@ -102,9 +106,9 @@ class Agent:
         self._lock = threading.Lock()
 
     @property
-    def tools(self) -> list[Tool]:
-        """What the model may call."""
-        return list(self._tools.values())
+    def tools(self) -> list[AnyTool]:
+        """What the model may call now."""
+        return list(self._tools().values())
 
     def run(
         self,
@@ -128,9 +132,11 @@ class Agent:
         origin = Origin.of(self._base_url, model or self.model)
         instructions = self._system_prompt if system_prompt is None else system_prompt
         conversation = Conversation(history, self._max_history, origin, instructions)
-        run = Rounds(self._tools, self._tool_timeout, conversation, Budget(stop, self._timeout), origin)
+        tools = self._tools()
+        schemas = [tool.schema for tool in tools.values()]
+        run = Rounds(tools, self._tool_timeout, conversation, Budget(stop, self._timeout), origin)
         with self._connection(stop) as client:
-            answer = yield from run.answer(lambda: self._ask(client, conversation, run.budget))
+            answer = yield from run.answer(lambda: self._ask(client, conversation, schemas, run.budget))
         yield answer
 
     def list_models(self) -> list[str]:
@@ -160,15 +166,22 @@ class Agent:
         for connection in idle:
             connection.close()
 
+    def _tools(self) -> dict[str, AnyTool]:
+        tools = dict(self._own_tools)
+        for source in self._tool_sources:
+            for tool in source():
+                tools.setdefault(tool.name, tool)
+        return tools
+
     def _ask(
-        self, client: openai.OpenAI, conversation: Conversation, budget: Budget
+        self, client: openai.OpenAI, conversation: Conversation, tools: Sequence[dict[str, Any]], budget: Budget
     ) -> Generator[Event, None, Reply]:
         """One answer. Asks again where that may help and nothing of the answer has been seen."""
         retries = 0
         traits = self._traits_of(conversation.model)
         adaptation = Adaptation(traits)
         while True:
-            request, parts = self._request(conversation, adaptation.shape)
+            request, parts = self._request(conversation, tools, adaptation.shape)
             try:
                 reply = yield from self._answer(client, request, budget)
                 traits.learn(adaptation.shape, parts)
@@ -185,15 +198,17 @@ class Agent:
             if budget.stop.wait(delay):
                 raise Stopped
 
-    def _request(self, conversation: Conversation, shape: Shape) -> tuple[dict[str, Any], set[Part]]:
+    def _request(
+        self, conversation: Conversation, tools: Sequence[dict[str, Any]], shape: Shape
+    ) -> tuple[dict[str, Any], set[Part]]:
         """A request of this shape, and the parts in it that a server may refuse."""
         parts: set[Part] = set()
         messages = conversation.messages(shape)
         request: dict[str, Any] = {"model": conversation.model, "messages": messages}
         if conversation.returned_state:
             parts.add("provider_state")
-        if self._tools and shape.tools:
-            request["tools"] = [tool.schema for tool in self._tools.values()]
+        if tools and shape.tools:
+            request["tools"] = tools
             parts.add("tools")
         request["stream"] = self._stream
         if shape.usage:

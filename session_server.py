@@ -6,11 +6,14 @@ for any WSGI server. `main` is the command line.
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import logging
 import os
 import socket
 import sys
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from flask import Flask
 from werkzeug.middleware.proxy_fix import ProxyFix
@@ -19,7 +22,7 @@ from agent import Agent
 from calculator import calculator
 from model.demo import ModelServer, demo_script
 from model.tool_file import ToolFileError, load_tools
-from model.tools import Tool
+from model.tools import AnyTool, Tool
 from storage import MemoryStorage, Storage, StorageUnavailable
 from stores.files import FileStorage
 from turns.recovery import continue_interrupted
@@ -79,7 +82,7 @@ def build_app() -> Flask:
     """
     settings = read_settings([], os.environ)
     set_up_logging(settings)
-    app = _assemble(settings)
+    app = _assemble(settings, atexit.register)
     tune_interpreter()
     return app
 
@@ -89,15 +92,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         settings = read_settings(sys.argv[1:] if arguments is None else arguments, os.environ)
         set_up_logging(settings)
-        with listen(settings) as listener:
-            serve(_assemble(settings), listener, settings, _banner(settings, listener))
+        with listen(settings) as listener, contextlib.ExitStack() as at_end:
+            serve(_assemble(settings, at_end.callback), listener, settings, _banner(settings, listener))
     except SettingsError as error:
         print(f"session_server: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def _assemble(settings: Settings) -> Flask:
+def _assemble(settings: Settings, at_end: Callable[[Callable[[], object]], object]) -> Flask:
+    """The app. What must be closed at the end is given to `at_end`."""
     storage = _storage(settings)
     base_url: str | None = settings.base_url or None
     if settings.demo:
@@ -108,8 +112,10 @@ def _assemble(settings: Settings) -> Flask:
             tools += load_tools(path)
     except ToolFileError as error:
         raise SettingsError(f"-tools: {error}") from None
-    names = [tool.name for tool in tools]
-    if twice := [tool for tool in tools if names.count(tool.name) > 1]:
+    tool_sources = [_mcp_tools(settings, at_end)] if settings.mcp_config else []
+    all_tools: list[AnyTool] = [*tools, *(tool for source in tool_sources for tool in source())]
+    names = [tool.name for tool in all_tools]
+    if twice := [tool for tool in all_tools if names.count(tool.name) > 1]:
         where = " and ".join(tool.source for tool in twice)
         raise SettingsError(f"-tools: {twice[0].name} is a tool of {where}: rename one, or give -calculator=false")
     try:
@@ -121,6 +127,7 @@ def _assemble(settings: Settings) -> Flask:
             stream=settings.stream,
             system_prompt=_system_prompt(settings),
             tools=tools,
+            tool_sources=tool_sources,
             tool_timeout=settings.tool_timeout,
             max_history=settings.max_history,
             timeout=settings.timeout,
@@ -131,6 +138,27 @@ def _assemble(settings: Settings) -> Flask:
     if settings.continue_interrupted:
         continue_interrupted(app.extensions["runs"], storage, settings.timeout)
     return app
+
+
+def _mcp_tools(
+    settings: Settings, at_end: Callable[[Callable[[], object]], object]
+) -> Callable[[], Sequence[AnyTool]]:
+    """Starts the MCP servers. Gives a function that gives their tools."""
+    try:
+        from model.mcp import McpServers
+        from model.mcp_config import McpError, read_mcp_config
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] not in ("mcp", "mcp_types", "anyio", "httpx2"):
+            raise
+        raise SettingsError("-mcp_config needs the MCP SDK: pip install '.[mcp]'") from None
+    for name in ("mcp", "client"):  # the SDK's logs, which quote messages
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        servers = McpServers(read_mcp_config(settings.mcp_config, os.environ))
+    except McpError as error:
+        raise SettingsError(f"-mcp_config: {error}") from None
+    at_end(servers.close)
+    return servers.tools
 
 
 def _system_prompt(settings: Settings) -> str:

@@ -12,7 +12,7 @@ from model.history import Conversation, assistant_message
 from model.provider_state import Origin, provider_state
 from model.reply import Reply, sum_usage
 from model.tool_calls import run_calls
-from model.tools import Tool
+from model.tools import AnyTool
 
 _MAX_ROUNDS = 10  # of tool calls
 
@@ -22,7 +22,7 @@ class Rounds:
 
     def __init__(
         self,
-        tools: Mapping[str, Tool],
+        tools: Mapping[str, AnyTool],
         tool_timeout: float,
         conversation: Conversation,
         budget: Budget,

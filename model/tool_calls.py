@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from model.budget import Budget
 from model.events import ToolCall, ToolResult
 from model.text import utf8_text
-from model.tools import MAX_RESULT_CHARACTERS, Tool
+from model.tools import MAX_RESULT_CHARACTERS, Abandonment, AnyTool
 
 log = logging.getLogger(__name__)
 
@@ -26,12 +26,13 @@ _RESPONSIVE_SECONDS = 0.005  # the interpreter's switch interval while tools wor
 
 
 def run_calls(
-    tools: Mapping[str, Tool], calls: Sequence[ToolCall], budget: Budget, timeout: float
+    tools: Mapping[str, AnyTool], calls: Sequence[ToolCall], budget: Budget, timeout: float
 ) -> Iterator[ToolResult]:
     """The results of the calls, in the order of the calls.
 
-    A call that takes longer than `timeout` seconds is abandoned: its thread goes on, and its result is dropped.
-    Raises Stopped or ModelError when the turn has ended or its time is up, and abandons all calls then.
+    A call that takes longer than `timeout` seconds is abandoned: it is told so, and its result is dropped. A function
+    cannot hear that, and its thread goes on. Raises Stopped or ModelError when the turn has ended or its time is up,
+    and abandons all calls then.
     """
     pending: queue.SimpleQueue[_Call] = queue.SimpleQueue()
     started = [_Call(tools, call) for call in calls]
@@ -39,34 +40,41 @@ def run_calls(
         pending.put(call)
     for _ in range(min(len(started), MAX_AT_ONCE)):
         _start_worker(pending)
-    for call in started:
-        while not call.done.wait(_LOOK_SECONDS):
+    try:
+        for call in started:
+            while not call.done.wait(_LOOK_SECONDS):
+                budget.remaining()
+                if call.began_at is not None and time.monotonic() > call.began_at + timeout:
+                    call.abandonment.set()
+                    call.result = ToolResult(call.call.id, call.call.name, error=_TIMED_OUT)
+                    _start_worker(pending)  # in place of the one that hangs
+                    break
             budget.remaining()
-            if call.began_at is not None and time.monotonic() > call.began_at + timeout:
-                call.abandoned = True
-                call.result = ToolResult(call.call.id, call.call.name, error=_TIMED_OUT)
-                _start_worker(pending)  # in place of the one that hangs
-                break
-        budget.remaining()
-        assert call.result is not None
-        yield call.result
+            assert call.result is not None
+            yield call.result
+    finally:
+        for call in started:
+            if not call.done.is_set():
+                call.abandonment.set()
 
 
 class _Call:
     """One call, and what becomes of it."""
 
-    def __init__(self, tools: Mapping[str, Tool], call: ToolCall) -> None:
+    def __init__(self, tools: Mapping[str, AnyTool], call: ToolCall) -> None:
         self.call = call
         self.done = threading.Event()
         self.began_at: float | None = None
-        self.abandoned = False
+        self.abandonment = Abandonment()
         self.result: ToolResult | None = None
         self._tools = tools
 
     def run(self) -> None:
+        if self.abandonment.is_set():
+            return
         self.began_at = time.monotonic()
         result = self._result()
-        if not self.abandoned:
+        if not self.abandonment.is_set():
             self.result = result
         self.done.set()
 
@@ -78,7 +86,7 @@ class _Call:
             return ToolResult(id, name, error=f"there is no tool of this name; the tools are: {known}")
         try:
             with _responsive:
-                return ToolResult(id, name, result=tool(self.call.arguments, id))
+                return ToolResult(id, name, result=tool(self.call.arguments, id, self.abandonment))
         except ValueError as error:
             text = utf8_text(str(error))[:MAX_RESULT_CHARACTERS]
             return ToolResult(id, name, error=text or "the tool failed")
@@ -101,7 +109,7 @@ def _work(pending: queue.SimpleQueue[_Call]) -> None:
         while True:
             call = pending.get_nowait()
             call.run()
-            if call.abandoned:  # another worker has taken this one's place
+            if call.abandonment.is_set():  # another worker has taken this one's place
                 return
 
 

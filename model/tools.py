@@ -9,7 +9,7 @@ import re
 import threading
 import typing
 from collections.abc import Callable, Coroutine
-from typing import Any, NewType
+from typing import Any, NewType, Protocol
 
 import pydantic
 import pydantic_core
@@ -23,6 +23,56 @@ MAX_RESULT_CHARACTERS = 1 << 20  # of one tool's result or error
 CallId = NewType("CallId", str)
 
 _FENCE = re.compile(r"\s*```(?:json)?\s*\n(.*?)\n?\s*```\s*", re.DOTALL | re.IGNORECASE)
+
+
+class Abandonment:
+    """Tells a call of a tool that nobody waits for its result any more."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._abandoned = False
+        self._actions: list[Callable[[], object]] = []
+
+    def set(self) -> None:
+        """Abandons the call, and runs what `then` was given. May be repeated."""
+        with self._lock:
+            self._abandoned = True
+            actions, self._actions = self._actions, []
+        for action in actions:
+            action()
+
+    def is_set(self) -> bool:
+        """Whether `set` was called."""
+        return self._abandoned
+
+    def then(self, action: Callable[[], object]) -> None:
+        """Has `set` run this, which must not block; runs it now if the call is abandoned already."""
+        with self._lock:
+            if not self._abandoned:
+                self._actions.append(action)
+                return
+        action()
+
+
+class AnyTool(Protocol):
+    """What the agent and `GET /tools` need of a tool, wherever it comes from.
+
+    A call gets a JSON object of arguments, and gives its result as text for the model. It raises ValueError in words
+    for the model. A call that can be interrupted hears of that by `abandonment`.
+    """
+
+    name: str
+    source: str
+    description: str
+    parameters: dict[str, Any]
+    schema: dict[str, Any]
+
+    def __call__(self, arguments: str, call_id: str = "", abandonment: Abandonment | None = None) -> str: ...
+
+
+def tool_schema(name: str, description: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    """A tool's description for the model server."""
+    return {"type": "function", "function": {"name": name, "description": description, "parameters": parameters}}
 
 
 class Tool:
@@ -47,19 +97,15 @@ class Tool:
         if self.parameters["type"] != "object":
             raise ValueError(f"{self.name} cannot be a tool: its arguments need names")
         self.description = inspect.getdoc(function) or ""
-        self.schema = {
-            "type": "function",
-            "function": {"name": self.name, "description": self.description, "parameters": self.parameters},
-        }
+        self.schema = tool_schema(self.name, self.description, self.parameters)
 
-    def __call__(self, arguments: str, call_id: str = "") -> str:
+    def __call__(self, arguments: str, call_id: str = "", abandonment: Abandonment | None = None) -> str:
         """Calls the function with a JSON object of arguments. Gives its result as text for the model.
 
-        Raises ValueError, in words for the model, if the arguments do not fit, and whatever the function raises.
+        A function cannot be interrupted: it does not hear of `abandonment`. Raises ValueError, in words for the
+        model, if the arguments do not fit, and whatever the function raises.
         """
-        given = _nearly_right(arguments)
-        if given is None:
-            raise ValueError("the arguments are not a JSON object")
+        given = read_arguments(arguments)
         if self._id_parameter:
             _call_id.value = call_id
         try:
@@ -69,8 +115,12 @@ class Tool:
             raise ValueError("invalid arguments: " + "; ".join(faults)) from None
         if self._async:
             result = asyncio.run(_awaited(result))
-        text = result_text(result)
-        return text if len(text) <= MAX_RESULT_CHARACTERS else text[:MAX_RESULT_CHARACTERS] + " … (cut off)"
+        return bounded(result_text(result))
+
+
+def bounded(text: str) -> str:
+    """A result, cut off where it is longer than a result may be."""
+    return text if len(text) <= MAX_RESULT_CHARACTERS else text[:MAX_RESULT_CHARACTERS] + " … (cut off)"
 
 
 def result_text(result: Any) -> str:
@@ -108,6 +158,14 @@ def _without_call_id(function: Callable[..., Any]) -> tuple[Any, str | None]:
     with_call_id.__annotations__ = {key: hint for key, hint in hints.items() if key != name}
     del with_call_id.__wrapped__  # pydantic would read its signature
     return with_call_id, name
+
+
+def read_arguments(arguments: str) -> dict[str, Any]:
+    """The arguments of a call. Raises ValueError, in words for the model, where they are no JSON object."""
+    given = _nearly_right(arguments)
+    if given is None:
+        raise ValueError("the arguments are not a JSON object")
+    return given
 
 
 def _nearly_right(arguments: str) -> dict[str, Any] | None:

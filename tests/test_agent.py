@@ -15,8 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent import Agent, Answer, Chunk, Event, Message, ModelError, Stop, Stopped, ToolCall, ToolResult
+from agent import Agent, Stop, Tool
 from model.demo import Reply, event
+from model.events import Answer, Chunk, Event, Message, ModelError, Stopped, ToolCall, ToolResult
 from tests.support.model_server import (
     BREAK,
     HEADERS,
@@ -353,6 +354,20 @@ def positional(expression: str, /) -> str:
 def test_what_cannot_be_a_tool_is_refused(tool: Any) -> None:
     with pytest.raises(ValueError, match="cannot be a tool"):
         Agent(api_key="k", base_url="http://127.0.0.1:1/v1", model="m", tools=[tool])
+
+
+def test_tools_of_a_source_come_and_go_between_runs(model: ModelServer, agent_of: MakeAgent) -> None:
+    def later() -> str:
+        return "from the source"
+
+    found: list[Tool] = []
+    agent = agent_of(model, tool_sources=[lambda: found])
+    sent(model, agent, user("Hi"))
+    found += [Tool(later), Tool(calculator, "another")]
+    assert result_of(model, agent, "later", {}).result == "from the source"
+    assert [(tool.name, tool.source) for tool in agent.tools] == [("calculator", "embedded"), ("later", "embedded")]
+    offered = [[tool["function"]["name"] for tool in request["tools"]] for request in model.requests]
+    assert offered == [["calculator"], ["calculator", "later"], ["calculator", "later"]]
 
 
 def test_two_tools_of_one_name_are_refused() -> None:

@@ -47,6 +47,7 @@ class Settings:
     redis_url: str = ""
     session_ttl: float = 0.0
     tools: tuple[str, ...] = ()
+    mcp_config: str = ""
     calculator: bool = True
     tool_timeout: float = 60.0
     system_prompt: str = "You are a helpful assistant. Use the calculator for arithmetic."
@@ -93,6 +94,7 @@ FLAGS: dict[str, tuple[Callable[[str], Any], str, tuple[str, ...]]] = {
     "redis_url": (redis_url, "Redis server to keep sessions in, which other servers may share", ()),
     "session_ttl": (duration, "sessions that did not change for so long are deleted: 90s, 12h, 30d; 0: never", ()),
     "tools": (names, "a Python file whose functions the model may call; repeatable", ()),
+    "mcp_config": (str, 'a file of MCP servers whose tools the model may call: {"mcpServers": {...}}', ()),
     "calculator": (boolean, "offer the built-in calculator", ()),
     "tool_timeout": (seconds, "seconds that one tool call may take; then the turn goes on without it", ()),
     "system_prompt": (text_or_file, "instructions put before every conversation; @file reads a file", ()),

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from agent import Agent, Answer, Chunk, Event, Message, ModelError, Reasoning, Stop, ToolCall, ToolResult
+from agent import Agent, Stop
+from model.events import Answer, Chunk, Event, Message, ModelError, Reasoning, ToolCall, ToolResult
 from tests.support.model_server import (
     BREAK,
     HEADERS,

@@ -20,8 +20,8 @@ from model.connection import Stop
 from model.events import ModelError, Stopped, ToolCall
 from model.tool_calls import MAX_AT_ONCE, run_calls
 from model.tool_file import ToolFileError, load_tools
-from model.tools import CallId, Tool, result_text
-from tests.support.server import PATIENCE
+from model.tools import Abandonment, CallId, Tool, result_text
+from tests.support.server import PATIENCE, until
 
 
 @dataclasses.dataclass
@@ -204,6 +204,25 @@ def test_a_stop_is_heard_while_tools_work() -> None:
     released.set()
 
 
+def test_a_call_hears_that_it_is_abandoned_and_calls_that_wait_do_not_begin() -> None:
+    abandoned, stop, begun = threading.Event(), Stop(), []
+
+    class Listener(Tool):
+        def __call__(self, arguments: str, call_id: str = "", abandonment: Abandonment | None = None) -> str:
+            begun.append(call_id)
+            assert abandonment
+            abandonment.then(abandoned.set)
+            stop.set()
+            abandoned.wait(PATIENCE)
+            return "too late"
+
+    results = run_calls({"add": Listener(add)}, calls(*["add"] * 30), Budget(stop, PATIENCE), PATIENCE)
+    with pytest.raises(Stopped):
+        list(results)
+    assert abandoned.wait(PATIENCE)
+    assert len(begun) <= MAX_AT_ONCE
+
+
 def test_the_time_of_the_turn_ends_the_wait() -> None:
     released = threading.Event()
 
@@ -220,6 +239,7 @@ def test_other_threads_are_heard_sooner_while_a_tool_computes() -> None:
     def interval() -> float:
         return sys.getswitchinterval()
 
+    until(lambda: all(thread.name != "tool" for thread in threading.enumerate()))  # those of the tests before
     before = sys.getswitchinterval()
     sys.setswitchinterval(0.05)
     try:

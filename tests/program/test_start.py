@@ -46,6 +46,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "redis_url": ("redis://:pass@localhost:6379/0", "redis://:pass@localhost:6379/0"),
     "session_ttl": ("12h", 43200.0),
     "tools": ("a.py,b.py", ("a.py", "b.py")),
+    "mcp_config": ("mcp.json", "mcp.json"),
     "calculator": ("false", False),
     "tool_timeout": ("2.5", 2.5),
     "system_prompt": ("Be brief = short.", "Be brief = short."),
