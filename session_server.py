@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import logging
 import os
 import socket
@@ -35,25 +36,35 @@ from web.logs import set_up_logging
 from web.page_files import PAGE_FILES, page_file
 from web.serving import listen, serve, tune_interpreter
 from web.settings import Settings, read_settings
+from web.users import Users
 
 __all__ = ["Settings", "SettingsError", "build_app", "create_app", "main"]
 
 
-def create_app(storage: Storage, agent: Agent, settings: Settings | None = None) -> Flask:
-    """The Flask app over these objects. `app.extensions["runs"]` holds its turns, for its shutdown."""
+def create_app(storage: Storage | Callable[[str], Storage], agent: Agent, settings: Settings | None = None) -> Flask:
+    """The Flask app over these objects. `app.extensions["runs"]` holds its turns, for its shutdown.
+
+    With `settings.users`, `storage` is a function that gives each user's store by name. Raises SettingsError where
+    the file of users cannot be read.
+    """
     settings = settings or Settings()
+    users = Users(settings.users) if settings.users else None
+    store_of = storage if callable(storage) else lambda _: storage
+    if users and not callable(storage):
+        raise ValueError("users need a store each: give a function from a name to a store")
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     if settings.trusted_proxies:
         n = settings.trusted_proxies
         app.wsgi_app = ProxyFix(app.wsgi_app, n, n, n, 0, n)  # type: ignore[method-assign]
     app.url_map.merge_slashes = False  # a path with two slashes is not found, without a redirect in HTML
-    app.before_request(lambda: check_access(settings))
+    app.before_request(lambda: check_access(settings, users))
     app.after_request(lambda response: add_common_headers(response, settings))
     app.register_error_handler(Exception, answer_error)
 
-    api = Api(storage, agent, settings)
-    app.extensions["runs"] = api.runs
+    api = Api(store_of, agent, settings, users)
+    app.extensions["runs"] = api.all_runs if users else api.all_runs.of("")
+    app.extensions["users"] = users
     app.post("/sessions")(api.create_session)
     app.get("/sessions")(api.list_sessions)
     app.get("/sessions/<session_id>")(api.get_session)
@@ -102,7 +113,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _assemble(settings: Settings, at_end: Callable[[Callable[[], object]], object]) -> Flask:
     """The app. What must be closed at the end is given to `at_end`."""
-    storage = _storage(settings)
     base_url: str | None = settings.base_url or None
     if settings.demo:
         base_url = ModelServer(demo_script()).start().base_url
@@ -134,9 +144,14 @@ def _assemble(settings: Settings, at_end: Callable[[Callable[[], object]], objec
         )
     except ValueError as error:
         raise SettingsError(f"-base_url: {error}; see to the address and to the proxy settings") from None
-    app = create_app(storage, agent, settings)
+    if settings.users:
+        app = create_app(functools.partial(_storage, settings), agent, settings)
+    else:
+        app = create_app(_storage(settings), agent, settings)
     if settings.continue_interrupted:
-        continue_interrupted(app.extensions["runs"], storage, settings.timeout)
+        runs = app.extensions["runs"]
+        for one in runs.all() if settings.users else [runs]:
+            continue_interrupted(one, settings.timeout)
     return app
 
 
@@ -167,7 +182,7 @@ def _system_prompt(settings: Settings) -> str:
     return "You are a helpful assistant." if default and not settings.calculator else settings.system_prompt
 
 
-def _storage(settings: Settings) -> Storage:
+def _storage(settings: Settings, user: str = "") -> Storage:
     if settings.redis_url:
         try:
             from stores.redis import RedisStorage
@@ -176,11 +191,12 @@ def _storage(settings: Settings) -> Storage:
                 raise
             raise SettingsError("-redis_url needs the redis client: pip install redis") from None
         try:
-            return RedisStorage(settings.redis_url)
+            return RedisStorage(settings.redis_url, user)
         except StorageUnavailable as error:
             raise SettingsError(f"-redis_url: {error}; see to the address, the password and the server") from None
     try:
-        return FileStorage(settings.session_dir) if settings.session_dir else MemoryStorage()
+        directory = settings.session_dir
+        return FileStorage(os.path.join(directory, user) if user else directory) if directory else MemoryStorage()
     except StorageUnavailable as error:
         raise SettingsError(f"-session_dir: {error}; give a directory that can be written") from None
 
@@ -189,7 +205,8 @@ def _banner(settings: Settings, listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
     model = "the built-in demo model" if settings.demo else f"{settings.model} at {settings.base_url or 'OpenAI'}"
-    token = ' -H "Authorization: Bearer $SESSION_SERVER_TOKEN"' if settings.auth_token else ""
+    needs_token = settings.auth_token or settings.users
+    token = ' -H "Authorization: Bearer $SESSION_SERVER_TOKEN"' if needs_token else ""
     return (
         f"session_server listens on http://{host}:{port}\n"
         f"model:    {model}\n"

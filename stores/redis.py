@@ -40,12 +40,14 @@ _FIRST_LINE_SECONDS = 1.0  # how long to wait for the first line of a turn that 
 class RedisStorage(Storage):
     """Sessions in the Redis server at a URL (`redis://`, `rediss://` or `unix://`), which other processes may share.
 
+    Sessions of a `user` are apart from those of all others.
+
     What is stored is as durable as Redis is configured to make it. Raises StorageUnavailable when Redis cannot be
     reached or used.
     """
 
-    def __init__(self, url: str) -> None:
-        self._connection = RedisConnection(url)
+    def __init__(self, url: str, user: str = "") -> None:
+        self._connection = RedisConnection(url, user)
         self._publisher = Publisher(self._connection)
         self._random = secrets.token_hex(8)
 

@@ -14,7 +14,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from storage import SessionCorrupt, SessionNotFound, StorageUnavailable
-from stores.redis_scripts import DURABLE, KEEP_MILLISECONDS, PREFIX, SCRIPTS
+from stores.redis_scripts import DURABLE, KEEP_MILLISECONDS, scripts
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ Argument = str | bytes | int
 
 
 class RedisConnection:
-    """The clients and the scripts for one URL. Safe for any number of threads.
+    """The clients and the scripts for one URL, and one user if there are users. Safe for any number of threads.
 
     `client` is for requests that are answered at once, from a bounded pool. `waiting_client` is for reads that wait
     for events, and for the thread that publishes.
@@ -37,7 +37,7 @@ class RedisConnection:
     what it has acknowledged. Where `min-replicas-to-write` is set, each change waits for as many replicas.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, user: str = "") -> None:
         options: dict[str, Any] = {
             "socket_connect_timeout": 2,
             "socket_timeout": 2.5,
@@ -53,21 +53,29 @@ class RedisConnection:
             raise StorageUnavailable("the URL cannot be understood") from None
         self.client = redis.Redis(connection_pool=pool)
         self.waiting_client = redis.Redis(connection_pool=waiting)
-        self._scripts = {name: self.client.register_script(text) for name, text in SCRIPTS.items()}
+        self._prefix = f"session_server@{user}:" if user else "session_server:"
+        self._texts = scripts(self._prefix)
+        self._scripts = {name: self.client.register_script(text) for name, text in self._texts.items()}
         self._replicas = 0
         self._check_configuration()
 
+    def key(self, kind: str, id: str) -> str:
+        """The key of this kind for a session, or for the token of a turn."""
+        return f"{self._prefix}{kind}:{id}"
+
     def check(self, level: int = logging.ERROR) -> None:
         """Raises StorageUnavailable if Redis cannot be written now."""
-        call("write to Redis", lambda: self.client.set(f"{PREFIX}check", b"", px=KEEP_MILLISECONDS), level=level)
+        call(
+            "write to Redis", lambda: self.client.set(f"{self._prefix}check", b"", px=KEEP_MILLISECONDS), level=level
+        )
 
     def run(self, verb: str, script: str, session_id: str, *arguments: Argument, retry_seconds: float = 0) -> Any:
         """The result of a script on a session. Each script may run twice, and gives the same result then.
 
         Raises SessionNotFound, SessionCorrupt, StorageUnavailable.
         """
-        keys = [f"{PREFIX}{kind}:{session_id}" for kind in ("session", "messages", "lease")]
-        keys.append(f"{PREFIX}sessions")
+        keys = [self.key(kind, session_id) for kind in ("session", "messages", "lease")]
+        keys.append(f"{self._prefix}sessions")
         run = self._run_and_wait if self._replicas and script in DURABLE else self.run_on_keys
         what = f"{verb} {session_id}".strip()
         found = call(what, lambda: run(script, keys, arguments), retry_seconds, session_id)
@@ -81,7 +89,7 @@ class RedisConnection:
 
     def _run_and_wait(self, script: str, keys: list[str], arguments: tuple[Any, ...]) -> Any:
         pipeline: Any = self.client.pipeline(transaction=False)
-        pipeline.eval(SCRIPTS[script], len(keys), *keys, *arguments)
+        pipeline.eval(self._texts[script], len(keys), *keys, *arguments)
         pipeline.execute_command("WAIT", self._replicas, _REPLICA_MILLISECONDS)
         found, replicas = pipeline.execute()
         if replicas < self._replicas:

@@ -12,7 +12,7 @@ from typing import Any
 
 from storage import FeedGap, StorageUnavailable, TurnFeed
 from stores.redis_connection import RETRY_SECONDS, Argument, RedisConnection, call
-from stores.redis_scripts import ENDED_ELSEWHERE, KEEP_MILLISECONDS, PREFIX
+from stores.redis_scripts import ENDED_ELSEWHERE, KEEP_MILLISECONDS
 
 log = logging.getLogger(__name__)
 
@@ -159,7 +159,7 @@ class Publisher:
         keys: list[str] = []
         arguments: list[Argument] = []
         for turn in turns:
-            keys += [f"{PREFIX}session:{turn.lease.session_id}", f"{PREFIX}lease:{turn.lease.session_id}"]
+            keys += [self._connection.key(kind, turn.lease.session_id) for kind in ("session", "lease")]
             lines = b"\n".join(turn.sending)
             held = int(not turn.lease.released)
             arguments += [turn.lease.token, held, turn.sent + 1, lines, int(turn.sending_last)]
@@ -193,7 +193,7 @@ class Publisher:
 
 def published_lines(connection: RedisConnection, session_id: str, token: str) -> list[bytes]:
     """What a turn itself has published so far under a token."""
-    range_ = functools.partial(connection.client.xrange, f"{PREFIX}events:{token}", "-", f"({ENDED_ELSEWHERE}")
+    range_ = functools.partial(connection.client.xrange, connection.key("events", token), "-", f"({ENDED_ELSEWHERE}")
     entries: Any = call(f"read what was published of {session_id}", range_)
     return [line for _, fields in entries for line in fields[b"lines"].split(b"\n")]
 
@@ -205,7 +205,7 @@ class RedisTurnFeed(TurnFeed):
         self.id = token
         self._connection = connection
         self._session_id = session_id
-        self._stream = f"{PREFIX}events:{token}"
+        self._stream = connection.key("events", token)
         self._entry = "0-0"
         self._count = 0
         self._released_at: float | None = None

@@ -1,6 +1,6 @@
 """The Lua scripts of the Redis store: each change is one script, and so atomic.
 
-Keys begin with `session_server:`
+Keys begin with `session_server:`, those of a user with `session_server@<name>:`
 
     session:<id>     a hash: times, settings and note, and the token of the caller that has locked the session;
                      `replaced` where a question has replaced messages
@@ -17,7 +17,6 @@ says.
 
 from __future__ import annotations
 
-PREFIX = "session_server:"
 LEASE_MILLISECONDS = 5000  # after which a lock for a turn is free whose process does not renew it
 SHORT_LEASE_MILLISECONDS = 2000  # the same for a short lock, which is not renewed
 KEEP_MILLISECONDS = 60_000  # for which a turn's events are kept after its end
@@ -25,9 +24,9 @@ ENDED_ELSEWHERE = 10**12  # number of an entry that another process has added in
 DURABLE = ("create", "write", "delete")  # scripts that wait for replicas
 
 # All scripts begin with this. A session exists if its hash does.
-_NAMES = f"""
+_NAMES = """
 local session, messages, lease, list = unpack(KEYS)
-local events = '{PREFIX}events:'
+local events = '@PREFIX@events:'
 local function touch(id)
     local time = redis.call('TIME')
     local now = time[1] * 1000000 + time[2]
@@ -188,4 +187,7 @@ if redis.call('HGET', session, 'token') == token then redis.call('HSET', session
 """,
 }
 
-SCRIPTS = {name: _NAMES + body for name, body in _BODIES.items()}
+
+def scripts(prefix: str) -> dict[str, str]:
+    """The scripts by name, for keys that begin with this prefix."""
+    return {name: (_NAMES + body).replace("@PREFIX@", prefix) for name, body in _BODIES.items()}

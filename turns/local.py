@@ -8,6 +8,7 @@ shutdown. All of them go through `LocalTurn._end`, which drops what comes later.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import threading
 import time
@@ -309,3 +310,16 @@ class LocalTurn(Turn):
             return Failed(failure.code, failure.text, failure.retry_after, message_id)
         self._session.set_last_error(stored_error(failure.code, refused=refused and not self._log.text()))
         return failure
+
+
+def fail_all(turns: Sequence[LocalTurn], code: str) -> None:
+    """Ends those of the turns that have not ended. All have ended when this returns.
+
+    It ends them at the same time, since a store may take seconds to say that it cannot be written.
+    """
+    for turn in turns:
+        if not turn.ending:
+            turn.end_in_background(functools.partial(turn.fail, code))
+    for turn in turns:
+        if turn.wait_for_start():
+            turn.result()

@@ -22,9 +22,9 @@ _WAIT_SECONDS = 10.0  # for sessions that seem to run: a lease of a process that
 _LISTED_AT_ONCE = 100
 
 
-def continue_interrupted(runs: Runs, storage: Storage, seconds: float) -> threading.Thread:
+def continue_interrupted(runs: Runs, seconds: float) -> threading.Thread:
     """Goes on with the turns that were cut off less than so many seconds ago, on a thread of its own."""
-    thread = threading.Thread(target=_work, args=(runs, storage, seconds), name="recovery", daemon=True)
+    thread = threading.Thread(target=_work, args=(runs, runs.storage, seconds), name="recovery", daemon=True)
     thread.start()
     return thread
 

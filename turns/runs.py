@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import threading
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from agent import Agent
 from storage import Session, SessionBusy, SessionCorrupt, Storage
 from turns.expiry import Expiry
 from turns.journal import Keeper, take_over, with_partial_answer
-from turns.local import KeyInUse, LocalTurn
+from turns.local import KeyInUse, LocalTurn, fail_all
 from turns.log import Ended, Failed
 from turns.models import ModelChoice
 from turns.question import KeyReused, Question
@@ -30,8 +29,9 @@ _MIN_TICK_SECONDS = 0.05  # between two looks of the clock
 class Runs:
     """The turns of all sessions in a storage, run with one agent. Every method may be called from any thread.
 
-    At most `max_turns` run at once, each for at most `timeout` seconds. With `show_reasoning`, the model's reasoning
-    is among their events. `models` are the names of the models that may run beside the agent's own; None means any.
+    At most `max_turns` run at once (or as many as `slots` has, which several stores may share), each for at most
+    `timeout` seconds. With `show_reasoning`, the model's reasoning is among their events. `models` are the names of
+    the models that may run beside the agent's own; None means any.
     Sessions that did not change for `session_ttl` seconds are deleted (0: none).
     """
 
@@ -41,15 +41,16 @@ class Runs:
         agent: Agent,
         *,
         timeout: float,
-        max_turns: int,
+        max_turns: int = 500,
+        slots: threading.Semaphore | None = None,
         show_reasoning: bool = True,
         models: Collection[str] | None = (),
         session_ttl: float = 0.0,
     ) -> None:
-        self._storage = storage
+        self.storage = storage
         self._agent = agent
         self._timeout = timeout
-        self._max_turns = max_turns
+        self._slots = slots or threading.Semaphore(max_turns)
         self._show_reasoning = show_reasoning
         self.models = ModelChoice(agent, models)
         self._expiry = Expiry(storage, session_ttl)
@@ -86,7 +87,7 @@ class Runs:
             except KeyInUse:
                 continue
             except SessionBusy:
-                if retried or key is None or self._storage.turn_feed(session_id) is None:
+                if retried or key is None or self.storage.turn_feed(session_id) is None:
                     raise
                 retried = True  # another process may be starting the turn of this key
                 continue
@@ -107,7 +108,7 @@ class Runs:
             if turn is None or not turn.ended or isinstance(turn, RemoteTurn):
                 return turn
             try:
-                if version_of(self._storage.get(session_id)) == turn.version:
+                if version_of(self.storage.get(session_id)) == turn.version:
                     return turn
             except SessionCorrupt:
                 return turn
@@ -118,11 +119,11 @@ class Runs:
     def session(self, session_id: str) -> Session:
         """The session, with the partial answer that an interrupted turn has left. Raises SessionNotFound,
         SessionCorrupt and StorageUnavailable."""
-        return with_partial_answer(self._storage, session_id)
+        return with_partial_answer(self.storage, session_id)
 
     def running(self, session_id: str) -> bool:
         """Whether a turn runs in the session, in any process. Raises SessionNotFound and StorageUnavailable."""
-        return self._storage.running(session_id)
+        return self.storage.running(session_id)
 
     def cancel(self, session_id: str) -> bool:
         """Cancels the session's turn and waits until it has ended. Gives False if none runs.
@@ -141,7 +142,7 @@ class Runs:
         for last_try in (False, False, False, True):
             self.cancel(session_id)
             try:
-                with self._storage.lock(session_id) as session:
+                with self.storage.lock(session_id) as session:
                     session.delete()
                 break
             except SessionBusy:  # another turn started in between
@@ -153,7 +154,7 @@ class Runs:
     def create(self, settings: Mapping[str, str | None], messages: Any = (), last_error: str | None = None) -> str:
         """Creates a session, durably, and gives its id. Raises ModelRefused and StorageUnavailable."""
         self.models.check(settings.get("model"))
-        return self._storage.create(messages, last_error, **settings)
+        return self.storage.create(messages, last_error, **settings)
 
     def configure(self, session_id: str, settings: Mapping[str, str | None]) -> None:
         """Sets the session's title, model or instructions, or removes them with None.
@@ -161,7 +162,7 @@ class Runs:
         Raises ModelRefused, SessionNotFound, SessionBusy where a turn runs, SessionCorrupt and StorageUnavailable.
         """
         self.models.check(settings.get("model"))
-        with self._storage.lock(session_id) as session:
+        with self.storage.lock(session_id) as session:
             session.configure(**settings)
 
     def shut_down(self, grace: float) -> None:
@@ -176,8 +177,8 @@ class Runs:
         for turn in turns:
             if turn.wait_for_start():
                 turn.wait(until - time.monotonic())
-        _fail_all(turns, "shutting_down")
-        self._storage.flush()
+        fail_all(turns, "shutting_down")
+        self.storage.flush()
         with self._lock:
             self._tick.notify()
         self._remote.leave()
@@ -197,7 +198,7 @@ class Runs:
                 raise KeyReused
             running.join()
             return running, False
-        stored = find_turn(self._storage.get(session_id), key)
+        stored = find_turn(self.storage.get(session_id), key)
         if stored is None:
             return None
         if not question.is_same(Question.stored(stored.messages[0], key)):
@@ -206,7 +207,7 @@ class Runs:
             return running, False  # another caller, or the server itself, goes on with it
         remote = self._remote.turn(session_id)
         if remote is not None and remote.message_id == stored.messages[0]["id"]:
-            ended = not self._storage.running(session_id)
+            ended = not self.storage.running(session_id)
             if ended:
                 remote.wait(SILENT_SECONDS)  # for its last event, which may have to be made up
             if not remote.failed:
@@ -227,7 +228,7 @@ class Runs:
             return turn
         if remote := self._remote.turn(session_id):
             return remote
-        if self._storage.running(session_id):
+        if self.storage.running(session_id):
             turn = self._local_turn(session_id)  # which may have started since
             if turn is None or turn.ended:
                 raise SessionBusy(session_id)
@@ -255,14 +256,14 @@ class Runs:
         if other is not None and other.question.key is not None and other.question.key == turn.question.key:
             raise KeyInUse
         if closing or other is not None:
-            self._storage.running(id)  # a session that does not exist is the first error
+            self.storage.running(id)  # a session that does not exist is the first error
             raise ShuttingDown if closing else SessionBusy(id)
         try:
-            session = self._storage.lock(id, turn=True)
+            session = self.storage.lock(id, turn=True)
             try:
                 self._admit(turn, slot)
                 self.models.check(turn.question.model or session.session.model)
-                take_over(self._storage, session)
+                take_over(self.storage, session)
                 history = turn.start(session, self._agent.model)
                 self._keeper.add(turn)
                 return history
@@ -272,7 +273,7 @@ class Runs:
         except BaseException as error:
             with self._lock:
                 del self._local[id]
-                self._admitted.pop(turn, None)
+                self._dismiss(turn)
             turn.fail_to_start(error)
             raise
 
@@ -280,13 +281,19 @@ class Runs:
         with self._lock:
             if self._closing:
                 raise ShuttingDown
-            if not slot or len(self._admitted) >= self._max_turns:
+            if not slot or not self._slots.acquire(blocking=False):
                 raise Overloaded
+            self._admitted[turn] = None
             try:
                 self._wake_by(turn.started_at + self._timeout)
             except RuntimeError:  # the system gives no more threads
                 raise Overloaded from None
-            self._admitted[turn] = None
+
+    def _dismiss(self, turn: LocalTurn) -> None:
+        """The turn runs no more. The caller holds the lock."""
+        if turn in self._admitted:
+            del self._admitted[turn]
+            self._slots.release()
 
     def _on_end(self, turn: LocalTurn, last: Ended | Failed) -> None:
         now = time.monotonic()
@@ -294,7 +301,7 @@ class Runs:
         self._keeper.remove(turn)
         with self._lock:
             del self._local[turn.session_id]
-            del self._admitted[turn]
+            self._dismiss(turn)
             self._wake_by(self._recent.add(turn, size, now))
         seconds = now - turn.started_at
         log.info(
@@ -333,17 +340,4 @@ class Runs:
                     ticks = [*deadlines.values(), *([] if next_expiry is None else [next_expiry])]
                     self._next_tick = max(min(ticks, default=0.0), now + _MIN_TICK_SECONDS)
                     self._tick.wait(self._next_tick - now)
-            _fail_all(due, "model_timeout")
-
-
-def _fail_all(turns: Sequence[LocalTurn], code: str) -> None:
-    """Ends those of the turns that have not ended. All have ended when this returns.
-
-    It ends them at the same time, since a store may take seconds to say that it cannot be written.
-    """
-    for turn in turns:
-        if not turn.ending:
-            turn.end_in_background(functools.partial(turn.fail, code))
-    for turn in turns:
-        if turn.wait_for_start():
-            turn.result()
+            fail_all(due, "model_timeout")

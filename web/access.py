@@ -15,14 +15,18 @@ from flask import Response, g, request
 from web.errors import ApiError
 from web.page_files import PAGE_FILES
 from web.settings import Settings
+from web.users import Users
 
 log = logging.getLogger(__name__)
 
 _OPEN_PATHS = {"/ready", "/", "/openapi.json", *(f"/{name}" for name in PAGE_FILES)}  # need no token
 
 
-def check_access(settings: Settings) -> Response | None:
-    """Refuses callers that may not call, with ApiError. Answers CORS preflights. Runs before each endpoint."""
+def check_access(settings: Settings, users: Users | None = None) -> Response | None:
+    """Refuses callers that may not call, with ApiError. Answers CORS preflights. Runs before each endpoint.
+
+    `g.user` is who calls, where there are users.
+    """
     g.started_at = time.monotonic()
     given = request.headers.get("X-Request-Id", "")
     g.request_id = given if re.fullmatch(r"[\x21-\x7e]{1,128}", given) else f"req-{secrets.token_hex(8)}"
@@ -31,15 +35,21 @@ def check_access(settings: Settings) -> Response | None:
     origin = request.headers.get("Origin")
     if origin is not None and origin not in settings.cors_origin and not _is_same_host(origin):
         raise ApiError("forbidden_origin")
-    if not settings.auth_token and not is_loopback(_split_host(request.environ.get("HTTP_HOST", ""))[0]):
+    needs_token = bool(settings.auth_token or users)
+    if not needs_token and not is_loopback(_split_host(request.environ.get("HTTP_HOST", ""))[0]):
         raise ApiError("forbidden_host")  # a page of another site may have this address by DNS rebinding
     if origin in settings.cors_origin and request.method == "OPTIONS":
         return Response(status=204)
-    if settings.auth_token and request.path not in _OPEN_PATHS:
+    if needs_token and request.path not in _OPEN_PATHS:
         scheme, _, token = request.environ.get("HTTP_AUTHORIZATION", "").partition(" ")
-        valid = hmac.compare_digest(token.strip().encode("latin-1"), settings.auth_token.encode())
-        if not valid or scheme.lower() != "bearer":
+        if users:
+            user = users.user_of(token.strip())
+        else:
+            valid = hmac.compare_digest(token.strip().encode("latin-1"), settings.auth_token.encode())
+            user = "" if valid else None
+        if user is None or scheme.lower() != "bearer":
             raise ApiError("unauthorized", headers={"WWW-Authenticate": "Bearer"})
+        g.user = user
     return None
 
 
@@ -65,7 +75,8 @@ def add_common_headers(response: Response, settings: Settings) -> Response:
     line = f"request {g.request_id} {client} {method} {path} {response.status_code}"
     started_at = g.started_at
     level = logging.DEBUG if request.path in ("/health", "/ready") else logging.INFO
-    response.call_on_close(lambda: log.log(level, "%s %.3f s", line, time.monotonic() - started_at))
+    user = f" user={g.user}" if g.get("user") else ""
+    response.call_on_close(lambda: log.log(level, "%s %.3f s%s", line, time.monotonic() - started_at, user))
     return response
 
 

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from flask import Response, request
+from flask import Response, g, request
 
 from agent import Agent
 from storage import (
@@ -31,31 +31,47 @@ from web.events import frames, public_message, resume_index
 from web.markdown import markdown_of
 from web.requests import flag_argument, id_field, json_body, number_argument, question_of, session_settings
 from web.settings import Settings
+from web.users import RunsByUser, Users
 
 
 class Api:
     """The endpoints, as methods. Each gives a response, or raises what `answer_error` answers.
 
-    `runs` holds the turns. `run` and `run_stream` take one of `settings.max_responses` each, and streams of turns
-    that other clients have started one of `settings.max_watchers`, so that plain requests always find a free thread.
+    `runs` holds the turns, those of each user where there are users. `store_of` gives a store by user. `run` and
+    `run_stream` take one of `settings.max_responses` each, and streams of turns that other clients have started one
+    of `settings.max_watchers`, so that plain requests always find a free thread.
     """
 
-    def __init__(self, storage: Storage, agent: Agent, settings: Settings) -> None:
-        self.runs = Runs(
-            storage,
-            agent,
-            timeout=settings.timeout,
-            max_turns=settings.max_streams,
-            show_reasoning=settings.show_reasoning,
-            session_ttl=settings.session_ttl,
-            models=None if "*" in settings.models else settings.models,
+    def __init__(
+        self, store_of: Callable[[str], Storage], agent: Agent, settings: Settings, users: Users | None = None
+    ) -> None:
+        slots = threading.Semaphore(settings.max_streams)
+        self.all_runs = RunsByUser(
+            lambda name: Runs(
+                store_of(name),
+                agent,
+                timeout=settings.timeout,
+                slots=slots,
+                show_reasoning=settings.show_reasoning,
+                session_ttl=settings.session_ttl,
+                models=None if "*" in settings.models else settings.models,
+            ),
+            users.names if users else [""],
         )
         self._show_reasoning = settings.show_reasoning
-        self._storage = storage
         self._agent = agent
         self._keep_alive = settings.keep_alive
         self._responses = threading.BoundedSemaphore(settings.max_responses)
         self._watchers = threading.BoundedSemaphore(settings.max_watchers)
+
+    @property
+    def runs(self) -> Runs:
+        """The turns of the user who asks."""
+        return self.all_runs.of(g.get("user", ""))
+
+    @property
+    def _storage(self) -> Storage:
+        return self.runs.storage
 
     def create_session(self) -> Response:
         body = json_body(optional=True)
@@ -193,9 +209,10 @@ class Api:
         return json_response({"status": "ok"})
 
     def ready(self) -> Response:
-        if self.runs.closing:
+        if self.all_runs.closing:
             raise ShuttingDown
-        self._storage.check()
+        for runs in self.all_runs.all():
+            runs.storage.check()
         return json_response({"status": "ok"})
 
     def _start(self, session_id: str) -> tuple[Turn, dict[str, str]]:

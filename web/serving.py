@@ -37,8 +37,10 @@ def listen(settings: Settings) -> socket.socket:
     except (OSError, UnicodeError) as error:
         words = getattr(error, "strerror", None) or "it is no host name"
         raise SettingsError(f"-host {settings.host}: {words}; give an address of this machine") from None
-    if not settings.auth_token and not is_loopback(str(address[0])):
-        raise SettingsError(f"-host {settings.host} lets others in: give -auth_token too, or leave -host out")
+    if not (settings.auth_token or settings.users) and not is_loopback(str(address[0])):
+        raise SettingsError(
+            f"-host {settings.host} lets others in: give -auth_token or -users too, or leave -host out"
+        )
     listener = socket.socket(family, kind)
     try:
         if os.name == "posix":
@@ -63,6 +65,8 @@ def serve(app: Flask, listener: socket.socket, settings: Settings, banner: str) 
     stay_on_one_cpu()
     server = hardened_server(app, listener, settings)
     tune_interpreter()
+    if users := app.extensions.get("users"):
+        signal.signal(signal.SIGHUP, lambda _number, _frame: users.reload())
     with _first_signal() as wait:
         threading.Thread(target=server.run, name="server", daemon=True).start()
         _print(banner)

@@ -55,6 +55,7 @@ class Settings:
     keep_alive: float = 15.0
     max_history: int = 0
     auth_token: str = ""
+    users: str = ""
     trusted_proxies: int = 0
     cors_origin: tuple[str, ...] = ()
     max_streams: int = 500
@@ -102,6 +103,7 @@ FLAGS: dict[str, tuple[Callable[[str], Any], str, tuple[str, ...]]] = {
     "keep_alive": (seconds, "seconds of silence after which a stream sends a comment", ()),
     "max_history": (whole_number(0), "at most this many earlier messages go to the model; 0: all", ()),
     "auth_token": (token, "callers must send Authorization: Bearer <token>", ("SESSION_SERVER_TOKEN",)),
+    "users": (str, "a file of users and their tokens, each with sessions of their own", ()),
     "trusted_proxies": (whole_number(0, 16), "how many proxies in front are believed (X-Forwarded-…)", ()),
     "cors_origin": (origins, "a web origin that may call; repeatable", ()),
     "max_streams": (whole_number(1, 100_000), "turns running at once; more get 503", ()),
@@ -187,6 +189,8 @@ def _checked(values: dict[str, Any]) -> Settings:
     settings = Settings(**values)
     if settings.redis_url and settings.session_dir:
         raise SettingsError("-redis_url and -session_dir are two places for the same sessions: leave one out")
+    if settings.users and settings.auth_token:
+        raise SettingsError("-users has a token for each user: leave -auth_token out, or -users")
     server = urllib.parse.urlsplit(settings.base_url).hostname or "api.openai.com"
     if server == "api.openai.com" and not settings.demo and not settings.api_key:
         raise SettingsError("no API key: give -api_key=sk-..., set OPENAI_API_KEY, or try -demo without one")

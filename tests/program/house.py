@@ -146,10 +146,10 @@ def _code_lines(file: Path) -> int:
         if token.type not in _NO_CODE:
             numbers.update(range(token.start[0], token.end[0] + 1))
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            if ast.get_docstring(node) is not None:
-                docstring = node.body[0]
-                numbers -= set(range(docstring.lineno, (docstring.end_lineno or 0) + 1))
+        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        if documented and ast.get_docstring(node) is not None:
+            docstring = node.body[0]
+            numbers -= set(range(docstring.lineno, (docstring.end_lineno or 0) + 1))
     return len(numbers)
 
 
