@@ -95,9 +95,9 @@ class Load:
         """How many streams have not ended."""
         return len(self._open)
 
-    def begin(self, request: bytes, chunks: int) -> Stream:
+    def begin(self, request: bytes, chunks: int, stream: Stream | None = None) -> Stream:
         """Send a request whose answer has so many chunks."""
-        stream = Stream(chunks, time.monotonic())
+        stream = stream or Stream(chunks, time.monotonic())
         sock = socket.create_connection(("127.0.0.1", self._port), timeout=60)
         sock.sendall(request)
         self._open[sock.fileno()] = sock, stream

@@ -17,6 +17,9 @@ _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _BLOCK = 100  # chunks that are written at once, where there is no pace
 
 
+SPIN = "call the tool spin"  # the message that asks for a call of that tool, and for a chunk when it is done
+
+
 def asking(chunks: int, delay: float = 0.0) -> str:
     """The message that asks for an answer of so many chunks, with so many seconds between them."""
     return f"chunks={chunks} delay={delay}"
@@ -27,7 +30,7 @@ def _framed(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(event), event)
 
 
-def _chunk(delta: dict[str, str], finish_reason: str | None = None) -> bytes:
+def _chunk(delta: dict[str, object], finish_reason: str | None = None) -> bytes:
     choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
     chunk = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [choice]}
     return _framed(json.dumps(chunk).encode())
@@ -36,6 +39,9 @@ def _chunk(delta: dict[str, str], finish_reason: str | None = None) -> bytes:
 _HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 _TOKEN = _chunk({"content": " token"})
 _TOKENS = _TOKEN * _BLOCK
+_CALL = _chunk(
+    {"tool_calls": [{"index": 0, "id": "c1", "function": {"name": "spin", "arguments": "{}"}}]}, "tool_calls"
+)
 _END = _chunk({}, "stop") + _framed(b"[DONE]") + b"0\r\n\r\n"
 
 
@@ -78,6 +84,9 @@ class _Connection(asyncio.Protocol):
             self._answer(request, received)
 
     def _answer(self, request: bytes, received: int) -> None:
+        if request.rfind(SPIN.encode()) > request.rfind(b'"role":"tool"'):
+            self._transport.write(_HEAD + _CALL + _framed(b"[DONE]") + b"0\r\n\r\n")
+            return
         asked = _ASKED.match(request, max(0, request.rfind(b"chunks=")))
         chunks, delay = (int(asked[1]), float(asked[2])) if asked else (1, 0.0)
         self._transport.write(_HEAD + _chunk({"content": f"received={received}"}))

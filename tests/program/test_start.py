@@ -286,7 +286,7 @@ def run_main(
         (["-demo", "-host=0.0.0.0"], ["-host", "-auth_token"]),
         (["-demo", "-host=::"], ["-host", "-auth_token"]),
         (["-demo", "-users=x", "-auth_token=y"], ["-users", "-auth_token"]),
-        (["-demo", "-users=/nowhere/users"], ["/nowhere/users", "No such file"]),
+        (["-demo", "-port=0", "-users=/nowhere/users"], ["/nowhere/users", "No such file"]),
         (["-demo", "-session_ttl=soon"], ["-session_ttl", "90s"]),
         (["-demo", "-log_format=xml"], ["-log_format", "text or json"]),
         (["-demo", "-trusted_proxies=-1"], ["-trusted_proxies", "0 to 16"]),
