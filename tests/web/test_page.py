@@ -8,7 +8,7 @@ import re
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
@@ -16,68 +16,14 @@ import pytest
 from selenium.webdriver.common.keys import Keys
 
 from tests.support import browser
-from tests.support.browser import Driver, Page
-from tests.support.model_server import BREAK, STALL, ModelServer, ReplyTo, answer, frames, status, tool_call, wait
+from tests.support.browser import Page
+from tests.support.model_server import BREAK, STALL, ModelServer, answer, frames, status, tool_call, wait
 from tests.support.server import Server
 
 pytestmark = pytest.mark.skipif(not (browser.CHROMIUM and browser.DRIVER), reason=browser.NEEDS)
 
 Script = Callable[..., None]
 Serve = Callable[..., Server]
-
-
-@pytest.fixture(scope="module")
-def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
-    driver = browser.start(tmp_path_factory.mktemp("profile"))
-    yield driver
-    driver.quit()
-
-
-@pytest.fixture
-def page(driver: Driver) -> Iterator[Page]:
-    yield Page(driver)
-    first, *others = driver.window_handles
-    for other in others:
-        driver.switch_to.window(other)
-        driver.close()
-    driver.switch_to.window(first)
-    driver.get("about:blank")
-    browser.resize(driver, 1200, 800)
-    driver.get_log("browser")  # type: ignore[no-untyped-call]
-
-
-@pytest.fixture(scope="module")
-def line() -> list[ReplyTo]:
-    """The model's replies, in line; then it says OK."""
-    return []
-
-
-@pytest.fixture(scope="module")
-def model(line: list[ReplyTo]) -> Iterator[ModelServer]:
-    with ModelServer(default=lambda request: (line.pop(0) if line else answer("OK"))(request)) as model:
-        yield model
-
-
-@pytest.fixture
-def script(line: list[ReplyTo]) -> Script:
-    """Puts the next replies of the model in line."""
-    line.clear()
-    return lambda *replies: line.extend(replies)
-
-
-@pytest.fixture(scope="module")
-def server(model: ModelServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """The server of those tests that need no flags of their own."""
-    home = tmp_path_factory.mktemp("server")
-    with Server(f"-session_dir={home}", f"-base_url={model.base_url}", log=home / "log") as server:
-        yield server
-
-
-@pytest.fixture
-def here(page: Page, server: Server, script: Script) -> Page:
-    """The page, open at that server with a new session."""
-    page.open(server.url)
-    return page
 
 
 def written(directory: Path, session: str, count: int) -> None:
@@ -280,29 +226,27 @@ def test_escape_stops_before_the_first_word(here: Page, server: Server, script: 
     assert server.messages(here.session)[-1]["status"] == "cancelled"
 
 
-def test_a_stopped_answer_is_tried_again_as_a_new_turn(here: Page, server: Server, script: Script) -> None:
+def test_a_stopped_answer_is_tried_again_in_its_place(here: Page, server: Server, script: Script) -> None:
     script(answer("Half", STALL), answer("Whole."))
     here.send("Write")
     here.until(lambda: here.answers == ["Half"], "the beginning")
     here.click("#stop")
     here.settle()
     here.click(".retry")
-    here.until(lambda: here.answers == ["Half", "Whole."], "the second answer")
+    here.until(lambda: here.answers == ["Whole."], "the second answer")
     here.settle()
-    assert here.questions == ["Write", "Write"]
-    assert [message["role"] for message in server.messages(here.session)] == ["user", "assistant"] * 2
+    assert here.questions == ["Write"]
+    assert [message["content"] for message in server.messages(here.session)] == ["Write", "Whole."]
 
 
-def test_an_answer_at_the_limit_of_length_says_so_and_is_tried_again_as_a_new_turn(
-    here: Page, script: Script
-) -> None:
+def test_an_answer_at_the_limit_of_length_says_so_and_is_tried_again_in_its_place(here: Page, script: Script) -> None:
     script(answer("Half", finish_reason="length"), answer("Whole."))
     here.ask("Write")
     assert "limit of length" in here.note
     here.click(".retry")
-    here.until(lambda: here.questions == ["Write", "Write"], "the new turn")
+    here.until(lambda: here.answers == ["Whole."], "the new turn")
     here.settle()
-    assert here.answers == ["Half", "Whole."]
+    assert here.questions == ["Write"]
 
 
 def test_a_failed_turn_is_tried_again_as_the_same_turn(here: Page, server: Server, script: Script) -> None:
@@ -606,16 +550,30 @@ def test_a_session_is_renamed(here: Page, server: Server) -> None:
     assert here.texts("#list .name")[0] == "A better title"
 
 
-def test_a_session_is_deleted_only_when_that_is_confirmed(here: Page, server: Server) -> None:
+def test_a_deleted_session_can_be_brought_back_for_some_seconds(here: Page, server: Server) -> None:
     here.ask("Hello")
     session = here.session
     here.click("#delete")
-    here.click("#delete-cancel")
-    assert exists(server, session)
-    here.click("#delete")
-    here.click("#delete-dialog .danger")
     here.until(lambda: here.questions == [], "the new session")
-    assert not exists(server, session)
+    assert not here.all(f'#list a[href="#{session}"]')
+    assert exists(server, session)
+    assert here.text("#deleted-name") == "Hello"
+    here.click("#undo")
+    here.until(lambda: here.questions == ["Hello"], "the session again")
+    here.until(lambda: here.all(f'#list a[href="#{session}"]'), "its line in the list")
+    here.click("#delete")
+    here.until(lambda: not exists(server, session), "the end of the seconds")
+    assert not here.shows("#deleted")
+
+
+def test_a_reload_ends_the_time_to_bring_a_session_back(here: Page, server: Server) -> None:
+    here.ask("Hello")
+    session = here.session
+    here.click("#delete")
+    here.until(lambda: here.shows("#deleted"), "the offer to undo")
+    here.reload()
+    here.until(lambda: not exists(server, session), "the deletion")
+    here.settle()
     assert not here.all(f'#list a[href="#{session}"]')
 
 
@@ -851,7 +809,7 @@ def test_everything_is_done_with_the_keyboard(here: Page, server: Server, script
 
     tab_to("Try again", Keys.SHIFT)
     here.press(Keys.ENTER)
-    here.until(lambda: here.answers == ["Half", "OK"], "the second answer")
+    here.until(lambda: here.answers == ["OK"], "the second answer")
     here.settle()
     tab_to("rename", Keys.SHIFT)
     here.press(Keys.ENTER)
@@ -860,11 +818,11 @@ def test_everything_is_done_with_the_keyboard(here: Page, server: Server, script
     tab_to("delete")
     session = here.session
     here.press(Keys.ENTER)
-    here.until(lambda: here.focused == "delete-cancel", "the question")
-    tab_to("Delete")
-    here.press(Keys.ENTER)
     here.until(lambda: here.questions == [], "a new session")
-    assert not exists(server, session)
+    tab_to("undo", Keys.SHIFT)
+    here.press(Keys.ENTER)
+    here.until(lambda: here.questions == ["Two\nlines"], "the session again")
+    assert exists(server, session)
 
 
 def test_a_screen_reader_hears_the_finished_answer_and_not_each_word(here: Page, script: Script) -> None:

@@ -1,6 +1,6 @@
 // A turn on the page: sent, drawn from its events, stopped, settled.
 
-import { endNote, giveBack, merge, readPage, settle } from "./conversation.js";
+import { endNote, giveBack, merge, readPage, redraw, settle } from "./conversation.js";
 import { follow, newTurn, pause } from "./follow.js";
 import { fitBox, focusBox, toBottom } from "./layout.js";
 import { Answer, question } from "./messages.js";
@@ -20,7 +20,7 @@ export async function send() {
     here.loading = true;
     drawRunning();
     try {
-      here.id = (await json("sessions", { method: "POST" })).id;
+      here.id = (await json("sessions", { method: "POST", body: here.chosen })).id;
     } finally {
       here.loading = false;
       if (!here.closed) drawRunning();
@@ -31,25 +31,46 @@ export async function send() {
   box.value = "";
   fitBox();
   // A message that came back unsent, and is sent unchanged, is the same turn. The server may have it after all.
-  const key = here.returned?.text === text ? here.returned.key : newKey();
-  await ask(here, { text, key, bubble: true });
+  const { key, replaces } = here.returned?.text === text ? here.returned : { key: newKey() };
+  await ask(here, { text, key, bubble: true, replaces });
 }
 
 /** Asks for a turn. `bubble` says whether its question is still to be drawn. */
-export function ask(of, { text, key, bubble }) {
-  remember(of.id, { text, key, at: Date.now() });
+export function ask(of, asked) {
+  remember(of.id, { ...asked, at: Date.now() });
   of.returned = null;
+  if (of.older) {
+    of.older = null;
+    redraw(of);
+  }
   say("");
-  endNote(of, bubble);
+  endNote(of, asked.bubble);
   toBottom();
-  return run(newTurn(of, { text, key, bubble }));
+  return run(newTurn(of, asked));
+}
+
+/** Asks in the place of a question that is there, and of all behind it. */
+export function askInPlace(of, id, text) {
+  if (state.turn) return say("An answer is being written. Stop it, or do this when it is complete.");
+  of.messages = of.messages.slice(0, of.messages.findIndex((message) => message.id === id));
+  redraw(of);
+  return ask(of, { text, key: newKey(), bubble: true, replaces: id });
 }
 
 /** Asks for the turn that the note under the last answer offers. */
 export function askAgain() {
   const { view } = state;
   focusBox();
-  return ask(view, view.again);
+  if (view.again.key) return ask(view, view.again);
+  return askInPlace(view, view.again.replaces, view.again.text);
+}
+
+/** Goes on with the last turn, which did not complete. */
+export function goOn() {
+  const { view } = state;
+  const { content } = view.messages.findLast(({ role }) => role === "user");
+  focusBox();
+  return ask(view, { text: content, key: newKey(), bubble: false, continues: true });
 }
 
 export async function stop() {
@@ -96,7 +117,7 @@ export async function run(turn) {
   }
   if (here.closed) return;
   if (problem?.status === 422) here.returned = null;
-  if (problem?.status === 409) say("Another message is being answered in this session. Yours was not sent and is back in the box.");
+  if (problem?.code === "session_busy" && turn.bubble) say("Another message is being answered in this session. Yours was not sent and is back in the box.");
   else if (problem) say(problem.words);
   attempt(refreshList);
   if (page.running && turn.text !== null) await run(newTurn(here));

@@ -11,7 +11,28 @@ import { $, box, PAGE_SIZE, scroller, state } from "./state.js";
 
 const LATE = 60_000; // milliseconds, after which a message that the server does not have will not arrive any more
 
-export const readPage = (of, query = "") => json(`sessions/${of.id}?limit=${PAGE_SIZE}${query}`);
+/** The newest messages that are stored. What else the answer tells of the session is shown at once. */
+export async function readPage(of, query = "") {
+  const page = await json(`sessions/${of.id}?limit=${PAGE_SIZE}${query}`);
+  of.usage = page.usage;
+  return page;
+}
+
+/** The stored messages are on the page: `actions.js` gives them their buttons. */
+const drawnNow = (of) => document.dispatchEvent(new CustomEvent("drawn", { detail: of }));
+
+/** Draws the messages of the view anew, or those of an older version that is shown. */
+export function redraw(of) {
+  of.note = null;
+  $("stored").replaceChildren(...drawn(of.older ?? of.messages));
+  if (of.older) {
+    const back = element("button", { type: "button" }, "Show the newest");
+    back.onclick = () => ((of.older = null), redraw(of), drawEnd(of));
+    $("stored").append(element("p", { class: "note" }, "This is an earlier version. What you send goes on from the newest.", " ", back));
+  }
+  drawHeader();
+  drawnNow(of);
+}
 
 /**
  * Shows the stored messages of a page that are not shown yet. Beside a running turn, which is drawn live, those are
@@ -19,6 +40,10 @@ export const readPage = (of, query = "") => json(`sessions/${of.id}?limit=${PAGE
  */
 export function merge(of, page, startedAt = null) {
   if (of.closed) return;
+  if (of.older) {
+    of.older = null;
+    redraw(of);
+  }
   const known = page.messages.findIndex(({ id }) => id === of.messages.at(-1)?.id);
   if (known < 0) {
     Object.assign(of, { messages: [], next: page.next, note: null });
@@ -33,6 +58,7 @@ export function merge(of, page, startedAt = null) {
   of.messages.push(...fresh);
   $("stored").append(...drawn(fresh));
   drawHeader();
+  drawnNow(of);
 }
 
 export async function showEarlier() {
@@ -49,6 +75,7 @@ export async function showEarlier() {
   here.messages.unshift(...page.messages);
   here.next = page.next;
   drawHeader();
+  drawnNow(here);
   scroller.scrollTop = scroller.scrollHeight - height;
   if (!here.next) scroller.focus({ preventScroll: true });
 }
@@ -71,7 +98,10 @@ export function settle(turn, last, page) {
     !fresh.slice(0, -1).some(({ status }) => status);
   if (seen) {
     here.messages.push(...fresh);
+    if (turn.bubble) $("live").querySelector(".question").dataset.ids = fresh[0].id;
+    for (const message of fresh.slice(questions)) turn.answer.shows(message);
     $("stored").append(...$("live").childNodes);
+    drawnNow(here);
   } else {
     $("live").replaceChildren();
     if (!page.running) merge(here, page);
@@ -85,7 +115,7 @@ export function drawEnd(of, failure = "") {
   const asked = recall(of.id);
   const questions = of.messages.filter(({ role }) => role === "user");
   const latest = questions.at(-1);
-  const again = asked && last && hasFailed(last) && asked.text === latest?.content;
+  const again = asked && !of.older && last && hasFailed(last) && asked.text === latest?.content;
   const arrived = asked && questions.some(({ content }) => content === asked.text);
   if (asked && !again && (arrived || Date.now() - asked.at > LATE)) {
     remember(of.id, null);
@@ -94,25 +124,26 @@ export function drawEnd(of, failure = "") {
   const words = failure || (last ? outcome(last) : "");
   if (words && !of.note) {
     of.note = note(words);
-    // A failed turn is asked for again as the same turn. An answer that was cut off or stopped stays, and a new turn
-    // follows it.
-    of.again = again ? { ...asked, bubble: false } : { text: latest?.content, key: newKey(), bubble: true };
+    // A failed turn is asked for again as the same turn. In place of an answer that was cut off or stopped comes a new
+    // one.
+    of.again = again ? { ...asked, bubble: false } : { text: latest?.content, replaces: latest?.id };
     if (latest) of.note.append(" ", element("button", { type: "button", class: "retry" }, "Try again"));
+    if (latest && last !== latest && words) of.note.append(" ", element("button", { type: "button", class: "continue" }, "Continue"));
     $("stored").append(of.note);
   }
   return words;
 }
 
 /** Puts a message that the server does not have back into the box. */
-export function giveBack(of, { text, key }) {
-  of.returned = { text, key };
+export function giveBack(of, { text, key, replaces }) {
+  of.returned = { text, key, replaces };
   if (box.value !== text) box.value = [text, box.value].filter(Boolean).join("\n\n");
   fitBox();
 }
 
 /** The conversation goes on: the note stays without its button. It goes where the answer to its question still comes. */
 export function endNote(of, newQuestion) {
-  of.note?.querySelector("button")?.remove();
+  of.note?.querySelectorAll("button").forEach((button) => button.remove());
   if (!newQuestion && !of.messages.at(-1)?.status) of.note?.remove();
   of.note = null;
 }

@@ -22,8 +22,9 @@ export function pause(milliseconds) {
 }
 
 /** A turn of the view `of`. With a text and a key it is asked for; without, the running turn is watched. */
-export function newTurn(of, { text = null, key = null, bubble = false } = {}) {
-  return { view: of, text, key, bubble, answer: null, length: 0, lastEvent: null, stopping: false, heardAt: 0, reconnect() {} };
+export function newTurn(of, { text = null, key = null, bubble = false, replaces = null, continues = false } = {}) {
+  const asked = { text, key, bubble, replaces, continues };
+  return { view: of, ...asked, answer: null, length: 0, lastEvent: null, stopping: false, heardAt: 0, reconnect() {} };
 }
 
 /** Asks for a turn, again with the same key if need be, until its first event. After that, watches it. */
@@ -31,7 +32,9 @@ function openStream(turn, signal) {
   const path = `sessions/${turn.view.id}/run_stream`;
   if (turn.lastEvent) return request(path, { signal, headers: { "Last-Event-ID": turn.lastEvent } });
   if (turn.text === null) return request(path, { signal });
-  return request(path, { signal, method: "POST", body: { message: turn.text }, headers: { "Idempotency-Key": turn.key } });
+  const question = { message: turn.text, ...(turn.replaces && { replaces: turn.replaces }) };
+  const body = turn.continues ? { continue: true } : question;
+  return request(path, { signal, method: "POST", body, headers: { "Idempotency-Key": turn.key } });
 }
 
 /** Hands each event of a turn to `take`. Gives the last one, or null where the server no longer holds the events. */

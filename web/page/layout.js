@@ -39,6 +39,12 @@ export function fitBox() {
   box.style.height = `${box.scrollHeight + 2}px`;
 }
 
+/** Opens or closes the menu in which the session's buttons stand on a phone. */
+export function setMenu(open) {
+  $("actions").classList.toggle("closed", !open);
+  $("menu").setAttribute("aria-expanded", String(open));
+}
+
 export function setDrawer(open) {
   document.body.classList.toggle("drawer", open);
   $("open-list").setAttribute("aria-expanded", String(open));

@@ -1,6 +1,8 @@
 // The common part of Markdown, made of nodes and texts: no string ever becomes HTML. What is not understood stays as it was
 // written. Depth is bounded, and every loop goes forward, so that no text can hold up the page.
 
+import { copyWithButton } from "./copying.js";
+
 export function element(name, attributes = {}, ...children) {
   const node = document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) if (value !== null) node.setAttribute(key, value);
@@ -137,23 +139,9 @@ const paragraph = {
 function codeFigure(code, language) {
   const text = element("code", {}, code);
   const copy = element("button", { type: "button", class: "quiet" }, "Copy");
-  copy.onclick = async () => {
-    copy.textContent = (await copied(text)) ? "Copied" : "Not copied";
-    setTimeout(() => (copy.textContent = "Copy"), 2000);
-  };
+  copy.onclick = () => copyWithButton(copy, code, text);
   const pre = element("pre", { tabindex: "0", "aria-label": `Code ${language}`, role: "region" }, text);
   return element("div", { class: "code", dir: "ltr" }, element("div", { class: "code-bar" }, element("span", {}, language), copy), pre);
-}
-
-async function copied(node) {
-  try {
-    await navigator.clipboard.writeText(node.textContent);
-    return true;
-  } catch {
-    // The clipboard is for secure origins only; the older way copies what is selected.
-    getSelection().selectAllChildren(node);
-    return document.execCommand("copy");
-  }
 }
 
 const MARKS = { "**": ["strong"], "__": ["strong"], "*": ["em"], "_": ["em"], "***": ["strong", "em"], "~~": ["del"] };

@@ -14,6 +14,7 @@ const REASONS = {
   too_many_tool_rounds: "The answer is incomplete: the model kept calling tools.",
   storage_unavailable: "The answer is incomplete: the server could not store it.",
   shutting_down: "The answer is incomplete: the server was stopped.",
+  interrupted: "The answer was interrupted: the server ended in the middle of it.",
 };
 
 // After these the answer stands as the model gave it; any other reason is a failure.
@@ -28,7 +29,7 @@ export function drawn(messages, next = null) {
   messages.forEach((message, index) => {
     if (message.role === "user") {
       answer = null;
-      fragment.append(question(asText(message.content)));
+      fragment.append(question(asText(message.content), message.id));
     } else {
       answer ??= new Answer(fragment);
       answer.take(message);
@@ -60,8 +61,9 @@ const label = (words) => element("h2", { class: "label" }, words);
 
 export const note = (words) => element("p", { class: "note" }, words);
 
-export function question(text) {
-  return element("article", { class: "question" }, label("You"), element("div", { class: "body plain", dir: "auto" }, text));
+export function question(text, id = null) {
+  const body = element("div", { class: "body plain", dir: "auto" }, text);
+  return element("article", { class: "question", "data-ids": id }, label("You"), body);
 }
 
 /** An answer that is being drawn: reasoning, text and tool calls in the order in which they come. */
@@ -71,11 +73,18 @@ export class Answer {
     this.calls = new Map();
     this.text = null;
     this.thought = null;
-    parent.append(element("article", { class: "answer" }, label("Answer"), this.body));
+    this.article = element("article", { class: "answer" }, label("Answer"), this.body);
+    parent.append(this.article);
+  }
+
+  /** The article shows this stored message. */
+  shows({ id }) {
+    this.article.dataset.ids = [this.article.dataset.ids, id].filter(Boolean).join(" ");
   }
 
   take(message) {
     const { role, content, reasoning, name, tool_call_id: answers, tool_calls: calls } = message;
+    this.shows(message);
     if (role === "assistant" && reasoning) this.body.append(new Thought(asText(reasoning)).node);
     if (role === "tool") this.result({ id: answers, name, result: asText(content) });
     else if (content) this.write(asText(content));
@@ -115,6 +124,7 @@ export class Answer {
     const lost = !this.calls.has(id);
     const tool = lost ? this.call({ id, name }) : this.calls.get(id);
     tool.classList.toggle("lost", lost);
+    tool.classList.toggle("failed", words.startsWith("error: "));
     tool.querySelector(".outcome").textContent = `→ ${brief(words)}`;
     tool.append(element("pre", { tabindex: "0" }, words));
   }

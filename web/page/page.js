@@ -1,12 +1,15 @@
 // The chat page of session_server: what keys, clicks, timers and the browser's own events do.
 
-import { askAgain, drawRunning, send, stop } from "./asking.js";
+import { drawActions } from "./actions.js";
+import { askAgain, drawRunning, goOn, send, stop } from "./asking.js";
 import { showEarlier } from "./conversation.js";
+import { deleteAtOnce, undoDelete } from "./deleting.js";
 import { hurry, SILENCE } from "./follow.js";
-import { fitBox, focusBox, setDrawer, toBottom } from "./layout.js";
+import { fitBox, focusBox, setDrawer, setMenu, toBottom } from "./layout.js";
 import { attempt } from "./notices.js";
 import { closeRename, leaveLostSession, openRename, poll, remove, rename, showAddressed, startNew } from "./session.js";
-import { refreshList, showMoreSessions } from "./session_list.js";
+import { filterList, refreshList, showMoreSessions } from "./session_list.js";
+import { exportSession, followPrompt, openSettings, saveSettings } from "./settings.js";
 import { $, box, narrow, state, touch } from "./state.js";
 
 const POLL = 5_000; // milliseconds between looks at what other tabs and programs have done
@@ -54,13 +57,22 @@ onClick("shade", () => setDrawer(false));
 onClick("rename", openRename);
 onClick("rename-cancel", closeRename);
 onSubmit("rename-form", () => rename($("rename-text").value));
-onClick("delete", () => {
-  $("delete-name").textContent = $("title").textContent;
-  $("delete-dialog").showModal();
+onClick("delete", remove);
+onClick("undo", undoDelete);
+onClick("export", exportSession);
+onClick("settings", openSettings);
+onClick("settings-cancel", () => $("settings-dialog").close());
+onSubmit("settings-form", saveSettings);
+$("own-prompt").addEventListener("change", followPrompt);
+onClick("menu", () => setMenu($("actions").classList.contains("closed")));
+$("actions").addEventListener("click", () => setMenu(false));
+$("filter").addEventListener("input", () => attempt(() => filterList($("filter").value)));
+$("stored").addEventListener("click", (event) => {
+  if (event.target.closest(".retry")) attempt(askAgain);
+  else if (event.target.closest(".continue")) attempt(goOn);
 });
-onClick("delete-cancel", () => $("delete-dialog").close());
-onSubmit("delete-form", () => ($("delete-dialog").close(), remove()));
-$("stored").addEventListener("click", (event) => event.target.closest(".retry") && attempt(askAgain));
+document.addEventListener("drawn", (event) => drawActions(event.detail));
+addEventListener("pagehide", deleteAtOnce);
 $("list").addEventListener("click", (event) => event.target.closest("a")?.hash === location.hash && showAddressed());
 
 document.addEventListener("session-lost", (event) => leaveLostSession(event.detail));

@@ -17,6 +17,7 @@ export class Refused extends Error {
   constructor(response, body) {
     super(body.error ?? STATUSES[response.status] ?? `The server answered with status ${response.status}.`);
     this.status = response.status;
+    this.code = body.code;
     this.retryAfter = Number(response.headers.get("Retry-After")) || 0;
   }
 
@@ -44,6 +45,12 @@ export async function request(path, { method = "GET", body, headers = {}, signal
     const refused = new Refused(response, await response.json().catch(() => ({})));
     if (response.status !== 401 || quiet || !(await askToken(token))) throw refused;
   }
+}
+
+/** Sends a request that outlives the page. Nobody hears what came of it. */
+export function sendAtOnce(path, method) {
+  const token = kept("sessionStorage", TOKEN);
+  fetch(path, { method, keepalive: true, headers: token ? { Authorization: `Bearer ${token}` } : {} }).catch(() => {});
 }
 
 export async function json(path, options = {}) {

@@ -2,11 +2,12 @@
 
 import { drawRunning, run } from "./asking.js";
 import { drawEnd, giveBack, merge, readPage } from "./conversation.js";
+import { deleteLater } from "./deleting.js";
 import { hurry, newTurn } from "./follow.js";
-import { fitBox, focusBox, setDrawer } from "./layout.js";
+import { fitBox, focusBox, setDrawer, setMenu } from "./layout.js";
 import { announce, attempt, say } from "./notices.js";
 import { json, recall, remember } from "./server.js";
-import { drawHeader, drawList, refreshList, removeSession, updateSession } from "./session_list.js";
+import { drawHeader, drawList, refreshList, updateSession } from "./session_list.js";
 import { $, box, newView, state } from "./state.js";
 
 const drafts = new Map(); // what was typed and not sent, by session
@@ -25,6 +26,7 @@ export async function open(id) {
   $("live").replaceChildren();
   say("");
   announce("");
+  setMenu(false);
   drawHeader();
   drawList();
   drawRunning();
@@ -88,14 +90,11 @@ export function closeRename() {
   if (focused) $("rename").focus();
 }
 
-export async function remove() {
-  const here = state.view;
-  await json(`sessions/${here.id}`, { method: "DELETE" });
-  remember(here.id, null);
-  removeSession(here.id);
-  if (here.closed) return drawList();
+export function remove() {
+  const { id } = state.view;
+  const title = $("title").textContent;
   startNew();
-  announce("The session is deleted.");
+  deleteLater(id, title);
 }
 
 export function startNew() {

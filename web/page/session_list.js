@@ -6,6 +6,7 @@ import { $, PAGE_SIZE, state } from "./state.js";
 
 export async function refreshList() {
   const page = await json(`sessions?details=true&limit=${PAGE_SIZE}`);
+  page.sessions = page.sessions.filter(({ id }) => !state.hidden.has(id));
   const ids = new Set(page.sessions.map(({ id }) => id));
   const oldest = page.sessions.at(-1)?.updated_at;
   // Sessions of further pages stay, unless they have moved up or are gone.
@@ -21,11 +22,24 @@ export async function showMoreSessions() {
     return { sessions: [], next: null }; // The session that the cursor names was deleted.
   });
   const ids = new Set(state.sessions.map(({ id }) => id));
-  const fresh = page.sessions.filter(({ id }) => !ids.has(id));
+  const fresh = page.sessions.filter(({ id }) => !ids.has(id) && !state.hidden.has(id));
   state.sessions.push(...fresh);
   state.nextSessions = page.next;
   drawList();
   if (fresh.length) $("list").querySelector(`a[href="#${fresh[0].id}"]`).focus();
+}
+
+/** Shows only sessions whose titles have all these words. For that the whole list is read. */
+export async function filterList(words) {
+  state.filter = words;
+  drawList();
+  while (state.filter.trim() && state.nextSessions) {
+    const page = await json(`sessions?details=true&limit=1000&after=${state.nextSessions}`);
+    const ids = new Set(state.sessions.map(({ id }) => id));
+    state.sessions.push(...page.sessions.filter(({ id }) => !ids.has(id) && !state.hidden.has(id)));
+    state.nextSessions = page.next;
+    drawList();
+  }
 }
 
 /** Puts these details of a session in place of the older ones in the list. */
@@ -54,12 +68,15 @@ let drawnList = "";
 
 export function drawList() {
   drawHeader();
-  const drawing = JSON.stringify([state.sessions, state.view.id, state.nextSessions]);
+  const words = state.filter.toLocaleLowerCase().split(/\s+/).filter(Boolean);
+  const shown = state.sessions.filter((session) => words.every((word) => titleOf(session).toLocaleLowerCase().includes(word)));
+  const drawing = JSON.stringify([shown, state.view.id, state.nextSessions, state.filter]);
   if (drawing === drawnList) return;
   drawnList = drawing;
   const focused = document.activeElement?.closest("#list a")?.hash;
-  $("list").replaceChildren(...state.sessions.map(sessionRow));
-  $("more").hidden = !state.nextSessions;
+  $("list").replaceChildren(...shown.map(sessionRow));
+  $("more").hidden = !state.nextSessions || words.length > 0;
+  $("no-match").hidden = shown.length > 0 || !words.length;
   if (focused) $("list").querySelector(`a[href="${focused}"]`)?.focus();
 }
 
@@ -78,6 +95,10 @@ export function drawHeader() {
   const title = session ? titleOf(session) : view.id ? "Session" : "New session";
   $("title").textContent = title.slice(0, 200);
   document.title = view.id ? `${title.slice(0, 60)} · session_server` : "session_server";
-  $("actions").hidden = !view.id || !$("rename-form").hidden;
+  $("actions").hidden = $("menu").hidden = !$("rename-form").hidden;
+  for (const id of ["rename", "export", "delete"]) $(id).hidden = !view.id;
+  const { total_tokens: total, prompt_tokens: read = 0, completion_tokens: written = 0 } = view.usage ?? {};
+  const tokens = total ?? read + written;
+  $("tokens").textContent = tokens ? `${tokens.toLocaleString()} tokens` : "";
   $("earlier").hidden = !view.next;
 }

@@ -17,6 +17,10 @@ export const newView = (id) => ({
   again: null, // the turn that "Try again" asks for
   returned: null, // a message that the server does not have, back in the box
   details: null,
+  older: null, // the messages of an older version, while one is shown
+  versions: null, // what is known of the versions of its questions
+  chosen: {}, // settings, until the session is made
+  usage: null,
   loading: false,
   closed: false,
 });
@@ -26,4 +30,6 @@ export const state = {
   turn: null, // the turn that is drawn live
   sessions: [], // the list, newest first
   nextSessions: null, // the cursor for more of the list
+  hidden: new Set(), // sessions that are deleted as soon as their time to be brought back is over
+  filter: "", // words that a title in the list must have
 };

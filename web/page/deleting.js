@@ -1,0 +1,65 @@
+// Deleting a session, with some seconds to think better of it.
+
+import { announce, attempt } from "./notices.js";
+import { json, remember, sendAtOnce } from "./server.js";
+import { drawList, refreshList, removeSession } from "./session_list.js";
+import { $, state } from "./state.js";
+
+const UNDO = 6_000; // milliseconds
+
+let waiting = null; // the session that goes when its time is up
+
+/** Takes the session out of the list now, and deletes it on the server when the time to undo that is over. */
+export function deleteLater(id, title) {
+  finish();
+  waiting = { id, timer: setTimeout(finish, UNDO) };
+  state.hidden.add(id);
+  removeSession(id);
+  drawList();
+  $("deleted-name").textContent = title;
+  $("deleted").hidden = false;
+  announce("The session is deleted. Undo brings it back.");
+}
+
+export function undoDelete() {
+  if (!waiting) return;
+  const { id, timer } = waiting;
+  clearTimeout(timer);
+  forget(id);
+  location.hash = id;
+  attempt(refreshList);
+  announce("The session is back.");
+}
+
+/** The page is left: what is still to be deleted is deleted now. */
+export function deleteAtOnce() {
+  if (!waiting) return;
+  sendAtOnce(`sessions/${waiting.id}`, "DELETE");
+  remember(waiting.id, null);
+  clearTimeout(waiting.timer);
+  forget(waiting.id);
+}
+
+function finish() {
+  if (!waiting) return;
+  const { id, timer } = waiting;
+  clearTimeout(timer);
+  attempt(async () => {
+    try {
+      await json(`sessions/${id}`, { method: "DELETE" });
+      remember(id, null);
+    } catch (error) {
+      if (error.status !== 404) throw error;
+    } finally {
+      state.hidden.delete(id);
+    }
+  });
+  waiting = null;
+  $("deleted").hidden = true;
+}
+
+function forget(id) {
+  state.hidden.delete(id);
+  waiting = null;
+  $("deleted").hidden = true;
+}
