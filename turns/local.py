@@ -97,8 +97,9 @@ class LocalTurn(Turn):
             else question.system_prompt,
         }
         self._session = session
+        self.message_id = message["id"]
         attempt = self._attempt.get("attempt", 1)
-        identity = to_json([self.id, message["id"], attempt])
+        identity = to_json([self.id, self.message_id, attempt])
         if publish := session.publish_turn(identity, self._end_from_elsewhere):
             self._log.publish = lambda entry: publish(encode_entry(entry), isinstance(entry.event, Ended | Failed))
         self._log.append(Started())
