@@ -1,0 +1,261 @@
+"""The AI SDK's own client, versions 5 to 7, against a server process: what it shows is what the server keeps."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.support.front_end import MISSING, NEEDS, FrontEnd, shapes
+from tests.support.model_server import (
+    BREAK,
+    STALL,
+    ModelServer,
+    ReplyTo,
+    answer,
+    frames,
+    status,
+    tool_call,
+    tool_calls,
+)
+from tests.support.model_server import wait as wait_for
+from tests.support.server import Server
+from web.ui_messages import UI_MESSAGES
+
+pytestmark = pytest.mark.skipif(MISSING, reason=NEEDS)
+
+THINKS = frames(
+    {"choices": [{"index": 0, "delta": {"reasoning_content": "Hm. "}}]},
+    {"choices": [{"index": 0, "delta": {"reasoning_content": "Yes."}}]},
+    {"choices": [{"index": 0, "delta": {"content": "It is "}}]},
+    {"choices": [{"index": 0, "delta": {"content": "345."}, "finish_reason": "stop"}]},
+    "[DONE]",
+)
+SUM = ("calculator", {"expression": "15 * 23"})
+TURNS: dict[str, tuple[ReplyTo, ...]] = {
+    "text": (answer("It is ", "345.", usage={"total_tokens": 3}),),
+    "nothing": (answer(),),
+    "reasoning": (THINKS,),
+    "a tool": (tool_call(*SUM, text="Let me see. "), answer("It is 345.")),
+    "several tools": (tool_calls(SUM, ("calculator", {"expression": "1/0"}), ("abacus", {})), answer("345.")),
+    "arguments that are no object": (tool_calls(("calculator", "{"), ("calculator", "[1]")), answer("345.")),
+    "several rounds": (tool_call(*SUM), tool_call(*SUM), THINKS),
+    "a cut": (answer("It is", finish_reason="length"),),
+    "a filter": (answer("It is", finish_reason="content_filter"),),
+    "no reason": (answer("It is", finish_reason=None),),
+    "a failure": (answer("It is", BREAK),),
+    "a failure without text": (status(401, {}),),
+    "a failure after a tool": (tool_call(*SUM), status(401, {})),
+}
+FINISHES = {"a cut": "length", "a filter": "content-filter", "no reason": "other"}
+
+
+@pytest.fixture(params=["ai5", "ai6", "ai"])
+def package(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def model() -> Iterator[ModelServer]:
+    with ModelServer() as model:
+        yield model
+
+
+@pytest.fixture
+def server(serve: Callable[..., Server], model: ModelServer) -> Server:
+    return serve(f"-base_url={model.base_url}", "-keep_alive=0.2")
+
+
+@pytest.fixture
+def front_end(server: Server, package: str) -> Iterator[FrontEnd]:
+    with FrontEnd(package, server.url, server.create()) as front_end:
+        yield front_end
+
+
+def history(server: Server) -> list[dict[str, Any]]:
+    """The UI messages of the only session."""
+    (session_id,) = server.request("GET", "/sessions").json["sessions"]
+    reply = server.request("GET", f"/sessions/{session_id}", headers={"Accept": UI_MESSAGES})
+    assert reply.status == 200
+    messages: list[dict[str, Any]] = reply.json
+    return messages
+
+
+def texts(messages: list[dict[str, Any]]) -> list[str]:
+    return ["".join(part.get("text", "") for part in message["parts"]) for message in messages]
+
+
+@pytest.mark.parametrize("kind", TURNS)
+def test_a_turn_is_the_same_to_the_client_and_in_the_history(
+    front_end: FrontEnd, server: Server, model: ModelServer, kind: str
+) -> None:
+    model.then(*TURNS[kind])
+    found = front_end.send("How much?")
+    assert shapes(found["messages"]) == shapes(history(server))
+    assert (found["status"] == "error") == kind.startswith("a failure")
+    if kind.startswith("a failure"):
+        assert "model server" in found["error"]
+    else:
+        assert found["finish"]["finishReason"] == FINISHES.get(kind, "stop")
+    found = front_end.send("And now?")
+    assert found["status"] == "ready"
+    assert texts(found["messages"])[-1] == "OK"
+    assert shapes(found["messages"]) == shapes(history(server))
+    front_end.do("validate", history(server))
+
+
+def test_a_cancelled_turn_keeps_what_was_shown(front_end: FrontEnd, server: Server, model: ModelServer) -> None:
+    model.then(tool_call(*SUM), answer("It is", STALL))
+    front_end.do("send", {"text": "How much?"})
+    front_end.do("shows", "It is")
+    (session_id,) = server.request("GET", "/sessions").json["sessions"]
+    assert server.request("POST", f"/sessions/{session_id}/cancel").json == {"cancelled": True}
+    found = front_end.do("settle")
+    assert (found["status"], found["frames"][-1]) == ("ready", {"type": "abort"})
+    assert found["messages"][-1]["metadata"]["status"] == "cancelled"
+    assert shapes(found["messages"]) == shapes(history(server))
+
+
+def test_a_call_that_is_cancelled_is_closed(front_end: FrontEnd, server: Server, model: ModelServer) -> None:
+    model.then(answer("Wait", STALL))
+    front_end.do("send", {"text": "How much?"})
+    front_end.do("shows", "Wait")
+    found = front_end.do("stop")  # ends the request, and not the turn
+    assert found["status"] == "ready"
+    (session_id,) = server.request("GET", "/sessions").json["sessions"]
+    assert server.request("GET", f"/sessions/{session_id}").json["running"]
+
+
+def test_a_client_in_mid_answer_loads_and_resumes_without_doubling(
+    server: Server, model: ModelServer, package: str
+) -> None:
+    go = threading.Event()
+    model.then(tool_call(*SUM, text="Let me see. "), answer("It is ", wait_for(go), "345."))
+    session_id = server.create()
+    with FrontEnd(package, server.url, session_id) as first, FrontEnd(package, server.url, session_id) as second:
+        first.do("send", {"text": "How much?"})
+        first.do("shows", "It is ")
+        second.do("load", history(server))
+        second.do("resume")
+        second.do("shows", "It is ")
+        go.set()
+        shown = [client.do("settle")["messages"] for client in (first, second)]
+        assert shapes(shown[0]) == shapes(shown[1]) == shapes(history(server))
+        second.do("resume")  # nothing runs by now
+        found = second.do("settle")
+        assert (found["status"], found["messages"]) == ("ready", shown[1])
+
+
+def test_a_client_that_lost_its_connection_resumes_without_doubling(
+    front_end: FrontEnd, server: Server, model: ModelServer
+) -> None:
+    go = threading.Event()
+    model.then(answer("It is ", wait_for(go), "345."))
+    front_end.do("send", {"text": "How much?"})
+    front_end.do("shows", "It is ")
+    front_end.do("stop")
+    front_end.do("resume")
+    front_end.do("shows", "It is ")
+    go.set()
+    found = front_end.do("settle")
+    assert texts(found["messages"]) == ["How much?", "It is 345."]
+    assert shapes(found["messages"]) == shapes(history(server))
+
+
+@pytest.mark.parametrize("only_last", [False, True])
+@pytest.mark.parametrize("reload", [False, True])
+def test_questions_are_edited_and_answers_tried_again(
+    server: Server, package: str, model: ModelServer, only_last: bool, reload: bool
+) -> None:
+    model.then(*(answer(f"Answer {number}") for number in range(1, 9)))
+    session_id = server.create()
+
+    def holds(found: dict[str, Any], *expected: str) -> list[dict[str, Any]]:
+        assert found["status"] == "ready", found["error"]
+        assert texts(found["messages"]) == list(expected)
+        assert shapes(found["messages"]) == shapes(history(server))
+        if reload:
+            front_end.do("load", history(server))
+            return history(server)
+        messages: list[dict[str, Any]] = found["messages"]
+        return messages
+
+    with FrontEnd(package, server.url, session_id, only_last=only_last) as front_end:
+        holds(front_end.send("One"), "One", "Answer 1")
+        messages = holds(front_end.send("Two"), "One", "Answer 1", "Two", "Answer 2")
+        holds(front_end.again(), "One", "Answer 1", "Two", "Answer 3")
+        messages = holds(front_end.again(), "One", "Answer 1", "Two", "Answer 4")
+        messages = holds(front_end.again(messageId=messages[-1]["id"]), "One", "Answer 1", "Two", "Answer 5")
+        messages = holds(front_end.send("Three", messageId=messages[2]["id"]), "One", "Answer 1", "Three", "Answer 6")
+        messages = holds(front_end.send("Two", messageId=messages[2]["id"]), "One", "Answer 1", "Two", "Answer 7")
+        holds(front_end.again(messageId=messages[1]["id"]), "One", "Answer 8")
+
+
+@pytest.mark.parametrize("how", ["send", "edit", "again", "again by id"])
+def test_a_request_that_is_sent_twice_happens_once(
+    front_end: FrontEnd, server: Server, model: ModelServer, how: str
+) -> None:
+    model.then(answer("Answer 1"), answer("Answer 2"))
+    found = front_end.send("One")
+    if how == "again":
+        go = threading.Event()
+        model.forget()
+        model.then(answer("Answer 2", wait_for(go)))
+        front_end.do("again", {})
+        front_end.do("shows", "Answer 2")
+        go.set()
+        front_end.do("settle")
+    elif how == "edit":
+        front_end.send("Two", messageId=found["messages"][0]["id"])
+    elif how == "again by id":
+        front_end.again(messageId=found["messages"][1]["id"])
+    before = history(server)
+    asked = len(model.requests)
+    if how != "again":  # one that is complete is tried again each time
+        assert front_end.do("repeat")["result"] == 200
+        assert (history(server), len(model.requests)) == (before, asked)
+
+
+def test_a_question_that_never_arrived_is_asked_when_it_is_tried_again(
+    front_end: FrontEnd, server: Server, model: ModelServer
+) -> None:
+    front_end.send("One")
+    go = threading.Event()
+    model.then(answer("Wait", wait_for(go)))
+    (session_id,) = server.request("GET", "/sessions").json["sessions"]
+    stream = server.say(session_id, "From elsewhere")
+    events = stream.events()
+    assert next(event for event in events if event["type"] == "stream_chunk")
+    found = front_end.send("Two")
+    assert found["status"] == "error"
+    assert json.loads(found["error"])["code"] == "session_busy"
+    go.set()
+    assert list(events)[-1]["type"] == "stream_end"
+    found = front_end.again()
+    assert found["status"] == "ready"
+    assert texts(history(server)) == ["One", "OK", "From elsewhere", "Wait", "Two", "OK"]
+
+
+def test_a_session_that_is_not_there_is_an_error(server: Server, package: str) -> None:
+    with FrontEnd(package, server.url, "session-none") as front_end:
+        found = front_end.send("One")
+        assert json.loads(found["error"]) == {
+            "error": "Session session-none not found",
+            "code": "session_not_found",
+        }
+
+
+def test_a_token_is_a_header_of_the_transport(serve: Callable[..., Server], package: str) -> None:
+    server = serve("-demo", "-auth_token=secret")
+    token = {"Authorization": "Bearer secret"}
+    session_id = server.request("POST", "/sessions", headers=token).json["id"]
+    with FrontEnd(package, server.url, session_id, headers=token) as front_end:
+        assert front_end.send("What is 15 * 23?")["status"] == "ready"
+        front_end.do("resume")
+        assert front_end.do("settle")["status"] == "ready"
+    with FrontEnd(package, server.url, session_id) as front_end:
+        assert json.loads(front_end.send("What is 15 * 23?")["error"])["code"] == "unauthorized"
