@@ -1,12 +1,11 @@
 // A front end of the AI SDK without a screen: `AbstractChat` over `DefaultChatTransport`, as `useChat` has them.
 //
-// The arguments are the name of the package (ai, ai6, ai5) and the options of the transport and the chat as JSON. Each
-// line on standard input is a command, and each gets one line of JSON: what the chat holds by then.
+// The argument is the name of the package: ai, ai6 or ai5. Each line on standard input is a command, and each gets one
+// line of JSON: what the chat holds by then.
 
 import readline from 'node:readline'
 
-const [name, options] = [process.argv[2], JSON.parse(process.argv[3])]
-const { AbstractChat, DefaultChatTransport, validateUIMessages } = await import(name)
+const { AbstractChat, DefaultChatTransport, validateUIMessages } = await import(process.argv[2])
 
 class State {
   status = 'ready'
@@ -62,8 +61,8 @@ async function read(stream, found) {
   }
 }
 
-let chat = new Chat(options.messages ?? [])
-let pending = Promise.resolve()
+let options, chat
+let pending
 const text = () => chat.messages.at(-1)?.parts.map((part) => part.text ?? '').join('') ?? ''
 const commands = {
   send: (message) => { pending = chat.sendMessage(message) },
@@ -75,6 +74,10 @@ const commands = {
     chat.own.changed = () => text().includes(words) && resolve()
     chat.own.changed()
   }),
+  open: (given) => {
+    [options, frames, request, finish, pending] = [given, [], undefined, undefined, undefined]
+    chat = new Chat([])
+  },
   load: (messages) => { chat = new Chat(messages) },  // a reload of the page
   validate: (messages) => validateUIMessages({ messages }),
   // The same request once more, which is what a network that lost the answer makes of it.

@@ -53,33 +53,39 @@ TURNS: dict[str, tuple[ReplyTo, ...]] = {
 FINISHES = {"a cut": "length", "a filter": "content-filter", "no reason": "other"}
 
 
-@pytest.fixture(params=["ai5", "ai6", "ai"])
-def package(request: pytest.FixtureRequest) -> str:
-    name: str = request.param
-    return name
-
-
-@pytest.fixture
-def model() -> Iterator[ModelServer]:
+@pytest.fixture(scope="module")
+def shared_model() -> Iterator[ModelServer]:
     with ModelServer() as model:
         yield model
 
 
 @pytest.fixture
-def server(serve: Callable[..., Server], model: ModelServer) -> Server:
-    return serve(f"-base_url={model.base_url}", "-keep_alive=0.2")
+def model(shared_model: ModelServer) -> ModelServer:
+    shared_model.forget()
+    return shared_model
+
+
+@pytest.fixture(scope="module")
+def server(shared_model: ModelServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    log = tmp_path_factory.mktemp("server") / "log"
+    with Server(f"-base_url={shared_model.base_url}", "-keep_alive=0.2", log=log) as server:
+        yield server
+
+
+@pytest.fixture(scope="module", params=["ai5", "ai6", "ai"])
+def client(request: pytest.FixtureRequest) -> Iterator[FrontEnd]:
+    with FrontEnd(request.param) as client:
+        yield client
 
 
 @pytest.fixture
-def front_end(server: Server, package: str) -> Iterator[FrontEnd]:
-    with FrontEnd(package, server.url, server.create()) as front_end:
-        yield front_end
+def front_end(client: FrontEnd, server: Server) -> FrontEnd:
+    return client.open(server.url, server.create())
 
 
-def history(server: Server) -> list[dict[str, Any]]:
-    """The UI messages of the only session."""
-    (session_id,) = server.request("GET", "/sessions").json["sessions"]
-    reply = server.request("GET", f"/sessions/{session_id}", headers={"Accept": UI_MESSAGES})
+def history(server: Server, front_end: FrontEnd) -> list[dict[str, Any]]:
+    """What the server keeps, as UI messages."""
+    reply = server.request("GET", f"/sessions/{front_end.session_id}", headers={"Accept": UI_MESSAGES})
     assert reply.status == 200
     messages: list[dict[str, Any]] = reply.json
     return messages
@@ -95,7 +101,7 @@ def test_a_turn_is_the_same_to_the_client_and_in_the_history(
 ) -> None:
     model.then(*TURNS[kind])
     found = front_end.send("How much?")
-    assert shapes(found["messages"]) == shapes(history(server))
+    assert shapes(found["messages"]) == shapes(history(server, front_end))
     assert (found["status"] == "error") == kind.startswith("a failure")
     if kind.startswith("a failure"):
         assert "model server" in found["error"]
@@ -104,47 +110,46 @@ def test_a_turn_is_the_same_to_the_client_and_in_the_history(
     found = front_end.send("And now?")
     assert found["status"] == "ready"
     assert texts(found["messages"])[-1] == "OK"
-    assert shapes(found["messages"]) == shapes(history(server))
-    front_end.do("validate", history(server))
+    assert shapes(found["messages"]) == shapes(history(server, front_end))
+    front_end.do("validate", history(server, front_end))
 
 
 def test_a_cancelled_turn_keeps_what_was_shown(front_end: FrontEnd, server: Server, model: ModelServer) -> None:
     model.then(tool_call(*SUM), answer("It is", STALL))
     front_end.do("send", {"text": "How much?"})
     front_end.do("shows", "It is")
-    (session_id,) = server.request("GET", "/sessions").json["sessions"]
-    assert server.request("POST", f"/sessions/{session_id}/cancel").json == {"cancelled": True}
+    assert server.request("POST", f"/sessions/{front_end.session_id}/cancel").json == {"cancelled": True}
     found = front_end.do("settle")
     assert (found["status"], found["frames"][-1]) == ("ready", {"type": "abort"})
     assert found["messages"][-1]["metadata"]["status"] == "cancelled"
-    assert shapes(found["messages"]) == shapes(history(server))
+    assert shapes(found["messages"]) == shapes(history(server, front_end))
 
 
-def test_a_call_that_is_cancelled_is_closed(front_end: FrontEnd, server: Server, model: ModelServer) -> None:
+def test_a_client_that_stops_ends_the_request_and_not_the_turn(
+    front_end: FrontEnd, server: Server, model: ModelServer
+) -> None:
     model.then(answer("Wait", STALL))
     front_end.do("send", {"text": "How much?"})
     front_end.do("shows", "Wait")
-    found = front_end.do("stop")  # ends the request, and not the turn
-    assert found["status"] == "ready"
-    (session_id,) = server.request("GET", "/sessions").json["sessions"]
-    assert server.request("GET", f"/sessions/{session_id}").json["running"]
+    assert front_end.do("stop")["status"] == "ready"
+    assert server.request("GET", f"/sessions/{front_end.session_id}").json["running"]
 
 
 def test_a_client_in_mid_answer_loads_and_resumes_without_doubling(
-    server: Server, model: ModelServer, package: str
+    front_end: FrontEnd, server: Server, model: ModelServer
 ) -> None:
     go = threading.Event()
     model.then(tool_call(*SUM, text="Let me see. "), answer("It is ", wait_for(go), "345."))
-    session_id = server.create()
-    with FrontEnd(package, server.url, session_id) as first, FrontEnd(package, server.url, session_id) as second:
-        first.do("send", {"text": "How much?"})
-        first.do("shows", "It is ")
-        second.do("load", history(server))
+    with FrontEnd(front_end.package) as second:
+        second.open(server.url, front_end.session_id)
+        front_end.do("send", {"text": "How much?"})
+        front_end.do("shows", "It is ")
+        second.do("load", history(server, second))
         second.do("resume")
         second.do("shows", "It is ")
         go.set()
-        shown = [client.do("settle")["messages"] for client in (first, second)]
-        assert shapes(shown[0]) == shapes(shown[1]) == shapes(history(server))
+        shown = [client.do("settle")["messages"] for client in (front_end, second)]
+        assert shapes(shown[0]) == shapes(shown[1]) == shapes(history(server, second))
         second.do("resume")  # nothing runs by now
         found = second.do("settle")
         assert (found["status"], found["messages"]) == ("ready", shown[1])
@@ -163,61 +168,70 @@ def test_a_client_that_lost_its_connection_resumes_without_doubling(
     go.set()
     found = front_end.do("settle")
     assert texts(found["messages"]) == ["How much?", "It is 345."]
-    assert shapes(found["messages"]) == shapes(history(server))
+    assert shapes(found["messages"]) == shapes(history(server, front_end))
 
 
 @pytest.mark.parametrize("only_last", [False, True])
 @pytest.mark.parametrize("reload", [False, True])
 def test_questions_are_edited_and_answers_tried_again(
-    server: Server, package: str, model: ModelServer, only_last: bool, reload: bool
+    front_end: FrontEnd, server: Server, model: ModelServer, only_last: bool, reload: bool
 ) -> None:
     model.then(*(answer(f"Answer {number}") for number in range(1, 9)))
-    session_id = server.create()
+    front_end.open(server.url, front_end.session_id, only_last=only_last)
 
     def holds(found: dict[str, Any], *expected: str) -> list[dict[str, Any]]:
         assert found["status"] == "ready", found["error"]
         assert texts(found["messages"]) == list(expected)
-        assert shapes(found["messages"]) == shapes(history(server))
+        assert shapes(found["messages"]) == shapes(history(server, front_end))
         if reload:
-            front_end.do("load", history(server))
-            return history(server)
+            front_end.do("load", history(server, front_end))
+            return history(server, front_end)
         messages: list[dict[str, Any]] = found["messages"]
         return messages
 
-    with FrontEnd(package, server.url, session_id, only_last=only_last) as front_end:
-        holds(front_end.send("One"), "One", "Answer 1")
-        messages = holds(front_end.send("Two"), "One", "Answer 1", "Two", "Answer 2")
-        holds(front_end.again(), "One", "Answer 1", "Two", "Answer 3")
-        messages = holds(front_end.again(), "One", "Answer 1", "Two", "Answer 4")
-        messages = holds(front_end.again(messageId=messages[-1]["id"]), "One", "Answer 1", "Two", "Answer 5")
-        messages = holds(front_end.send("Three", messageId=messages[2]["id"]), "One", "Answer 1", "Three", "Answer 6")
-        messages = holds(front_end.send("Two", messageId=messages[2]["id"]), "One", "Answer 1", "Two", "Answer 7")
-        holds(front_end.again(messageId=messages[1]["id"]), "One", "Answer 8")
+    holds(front_end.send("One"), "One", "Answer 1")
+    messages = holds(front_end.send("Two"), "One", "Answer 1", "Two", "Answer 2")
+    holds(front_end.again(), "One", "Answer 1", "Two", "Answer 3")
+    messages = holds(front_end.again(), "One", "Answer 1", "Two", "Answer 4")
+    messages = holds(front_end.again(messageId=messages[-1]["id"]), "One", "Answer 1", "Two", "Answer 5")
+    messages = holds(front_end.send("Three", messageId=messages[2]["id"]), "One", "Answer 1", "Three", "Answer 6")
+    messages = holds(front_end.send("Two", messageId=messages[2]["id"]), "One", "Answer 1", "Two", "Answer 7")
+    holds(front_end.again(messageId=messages[1]["id"]), "One", "Answer 8")
 
 
-@pytest.mark.parametrize("how", ["send", "edit", "again", "again by id"])
+def test_an_answer_that_is_being_tried_again_is_joined(
+    front_end: FrontEnd, server: Server, model: ModelServer
+) -> None:
+    go = threading.Event()
+    model.then(answer("Answer 1"), answer("Answer ", wait_for(go), "2"))
+    front_end.send("One")
+    front_end.do("again", {})
+    front_end.do("shows", "Answer ")
+    with FrontEnd(front_end.package) as other:
+        other.open(server.url, front_end.session_id)
+        other.do("load", history(server, other))  # without the answer, which is being written
+        other.do("again", {})
+        other.do("shows", "Answer ")
+        go.set()
+        shown = [client.do("settle")["messages"] for client in (front_end, other)]
+    assert shapes(shown[0]) == shapes(shown[1]) == shapes(history(server, front_end))
+    assert (texts(shown[0]), len(model.requests)) == (["One", "Answer 2"], 2)
+
+
+@pytest.mark.parametrize("how", ["send", "edit", "again by id"])
 def test_a_request_that_is_sent_twice_happens_once(
     front_end: FrontEnd, server: Server, model: ModelServer, how: str
 ) -> None:
     model.then(answer("Answer 1"), answer("Answer 2"))
     found = front_end.send("One")
-    if how == "again":
-        go = threading.Event()
-        model.forget()
-        model.then(answer("Answer 2", wait_for(go)))
-        front_end.do("again", {})
-        front_end.do("shows", "Answer 2")
-        go.set()
-        front_end.do("settle")
-    elif how == "edit":
+    if how == "edit":
         front_end.send("Two", messageId=found["messages"][0]["id"])
     elif how == "again by id":
         front_end.again(messageId=found["messages"][1]["id"])
-    before = history(server)
+    before = history(server, front_end)
     asked = len(model.requests)
-    if how != "again":  # one that is complete is tried again each time
-        assert front_end.do("repeat")["result"] == 200
-        assert (history(server), len(model.requests)) == (before, asked)
+    assert front_end.do("repeat")["result"] == 200
+    assert (history(server, front_end), len(model.requests)) == (before, asked)
 
 
 def test_a_question_that_never_arrived_is_asked_when_it_is_tried_again(
@@ -226,8 +240,7 @@ def test_a_question_that_never_arrived_is_asked_when_it_is_tried_again(
     front_end.send("One")
     go = threading.Event()
     model.then(answer("Wait", wait_for(go)))
-    (session_id,) = server.request("GET", "/sessions").json["sessions"]
-    stream = server.say(session_id, "From elsewhere")
+    stream = server.say(front_end.session_id, "From elsewhere")
     events = stream.events()
     assert next(event for event in events if event["type"] == "stream_chunk")
     found = front_end.send("Two")
@@ -237,25 +250,21 @@ def test_a_question_that_never_arrived_is_asked_when_it_is_tried_again(
     assert list(events)[-1]["type"] == "stream_end"
     found = front_end.again()
     assert found["status"] == "ready"
-    assert texts(history(server)) == ["One", "OK", "From elsewhere", "Wait", "Two", "OK"]
+    assert texts(history(server, front_end)) == ["One", "OK", "From elsewhere", "Wait", "Two", "OK"]
 
 
-def test_a_session_that_is_not_there_is_an_error(server: Server, package: str) -> None:
-    with FrontEnd(package, server.url, "session-none") as front_end:
-        found = front_end.send("One")
-        assert json.loads(found["error"]) == {
-            "error": "Session session-none not found",
-            "code": "session_not_found",
-        }
+def test_a_session_that_is_not_there_is_an_error(front_end: FrontEnd, server: Server) -> None:
+    found = front_end.open(server.url, "session-none").send("One")
+    assert json.loads(found["error"]) == {"error": "Session session-none not found", "code": "session_not_found"}
 
 
-def test_a_token_is_a_header_of_the_transport(serve: Callable[..., Server], package: str) -> None:
+def test_a_token_is_a_header_of_the_transport(client: FrontEnd, serve: Callable[..., Server]) -> None:
     server = serve("-demo", "-auth_token=secret")
     token = {"Authorization": "Bearer secret"}
     session_id = server.request("POST", "/sessions", headers=token).json["id"]
-    with FrontEnd(package, server.url, session_id, headers=token) as front_end:
-        assert front_end.send("What is 15 * 23?")["status"] == "ready"
-        front_end.do("resume")
-        assert front_end.do("settle")["status"] == "ready"
-    with FrontEnd(package, server.url, session_id) as front_end:
-        assert json.loads(front_end.send("What is 15 * 23?")["error"])["code"] == "unauthorized"
+    client.open(server.url, session_id, headers=token)
+    assert client.send("What is 15 * 23?")["status"] == "ready"
+    client.do("resume")
+    assert client.do("settle")["status"] == "ready"
+    client.open(server.url, session_id)
+    assert json.loads(client.send("What is 15 * 23?")["error"])["code"] == "unauthorized"

@@ -17,26 +17,17 @@ NEEDS = "needs npm, and the packages of tests/npm: npm install --prefix tests/np
 
 
 class FrontEnd:
-    """A chat of the package `ai`, `ai6` or `ai5` at an address, with the messages that a page would load.
+    """One chat after the other, of the package `ai`, `ai6` or `ai5`, each with a session that `open` names.
 
     Each command gives what the chat holds afterwards: `messages`, `status`, `error`, `frames` (of the last response)
     and `finish` (what onFinish was told).
     """
 
-    def __init__(
-        self,
-        package: str,
-        url: str,
-        session_id: str,
-        messages: Any = (),
-        *,
-        headers: dict[str, str] | None = None,
-        only_last: bool = False,
-    ) -> None:
-        transport = {"api": f"{url}/ui/chat", "headers": headers or {}}
-        options = {"id": session_id, "messages": list(messages), "transport": transport, "only_last": only_last}
+    def __init__(self, package: str) -> None:
+        self.package = package
+        self.session_id = ""
         self._process = subprocess.Popen(
-            [str(NODE), "client.mjs", package, json.dumps(options)],
+            [str(NODE), "client.mjs", package],
             cwd=NPM,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -56,6 +47,15 @@ class FrontEnd:
         found: dict[str, Any] = json.loads(line)
         assert "failed" not in found, found["failed"]
         return found
+
+    def open(
+        self, url: str, session_id: str, *, headers: dict[str, str] | None = None, only_last: bool = False
+    ) -> Self:
+        """A chat without messages. With `only_last` it sends the last message alone."""
+        self.session_id = session_id
+        transport = {"api": f"{url}/ui/chat", "headers": headers or {}}
+        self.do("open", {"id": session_id, "transport": transport, "only_last": only_last})
+        return self
 
     def send(self, text: str, **more: Any) -> dict[str, Any]:
         """A question and its whole answer."""
