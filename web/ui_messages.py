@@ -22,6 +22,7 @@ UI_MESSAGES = "application/vnd.ai-sdk.ui-messages+json"
 UI_HEADERS = {"X-Vercel-AI-UI-Message-Stream": "v1"}
 ANSWER = "-answer"  # behind the id of the question in the id of the assistant's message, which is known at the start
 
+_DONE = "data: [DONE]\n\n"
 _INTERRUPTED_CALL = "interrupted; the tool may have run"
 _FINISH_REASONS = {None: "stop", "length": "length", "content_filter": "content-filter"}  # by the answer's reason
 
@@ -48,7 +49,7 @@ class UiFrames:
         if type(event) is Chunk and self._open == "text" and not self._called:  # most events, see `event_frame`
             return f'data: {{"type":"text-delta","id":"{self._parts}","delta":{_encode(event.content)}}}\n\n'.encode()
         text = "".join(map(_as_data, self.frames(event)))
-        return (f"{text}data: [DONE]\n\n" if isinstance(event, Ended | Failed) else text).encode()
+        return (text + _DONE if isinstance(event, Ended | Failed) else text).encode()
 
     def frames(self, event: Event) -> Iterator[_Json]:
         """The frames of the next event, as objects."""
@@ -116,7 +117,8 @@ def _as_data(frame: _Json) -> str:
 
 
 # Where a turn of another server can be followed no more. A client takes an end without a last frame for a good one.
-UI_BROKEN_OFF = _as_data({"type": "error", "errorText": describe_error("storage_unavailable")[2]}).encode()
+_LOST = {"type": "error", "errorText": describe_error("storage_unavailable")[2]}
+UI_BROKEN_OFF = (_as_data(_LOST) + _DONE).encode()
 
 
 def ui_messages(session: Session, *, running: bool, show_reasoning: bool) -> list[_Json]:

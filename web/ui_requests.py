@@ -41,10 +41,8 @@ def ui_question(body: Mapping[str, Any], get: Callable[[str], Session]) -> tuple
         target = answered or _current(session, message.get("id") if again else id)
         if target is not None:
             text = None if again else _text(message)
-            made_from = target["id"]
-            if answered is None and _is_made(session, target, key or _made_key(target.get("replaces"), text), again):
-                made_from = target["replaces"]
-            return session_id, Question(text, made_from, key=key or _made_key(made_from, text), model=model)
+            replaces = _replaced(session, target, text, key, named=answered is not None)
+            return session_id, Question(text, replaces, key=key or _made_key(replaces, text), model=model)
     return session_id, Question(_text(message), key=key or _own_key(message.get("id")), model=model)
 
 
@@ -100,24 +98,27 @@ def _answered(session: Session, id: str) -> _Message | None:
     return None
 
 
-def _is_made(session: Session, question: _Message, key: str, again: bool) -> bool:
-    """Whether the question came to be by a request with this key, which is being sent once more.
+def _replaced(session: Session, target: _Message, text: str | None, key: str | None, *, named: bool) -> str:
+    """The id of the question that this one replaces: the target, or where the request is a retry, the same as before.
 
-    Two wishes to try the last answer again look the same. The second is a retry as long as the first has no answer.
+    Two wishes to try the last answer again look the same, unless they name the answer or have a key. The second is
+    taken for a retry as long as the first has no answer.
     """
-    if question.get("idempotency_key") != key or "replaces" not in question:
-        return False
-    return not again or turn_at(session, session.messages.index(dict(question))).can_be_retried
+    made = [message for message in session.messages if key and message.get("idempotency_key") == key]
+    if not key and not named and target.get("idempotency_key") == _made_key(target.get("replaces", ""), text):
+        if text is not None or turn_at(session, session.messages.index(dict(target))).can_be_retried:
+            made = [dict(target)]
+    return str(made[0].get("replaces", target["id"]) if made else target["id"])
 
 
 def _own_key(id: str | None) -> str | None:
     """The key that a message's own id stands for. None for none."""
-    return id if not id or KEY.fullmatch(id) else _digest(id)
+    return (id if KEY.fullmatch(id) else _digest(id)) if id else None
 
 
-def _made_key(replaces: str | None, text: str | None) -> str:
+def _made_key(replaces: str, text: str | None) -> str:
     """The key of a question that replaces another one, without a text of one that is asked again."""
-    return _digest("again" if text is None else "edit", replaces or "", text or "")
+    return _digest("again" if text is None else "edit", replaces, text or "")
 
 
 def _digest(*texts: str) -> str:
