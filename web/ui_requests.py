@@ -104,10 +104,12 @@ def _replaced(session: Session, target: _Message, text: str | None, key: str | N
     Two wishes to try the last answer again look the same, unless they name the answer or have a key. The second is
     taken for a retry as long as the first has no answer.
     """
-    made = [message for message in session.messages if key and message.get("idempotency_key") == key]
-    if not key and not named and target.get("idempotency_key") == _made_key(target.get("replaces", ""), text):
-        if text is not None or turn_at(session, session.messages.index(dict(target))).can_be_retried:
-            made = [dict(target)]
+    if key:
+        made = [message for message in session.messages if message.get("idempotency_key") == key]
+    else:
+        again = not named and target.get("idempotency_key") == _made_key(target.get("replaces", ""), text)
+        index = session.messages.index(dict(target))
+        made = [dict(target)] if again and (text is not None or turn_at(session, index).can_be_retried) else []
     return str(made[0].get("replaces", target["id"]) if made else target["id"])
 
 
