@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
-from tests.support.front_end import MISSING, NEEDS, FrontEnd, shapes
+from tests.support.front_end import MISSING, NEEDS, NODE, FrontEnd, shapes
 from tests.support.model_server import (
     BREAK,
     STALL,
@@ -22,7 +23,7 @@ from tests.support.model_server import (
     tool_calls,
 )
 from tests.support.model_server import wait as wait_for
-from tests.support.server import Server
+from tests.support.server import PATIENCE, ROOT, Server
 from web.ui_messages import UI_MESSAGES
 
 pytestmark = pytest.mark.skipif(MISSING, reason=NEEDS)
@@ -268,3 +269,13 @@ def test_a_token_is_a_header_of_the_transport(client: FrontEnd, serve: Callable[
     assert client.do("settle")["status"] == "ready"
     client.open(server.url, session_id)
     assert json.loads(client.send("What is 15 * 23?")["error"])["code"] == "unauthorized"
+
+
+def test_the_example_without_the_ai_sdk_works_as_it_stands(serve: Callable[..., Server]) -> None:
+    example = (ROOT / "docs" / "front-ends.md").read_text().split("```js\nconst server")[1].split("```")[0]
+    script = f"const server{example}".replace("http://127.0.0.1:8080", serve("-demo").url)
+    command = [str(NODE), "--experimental-eventsource", "--no-warnings", "--input-type=module", "--eval", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    first, *rest = done.stdout.splitlines()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (first, "".join(rest)) == ("2 + 2 is 4.", "15 * 23 is 345.")
