@@ -67,10 +67,10 @@ def create_app(storage: Storage, agent: Agent, settings: Settings | None = None)
     app.get("/ready")(api.ready)
     for name in ("index.html", "openapi.json", *PAGE_FILES):
         app.add_url_rule("/" if name == "index.html" else f"/{name}", name, lambda name=name: page_file(name))
-    for name in ("resume_stream", "resume_chat"):  # some WSGI servers send a stream's body to a HEAD too
-        for rule in app.url_map.iter_rules(name):
-            assert rule.methods
-            rule.methods.discard("HEAD")
+    streams = [*app.url_map.iter_rules("resume_stream"), *app.url_map.iter_rules("resume_chat")]
+    for rule in streams:  # some WSGI servers send a stream's body to a HEAD too
+        assert rule.methods
+        rule.methods.discard("HEAD")
     return app
 
 

@@ -28,6 +28,9 @@ from web.ui_messages import UI_BROKEN_OFF, UI_HEADERS, UI_MESSAGES, UiFrames, ui
 from web.ui_requests import ui_question
 from wire.strict_json import to_json
 
+_Headers = Mapping[str, str]
+_Events = Callable[[Turn, int], Iterator[bytes]]  # of a turn, behind its first ones
+
 
 class Api:
     """The endpoints, as methods. Each gives a response, or raises what `answer_error` answers.
@@ -212,15 +215,9 @@ class Api:
             raise
         return turn, {"Idempotency-Replayed": "true"} if replayed else {}
 
-    def _watch(
-        self,
-        turn: Turn | None,
-        index: Callable[[], int],
-        events: Callable[[Turn, int], Iterator[bytes]],
-        headers: Mapping[str, str],
-    ) -> Response:
-        """The turn's events behind the first `index()` ones, as a stream that takes one of the watchers. 204 where no
-        event comes any more."""
+    def _watch(self, turn: Turn | None, index: Callable[[], int], events: _Events, headers: _Headers) -> Response:
+        """A stream of the events behind the first `index()` ones, which takes one of the watchers. 204 where none
+        comes."""
         with contextlib.ExitStack() as stack:
             slot = self._watchers.acquire(blocking=False)
             if slot:

@@ -124,7 +124,7 @@ UI_BROKEN_OFF = (_as_data(_LOST) + _DONE).encode()
 def ui_messages(session: Session, *, running: bool, show_reasoning: bool) -> list[_Json]:
     """The conversation as UI messages: one of the user and one of the assistant for each turn.
 
-    While a turn is `running`, its answer is left out: `GET /ui/chat/{id}/stream` tells all of it.
+    An answer that is being written is left out: `GET /ui/chat/{id}/stream` tells all of it.
     """
     replaced = replaced_messages(session.messages)
     questions = [index for index, message in enumerate(session.messages) if message["role"] == "user"]
@@ -137,7 +137,7 @@ def ui_messages(session: Session, *, running: bool, show_reasoning: bool) -> lis
             continue
         found.append({"id": question["id"], "role": "user", "parts": [{"type": "text", "text": question["content"]}]})
         turn = turn_at(session, index)
-        if not (running and turn.is_last) and (turn.error or len(turn.messages) > 1):
+        if not (running and turn.is_last and turn.interrupted) and (turn.error or len(turn.messages) > 1):
             found.append(_answer(turn, show_reasoning))
     return found
 
