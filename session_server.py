@@ -74,13 +74,16 @@ def create_app(storage: Storage | Callable[[str], Storage], agent: Agent, settin
     app.post("/sessions/<session_id>/run_stream")(api.run_stream)
     app.get("/sessions/<session_id>/run_stream")(api.resume_stream)
     app.post("/sessions/<session_id>/cancel")(api.cancel)
+    app.post("/ui/chat")(api.chat)
+    app.get("/ui/chat/<session_id>/stream")(api.resume_chat)
     app.get("/tools")(api.list_tools)
     app.get("/models")(api.list_models)
     app.get("/health")(api.health)
     app.get("/ready")(api.ready)
     for name in ("index.html", "openapi.json", *PAGE_FILES):
         app.add_url_rule("/" if name == "index.html" else f"/{name}", name, lambda name=name: page_file(name))
-    for rule in app.url_map.iter_rules("resume_stream"):  # some WSGI servers send a stream's body to a HEAD too
+    streams = [*app.url_map.iter_rules("resume_stream"), *app.url_map.iter_rules("resume_chat")]
+    for rule in streams:  # some WSGI servers send a stream's body to a HEAD too
         assert rule.methods
         rule.methods.discard("HEAD")
     return app

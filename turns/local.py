@@ -69,7 +69,6 @@ class LocalTurn(Turn):
         self._show_reasoning = show_reasoning
         self._settings: dict[str, str | None] = {}  # the model and the instructions that are not the agent's own
         self._attempt: dict[str, Any] = {}
-        self.message_id = ""  # of the question
         self._journal: Callable[[bytes], None] | None = None
         self._kept_until = 0  # so many events are in the journal
         self._hidden: list[str] = []  # reasoning that is neither an event nor in the journal

@@ -26,6 +26,7 @@ class Turn:
         self.id = secrets.token_hex(16)
         self.session_id = session_id
         self.question = question
+        self.message_id = ""  # of the user's message, once it is stored
         self._log = TurnLog()
         self._ended = threading.Event()
         self._watchers = threading.Semaphore(MAX_WATCHERS)
@@ -34,6 +35,7 @@ class Turn:
     def replay(cls, session_id: str, stored: StoredTurn, *, show_reasoning: bool) -> Self:
         """An ended turn, whose events are made from what is stored."""
         turn = cls(session_id, Question(stored.messages[0]["content"]))
+        turn.message_id = stored.messages[0]["id"]
         *events, last = stored.events(show_reasoning=show_reasoning)
         for event in events:
             turn._log.append(event)

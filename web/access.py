@@ -62,7 +62,7 @@ def add_common_headers(response: Response, settings: Settings) -> Response:
         response.headers.add("Vary", "Origin")
     if origin in settings.cors_origin:
         response.headers["Access-Control-Allow-Origin"] = str(origin)
-        exposed = "Idempotency-Replayed, Location, Retry-After, X-Request-Id"
+        exposed = "Idempotency-Replayed, Location, Retry-After, X-Request-Id, X-Vercel-AI-UI-Message-Stream"
         response.headers["Access-Control-Expose-Headers"] = exposed
         if request.method == "OPTIONS":
             response.headers["Access-Control-Allow-Methods"] = "DELETE, GET, PATCH, POST"

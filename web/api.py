@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -22,16 +23,23 @@ from storage import (
 )
 from turns.imported import copied, imported
 from turns.log import Failed
+from turns.question import Question
 from turns.remote import ShuttingDown
 from turns.runs import Runs
 from turns.stored import usage_of
 from turns.turn import Overloaded, Turn
 from web.errors import ApiError, error_response, json_response
-from web.events import frames, public_message, resume_index
+from web.events import event_frame, frames, public_message, resume_index
 from web.markdown import markdown_of
 from web.requests import flag_argument, id_field, json_body, number_argument, question_of, session_settings
 from web.settings import Settings
+from web.ui_messages import UI_BROKEN_OFF, UI_HEADERS, UI_MESSAGES, UiFrames, ui_messages
+from web.ui_requests import ui_question
 from web.users import RunsByUser, Users
+from wire.strict_json import to_json
+
+_Headers = Mapping[str, str]
+_Events = Callable[[Turn, int], Iterator[bytes]]  # of a turn, behind its first ones
 
 
 class Api:
@@ -120,8 +128,12 @@ class Api:
         session = self.runs.session(session_id)
         everything = expanded(session.messages)
         messages = everything if with_replaced else session.conversation
-        if request.accept_mimetypes.best_match(["application/json", "text/markdown"]) == "text/markdown":
+        wanted = request.accept_mimetypes.best_match(["application/json", "text/markdown", UI_MESSAGES])
+        if wanted == "text/markdown":
             return self._markdown(session)
+        if wanted == UI_MESSAGES:
+            shown = ui_messages(session, running=running, show_reasoning=self._show_reasoning)
+            return Response(to_json(shown), mimetype=UI_MESSAGES, headers={"Vary": "Accept"})
         if before is not None:
             ids = [message["id"] for message in messages]
             if before not in ids:
@@ -160,7 +172,7 @@ class Api:
         return json_response({"success": True, "message": f"Session {session_id} deleted"})
 
     def run(self, session_id: str) -> Response:
-        turn, headers = self._start(session_id)
+        turn, headers = self._start(session_id, question_of(json_body()))
         try:
             last = turn.result()
         finally:
@@ -171,29 +183,30 @@ class Api:
         return json_response({"message": self._public(last.message)}, 200, headers)
 
     def run_stream(self, session_id: str) -> Response:
-        turn, headers = self._start(session_id)
-        return _stream(frames(turn, 0, self._keep_alive, resumable=False), headers, self._responses.release)
+        turn, headers = self._start(session_id, question_of(json_body()))
+        return _stream(self._frames(turn, 0, resumable=False), headers, self._responses.release)
 
     def resume_stream(self, session_id: str) -> Response:
         turn = self.runs.attach(session_id)
-        with contextlib.ExitStack() as stack:
-            slot = self._watchers.acquire(blocking=False)
-            if slot:
-                stack.callback(self._watchers.release)
-            elif turn is not None and not turn.ended:
-                raise Overloaded  # before `resume_index`, which may wait for an event of another process
-            after = resume_index(turn, request.headers.get("Last-Event-ID") or request.args.get("after", ""))
-            if turn is None or (turn.ended and after == turn.length):
-                return Response(status=204)
-            if not slot:
-                raise Overloaded
-            stack.callback(turn.watch())
-            events = frames(turn, after, self._keep_alive, resumable=True)
-            return _stream(events, {}, stack.pop_all().close)
+        event_id = request.headers.get("Last-Event-ID") or request.args.get("after", "")
+        events = functools.partial(self._frames, resumable=True)
+        return self._watch(turn, functools.partial(resume_index, turn, event_id), events, {})
 
     def cancel(self, session_id: str) -> Response:
         json_body(optional=True)
         return json_response({"cancelled": self.runs.cancel(session_id)})
+
+    def chat(self) -> Response:
+        """A turn for the AI SDK's transport (see `web/ui_messages.py`)."""
+        body = json_body()
+        session_id, question = ui_question(body, self._storage.get)
+        turn, headers = self._start(session_id, question)
+        return _stream(self._ui_frames(turn), {**UI_HEADERS, **headers}, self._responses.release)
+
+    def resume_chat(self, session_id: str) -> Response:
+        turn = self.runs.attach(session_id)
+        running = None if turn is None or turn.ended else turn  # the client has the answer of an ended turn
+        return self._watch(running, lambda: 0, self._ui_frames, UI_HEADERS)
 
     def list_tools(self) -> Response:
         tools = [
@@ -215,9 +228,8 @@ class Api:
             runs.storage.check()
         return json_response({"status": "ok"})
 
-    def _start(self, session_id: str) -> tuple[Turn, dict[str, str]]:
-        """The turn that the request asks for, and the headers that tell of it. Takes one of the responses."""
-        question = question_of(json_body())
+    def _start(self, session_id: str, question: Question) -> tuple[Turn, dict[str, str]]:
+        """The turn that a request asks for, and the headers that tell of it. Takes one of the responses."""
         self.runs.models.check(question.model)
         slot = self._responses.acquire(blocking=False)
         try:
@@ -229,6 +241,29 @@ class Api:
                 self._responses.release()
             raise
         return turn, {"Idempotency-Replayed": "true"} if replayed else {}
+
+    def _watch(self, turn: Turn | None, index: Callable[[], int], events: _Events, headers: _Headers) -> Response:
+        """A stream of the events behind the first `index()` ones, which takes one of the watchers. 204 where none
+        comes."""
+        with contextlib.ExitStack() as stack:
+            slot = self._watchers.acquire(blocking=False)
+            if slot:
+                stack.callback(self._watchers.release)
+            elif turn is not None and not turn.ended:
+                raise Overloaded  # before `index`, which may wait for an event of another process
+            after = index()
+            if turn is None or (turn.ended and after == turn.length):
+                return Response(status=204)
+            if not slot:
+                raise Overloaded
+            stack.callback(turn.watch())
+            return _stream(events(turn, after), headers, stack.pop_all().close)
+
+    def _frames(self, turn: Turn, after: int, *, resumable: bool) -> Iterator[bytes]:
+        return frames(turn, after, self._keep_alive, functools.partial(event_frame, turn.id, resumable=resumable))
+
+    def _ui_frames(self, turn: Turn, after: int = 0) -> Iterator[bytes]:
+        return frames(turn, after, self._keep_alive, UiFrames(turn.message_id).encode, UI_BROKEN_OFF)
 
     def _markdown(self, session: Session) -> Response:
         head = {"Session": session.id, "Created": session.created_at, "Updated": session.updated_at}

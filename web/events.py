@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from model.events import Chunk, Reasoning, ToolCall, ToolResult
@@ -20,21 +20,24 @@ _encode = json.JSONEncoder(
 ).encode  # to_json gives bytes, and takes twice as long
 
 
-def frames(turn: Turn, after: int, keep_alive: float, *, resumable: bool) -> Iterator[bytes]:
-    """The turn's events behind the first `after` ones, as they come, until the last.
+def frames(
+    turn: Turn, after: int, keep_alive: float, encode: Callable[[Entry], bytes], broken_off: bytes = b""
+) -> Iterator[bytes]:
+    """The turn's events behind the first `after` ones, each as `encode` gives it, as they come, until the last.
 
-    A comment comes after `keep_alive` seconds without an event. With `resumable`, each frame has an `id:` line.
+    A comment comes after `keep_alive` seconds without an event, `broken_off` where the turn can be read no more.
     """
     while True:
         try:
             entries = turn.read(after, keep_alive)
         except StorageUnavailable:  # the turn runs elsewhere; the stream breaks off, and a client can resume it
+            yield broken_off
             return
         if not entries:
             yield b": keep-alive\n\n"
         block = b""
         for entry in entries:
-            block += _frame(turn.id, entry, resumable)
+            block += encode(entry)
             if len(block) >= _BLOCK_BYTES or entry is entries[-1]:
                 yield block
                 block = b""
@@ -71,7 +74,8 @@ def public_message(message: Mapping[str, Any], *, show_reasoning: bool) -> dict[
     return shown
 
 
-def _frame(turn_id: str, entry: Entry, resumable: bool) -> bytes:
+def event_frame(turn_id: str, entry: Entry, *, resumable: bool) -> bytes:
+    """An event as one frame. With `resumable` it has an `id:` line."""
     event_id = f"evt-{turn_id}-{entry.number}"
     if isinstance(entry.event, Chunk):  # most events are chunks; encoding a dict of one takes nine times as long
         data = f'{{"content":{_encode(entry.event.content)},"sequence":{entry.sequence}}}'

@@ -15,6 +15,7 @@ from wire.strict_json import from_json
 
 MODEL_NAME_LENGTH = 200  # characters
 SYSTEM_PROMPT_BYTES = 64 << 10
+KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
 
 def json_body(*, optional: bool = False) -> dict[str, Any]:
@@ -71,11 +72,16 @@ def question_of(body: Mapping[str, Any]) -> Question:
     blank = not isinstance(text, str) or not text.strip()
     if blank and not continues and not (text is None and replaces is not None):
         raise ApiError("invalid_request", 'The body must be {"message": "text"}, and the text not blank.')
-    key = request.headers.get("Idempotency-Key")
-    if key is not None and not re.fullmatch(r"[\x21-\x7e]{1,255}", key):
-        raise ApiError("invalid_request", "Idempotency-Key must be 1 to 255 visible ASCII characters.")
     model = session_settings({"model": body.get("model")})["model"]
-    return Question(text, replaces, continues=continues, key=key, model=model)
+    return Question(text, replaces, continues=continues, key=idempotency_key(), model=model)
+
+
+def idempotency_key() -> str | None:
+    """The request's Idempotency-Key, None where it has none. Raises ApiError where it has another form."""
+    key = request.headers.get("Idempotency-Key")
+    if key is not None and not KEY.fullmatch(key):
+        raise ApiError("invalid_request", "Idempotency-Key must be 1 to 255 visible ASCII characters.")
+    return key
 
 
 def number_argument(name: str, least: int, most: int) -> int | None:

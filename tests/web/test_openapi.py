@@ -43,6 +43,7 @@ from turns.turn import MAX_WATCHERS
 from web.errors import ERRORS
 from web.hardened_waitress import MAX_BODY_BYTES
 from web.page_files import PAGE_FILES
+from web.ui_messages import UI_MESSAGES
 
 DOCUMENT = json.loads((ROOT / "web" / "page" / "openapi.json").read_text(encoding="utf-8"))
 METHODS = ("get", "post", "patch", "delete")
@@ -204,8 +205,8 @@ def check_answer(operation: str, code: int, headers: Headers, body: str) -> list
     assert content_type in response["content"]
     schema = f"{pointer}/content/{content_type.replace('/', '~1')}/schema"
     if content_type == "text/event-stream":
-        return list(_checked_events(body, schema))
-    check(json.loads(body) if content_type == "application/json" else body, schema)
+        return list(_checked_events(body, schema, "UiChunk" if "chat" in operation else "Event"))
+    check(json.loads(body) if content_type.endswith("json") else body, schema)
     return []
 
 
@@ -223,14 +224,16 @@ def _check_headers(described: dict[str, Any], headers: Headers) -> None:
     assert set(sent) <= {name.title() for name in COMMON_HEADERS}
 
 
-def _checked_events(body: str, schema: str) -> Iterator[dict[str, Any]]:
+def _checked_events(body: str, schema: str, kind: str) -> Iterator[dict[str, Any]]:
     for text in body.removesuffix("\n\n").split("\n\n"):
         if text.startswith(":"):
             continue
         frame = dict(line.split(": ", 1) for line in text.split("\n"))
         check(frame, schema)
+        if kind == "UiChunk" and frame["data"] == "[DONE]":
+            continue
         event = json.loads(frame["data"])
-        check(event, "/components/schemas/Event")
+        check(event, f"/components/schemas/{kind}")
         yield event
 
 
@@ -271,6 +274,10 @@ class World:
         method, path, _ = OPERATIONS[operation]
         if body is None and operation in ("run", "run_stream"):
             body = {"message": "Hello"}
+        if operation == "chat" and (body is None or isinstance(body, dict)):
+            text = (body or {}).get("message", "Hello")
+            question = {"role": "user", "parts": [{"type": "text", "text": text}]}
+            body = {"id": self.session_id, "message": question}
         if body is None and operation == "configure_session":
             body = {"title": "Greetings"}
         if body is None and operation == "create_session":
@@ -449,8 +456,8 @@ def _(world: World, operation: str) -> TestResponse:
 def _(world: World, operation: str) -> TestResponse:
     app = world.app(max_streams=1)
     turn = world.begin_turn(app)
-    watchers = [app.watch(world.session_id) for _ in range(MAX_WATCHERS if operation == "resume_stream" else 0)]
-    if operation != "resume_stream":
+    watchers = [app.watch(world.session_id) for _ in range(MAX_WATCHERS if operation.startswith("resume") else 0)]
+    if not operation.startswith("resume"):
         world.session_id = app.create()
     response = world.ask(operation, app=app)
     for stream in (turn, *watchers):
@@ -469,6 +476,13 @@ def _(world: World, operation: str) -> TestResponse:
 def _(world: World, operation: str) -> TestResponse:
     app = world.app()
     assert world.ask("run", app=app).status_code == 200
+    return world.ask(operation, app=app)
+
+
+@cause("resume_chat 200")
+def _(world: World, operation: str) -> TestResponse:
+    app = world.app(timeout=0.5)
+    world.begin_turn(app).close()
     return world.ask(operation, app=app)
 
 
@@ -570,6 +584,19 @@ def test_a_document_in_markdown_is_as_the_document_says(world: World) -> None:
     assert response.mimetype == "text/markdown"
 
 
+@pytest.mark.parametrize(
+    "kind", ["stream_reasoning", "stream_tool_call", "stream_tool_result", "stream_end", "error"]
+)
+def test_ui_messages_and_their_frames_are_as_the_document_says(world: World, kind: str) -> None:
+    world.model.then(*TURNS[kind])
+    app = world.app()
+    response = world.ask("chat", app=app)
+    check_answer("chat", 200, response.headers, response.text)
+    response = world.ask("get_session", app=app, Accept=UI_MESSAGES)
+    check_answer("get_session", 200, response.headers, response.text)
+    assert [message["role"] for message in json.loads(response.data)] == ["user", "assistant"]
+
+
 # --- streams, event by event ---
 
 THINKING: dict[str, Any] = {"choices": [{"index": 0, "delta": {"reasoning_content": "Hm."}}]}
@@ -634,7 +661,14 @@ def test_schemathesis_finds_no_answer_that_the_document_does_not_tell_of(
     config = tmp_path / "schemathesis.toml"
     # What is in order by its form, and refused for what came before: unknown ids, and a key for another message.
     # A session that is copied, a message that is replaced and a model that is chosen must exist.
-    refused = {"list_sessions": 400, "get_session": 400, "resume_stream": 410, "run": 422, "run_stream": 422}
+    refused = {
+        "list_sessions": 400,
+        "get_session": 400,
+        "resume_stream": 410,
+        "run": 422,
+        "run_stream": 422,
+        "chat": 422,
+    }
     refused |= {"create_session": 400, "configure_session": 400}
     config.write_text(
         "".join(

@@ -1,0 +1,65 @@
+// The smallest chat with `useChat` of the AI SDK. The session's id stands behind the # of the address.
+
+import { useChat } from '@ai-sdk/react'
+import { DefaultChatTransport } from 'ai'
+import { createRoot } from 'react-dom/client'
+
+const server = new URLSearchParams(location.search).get('server') ?? 'http://127.0.0.1:8080'
+
+function Chat({ id, history }) {
+  const { messages, status, error, sendMessage, regenerate } = useChat({
+    id,
+    messages: history,
+    resume: true,  // takes up an answer that is being written
+    transport: new DefaultChatTransport({
+      api: `${server}/ui/chat`,
+      prepareSendMessagesRequest: ({ id, messages, trigger, messageId }) => ({
+        body: { id, message: messages.at(-1), trigger, messageId },  // the server has the others
+      }),
+    }),
+  })
+  const busy = status === 'submitted' || status === 'streaming'
+
+  function submit(event) {
+    event.preventDefault()
+    sendMessage({ text: event.target.elements.text.value })
+    event.target.reset()
+  }
+
+  return (
+    <>
+      {messages.map((message) => (
+        <article key={message.id} className={message.role}>
+          {message.parts.map((part, index) => <Part key={index} part={part} />)}
+        </article>
+      ))}
+      {error && <p role="alert">{sentence(error)}</p>}
+      <form onSubmit={submit}>
+        <input name="text" placeholder="Message" disabled={busy} required />
+        {/* A request that ends does not end the turn: cancel does. */}
+        {busy && <button type="button" onClick={() => fetch(`${server}/sessions/${id}/cancel`, { method: 'POST' })}>Stop</button>}
+        {!busy && messages.length > 0 && <button type="button" onClick={() => regenerate()}>Try again</button>}
+      </form>
+    </>
+  )
+}
+
+function Part({ part }) {
+  if (part.type === 'text') return <p>{part.text}</p>
+  if (part.type === 'reasoning') return <p><em>{part.text}</em></p>
+  if (part.type === 'dynamic-tool') return <pre>{part.toolName}({JSON.stringify(part.input)}) = {part.output ?? part.errorText}</pre>
+  return null
+}
+
+// An answer that is no stream has a JSON body, and the AI SDK makes that the error's message.
+function sentence(error) {
+  try { return JSON.parse(error.message).error } catch { return error.message }
+}
+
+if (!location.hash) {
+  const created = await fetch(`${server}/sessions`, { method: 'POST' })
+  location.hash = (await created.json()).id
+}
+const id = location.hash.slice(1)
+const stored = await fetch(`${server}/sessions/${id}`, { headers: { Accept: 'application/vnd.ai-sdk.ui-messages+json' } })
+createRoot(document.getElementById('chat')).render(<Chat id={id} history={await stored.json()} />)

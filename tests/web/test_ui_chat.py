@@ -1,0 +1,360 @@
+"""The AI SDK's stream protocol by its frames and requests. `tests/program/test_ai_sdk.py` has its own client."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from storage import StorageUnavailable
+from tests.support.model_server import BREAK, STALL, answer, status, tool_call, tool_calls, wait
+from tests.support.server import PATIENCE
+from tests.support.talk import BreakableStorage, Talk, json_of, said
+from turns.log import Entry
+from turns.question import Question
+from turns.turn import Turn
+from web.events import frames
+from web.ui_messages import UI_BROKEN_OFF, UI_MESSAGES, UiFrames
+
+
+@pytest.fixture
+def talk() -> Iterator[Talk]:
+    with Talk(keep_alive=0.1) as talk:
+        yield talk
+
+
+def question(text: str = "Hi", id: str | None = "m1", **more: Any) -> dict[str, Any]:
+    named = {} if id is None else {"id": id}
+    return {**named, "role": "user", "parts": [{"type": "text", "text": text}], **more}
+
+
+def chat(talk: Talk, session: str, *messages: Any, headers: Any = None, **more: Any) -> Any:
+    """The whole answer to a request of the transport."""
+    return talk.request("POST", "/ui/chat", {"id": session, "messages": list(messages), **more}, headers)
+
+
+def chunks(text: str) -> list[Any]:
+    """The frames in the body of a stream, which ends with the mark of its end."""
+    *lines, last, end = text.split("\n\n")
+    assert (last, end) == ("data: [DONE]", "")
+    return [json.loads(line.removeprefix("data: ")) for line in lines if line != ": keep-alive"]
+
+
+def types(text: str) -> list[str]:
+    return [chunk["type"] for chunk in chunks(text)]
+
+
+def history(talk: Talk, session: str) -> list[Any]:
+    response = talk.get(f"/sessions/{session}", Accept=UI_MESSAGES)
+    assert (response.status_code, response.mimetype) == (200, UI_MESSAGES)
+    messages: list[Any] = json.loads(response.data)
+    return messages
+
+
+def questions(talk: Talk, session: str) -> list[str]:
+    return [message["content"] for message in talk.messages(session) if message["role"] == "user"]
+
+
+# --- frames ---
+
+
+def test_a_turn_is_these_frames(talk: Talk) -> None:
+    talk.model.then(
+        tool_call("calculator", {"expression": "15 * 23"}, text="So. "), answer("34", "5", usage={"n": 1})
+    )
+    response = chat(talk, session := talk.create(), question())
+    asked, *_, told = talk.messages(session)
+    call = {"toolCallId": "call_1", "dynamic": True, "providerExecuted": True}
+    metadata = {"questionId": asked["id"]}
+    ended = {**metadata, "answerId": told["id"], "status": "completed"}
+    assert chunks(response.text) == [
+        {"type": "start", "messageId": f"{asked['id']}-answer", "messageMetadata": metadata},
+        {"type": "start-step"},
+        {"type": "text-start", "id": "1"},
+        {"type": "text-delta", "id": "1", "delta": "So. "},
+        {"type": "text-end", "id": "1"},
+        {
+            "type": "tool-input-available",
+            "toolCallId": "call_1",
+            "toolName": "calculator",
+            "input": {"expression": "15 * 23"},
+            "dynamic": True,
+            "providerExecuted": True,
+        },
+        {"type": "tool-output-available", **call, "output": "345"},
+        {"type": "finish-step"},
+        {"type": "start-step"},
+        {"type": "text-start", "id": "2"},
+        {"type": "text-delta", "id": "2", "delta": "34"},
+        {"type": "text-delta", "id": "2", "delta": "5"},
+        {"type": "text-end", "id": "2"},
+        {"type": "finish-step"},
+        {"type": "message-metadata", "messageMetadata": {**ended, "usage": told["usage"]}},
+        {"type": "finish", "finishReason": "stop"},
+    ]
+
+
+def test_the_headers_are_those_of_a_stream(talk: Talk) -> None:
+    headers = chat(talk, talk.create(), question()).headers
+    assert headers["Content-Type"] == "text/event-stream; charset=utf-8"
+    assert headers["Cache-Control"] == "no-cache, no-transform"
+    assert headers["X-Accel-Buffering"] == "no"
+    assert headers["x-vercel-ai-ui-message-stream"] == "v1"
+    assert "Connection" not in headers
+
+
+def test_a_page_of_an_origin_that_may_call_can_read_the_header() -> None:
+    origin = "https://chat.example.org"
+    with Talk(cors_origin=(origin,)) as talk:
+        headers = chat(talk, talk.create(), question(), headers={"Origin": origin}).headers
+    assert "x-vercel-ai-ui-message-stream" in headers["Access-Control-Expose-Headers"].lower().split(", ")
+
+
+def test_a_comment_comes_while_the_model_is_silent(talk: Talk) -> None:
+    go = threading.Event()
+    talk.model.then(answer(wait(go), "Hi"))
+    stream = talk.later(chat, talk, session := talk.create(), question())
+    talk.model.wait_for(1)
+    attached = talk.app.test_client().get(f"/ui/chat/{session}/stream")
+    written = iter(attached.response)
+    assert next(part for part in written if part.startswith(b":")) == b": keep-alive\n\n"
+    go.set()
+    rest = b"".join(written)  # type: ignore[arg-type]
+    assert rest.endswith(b"data: [DONE]\n\n")
+    assert types(stream.result(PATIENCE).text)[-1] == "finish"
+    attached.close()
+
+
+@pytest.mark.parametrize("arguments,expected", [("{", {"arguments": "{"}), ("[1]", {"arguments": [1]}), ("", {})])
+def test_the_input_of_a_call_is_an_object(talk: Talk, arguments: str, expected: object) -> None:
+    talk.model.then(tool_call("calculator", arguments))
+    found = chunks(chat(talk, session := talk.create(), question()).text)
+    assert [chunk["input"] for chunk in found if "input" in chunk] == [expected]
+    assert history(talk, session)[1]["parts"][1]["input"] == expected
+
+
+def test_a_call_that_has_no_result_is_closed(talk: Talk) -> None:
+    started, go = threading.Event(), threading.Event()
+
+    def slow() -> str:
+        """Takes its time."""
+        started.set()
+        go.wait(PATIENCE)
+        return "done"
+
+    with Talk(tools=(slow,)) as other:
+        other.model.then(tool_call("slow", {}))
+        answering = other.later(chat, other, session := other.create(), question())
+        assert started.wait(PATIENCE)
+        assert other.cancel(session)
+        found = chunks(answering.result(PATIENCE).text)
+        assert [chunk["type"] for chunk in found[-4:]] == [
+            "tool-output-error",
+            "finish-step",
+            "message-metadata",
+            "abort",
+        ]
+        assert history(other, session)[1]["parts"][1]["state"] == "output-error"
+        go.set()
+
+
+def test_what_is_wrong_after_the_start_is_a_frame(talk: Talk) -> None:
+    talk.model.then(answer("Hel", BREAK))
+    *_, metadata, error = chunks(chat(talk, session := talk.create(), question()).text)
+    assert metadata["messageMetadata"]["answerId"] == talk.messages(session)[-1]["id"]
+    assert (metadata["messageMetadata"]["status"], metadata["messageMetadata"]["reason"]) == ("failed", "model_error")
+    assert error["type"] == "error"
+    assert "model server" in error["errorText"]
+
+
+def test_a_turn_that_can_be_followed_no_more_is_an_error_and_no_good_end() -> None:
+    class Lost(Turn):
+        def read(self, after: int, seconds: float) -> list[Entry]:
+            raise StorageUnavailable
+
+    lost = Lost("session-1", Question("Hi"))
+    text = b"".join(frames(lost, 0, 1.0, UiFrames("msg-1").encode, UI_BROKEN_OFF)).decode()
+    assert types(text) == ["error"]
+
+
+# --- requests ---
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"messages": [question()]},
+        {"id": 1, "messages": [question()]},
+        {"id": "session", "messages": {}},
+        {"id": "session", "messages": [1]},
+        {"id": "session", "messages": []},
+        {"id": "session", "message": "Hi"},
+        {"id": "session", "messages": [question(" ")]},
+        {"id": "session", "messages": [question(id=1)]},  # type: ignore[arg-type]
+        {"id": "session", "messages": [{"role": "user"}]},
+        {"id": "session", "messages": [question(), {"role": "assistant", "parts": []}]},
+        {"id": "session", "messages": [question()], "trigger": "resume-stream"},
+        {"id": "session", "messages": [question()], "messageId": 1},
+        {"id": "session", "messages": [question()], "model": "another"},
+        {"id": "session", "message": question(parts=[{"type": "file", "url": "data:,x", "mediaType": "text/plain"}])},
+    ],
+)
+def test_a_request_that_says_nothing_is_refused(talk: Talk, body: dict[str, Any]) -> None:
+    if body.get("id") == "session":
+        body = {**body, "id": talk.create()}
+    assert said(talk.request("POST", "/ui/chat", body)) == (400, "invalid_request")
+    assert talk.model.requests == []
+
+
+def test_a_message_is_the_text_of_its_parts(talk: Talk) -> None:
+    parts = [{"type": "text", "text": "One "}, {"type": "data-x", "data": 1}, {"type": "text", "text": "two"}]
+    assert chat(talk, session := talk.create(), question(parts=parts)).status_code == 200
+    assert questions(talk, session) == ["One two"]
+
+
+def test_the_last_message_may_come_alone(talk: Talk) -> None:
+    body = {"id": (session := talk.create()), "message": question("Alone"), "trigger": "submit-message"}
+    assert talk.request("POST", "/ui/chat", body).status_code == 200
+    assert questions(talk, session) == ["Alone"]
+
+
+@pytest.mark.parametrize("id", ["m1", "two words", "é", "x" * 256, None, ""])
+def test_the_id_of_a_message_is_its_key_whatever_form_it_has(talk: Talk, id: str | None) -> None:
+    session = talk.create()
+    first, second = (chat(talk, session, question(id=id)) for _ in range(2))
+    assert (first.status_code, second.status_code) == (200, 200)
+    assert second.headers.get("Idempotency-Replayed") == ("true" if id else None)
+    assert questions(talk, session) == ["Hi"] * (1 if id else 2)
+    if id:
+        assert chunks(first.text)[0] == chunks(second.text)[0]
+        assert chat(talk, session, question("Edited", id, messageId=id), messageId=id).status_code == 200
+        assert questions(talk, session) == ["Edited"]
+
+
+def test_the_same_id_for_another_message_is_refused(talk: Talk) -> None:
+    session = talk.create()
+    assert chat(talk, session, question()).status_code == 200
+    assert said(chat(talk, session, question("Another"))) == (422, "idempotency_key_reused")
+
+
+def test_a_key_of_the_request_wins(talk: Talk) -> None:
+    session = talk.create()
+    chat(talk, session, question())
+    for key in ("k1", "k1", "k2", "k2"):
+        headers = {"Idempotency-Key": key}
+        assert chat(talk, session, question(), trigger="regenerate-message", headers=headers).status_code == 200
+    for key in ("k3", "k3"):
+        headers = {"Idempotency-Key": key}
+        assert chat(talk, session, question("Edited"), messageId="m1", headers=headers).status_code == 200
+    assert len(talk.model.requests) == 4
+    assert said(chat(talk, session, question(), headers={"Idempotency-Key": "two words"})) == (400, "invalid_request")
+
+
+def test_an_answer_that_failed_is_tried_again_as_the_same_wish(talk: Talk) -> None:
+    talk.model.then(answer("One"), status(401, {}), answer("Two"))
+    session = talk.create()
+    chat(talk, session, question())
+    assert types(chat(talk, session, question(), trigger="regenerate-message").text)[-1] == "error"
+    assert types(chat(talk, session, question(), trigger="regenerate-message").text)[-1] == "finish"
+    everything = json_of(talk.get(f"/sessions/{session}?replaced=true"))["messages"]
+    assert [message["content"] for message in everything] == ["Hi", "One", "Hi", "Two"]
+
+
+def test_an_answer_can_be_named_without_any_message(talk: Talk) -> None:
+    session = talk.create()
+    chat(talk, session, question("One", "m1"))
+    chat(talk, session, question("Two", "m2"))
+    answered = history(talk, session)[1]["id"]
+    for _ in range(2):
+        assert chat(talk, session, trigger="regenerate-message", messageId=answered).status_code == 200
+        assert questions(talk, session) == ["One"]
+    assert len(talk.model.requests) == 3
+
+
+def test_a_question_that_another_tab_has_dropped_cannot_be_edited(talk: Talk) -> None:
+    session = talk.create()
+    chat(talk, session, question("One", "m1"))
+    chat(talk, session, question("Two", "m2"))
+    chat(talk, session, question("Edited", "m1"), messageId="m1")
+    assert said(chat(talk, session, question("Stale", "m2"), messageId="m2")) == (400, "invalid_request")
+    assert questions(talk, session) == ["Edited"]
+
+
+def test_a_busy_session_refuses_another_question(talk: Talk) -> None:
+    talk.model.then(answer("Hel", STALL))
+    session = talk.create()
+    stream = talk.stream(session)
+    assert stream.next("stream_chunk")
+    response = chat(talk, session, question("Two", "m2"))
+    assert said(response) == (409, "session_busy")
+    assert response.headers["Retry-After"] == "1"
+    stream.close()
+
+
+def test_a_store_that_cannot_write_is_an_answer_before_the_turn() -> None:
+    storage = BreakableStorage()
+    with Talk(storage=storage) as talk:
+        session = talk.create()
+        storage.broken = True
+        assert said(chat(talk, session, question())) == (503, "storage_unavailable")
+        assert talk.model.requests == []
+
+
+def test_the_model_can_be_chosen_for_a_turn() -> None:
+    with Talk(models=("other",)) as talk:
+        chat(talk, talk.create(), question(), model="other")
+        assert talk.model.requests[0]["model"] == "other"
+
+
+# --- the history, and taking a turn up ---
+
+
+def test_there_is_nothing_to_take_up_where_nothing_runs(talk: Talk) -> None:
+    session = talk.create()
+    assert talk.get(f"/ui/chat/{session}/stream").status_code == 204
+    chat(talk, session, question())
+    assert talk.get(f"/ui/chat/{session}/stream").status_code == 204
+    assert said(talk.get("/ui/chat/session-none/stream")) == (404, "session_not_found")
+
+
+def test_a_head_request_takes_up_nothing(talk: Talk) -> None:
+    assert talk.request("HEAD", f"/ui/chat/{talk.create()}/stream").status_code == 405
+
+
+def test_the_answer_that_is_being_written_is_no_part_of_the_history(talk: Talk) -> None:
+    talk.model.then(answer("One"), tool_call("calculator", {"expression": "1"}), answer("Hel", STALL))
+    session = talk.create()
+    talk.run(session)
+    stream = talk.stream(session, "Two")
+    assert stream.next("stream_chunk")
+    assert [message["role"] for message in history(talk, session)] == ["user", "assistant", "user"]
+    assert talk.cancel(session)
+    assert history(talk, session)[-1]["parts"][-1] == {"type": "text", "text": "Hel", "state": "done"}
+    stream.close()
+
+
+@pytest.mark.parametrize("show_reasoning", [True, False])
+def test_reasoning_is_shown_where_callers_may_see_it(show_reasoning: bool) -> None:
+    with Talk(show_reasoning=show_reasoning) as talk:
+        imported = [
+            {"role": "assistant", "content": "Welcome.", "reasoning": "Be kind."},
+            {"role": "user", "content": "Hi"},
+            {"role": "user", "content": "Are you there?"},
+        ]
+        session = json_of(talk.request("POST", "/sessions", {"messages": imported}))["id"]
+        greeting, *rest = history(talk, session)
+    assert [part["type"] for part in greeting["parts"]] == ["step-start", *["reasoning"] * show_reasoning, "text"]
+    assert [message["role"] for message in rest] == ["user", "user"]
+
+
+def test_a_turn_that_went_on_keeps_the_calls_that_it_had(talk: Talk) -> None:
+    calls = tool_calls(("calculator", {"expression": "1"}), ("calculator", {"expression": "2"}))
+    talk.model.then(calls, answer("Hel", BREAK), answer("Hello"))
+    session = talk.create()
+    chat(talk, session, question())
+    talk.request("POST", f"/sessions/{session}/run", {"continue": True})
+    parts = history(talk, session)[1]["parts"]
+    assert [part.get("output", part.get("text")) for part in parts] == [None, "1", "2", None, "Hello"]
