@@ -117,10 +117,11 @@ class Agent:
         *,
         model: str | None = None,
         system_prompt: str | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> Generator[Event, None, None]:
         """Answers the last user message of `history`, calling tools as the model asks.
 
-        `model` and `system_prompt` stand in place of the agent's own.
+        `model` and `system_prompt` stand in place of the agent's own. `options` are merged over the agent's.
 
         `history` is the stored messages, oldest first. Whatever state they are in, the request is well formed. An
         assistant message with tool calls comes first as a `Message`, then all its `ToolCall`s, then for each call the
@@ -133,10 +134,10 @@ class Agent:
         instructions = self._system_prompt if system_prompt is None else system_prompt
         conversation = Conversation(history, self._max_history, origin, instructions)
         tools = self._tools()
-        schemas = [tool.schema for tool in tools.values()]
+        settled = {"tools": [tool.schema for tool in tools.values()], **self._options, **(options or {})}
         run = Rounds(tools, self._tool_timeout, conversation, Budget(stop, self._timeout), origin)
         with self._connection(stop) as client:
-            answer = yield from run.answer(lambda: self._ask(client, conversation, schemas, run.budget))
+            answer = yield from run.answer(lambda: self._ask(client, conversation, settled, run.budget))
         yield answer
 
     def list_models(self) -> list[str]:
@@ -174,14 +175,14 @@ class Agent:
         return tools
 
     def _ask(
-        self, client: openai.OpenAI, conversation: Conversation, tools: Sequence[dict[str, Any]], budget: Budget
+        self, client: openai.OpenAI, conversation: Conversation, settled: dict[str, Any], budget: Budget
     ) -> Generator[Event, None, Reply]:
         """One answer. Asks again where that may help and nothing of the answer has been seen."""
         retries = 0
         traits = self._traits_of(conversation.model)
         adaptation = Adaptation(traits)
         while True:
-            request, parts = self._request(conversation, tools, adaptation.shape)
+            request, parts = self._request(conversation, settled, adaptation.shape)
             try:
                 reply = yield from self._answer(client, request, budget)
                 traits.learn(adaptation.shape, parts)
@@ -199,22 +200,22 @@ class Agent:
                 raise Stopped
 
     def _request(
-        self, conversation: Conversation, tools: Sequence[dict[str, Any]], shape: Shape
+        self, conversation: Conversation, settled: dict[str, Any], shape: Shape
     ) -> tuple[dict[str, Any], set[Part]]:
-        """A request of this shape, and the parts in it that a server may refuse."""
+        """A request of this shape, and the parts in it that a server may refuse. `settled` are tools and options."""
         parts: set[Part] = set()
         messages = conversation.messages(shape)
         request: dict[str, Any] = {"model": conversation.model, "messages": messages}
         if conversation.returned_state:
             parts.add("provider_state")
-        if tools and shape.tools:
-            request["tools"] = tools
+        if settled["tools"] and shape.tools:
+            request["tools"] = settled["tools"]
             parts.add("tools")
         request["stream"] = self._stream
         if shape.usage:
             request["stream_options"] = {"include_usage": True}
             parts.add("usage")
-        return request | self._options, parts
+        return request | {name: value for name, value in settled.items() if name != "tools"}, parts
 
     def _answer(
         self, client: openai.OpenAI, request: dict[str, Any], budget: Budget

@@ -29,6 +29,7 @@ from stores.files import FileStorage
 from turns.recovery import continue_interrupted
 from web.access import add_common_headers, check_access
 from web.api import Api
+from web.chat_completions import ChatCompletions
 from web.errors import answer_error
 from web.flag_values import SettingsError
 from web.hardened_waitress import MAX_BODY_BYTES
@@ -63,7 +64,7 @@ def create_app(storage: Storage | Callable[[str], Storage], agent: Agent, settin
     app.register_error_handler(Exception, answer_error)
 
     api = Api(store_of, agent, settings, users)
-    app.extensions["runs"] = api.all_runs if users else api.all_runs.of("")
+    app.extensions["runs"] = api.all_runs
     app.extensions["users"] = users
     app.post("/sessions")(api.create_session)
     app.get("/sessions")(api.list_sessions)
@@ -76,6 +77,10 @@ def create_app(storage: Storage | Callable[[str], Storage], agent: Agent, settin
     app.post("/sessions/<session_id>/cancel")(api.cancel)
     app.post("/ui/chat")(api.chat)
     app.get("/ui/chat/<session_id>/stream")(api.resume_chat)
+    completions = ChatCompletions(api, settings.session_headers)
+    app.post("/v1/chat/completions")(completions.complete_chat)
+    app.get("/v1/models")(completions.list_openai_models)
+    app.get("/v1/models/<path:model>")(completions.get_openai_model)
     app.get("/tools")(api.list_tools)
     app.get("/models")(api.list_models)
     app.get("/health")(api.health)
@@ -152,9 +157,8 @@ def _assemble(settings: Settings, at_end: Callable[[Callable[[], object]], objec
     else:
         app = create_app(_storage(settings), agent, settings)
     if settings.continue_interrupted:
-        runs = app.extensions["runs"]
-        for one in runs.all() if settings.users else [runs]:
-            continue_interrupted(one, settings.timeout)
+        for runs in app.extensions["runs"].all():
+            continue_interrupted(runs, settings.timeout)
     return app
 
 

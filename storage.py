@@ -49,6 +49,7 @@ __all__ = [
     "Session",
     "SessionBusy",
     "SessionCorrupt",
+    "SessionExists",
     "SessionNotFound",
     "Storage",
     "StorageUnavailable",
@@ -69,6 +70,10 @@ _SHORT_LOCK_SECONDS = 1.0  # how long to wait for a lock that is held for less t
 
 class SessionNotFound(Exception):
     """There is no session of this id, or the id has not the form of one."""
+
+
+class SessionExists(Exception):
+    """There is a session of this id already."""
 
 
 class SessionBusy(Exception):
@@ -110,6 +115,19 @@ class Storage(ABC):
         session = configured(session, settings)
         self._create(session)
         return session.id
+
+    def ensure(self, session_id: str) -> None:
+        """Creates an empty session of this id, durably, unless there is one.
+
+        Raises SessionNotFound for what has not the form of an id, and StorageUnavailable.
+        """
+        try:
+            self._running(checked_id(session_id))
+        except SessionNotFound:
+            checked_id(session_id)
+            now = timestamp()
+            with contextlib.suppress(SessionExists):
+                self._create(Session(session_id, now, now))
 
     def get(self, session_id: str) -> Session:
         """The session as it is now. While a turn runs, it holds all that the turn has stored so far.
@@ -189,7 +207,7 @@ class Storage(ABC):
 
     @abstractmethod
     def _create(self, session: Session) -> None:
-        """Stores a new session, durably."""
+        """Stores a new session, durably. Raises SessionExists where there is one of its id."""
 
     @abstractmethod
     def _read(self, session_id: str) -> Session:
@@ -414,6 +432,8 @@ class MemoryStorage(Storage):
     def _create(self, session: Session) -> None:
         lines = [to_json(message) for message in session.messages]
         with self._mutex:
+            if session.id in self._sessions:
+                raise SessionExists(session.id)
             self._sessions[session.id] = _MemorySession(replace(session, messages=[]), lines, time.time_ns())
 
     def _read(self, session_id: str) -> Session:

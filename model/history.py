@@ -103,9 +103,9 @@ class Conversation:
                 if role == "user":
                     if last == "tool":
                         sent.append({"role": "assistant", "content": "(interrupted)"})
-                    elif last == "user":
+                    elif last == "user" and isinstance(sent[-1]["content"], str) and "parts" not in message:
                         text = _joined(sent.pop()["content"], text)
-                    sent.append({"role": "user", "content": text})
+                    sent.append({"role": "user", "content": message.get("parts") or text})
                     last = "user"
                 elif role == "assistant":
                     calls = tool_calls_of(message) if "tool_calls" in message else []

@@ -19,6 +19,7 @@ from storage import (
     LockedSession,
     Session,
     SessionCorrupt,
+    SessionExists,
     SessionNotFound,
     Storage,
     StorageUnavailable,
@@ -80,7 +81,7 @@ class FileStorage(Storage):
 
     def _create(self, session: Session) -> None:
         with _unavailable("create", session.id), contextlib.ExitStack() as stack, _synced(self._directory):
-            file = self._write_new(session, time.time_ns(), turn=False)
+            file = self._write_new(session, time.time_ns(), turn=False, new=True)
             stack.callback(os.close, file)  # when it is durable; nobody can lock it before
 
     def _read(self, session_id: str) -> Session:
@@ -184,10 +185,11 @@ class FileStorage(Storage):
                     raise SessionCorrupt(session_id) from error
             before = data
 
-    def _write_new(self, session: Session, modified: int, *, turn: bool) -> int:
+    def _write_new(self, session: Session, modified: int, *, turn: bool, new: bool = False) -> int:
         """Writes the session's file whole and puts it in place. Gives it open and locked.
 
-        The caller syncs the directory. Raises OSError if the file cannot be written; then nothing has changed.
+        With `new`, raises SessionExists where there is one. The caller syncs the directory. Raises OSError if the
+        file cannot be written; then nothing has changed.
         """
         path = self._temporary_path(f"{session.id}.")
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
@@ -198,7 +200,15 @@ class FileStorage(Storage):
             _write_all(file, layout(session), 0)
             os.utime(file, ns=(modified, modified))
             os.fsync(file)
-            os.rename(path, self._path(session.id))
+            if new:
+                os.link(path, self._path(session.id))  # which replaces no file, as a rename would
+                os.unlink(path)
+            else:
+                os.rename(path, self._path(session.id))
+        except FileExistsError:
+            os.close(file)
+            os.unlink(path)
+            raise SessionExists(session.id) from None
         except BaseException:
             os.close(file)
             with contextlib.suppress(OSError):

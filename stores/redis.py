@@ -16,6 +16,7 @@ from storage import (
     LockLost,
     Session,
     SessionCorrupt,
+    SessionExists,
     SessionNotFound,
     Storage,
     StorageUnavailable,
@@ -105,7 +106,9 @@ class RedisStorage(Storage):
     def _create(self, session: Session) -> None:
         fields = [part for pair in _fields(session).items() for part in pair] + ["created_at", session.created_at]
         lines = [to_json(message) for message in session.messages]
-        self._connection.run("create", "create", session.id, session.id, len(fields), *fields, *lines)
+        found = self._connection.run("create", "create", session.id, session.id, len(fields), *fields, *lines)
+        if found == b"exists":
+            raise SessionExists(session.id)
 
     def _read(self, session_id: str) -> Session:
         return self._find(session_id, 0, -1)[0]

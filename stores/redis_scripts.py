@@ -43,6 +43,7 @@ end
 _BODIES = {
     "create": """
 local id, count = unpack(ARGV, 1, 2)
+if redis.call('HEXISTS', session, 'created_at') == 1 then return 'exists' end
 redis.call('HSET', session, unpack(ARGV, 3, 2 + count))
 for line = 3 + count, #ARGV do redis.call('RPUSH', messages, ARGV[line]) end
 touch(id)

@@ -67,7 +67,7 @@ class LocalTurn(Turn):
         self._stored_until = 0  # the text behind so many events is in no stored message yet
         self._reasoning: list[str] = []  # that is in no stored message yet
         self._show_reasoning = show_reasoning
-        self._settings: dict[str, str | None] = {}  # the model and the instructions that are not the agent's own
+        self._settings: dict[str, Any] = {}  # model, instructions and options that are not the agent's own
         self._attempt: dict[str, Any] = {}
         self._journal: Callable[[bytes], None] | None = None
         self._kept_until = 0  # so many events are in the journal
@@ -99,6 +99,7 @@ class LocalTurn(Turn):
             "system_prompt": session.session.system_prompt
             if question.system_prompt is None
             else question.system_prompt,
+            "options": question.options,
         }
         self._session = session
         self.message_id = message["id"]

@@ -26,8 +26,8 @@ class Question:
     `replaces` is the id of a user's message of the conversation: the question stands in place of it and of all behind
     it. Without a `text` it is the same text once more. With `continues` there is no question, and the model is asked
     again from what is stored. `history` are whole messages that a client has before the question and the server has
-    not; with `replaces` the first of them stands in place of the replaced ones. `key` is the idempotency key. `model`
-    and `system_prompt` are for this turn alone.
+    not; with `replaces` the first of them stands in place of the replaced ones. `key` is the idempotency key.
+    `model`, `system_prompt` and `options` (of the request to the model) are for this turn alone.
 
     `recovery` counts how often the server itself has gone on with an interrupted turn; 0 where a caller asks.
     """
@@ -39,6 +39,7 @@ class Question:
     key: str | None = None
     model: str | None = None
     system_prompt: str | None = None
+    options: Mapping[str, Any] | None = None
     recovery: int = 0
 
     def is_same(self, other: Question) -> bool:

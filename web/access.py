@@ -22,6 +22,9 @@ log = logging.getLogger(__name__)
 _OPEN_PATHS = {"/ready", "/", "/openapi.json", *(f"/{name}" for name in PAGE_FILES)}  # need no token
 
 
+_EXPOSED = "Idempotency-Replayed, Location, Retry-After, X-Request-Id, X-Session-Id, X-Vercel-AI-UI-Message-Stream"
+
+
 def check_access(settings: Settings, users: Users | None = None) -> Response | None:
     """Refuses callers that may not call, with ApiError. Answers CORS preflights. Runs before each endpoint.
 
@@ -62,7 +65,9 @@ def add_common_headers(response: Response, settings: Settings) -> Response:
         response.headers.add("Vary", "Origin")
     if origin in settings.cors_origin:
         response.headers["Access-Control-Allow-Origin"] = str(origin)
-        exposed = "Idempotency-Replayed, Location, Retry-After, X-Request-Id, X-Vercel-AI-UI-Message-Stream"
+        exposed = (
+            "Idempotency-Replayed, Location, Retry-After, X-Request-Id, X-Session-Id, X-Vercel-AI-UI-Message-Stream"
+        )
         response.headers["Access-Control-Expose-Headers"] = exposed
         if request.method == "OPTIONS":
             response.headers["Access-Control-Allow-Methods"] = "DELETE, GET, PATCH, POST"

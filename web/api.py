@@ -13,6 +13,7 @@ from flask import Response, g, request
 from agent import Agent
 from storage import (
     SETTINGS,
+    MemoryStorage,
     Session,
     SessionNotFound,
     Storage,
@@ -45,31 +46,34 @@ _Events = Callable[[Turn, int], Iterator[bytes]]  # of a turn, behind its first 
 class Api:
     """The endpoints, as methods. Each gives a response, or raises what `answer_error` answers.
 
-    `runs` holds the turns, those of each user where there are users. `store_of` gives a store by user. `run` and
-    `run_stream` take one of `settings.max_responses` each, and streams of turns that other clients have started one
-    of `settings.max_watchers`, so that plain requests always find a free thread.
+    `runs` holds the turns, those of each user where there are users. `store_of` gives a store by user. Each turn that
+    is asked for takes one of `responses`, and each stream of a turn that other clients have started one of
+    `settings.max_watchers`, so that plain requests always find a free thread.
     """
 
     def __init__(
         self, store_of: Callable[[str], Storage], agent: Agent, settings: Settings, users: Users | None = None
     ) -> None:
         slots = threading.Semaphore(settings.max_streams)
-        self.all_runs = RunsByUser(
-            lambda name: Runs(
-                store_of(name),
+
+        def runs_over(storage: Storage) -> Runs:
+            return Runs(
+                storage,
                 agent,
                 timeout=settings.timeout,
                 slots=slots,
                 show_reasoning=settings.show_reasoning,
                 session_ttl=settings.session_ttl,
                 models=None if "*" in settings.models else settings.models,
-            ),
-            users.names if users else [""],
-        )
+            )
+
+        self.all_runs = RunsByUser(lambda name: runs_over(store_of(name)), users.names if users else [""])
+        self.one_shot = runs_over(MemoryStorage())  # turns of requests that store nothing
+        self.all_runs.add("one shot", self.one_shot)
         self._show_reasoning = settings.show_reasoning
-        self._agent = agent
+        self.agent = agent
         self._keep_alive = settings.keep_alive
-        self._responses = threading.BoundedSemaphore(settings.max_responses)
+        self.responses = threading.BoundedSemaphore(settings.max_responses)
         self._watchers = threading.BoundedSemaphore(settings.max_watchers)
 
     @property
@@ -172,19 +176,19 @@ class Api:
         return json_response({"success": True, "message": f"Session {session_id} deleted"})
 
     def run(self, session_id: str) -> Response:
-        turn, headers = self._start(session_id, question_of(json_body()))
+        turn, headers = self.start(session_id, question_of(json_body()))
         try:
             last = turn.result()
         finally:
-            self._responses.release()
+            self.responses.release()
         if isinstance(last, Failed):
             retry_after = {} if last.retry_after is None else {"Retry-After": last.retry_after}
             return error_response(last.code, last.text, {**headers, **retry_after})
         return json_response({"message": self._public(last.message)}, 200, headers)
 
     def run_stream(self, session_id: str) -> Response:
-        turn, headers = self._start(session_id, question_of(json_body()))
-        return _stream(self._frames(turn, 0, resumable=False), headers, self._responses.release)
+        turn, headers = self.start(session_id, question_of(json_body()))
+        return _stream(self._frames(turn, 0, resumable=False), headers, self.responses.release)
 
     def resume_stream(self, session_id: str) -> Response:
         turn = self.runs.attach(session_id)
@@ -200,8 +204,8 @@ class Api:
         """A turn for the AI SDK's transport (see `web/ui_messages.py`)."""
         body = json_body()
         session_id, question = ui_question(body, self._storage.get)
-        turn, headers = self._start(session_id, question)
-        return _stream(self._ui_frames(turn), {**UI_HEADERS, **headers}, self._responses.release)
+        turn, headers = self.start(session_id, question)
+        return _stream(self._ui_frames(turn), {**UI_HEADERS, **headers}, self.responses.release)
 
     def resume_chat(self, session_id: str) -> Response:
         turn = self.runs.attach(session_id)
@@ -211,12 +215,12 @@ class Api:
     def list_tools(self) -> Response:
         tools = [
             {"name": tool.name, "description": tool.description, "parameters": tool.parameters, "from": tool.source}
-            for tool in self._agent.tools
+            for tool in self.agent.tools
         ]
         return json_response({"tools": tools})
 
     def list_models(self) -> Response:
-        return json_response({"models": self.runs.models.names(), "default": self._agent.model})
+        return json_response({"models": self.runs.models.names(), "default": self.agent.model})
 
     def health(self) -> Response:
         return json_response({"status": "ok"})
@@ -228,17 +232,18 @@ class Api:
             runs.storage.check()
         return json_response({"status": "ok"})
 
-    def _start(self, session_id: str, question: Question) -> tuple[Turn, dict[str, str]]:
+    def start(self, session_id: str, question: Question, runs: Runs | None = None) -> tuple[Turn, dict[str, str]]:
         """The turn that a request asks for, and the headers that tell of it. Takes one of the responses."""
-        self.runs.models.check(question.model)
-        slot = self._responses.acquire(blocking=False)
+        runs = runs or self.runs
+        runs.models.check(question.model)
+        slot = self.responses.acquire(blocking=False)
         try:
-            turn, replayed = self.runs.start(session_id, question, slot=slot)
+            turn, replayed = runs.start(session_id, question, slot=slot)
             if not slot:
                 raise Overloaded
         except BaseException:
             if slot:
-                self._responses.release()
+                self.responses.release()
             raise
         return turn, {"Idempotency-Replayed": "true"} if replayed else {}
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from typing import Any
 
-from flask import Response, g
+from flask import Response, g, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from storage import SessionBusy, SessionCorrupt, SessionNotFound, StorageUnavailable
@@ -25,6 +26,7 @@ ERRORS: dict[str, tuple[int, str]] = {
     "unauthorized": (401, "A valid token is needed: send Authorization: Bearer <token>."),
     "forbidden_host": (403, "The Host header names no loopback host. To serve other names, start with -auth_token."),
     "forbidden_origin": (403, "Pages of this origin may not call. Allow it with -cors_origin."),
+    "model_not_found": (404, "There is no such model."),
     "not_found": (404, "There is nothing here. What there is, /openapi.json says."),
     "session_not_found": (404, "The session was not found."),
     "method_not_allowed": (405, "This method is not allowed here."),
@@ -57,6 +59,7 @@ _CODES: dict[type[Exception], str] = {
     Overloaded: "overloaded",
     ShuttingDown: "shutting_down",
 }
+_OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _STATUS_CODES = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}
 
 
@@ -86,7 +89,15 @@ def error_response(code: str, text: str | None = None, headers: Mapping[str, str
     code, status, default = describe_error(code)
     if code in _RETRY_AFTER_SECONDS:
         headers = {"Retry-After": _RETRY_AFTER_SECONDS[code], **(headers or {})}
+    if request.path.startswith("/v1/"):
+        return json_response(openai_error(status, code, text or default), status, headers)
     return json_response({"error": text or default, "code": code}, status, headers)
+
+
+def openai_error(status: int, code: str, text: str) -> dict[str, Any]:
+    """The error in the form of OpenAI's API."""
+    kind = _OPENAI_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    return {"error": {"message": text, "type": kind, "param": None, "code": code}}
 
 
 def answer_error(error: Exception) -> Response:

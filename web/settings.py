@@ -56,6 +56,7 @@ class Settings:
     max_history: int = 0
     auth_token: str = ""
     users: str = ""
+    session_headers: tuple[str, ...] = ("X-Session-Id", "X-OpenWebUI-Chat-Id", "X-Conversation-Id")
     trusted_proxies: int = 0
     cors_origin: tuple[str, ...] = ()
     max_streams: int = 500
@@ -104,6 +105,7 @@ FLAGS: dict[str, tuple[Callable[[str], Any], str, tuple[str, ...]]] = {
     "max_history": (whole_number(0), "at most this many earlier messages go to the model; 0: all", ()),
     "auth_token": (token, "callers must send Authorization: Bearer <token>", ("SESSION_SERVER_TOKEN",)),
     "users": (str, "a file of users and their tokens, each with sessions of their own", ()),
+    "session_headers": (names, "request headers that name the session of a chat completion, with commas", ()),
     "trusted_proxies": (whole_number(0, 16), "how many proxies in front are believed (X-Forwarded-…)", ()),
     "cors_origin": (origins, "a web origin that may call; repeatable", ()),
     "max_streams": (whole_number(1, 100_000), "turns running at once; more get 503", ()),
@@ -115,7 +117,7 @@ FLAGS: dict[str, tuple[Callable[[str], Any], str, tuple[str, ...]]] = {
 }
 
 
-_REPEATABLE = ("cors_origin", "models", "tools")
+_REPEATABLE = ("cors_origin", "models", "session_headers", "tools")
 
 
 def read_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
@@ -159,7 +161,8 @@ class _Parser(argparse.ArgumentParser):
         lines = ["usage: python session_server.py [-flag=value ...]", ""]
         for setting in fields(Settings):
             name, default = setting.name, getattr(Settings, setting.name, "")
-            shown = "" if default in ("", (), False) or name == "system_prompt" else f" (default {default})"
+            text = ", ".join(default) if isinstance(default, tuple) else default
+            shown = "" if default in ("", (), False) or name == "system_prompt" else f" (default {text})"
             lines.append(f"  -{name:<14} {FLAGS[name][1]}{shown.lower().replace('.0)', ')')}")
         lines += [
             "",

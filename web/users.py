@@ -95,6 +95,11 @@ class RunsByUser:
                 self._runs[name] = self._make(name)
             return self._runs[name]
 
+    def add(self, name: str, runs: Runs) -> None:
+        """Adds turns of no user, under a name that no user can have."""
+        with self._lock:
+            self._runs[name] = runs
+
     def all(self) -> list[Runs]:
         """The turns of all users so far."""
         with self._lock:

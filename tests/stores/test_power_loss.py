@@ -102,6 +102,11 @@ class Recorder:
         change = {os.path.basename(old): None, os.path.basename(new): self._names[new]}
         self._record("entries", self._names[os.path.dirname(new)], change)
 
+    def link(self, old: str, new: str) -> None:
+        os.link(old, new)
+        self._names[new] = self._names[old]
+        self._record("entries", self._names[os.path.dirname(new)], {os.path.basename(new): self._names[new]})
+
     def unlink(self, path: str) -> None:
         os.unlink(path)
         if self._names.pop(path, None) is not None:

@@ -449,7 +449,7 @@ def test_a_history_comes_with_its_question_in_one_write(store: Callable[[], Stor
         post(talk, session, message="two")
         target = talk.messages(session)[0]["id"]
         question = Question("three", target, history=history)
-        turn, replayed = talk.app.extensions["runs"].start(session, question)
+        turn, replayed = talk.app.extensions["runs"].of("").start(session, question)
         assert isinstance(turn.result(), Ended) and not replayed
         assert asked(talk) == [("user", "ONE"), ("assistant", "1"), ("user", "three")]
         assert texts(talk, session) == ["ONE", "1", "three", "OK"]
@@ -466,7 +466,7 @@ def test_a_history_comes_with_its_question_in_one_write(store: Callable[[], Stor
 def test_a_later_question_replaces_the_end_of_a_history(talk: Talk) -> None:
     history = tuple(whole_message(n, role, role) for n, role in enumerate(["user", "assistant", "user", "assistant"]))
     session = talk.create()
-    turn, _ = talk.app.extensions["runs"].start(session, Question("last", history=history))
+    turn, _ = talk.app.extensions["runs"].of("").start(session, Question("last", history=history))
     turn.result()
     post(talk, session, message="new", replaces="msg-h2")
     assert asked(talk) == [("user", "user"), ("assistant", "assistant"), ("user", "new")]
