@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from storage import StorageUnavailable
 from tests.support.model_server import BREAK, STALL, answer, status, tool_call, tool_calls, wait
+from tests.support.redis_server import NEEDED, RedisServer
 from tests.support.server import PATIENCE
 from tests.support.talk import BreakableStorage, Talk, json_of, said
 from turns.log import Entry
@@ -310,6 +312,32 @@ def test_the_model_can_be_chosen_for_a_turn() -> None:
 
 
 # --- the history, and taking a turn up ---
+
+
+@NEEDED
+def test_a_turn_is_taken_up_from_another_server(tmp_path: Path) -> None:
+    from stores.redis import RedisStorage
+
+    go = threading.Event()
+    with (
+        RedisServer(tmp_path, appendfsync="no") as redis,
+        Talk(
+            tool_call("calculator", {"expression": "1"}),
+            answer("It is ", wait(go), "1."),
+            storage=RedisStorage(redis.url),
+        ) as one,
+        Talk(model=one.model, storage=RedisStorage(redis.url)) as other,
+    ):
+        session = one.create()
+        first = one.later(chat, one, session, question())
+        one.model.wait_for(2)
+        attached = other.app.test_client().get(f"/ui/chat/{session}/stream")
+        joined = other.later(chat, other, session, question())
+        go.set()
+        expected = chunks(first.result(PATIENCE).text)
+        assert chunks(attached.text) == expected
+        assert chunks(joined.result(PATIENCE).text) == expected
+        attached.close()
 
 
 def test_there_is_nothing_to_take_up_where_nothing_runs(talk: Talk) -> None:
