@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from model.events import Chunk, Reasoning, ToolCall, ToolResult
 from storage import StorageUnavailable
 from tests.support.model_server import BREAK, STALL, answer, status, tool_call, tool_calls, wait
 from tests.support.redis_server import NEEDED, RedisServer
 from tests.support.server import PATIENCE
 from tests.support.talk import BreakableStorage, Talk, json_of, said
-from turns.log import Entry
+from turns.log import Ended, Entry, Failed, Started
 from turns.question import Question
 from turns.turn import Turn
 from web.events import frames
@@ -180,6 +183,48 @@ def test_a_turn_that_can_be_followed_no_more_is_an_error_and_no_good_end() -> No
     lost = Lost("session-1", Question("Hi"))
     text = b"".join(frames(lost, 0, 1.0, UiFrames("msg-1").encode, UI_BROKEN_OFF)).decode()
     assert types(text) == ["error"]
+
+
+ids = st.sampled_from(["call_1", "call_2"])
+events = st.lists(
+    st.builds(Chunk, st.text(min_size=1))
+    | st.builds(Reasoning, st.text(min_size=1))
+    | st.builds(ToolCall, ids, st.just("t"), st.text())
+    | st.builds(ToolResult, ids, st.just("t"), st.text())
+    | st.builds(ToolResult, ids, st.just("t"), error=st.text()),
+    max_size=12,
+)
+message = {"id": "msg-2", "content": ""}
+ends = st.sampled_from(
+    [
+        Ended(message, "", "stop"),
+        Ended({**message, "status": "cancelled", "reason": "cancelled"}, "", None),
+        Failed("model_error"),
+    ]
+)
+
+
+@given(events, ends)
+def test_no_frame_comes_without_its_start_and_none_stays_open(between: list[Any], last: Ended | Failed) -> None:
+    frames = UiFrames("msg-1")
+    log = [Entry(number, "", 0, event) for number, event in enumerate([Started(), *between, last], 1)]
+    found = chunks(b"".join(map(frames.encode, log)).decode())
+    open_parts: list[str] = []
+    for chunk in found[1:-1]:
+        kind, id = chunk["type"], chunk.get("id", chunk.get("toolCallId", "step"))
+        if kind in ("start-step", "text-start", "reasoning-start"):
+            assert id not in open_parts
+            open_parts.append(id)
+        elif kind == "tool-input-available":
+            open_parts.append(id)
+        elif kind != "message-metadata":
+            assert id in open_parts and "step" in open_parts
+            if not kind.endswith("-delta"):
+                open_parts.remove(id)
+    assert open_parts == []
+    assert (found[0]["type"], found[-1]["type"]) in {("start", end) for end in ("finish", "abort", "error")}
+    text = "".join(event.content for event in between if isinstance(event, Chunk))
+    assert "".join(chunk["delta"] for chunk in found if chunk["type"] == "text-delta") == text
 
 
 # --- requests ---
