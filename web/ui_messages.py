@@ -7,7 +7,6 @@ message from the same frames, so that a client has the same parts after a reload
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -17,18 +16,17 @@ from storage import Session, expanded, replaced_messages
 from turns.log import Ended, Entry, Event, Failed, Started
 from turns.stored import StoredTurn, turn_at, without_failed_attempts
 from web.errors import describe_error
-from wire.strict_json import from_json
+from wire.strict_json import from_json, to_json
 
 UI_MESSAGES = "application/vnd.ai-sdk.ui-messages+json"
 UI_HEADERS = {"X-Vercel-AI-UI-Message-Stream": "v1"}
 ANSWER = "-answer"  # behind the id of the question in the id of the assistant's message, which is known at the start
 
-_DONE = "data: [DONE]\n\n"
+_DONE = b"data: [DONE]\n\n"
 _INTERRUPTED_CALL = "interrupted; the tool may have run"
 _FINISH_REASONS = {None: "stop", "length": "length", "content_filter": "content-filter"}  # by the answer's reason
 
 _Json = dict[str, Any]
-_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 class UiFrames:
@@ -48,9 +46,9 @@ class UiFrames:
         """The frames of the next event, and `[DONE]` behind the last."""
         event = entry.event
         if type(event) is Chunk and self._open == "text" and not self._called:  # most events, see `event_frame`
-            return f'data: {{"type":"text-delta","id":"{self._parts}","delta":{_encode(event.content)}}}\n\n'.encode()
-        text = "".join(map(_as_data, self.frames(event)))
-        return (text + _DONE if isinstance(event, Ended | Failed) else text).encode()
+            return b'data: {"type":"text-delta","id":"%d","delta":%b}\n\n' % (self._parts, to_json(event.content))
+        block = b"".join(map(_as_data, self.frames(event)))
+        return block + _DONE if isinstance(event, Ended | Failed) else block
 
     def frames(self, event: Event) -> Iterator[_Json]:
         """The frames of the next event, as objects."""
@@ -113,13 +111,12 @@ class UiFrames:
         yield {"type": "message-metadata", "messageMetadata": self._metadata | metadata}
 
 
-def _as_data(frame: _Json) -> str:
-    return f"data: {_encode(frame)}\n\n"
+def _as_data(frame: _Json) -> bytes:
+    return b"data: %b\n\n" % to_json(frame)
 
 
 # Where a turn of another server can be followed no more. A client takes an end without a last frame for a good one.
-_LOST = {"type": "error", "errorText": describe_error("storage_unavailable")[2]}
-UI_BROKEN_OFF = (_as_data(_LOST) + _DONE).encode()
+UI_BROKEN_OFF = _as_data({"type": "error", "errorText": describe_error("storage_unavailable")[2]}) + _DONE
 
 
 def ui_messages(session: Session, *, running: bool, show_reasoning: bool) -> list[_Json]:

@@ -254,6 +254,18 @@ def test_a_question_that_never_arrived_is_asked_when_it_is_tried_again(
     assert texts(history(server, front_end)) == ["One", "OK", "From elsewhere", "Wait", "Two", "OK"]
 
 
+def test_the_oldest_version_that_works(server: Server, model: ModelServer) -> None:
+    """Those before 5.0.92 refuse the `finishReason` of a `finish`."""
+    with FrontEnd("ai5-oldest") as front_end:
+        front_end.open(server.url, server.create())
+        model.then(*TURNS["several tools"], *TURNS["several rounds"])
+        front_end.send("How much?")
+        found = front_end.again()
+        assert (found["status"], found["frames"][-1]) == ("ready", {"type": "finish", "finishReason": "stop"})
+        assert shapes(found["messages"]) == shapes(history(server, front_end))
+        front_end.do("validate", history(server, front_end))
+
+
 def test_a_session_that_is_not_there_is_an_error(front_end: FrontEnd, server: Server) -> None:
     found = front_end.open(server.url, "session-none").send("One")
     assert json.loads(found["error"]) == {"error": "Session session-none not found", "code": "session_not_found"}

@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from model.events import Chunk, Reasoning, ToolCall, ToolResult
 from storage import StorageUnavailable
 from tests.support.model_server import BREAK, STALL, answer, status, tool_call, tool_calls, wait
+from tests.support.redis_server import NEEDED, RedisServer
 from tests.support.server import PATIENCE
 from tests.support.talk import BreakableStorage, Talk, json_of, said
-from turns.log import Entry
+from turns.log import Ended, Entry, Failed, Started
 from turns.question import Question
 from turns.turn import Turn
 from web.events import frames
@@ -180,6 +185,48 @@ def test_a_turn_that_can_be_followed_no_more_is_an_error_and_no_good_end() -> No
     assert types(text) == ["error"]
 
 
+ids = st.sampled_from(["call_1", "call_2"])
+events = st.lists(
+    st.builds(Chunk, st.text(min_size=1))
+    | st.builds(Reasoning, st.text(min_size=1))
+    | st.builds(ToolCall, ids, st.just("t"), st.text())
+    | st.builds(ToolResult, ids, st.just("t"), st.text())
+    | st.builds(ToolResult, ids, st.just("t"), error=st.text()),
+    max_size=12,
+)
+message = {"id": "msg-2", "content": ""}
+ends = st.sampled_from(
+    [
+        Ended(message, "", "stop"),
+        Ended({**message, "status": "cancelled", "reason": "cancelled"}, "", None),
+        Failed("model_error"),
+    ]
+)
+
+
+@given(events, ends)
+def test_no_frame_comes_without_its_start_and_none_stays_open(between: list[Any], last: Ended | Failed) -> None:
+    frames = UiFrames("msg-1")
+    log = [Entry(number, "", 0, event) for number, event in enumerate([Started(), *between, last], 1)]
+    found = chunks(b"".join(map(frames.encode, log)).decode())
+    open_parts: list[str] = []
+    for chunk in found[1:-1]:
+        kind, id = chunk["type"], chunk.get("id", chunk.get("toolCallId", "step"))
+        if kind in ("start-step", "text-start", "reasoning-start"):
+            assert id not in open_parts
+            open_parts.append(id)
+        elif kind == "tool-input-available":
+            open_parts.append(id)
+        elif kind != "message-metadata":
+            assert id in open_parts and "step" in open_parts
+            if not kind.endswith("-delta"):
+                open_parts.remove(id)
+    assert open_parts == []
+    assert (found[0]["type"], found[-1]["type"]) in {("start", end) for end in ("finish", "abort", "error")}
+    text = "".join(event.content for event in between if isinstance(event, Chunk))
+    assert "".join(chunk["delta"] for chunk in found if chunk["type"] == "text-delta") == text
+
+
 # --- requests ---
 
 
@@ -310,6 +357,32 @@ def test_the_model_can_be_chosen_for_a_turn() -> None:
 
 
 # --- the history, and taking a turn up ---
+
+
+@NEEDED
+def test_a_turn_is_taken_up_from_another_server(tmp_path: Path) -> None:
+    from stores.redis import RedisStorage
+
+    go = threading.Event()
+    with (
+        RedisServer(tmp_path, appendfsync="no") as redis,
+        Talk(
+            tool_call("calculator", {"expression": "1"}),
+            answer("It is ", wait(go), "1."),
+            storage=RedisStorage(redis.url),
+        ) as one,
+        Talk(model=one.model, storage=RedisStorage(redis.url)) as other,
+    ):
+        session = one.create()
+        first = one.later(chat, one, session, question())
+        one.model.wait_for(2)
+        attached = other.app.test_client().get(f"/ui/chat/{session}/stream")
+        joined = other.later(chat, other, session, question())
+        go.set()
+        expected = chunks(first.result(PATIENCE).text)
+        assert chunks(attached.text) == expected
+        assert chunks(joined.result(PATIENCE).text) == expected
+        attached.close()
 
 
 def test_there_is_nothing_to_take_up_where_nothing_runs(talk: Talk) -> None:
