@@ -26,6 +26,7 @@ from storage import (
     Summary,
     checked_id,
 )
+from stores.disk_errors import unavailable
 from stores.file_journal import FileJournal, read_journal, remove_journal
 from stores.file_layout import closing, layout, parse
 from stores.file_locks import SUPPORTED, lock_now, lock_waiting, mark_turn, turn_marked
@@ -58,14 +59,14 @@ class FileStorage(Storage):
             raise StorageUnavailable("sessions on disk need flock, which this system does not have")
         self._directory = os.path.abspath(directory)
         self._cached_summary = functools.lru_cache(_CACHED_SUMMARIES)(self._summary_of_version)
-        with _unavailable("open", self._directory, logging.DEBUG):  # the error is shown at the start
+        with unavailable("open", self._directory, logging.DEBUG):  # the error is shown at the start
             _make_directory(self._directory)
             with _synced(self._directory):  # which also makes the renames of a killed process durable
                 self._sweep()
             self._try_writing()
 
     def check(self) -> None:
-        with _unavailable("write", self._directory):
+        with unavailable("write", self._directory):
             self._try_writing()
 
     def summary(self, session_id: str) -> Summary:
@@ -76,11 +77,11 @@ class FileStorage(Storage):
         return super().summary(session_id)
 
     def journal(self, session_id: str) -> list[bytes]:
-        with _unavailable("read the journal of", session_id):
+        with unavailable("read the journal of", session_id):
             return read_journal(self._journal_path(checked_id(session_id)))
 
     def _create(self, session: Session) -> None:
-        with _unavailable("create", session.id), contextlib.ExitStack() as stack, _synced(self._directory):
+        with unavailable("create", session.id), contextlib.ExitStack() as stack, _synced(self._directory):
             file = self._write_new(session, time.time_ns(), turn=False, new=True)
             stack.callback(os.close, file)  # when it is durable; nobody can lock it before
 
@@ -90,7 +91,7 @@ class FileStorage(Storage):
 
     def _ids(self) -> list[str]:
         found = []
-        with _unavailable("list", self._directory), os.scandir(self._directory) as entries:
+        with unavailable("list", self._directory), os.scandir(self._directory) as entries:
             for entry in entries:
                 if (file := _SESSION_FILE.fullmatch(entry.name)) and entry.is_file(follow_symlinks=False):
                     try:  # suppress() is slower, and there may be a hundred thousand files
@@ -102,7 +103,7 @@ class FileStorage(Storage):
         return [id for _, id in found]
 
     def unchanged_since(self, when: float) -> Iterator[str]:
-        with _unavailable("list", self._directory), os.scandir(self._directory) as entries:
+        with unavailable("list", self._directory), os.scandir(self._directory) as entries:
             for number, entry in enumerate(entries, 1):
                 if number % _SCANNED_AT_ONCE == 0:
                     time.sleep(0.005)  # so that requests go on beside a scan of a hundred thousand files
@@ -113,7 +114,7 @@ class FileStorage(Storage):
 
     def _lock(self, session_id: str, turn: bool) -> LockedSession | None:
         while True:
-            with contextlib.ExitStack() as stack, _unavailable("lock", session_id):
+            with contextlib.ExitStack() as stack, unavailable("lock", session_id):
                 file = self._open(session_id, os.O_RDWR)
                 stack.callback(os.close, file)
                 if not lock_now(file):
@@ -126,7 +127,7 @@ class FileStorage(Storage):
 
     def _running(self, session_id: str) -> bool:
         while True:
-            with self._opened(session_id) as file, _unavailable("look at", session_id):
+            with self._opened(session_id) as file, unavailable("look at", session_id):
                 if turn_marked(file):
                     return True
                 if self._is_current(file, session_id):
@@ -149,7 +150,7 @@ class FileStorage(Storage):
 
         Only a regular file is a session: no link, no directory, no FIFO on which a read would wait.
         """
-        with _unavailable("open", session_id):
+        with unavailable("open", session_id):
             try:
                 path = self._path(session_id)
                 found = os.lstat(path)
@@ -175,7 +176,7 @@ class FileStorage(Storage):
         """See `parse`. Another thread may write meanwhile, so only content that does not change is corrupt."""
         before = None
         while True:
-            with _unavailable("read", session_id):
+            with unavailable("read", session_id):
                 data = _read_all(file)
             try:
                 return parse(session_id, data)
@@ -265,7 +266,7 @@ class _LockedFile(LockedSession):
             self._rewrite(self.session)
         assert self._end is not None
         added = b"" if line is None else (b",\n" if session.messages else b"\n") + line
-        with _unavailable("write", self.id):
+        with unavailable("write", self.id):
             modified = self._stat().st_mtime_ns
             try:
                 self._write_end(self._end, added + closing(session), time.time_ns())
@@ -277,7 +278,7 @@ class _LockedFile(LockedSession):
         self._end += len(added)
 
     def _rewrite(self, session: Session) -> None:
-        with _unavailable("write", self.id), _synced(self._storage._directory):
+        with unavailable("write", self.id), _synced(self._storage._directory):
             old = self._file
             self._file = self._storage._write_new(session, self._stat().st_mtime_ns, turn=self._turn)
             os.close(old)
@@ -286,7 +287,7 @@ class _LockedFile(LockedSession):
 
     def _delete(self) -> None:
         with (
-            _unavailable("delete", self.id),
+            unavailable("delete", self.id),
             _synced(self._storage._directory),
             contextlib.suppress(FileNotFoundError),
         ):
@@ -311,16 +312,6 @@ class _LockedFile(LockedSession):
         # The kernel's own times are milliseconds apart, too coarse for the order of the list.
         os.utime(self._file, ns=(modified, modified))
         os.fsync(self._file)
-
-
-@contextlib.contextmanager
-def _unavailable(verb: str, what: str, level: int = logging.ERROR) -> Iterator[None]:
-    """Logs the system's errors and raises StorageUnavailable for them."""
-    try:
-        yield
-    except OSError as error:
-        log.log(level, "cannot %s %s: %s", verb, what, error)
-        raise StorageUnavailable(f"cannot {verb} {what}: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager

@@ -49,14 +49,14 @@ class ChatCompletions:
         """`POST /v1/chat/completions`"""
         body = json_body()
         runs = self._api.runs
-        asked = chat_request(body, images=True)
+        asked, key = chat_request(body, images=True), idempotency_key()
         session_id = None if asked.is_task else named_session(self._headers, lambda id: _exists(runs.storage, id))
         with _model_errors():
             runs.models.check(asked.model)
             if session_id is None:
                 turn, headers, forget = self._start_one_shot(asked)
             else:
-                turn, headers = self._start_in(runs, session_id, chat_request(body, images=False))
+                turn, headers = self._start_in(runs, session_id, chat_request(body, images=False), key)
                 headers, forget = {**headers, "X-Session-Id": session_id}, lambda: None
         self._count(turn, 1)
 
@@ -102,9 +102,10 @@ class ChatCompletions:
             forget()
             raise
 
-    def _start_in(self, runs: Runs, session_id: str, asked: ChatRequest) -> tuple[Turn, dict[str, str]]:
+    def _start_in(
+        self, runs: Runs, session_id: str, asked: ChatRequest, key: str | None
+    ) -> tuple[Turn, dict[str, str]]:
         runs.storage.ensure(session_id)
-        key = idempotency_key()
         session = runs.session(session_id)
         users = [one for one in session.conversation if one["role"] == "user"]
         sent = [index for index, one in enumerate(asked.messages) if one["role"] == "user"]

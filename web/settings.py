@@ -161,8 +161,8 @@ class _Parser(argparse.ArgumentParser):
         lines = ["usage: python session_server.py [-flag=value ...]", ""]
         for setting in fields(Settings):
             name, default = setting.name, getattr(Settings, setting.name, "")
-            text = ", ".join(default) if isinstance(default, tuple) else default
-            shown = "" if default in ("", (), False) or name == "system_prompt" else f" (default {text})"
+            hidden = isinstance(default, tuple) or default in ("", False) or name == "system_prompt"
+            shown = "" if hidden else f" (default {default})"
             lines.append(f"  -{name:<14} {FLAGS[name][1]}{shown.lower().replace('.0)', ')')}")
         lines += [
             "",

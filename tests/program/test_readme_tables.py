@@ -59,7 +59,7 @@ def test_every_route_is_in_the_table() -> None:
     for rule in app.url_map.iter_rules():
         assert rule.methods is not None
         for method in rule.methods - {"HEAD", "OPTIONS"}:
-            routes.add(f"{method} {rule.rule.replace('<session_id>', '{id}')}")
+            routes.add(f"{method} {rule.rule.replace('<session_id>', '{id}').replace('<path:model>', '{id}')}")
     assert requests == {route for route in routes if not route.endswith((".css", ".js", ".svg"))}
 
 

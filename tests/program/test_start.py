@@ -55,6 +55,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "max_history": ("7", 7),
     "auth_token": ("s3cret", "s3cret"),
     "users": ("users.txt", "users.txt"),
+    "session_headers": ("X-Mine,X-Yours", ("X-Mine", "X-Yours")),
     "trusted_proxies": ("1", 1),
     "cors_origin": ("https://chat.example.org", ("https://chat.example.org",)),
     "max_streams": ("5", 5),

@@ -79,7 +79,7 @@ def test_the_document_has_the_version_of_the_package() -> None:
 def test_every_route_of_the_app_is_an_operation_and_every_operation_a_route() -> None:
     with Talk() as talk:
         routes = {
-            (method, re.sub(r"<(\w+)>", r"{\1}", rule.rule))
+            (method, re.sub(r"<(?:path:)?(\w+)>", r"{\1}", rule.rule))
             for rule in talk.app.url_map.iter_rules()
             for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
         }
@@ -246,6 +246,7 @@ def _cases() -> Iterator[tuple[str, int, str]]:
             response, _ = _resolved(response)
             for content in response.get("content", {"": {}}).values():
                 properties = content.get("schema", {}).get("properties", {})
+                properties = properties.get("error", {}).get("properties", properties)  # in OpenAI's form
                 for error in properties.get("code", {}).get("enum", [""]):
                     yield name, int(code), error
 
@@ -278,6 +279,14 @@ class World:
             text = (body or {}).get("message", "Hello")
             question = {"role": "user", "parts": [{"type": "text", "text": text}]}
             body = {"id": self.session_id, "message": question}
+        if operation == "complete_chat" and (body is None or isinstance(body, dict)):
+            text = (body or {}).pop("message", "Hello")
+            body = {"messages": [{"role": "user", "content": text}], **(body or {})}
+        if operation == "complete_chat":
+            headers.setdefault("X_Session_Id", self.session_id)
+        if operation == "get_openai_model":
+            path = path.replace("{model}", (body or {}).get("model", "gpt-3.5-turbo"))
+            body = None
         if body is None and operation == "configure_session":
             body = {"title": "Greetings"}
         if body is None and operation == "create_session":
@@ -376,6 +385,11 @@ def _(world: World, operation: str) -> TestResponse:
 def _(world: World, operation: str) -> TestResponse:
     with FileStorage(str(world.directory)).lock(world.session_id, turn=True):
         return world.ask(operation)
+
+
+@cause("model_not_found")
+def _(world: World, operation: str) -> TestResponse:
+    return world.ask(operation, body={"model": "gpt-9"})
 
 
 @cause("nothing_to_continue")
@@ -494,7 +508,8 @@ def test_an_answer_is_as_the_document_says(world: World, operation: str, code: i
     response = bring_about(world, operation)
     assert response.status_code == code
     if error:
-        assert json.loads(response.data)["code"] == error
+        said = json.loads(response.data)
+        assert said.get("code", said["error"]["code"] if isinstance(said["error"], dict) else None) == error
     check_answer(operation, response.status_code, response.headers, response.text)
 
 
@@ -668,6 +683,7 @@ def test_schemathesis_finds_no_answer_that_the_document_does_not_tell_of(
         "run": 422,
         "run_stream": 422,
         "chat": 422,
+        "complete_chat": 422,
     }
     refused |= {"create_session": 400, "configure_session": 400}
     config.write_text(
