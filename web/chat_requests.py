@@ -56,14 +56,14 @@ def chat_request(body: Mapping[str, Any], *, images: bool) -> ChatRequest:
     if body.get("n") not in (None, 1):
         raise ApiError("invalid_request", "n must be 1.")
     model = session_settings({"model": body["model"]})["model"] if body.get("model") else None
-    streams = body.get("stream") or False
-    about = body.get("stream_options") or {}
+    streams, about = body.get("stream"), body.get("stream_options")
+    about = {} if about is None else about
     with_usage = about.get("include_usage") if isinstance(about, dict) else ""
-    if not isinstance(streams, bool) or not isinstance(with_usage, bool | None):
+    if not isinstance(streams, bool | None) or not isinstance(with_usage, bool | None):
         raise ApiError("invalid_request", "stream must be true or false, and stream_options an object.")
     messages, instructions = _messages(body.get("messages"), images)
     options = {name: body[name] for name in _OPTIONS if body.get(name) is not None}
-    return ChatRequest(messages, instructions, model, streams, bool(with_usage), options)
+    return ChatRequest(messages, instructions, model, bool(streams), bool(with_usage), options)
 
 
 def named_session(headers: Sequence[str], known: Any) -> str | None:
