@@ -55,7 +55,7 @@ def chat_request(body: Mapping[str, Any], *, images: bool) -> ChatRequest:
         raise ApiError("invalid_request", "Tools run on this server: leave tools and functions out.")
     if body.get("n") not in (None, 1):
         raise ApiError("invalid_request", "n must be 1.")
-    model = session_settings({"model": body["model"]})["model"] if body.get("model") else None
+    model = session_settings({"model": body.get("model")})["model"]
     streams, about = body.get("stream"), body.get("stream_options")
     about = {} if about is None else about
     with_usage = about.get("include_usage") if isinstance(about, dict) else ""

@@ -411,3 +411,4 @@ def test_users_have_sessions_of_their_own_under_the_same_name(tmp_path: Path) ->
             found = client.get(f"/sessions/{session}", headers=headers).get_json()
             assert [one["content"] for one in found["messages"]] == [token, "OK"]
         app.extensions["runs"].shut_down(1)
+        agent.close()
