@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import time
@@ -20,6 +21,7 @@ from turns.recent import RecentTurns
 from turns.remote import SILENT_SECONDS, RemoteTurn, RemoteTurns, ShuttingDown
 from turns.stored import find_turn, version_of
 from turns.turn import Overloaded, Turn
+from turns.workers import Workers
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +58,7 @@ class Runs:
         self._expiry = Expiry(storage, session_ttl)
         self._expiry.start()
         self._keeper = Keeper()
+        self._workers = Workers()
         self._lock = threading.Lock()
         self._local: dict[str, LocalTurn] = {}  # by session, from before they start until they have ended
         self._admitted: dict[LocalTurn, None] = {}  # those that count as running, oldest first
@@ -92,7 +95,7 @@ class Runs:
                 retried = True  # another process may be starting the turn of this key
                 continue
             try:
-                threading.Thread(target=turn.run, args=(self._agent, history), name=turn.id, daemon=True).start()
+                self._workers.run(functools.partial(turn.run, self._agent, history))
             except RuntimeError:  # the system gives no more threads
                 turn.fail("overloaded")
             return turn, False
@@ -183,6 +186,8 @@ class Runs:
             self._tick.notify()
         self._remote.leave()
         self._expiry.stop()
+        self._keeper.close()
+        self._workers.close()
 
     @property
     def closing(self) -> bool:
