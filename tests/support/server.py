@@ -80,7 +80,7 @@ class Reply:
 
 
 class Server:
-    """A server process, started as its users start it, on a free port."""
+    """A server process, started as its users start it, on a free port if none is given."""
 
     def __init__(
         self,
@@ -89,11 +89,12 @@ class Server:
         log: Path,
         command: Sequence[str] = SERVER,
         cwd: Path | None = None,
+        port: int = 0,
     ) -> None:
         self.log = log
         with log.open("ab") as stderr:
             self.process = subprocess.Popen(
-                [*command, "-port=0", *flags],
+                [*command, f"-port={port}", *flags],
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 env=environment(env),
