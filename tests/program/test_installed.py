@@ -1,8 +1,9 @@
-"""The image of `deploy/Dockerfile`: its steps, its size, and a server of it as process 1."""
+"""The program as it is installed: the image of `deploy/Dockerfile`, and the unit in a real systemd."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,21 +13,25 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from two_servers import free_port
+from two_servers import free_port, listens
 
 from tests.support.image import NEEDED, Stage, build, context, packaged, requirements, steps
 from tests.support.model_server import STALL, ModelServer, answer
-from tests.support.server import Server
+from tests.support.server import ROOT, Client, Server, until
+from tests.support.systemd import SYSTEMD, Systemd
 from web.settings import FLAGS
 
 MEGABYTES = 150
 BASE_MEGABYTES = 55  # of python:3.13-alpine, unpacked, and a little more
+UNIT = ROOT / "deploy" / "session-server.service"
 TOKEN = {"Authorization": "Bearer secret"}
 
 
 @pytest.fixture(scope="module")
-def image(tmp_path_factory: pytest.TempPathFactory) -> Stage:
-    return build(tmp_path_factory.mktemp("image"))
+def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    folder = tmp_path_factory.mktemp("image")
+    yield build(folder)
+    shutil.rmtree(folder)
 
 
 def test_what_the_package_needs_is_copied_and_nothing_else() -> None:
@@ -145,3 +150,34 @@ def test_without_a_token_it_does_not_start_and_says_so(image: Stage) -> None:
 @NEEDED
 def test_it_sets_flags_that_there_are(image: Stage) -> None:
     assert {name.removeprefix("SESSION_SERVER_").lower() for name in image.env} <= set(FLAGS)
+
+
+# --- the same program as a service of systemd ---
+
+
+@NEEDED
+@pytest.mark.skipif(not SYSTEMD.exists(), reason="needs the Debian package systemd")
+def test_systemd_starts_the_unit_reloads_it_and_stops_it_as_promised(image: Stage, tmp_path: Path) -> None:
+    port = free_port()
+    with ModelServer(answer("Hel", STALL)) as model:
+        variables = {"OPENAI_BASE_URL": model.base_url, "SESSION_SERVER_PORT": str(port), "SESSION_SERVER_GRACE": "1"}
+        etc = {"session-server/environment": "".join(f"{name}={value}\n" for name, value in variables.items())}
+        program = "/opt/session-server/bin/session-server"
+        with Systemd(
+            tmp_path, ROOT / "deploy" / "session-server.service", program, image.path("/venv"), etc
+        ) as systemd:
+            until(lambda: listens(port))
+            server = Client(port)
+            assert server.request("GET", "/health").status == 200
+            systemd.control("reload")
+            session = server.create()
+            events = server.say(session, "Hi").events()
+            assert [next(events)["type"], next(events)["type"]] == ["stream_start", "stream_chunk"]
+            assert (systemd.show("ActiveState"), systemd.show("NRestarts")) == ("active", "0")
+            systemd.control("stop")
+            last = list(events)[-1]
+            assert (last["type"], last["data"]["code"]) == ("error", "shutting_down")
+            assert (systemd.show("Result"), systemd.show("ExecMainStatus")) == ("success", "0")
+            [file] = systemd.root.glob("var/lib/private/session-server/*.json")
+            assert '"content":"Hel"' in file.read_text()
+            assert file.stat().st_mode & 0o777 == 0o600
