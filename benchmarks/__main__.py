@@ -18,10 +18,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from benchmarks import kept, life, processes, shared, streams, tools
+from benchmarks import kept, life, options, processes, shared, streams, tools
 from benchmarks.bench import FLOOR, FULL, OURS, QUICK, STAND_IN, TYPED, Asked, Bench, Row, installed_typed
 
-BENCHMARKS = {**streams.BENCHMARKS, **kept.BENCHMARKS, **life.BENCHMARKS, **shared.BENCHMARKS, **tools.BENCHMARKS}
+_SUBJECTS = (streams, kept, life, shared, tools, options)
+BENCHMARKS = {name: run for subject in _SUBJECTS for name, run in subject.BENCHMARKS.items()}
 _COLUMNS = (FLOOR, *TYPED, STAND_IN)
 _JSON = Path("build/benchmarks.json")
 

@@ -47,9 +47,10 @@ def _write_session(directory: Path, messages: list[dict[str, Any]]) -> str:
 
 
 def history(bench: Bench) -> None:
-    """The time from a client's request until the model has the whole of its own."""
-    for count, asked in zip(bench.scale.histories, (Asked(4, 2), Asked(40, 15)), strict=True):
+    """The time from a client's request until the model has the whole of its own, and the same for one turn more."""
+    for count, asked in zip(bench.scale.histories, (Asked(4, 2), Asked(20, 15)), strict=True):
         figures: dict[str, list[float]] = defaultdict(list)
+        again: list[float] = []
         messages = _messages(count)
         sent = [{"role": message["role"], "content": message["content"]} for message in messages]
         directory = bench.new_directory()
@@ -59,7 +60,8 @@ def history(bench: Bench) -> None:
                     if number > 4 and server.name in TYPED:  # far off, and slow
                         continue
                     if server is ours:
-                        request = ours.turn(_write_session(directory, messages), asking(2))
+                        session_id = _write_session(directory, messages)
+                        request = ours.turn(session_id, asking(2))
                     elif isinstance(server, Server):
                         request = server.turn(server.create(sent), asking(2))
                     else:
@@ -68,10 +70,15 @@ def history(bench: Bench) -> None:
                     (stream,) = run_streams(server, [request], 2)
                     if number >= 2:
                         figures[server.name].append(stream.received_after * 1e3)
+                    if server is ours and number >= 2:
+                        (stream,) = run_streams(ours, [ours.turn(session_id, asking(2))], 2)
+                        again.append(stream.received_after * 1e3)
         size = sum(path.stat().st_size for path in directory.glob("*.json")) / len(list(directory.glob("*.json")))
         note = f"a file of {size / 1e6:.2g} MB; stand-in: the same request sent to the model by the client"
         what = f"a turn after {count:,} messages, until the model has it"
-        bench.add("history", what, "ms", dict(figures), asked, note)
+        bench.add("history", what, "ms", dict(figures), None, note)
+        what = f"the next turn after {count:,} messages, until the model has it"
+        bench.add("history", what, "ms", {OURS: again}, asked)
 
 
 def writes(bench: Bench) -> None:

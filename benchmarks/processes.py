@@ -12,7 +12,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+import types
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -102,6 +103,12 @@ class StandIn(Measured):
 class Server(Measured):
     """A server of sessions: this one, or one that it is compared with."""
 
+    token = ""  # of the user who asks, where it wants one
+
+    @property
+    def _headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.token}"} if self.token else {}
+
     @functools.cached_property
     def _connection(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=_REQUEST_SECONDS)
@@ -111,7 +118,7 @@ class Server(Measured):
 
     def turn(self, session_id: str, text: str) -> bytes:
         """The request that begins a turn in this session."""
-        return post(f"/sessions/{session_id}/run_stream", {"message": text})
+        return post(f"/sessions/{session_id}/run_stream", {"message": text}, self._headers)
 
     def create(self, messages: Sequence[Any] | None = None) -> str:
         """A new session; with `messages` in it, at the servers that are compared with this one."""
@@ -123,21 +130,23 @@ class Server(Measured):
     def request(self, method: str, path: str, body: object = None) -> tuple[int, bytes]:
         """One plain request, on a connection that is kept; its status and body."""
         data = None if body is None else json.dumps(body).encode()
+        headers = self._headers | ({"Content-Type": "application/json"} if data else {})
         try:
-            self._connection.request(method, path, data, {"Content-Type": "application/json"} if data else {})
+            self._connection.request(method, path, data, headers)
             response = self._connection.getresponse()
         except ConnectionError:  # it was idle for too long
             self._connection.close()
-            self._connection.request(method, path, data, {"Content-Type": "application/json"} if data else {})
+            self._connection.request(method, path, data, headers)
             response = self._connection.getresponse()
         return response.status, response.read()
 
 
-def post(path: str, body: object) -> bytes:
+def post(path: str, body: object, headers: Mapping[str, str] = types.MappingProxyType({})) -> bytes:
     """A POST request of JSON, after which the connection can end."""
     data = json.dumps(body).encode()
     head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nConnection: close\r\n"
-    return f"{head}Content-Length: {len(data)}\r\n\r\n".encode() + data
+    more = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return f"{head}{more}Content-Length: {len(data)}\r\n\r\n".encode() + data
 
 
 M = TypeVar("M", bound=Measured)
