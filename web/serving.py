@@ -116,17 +116,23 @@ def stay_on_one_cpu() -> None:
 def _first_signal() -> Iterator[Callable[[], object]]:
     """Gives a function that waits for SIGINT or SIGTERM. After the block, a signal ends the process at once.
 
-    The signal writes a byte that the function reads. A thread that is only about to wait would miss the signal
+    Each signal writes its number, which the function reads. A thread that is only about to wait would miss the signal
     itself, which happens on a busy machine.
     """
+    ends = (signal.SIGINT, signal.SIGTERM)
     woken, waker = socket.socketpair()
+
+    def wait() -> None:
+        while woken.recv(1)[0] not in ends:  # SIGHUP ends nothing
+            pass
+
     with woken, waker:
         waker.setblocking(False)
         signal.set_wakeup_fd(waker.fileno())
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in ends:
             signal.signal(number, lambda _number, _frame: None)
-        yield lambda: woken.recv(1)
-        for number in (signal.SIGINT, signal.SIGTERM):
+        yield wait
+        for number in ends:
             signal.signal(number, signal.SIG_DFL)
         signal.set_wakeup_fd(-1)
 
