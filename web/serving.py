@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import logging
 import os
@@ -24,6 +25,7 @@ from web.settings import Settings
 log = logging.getLogger(__name__)
 
 _DEAD_CLIENT_MILLISECONDS = 60_000  # for which a client takes no bytes, after which its connection is closed
+_M_MMAP_THRESHOLD = -3  # see mallopt(3)
 _FLUSH_SECONDS, _STALLED_SECONDS = 5.0, 2.0  # for the last bytes to all clients; without progress
 
 
@@ -93,6 +95,10 @@ def tune_interpreter() -> None:
     # A thread that waits for the interpreter lock wakes up once in this interval to ask for it. Our threads come to a
     # system call, which releases the lock, in far less time than this.
     sys.setswitchinterval(0.05)
+    # What takes 256 KiB or more goes back to the system when it is freed. glibc alone would soon keep it for the next
+    # use, for each thread, and a few readers of a long session would take hundreds of megabytes.
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 256 << 10)
     gc.freeze()  # what is loaded by now stays, and each collection need not look through it
     gc.set_threshold(20_000)
 
