@@ -246,8 +246,8 @@ class LockedSession(ABC):
         return self._session
 
     def append(self, fields: Mapping[str, Any], message_id: str | None = None) -> dict[str, Any]:
-        """Adds a message of these fields. Gives a copy of it with its `id`, a new one where none is given, and its
-        `created_at`.
+        """Adds a message of these fields. Gives a copy of it with its `id` and its `created_at`, new ones where none
+        are given.
 
         A user's message may have `replaces`, the id of another one: that one and all behind it leave the conversation
         in the same write, and stay stored. It may have `history`, whole messages that stand before it. Then the first
@@ -258,7 +258,8 @@ class LockedSession(ABC):
         surrogates), or where `role` or `content` is not a string.
         """
         now = timestamp()
-        line = to_json({"id": None, **fields} | {"id": message_id or new_id("msg"), "created_at": now})
+        created_at = fields.get("created_at", now)
+        line = to_json({"id": None, **fields} | {"id": message_id or new_id("msg"), "created_at": created_at})
         message: dict[str, Any] = json.loads(line)
         if not are_messages([message]):
             raise ValueError("a message needs a role and a content, both strings")
