@@ -77,7 +77,7 @@ def take_over(storage: Storage, session: LockedSession) -> None:
     if turn is None or turn.complete:
         return
     if message := partial_answer(session.session, storage.journal(session.id)):
-        session.append(message, message["id"])
+        session.append(message, message["id"], message["created_at"])
         session.drop_journal()
 
 
