@@ -207,7 +207,7 @@ class Storage(ABC):
 
     @abstractmethod
     def _create(self, session: Session) -> None:
-        """Stores a new session, durably. Raises SessionExists where there is one of its id."""
+        """Stores a new session, durably. Where there is one of its id, leaves it, and may raise SessionExists."""
 
     @abstractmethod
     def _read(self, session_id: str) -> Session:
@@ -245,9 +245,10 @@ class LockedSession(ABC):
             self._session = self._load()
         return self._session
 
-    def append(self, fields: Mapping[str, Any], message_id: str | None = None) -> dict[str, Any]:
-        """Adds a message of these fields. Gives a copy of it with its `id`, a new one where none is given, and its
-        `created_at`.
+    def append(
+        self, fields: Mapping[str, Any], message_id: str | None = None, created_at: str | None = None
+    ) -> dict[str, Any]:
+        """Adds a message of these fields. Gives a copy with its `id` and `created_at`, new ones where none are given.
 
         A user's message may have `replaces`, the id of another one: that one and all behind it leave the conversation
         in the same write, and stay stored. It may have `history`, whole messages that stand before it. Then the first
@@ -258,7 +259,7 @@ class LockedSession(ABC):
         surrogates), or where `role` or `content` is not a string.
         """
         now = timestamp()
-        line = to_json({"id": None, **fields} | {"id": message_id or new_id("msg"), "created_at": now})
+        line = to_json({"id": None, **fields} | {"id": message_id or new_id("msg"), "created_at": created_at or now})
         message: dict[str, Any] = json.loads(line)
         if not are_messages([message]):
             raise ValueError("a message needs a role and a content, both strings")

@@ -16,7 +16,6 @@ from storage import (
     LockLost,
     Session,
     SessionCorrupt,
-    SessionExists,
     SessionNotFound,
     Storage,
     StorageUnavailable,
@@ -106,9 +105,8 @@ class RedisStorage(Storage):
     def _create(self, session: Session) -> None:
         fields = [part for pair in _fields(session).items() for part in pair] + ["created_at", session.created_at]
         lines = [to_json(message) for message in session.messages]
-        found = self._connection.run("create", "create", session.id, session.id, len(fields), *fields, *lines)
-        if found == b"exists":
-            raise SessionExists(session.id)
+        # One that exists was made by a try whose reply was lost, or by another caller of `ensure`.
+        self._connection.run("create", "create", session.id, session.id, len(fields), *fields, *lines)
 
     def _read(self, session_id: str) -> Session:
         return self._find(session_id, 0, -1)[0]

@@ -719,11 +719,11 @@ def test_too_many_calls_at_once_are_an_error(model: ModelServer, agent_of: MakeA
 
 def test_the_time_is_for_the_whole_run(model: ModelServer, agent_of: MakeAgent) -> None:
     def slow() -> str:
-        threading.Event().wait(0.6)
+        threading.Event().wait(1.2)
         return "done"
 
     model.then(tool_calls(("slow", {}), ("slow", {})))
-    assert failure(agent_of(model, tools=[slow], timeout=0.5)).code == "model_timeout"
+    assert failure(agent_of(model, tools=[slow], timeout=1.0)).code == "model_timeout"
     assert len(model.requests) == 1
 
 
@@ -1046,7 +1046,7 @@ def test_stopping_reaches_a_server_that_does_not_answer_the_tls_handshake(agent_
         thread = stop_when(handshake_begun, stop)
         with pytest.raises(Stopped):
             list(agent.run([QUESTION], stop))
-        assert time.monotonic() - began[0] < 5
+        assert time.monotonic() - began[0] < 15
         thread.join()
         with accepted[0] as connection:
             connection.settimeout(5)

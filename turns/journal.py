@@ -16,7 +16,7 @@ from itertools import groupby
 from typing import Any, Protocol
 
 from model.events import Chunk, Reasoning, ToolCall, ToolResult
-from storage import LockedSession, Session, Storage, timestamp
+from storage import LockedSession, Session, Storage
 from turns.log import Ended, Entry, Failed, decode_entry, encode_entry
 from turns.stored import last_turn
 from wire.strict_json import to_json
@@ -61,7 +61,7 @@ def partial_answer(session: Session, lines: Sequence[bytes]) -> dict[str, Any] |
         return None
     if attempt < turn.attempt or (attempt == turn.attempt and not turn.interrupted):
         return None
-    rounds, reasoning, text = _last_round(lines[1:])
+    rounds, reasoning, text, created_at = _last_round(lines[1:])
     stored = [one for one in turn.messages if one.get("tool_calls") and one.get("attempt", 1) == attempt]
     if len(stored) > rounds or not (reasoning or text):
         return None  # the text was stored with the tool calls behind it
@@ -69,7 +69,7 @@ def partial_answer(session: Session, lines: Sequence[bytes]) -> dict[str, Any] |
     kept = {"reasoning": reasoning} if reasoning else {}
     mark = {"status": "incomplete", "reason": "interrupted"}
     beside = {"id": f"msg-{digest[:32]}", "role": "assistant", "content": text, **kept, **fields, **mark}
-    return {**beside, "created_at": timestamp()}
+    return {**beside, "created_at": created_at}
 
 
 def take_over(storage: Storage, session: LockedSession) -> None:
@@ -78,7 +78,7 @@ def take_over(storage: Storage, session: LockedSession) -> None:
     if turn is None or turn.complete:
         return
     if message := partial_answer(session.session, storage.journal(session.id)):
-        session.append(message, message["id"])
+        session.append(message, message["id"], message["created_at"])
         session.drop_journal()
 
 
@@ -100,15 +100,16 @@ def with_partial_answer(storage: Storage, session_id: str) -> Session:
     return session
 
 
-def _last_round(lines: Iterable[bytes]) -> tuple[int, str, str]:
-    """How often tools were called, and the reasoning and the text behind that."""
-    rounds, calling = 0, False
+def _last_round(lines: Iterable[bytes]) -> tuple[int, str, str, str]:
+    """How often tools were called, the reasoning and the text behind that, and the time of the last of it."""
+    rounds, calling, created_at = 0, False, ""
     pieces: list[Reasoning | Chunk] = []
     for line in lines:
         try:
-            event = decode_entry(line).event
+            entry = decode_entry(line)
         except (ValueError, TypeError, KeyError):  # the end is torn
             break
+        event = entry.event
         if isinstance(event, Ended | Failed):
             break
         if isinstance(event, ToolCall) and not calling:
@@ -117,8 +118,9 @@ def _last_round(lines: Iterable[bytes]) -> tuple[int, str, str]:
         calling = isinstance(event, ToolCall)
         if isinstance(event, Reasoning | Chunk) and isinstance(event.content, str):
             pieces.append(event)
+            created_at = entry.created_at
     texts = {kind: "".join(one.content for one in pieces if type(one) is kind) for kind in (Reasoning, Chunk)}
-    return rounds, texts[Reasoning], texts[Chunk]
+    return rounds, texts[Reasoning], texts[Chunk], created_at
 
 
 class _Kept(Protocol):

@@ -18,7 +18,7 @@ from typing import Any, assert_never
 from agent import Agent
 from model.connection import Stop
 from model.events import Answer, Chunk, Message, ModelError, Reasoning, Stopped, ToolCall, ToolResult
-from storage import LockedSession, LockLost, StorageUnavailable
+from storage import LockedSession, LockLost, StorageUnavailable, timestamp
 from turns.journal import identity, journal_lines
 from turns.log import MAX_EVENTS, Ended, Entry, Failed, Started, TurnEnded, encode_entry
 from turns.question import NothingToContinue, Question
@@ -131,7 +131,7 @@ class LocalTurn(Turn):
                 return
             if hidden := self._hidden[:]:
                 del self._hidden[: len(hidden)]
-                self._journal(encode_entry(Entry(0, "", 0, Reasoning("".join(hidden)))) + b"\n")
+                self._journal(encode_entry(Entry(0, timestamp(), 0, Reasoning("".join(hidden)))) + b"\n")
             if len(self._log) > self._kept_until:
                 entries = self._log.read(self._kept_until, 0, MAX_EVENTS)
                 self._kept_until += len(entries)

@@ -25,6 +25,7 @@ from turns.workers import Workers
 
 log = logging.getLogger(__name__)
 
+_MOST_LOOKS = 3  # at a session that is busy, for the turn of a key
 _MIN_TICK_SECONDS = 0.05  # between two looks of the clock
 
 
@@ -79,8 +80,8 @@ class Runs:
         Raises SessionNotFound, KeyReused, ShuttingDown, SessionBusy, Overloaded (in this order), QuestionRefused,
         NothingToContinue, ModelRefused, and StorageUnavailable or SessionCorrupt.
         """
-        retried = False
         key = question.key
+        busy = 0  # times
         while True:
             turn = LocalTurn(session_id, question, self._on_end, show_reasoning=self._show_reasoning)
             try:
@@ -90,9 +91,10 @@ class Runs:
             except KeyInUse:
                 continue
             except SessionBusy:
-                if retried or key is None or self.storage.turn_feed(session_id) is None:
+                busy += 1  # another process may start, or only look for, the turn of this key
+                if key is None or busy == _MOST_LOOKS:
                     raise
-                retried = True  # another process may be starting the turn of this key
+                self.storage.turn_feed(session_id)  # which waits until a turn that starts there is stored
                 continue
             try:
                 self._workers.run(functools.partial(turn.run, self._agent, history))

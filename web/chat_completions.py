@@ -17,12 +17,12 @@ from typing import Any
 from flask import Response
 
 from model.events import Chunk, Reasoning
-from storage import SessionNotFound, Storage, StorageUnavailable
+from storage import SessionBusy, SessionNotFound, Storage, StorageUnavailable
 from turns.client_history import wish_of
 from turns.local import LocalTurn
 from turns.log import Ended, Entry, Failed, Started
 from turns.models import ModelRefused
-from turns.question import Question
+from turns.question import NothingToContinue, Question
 from turns.runs import Runs
 from turns.stored import find_turn, last_turn
 from turns.turn import Overloaded, Turn
@@ -32,6 +32,7 @@ from web.errors import ApiError, describe_error, error_response, json_response, 
 from web.requests import idempotency_key, json_body
 
 _COMMENT_SECONDS = 1.0  # between two comments while the model is silent; a client that has left is noticed by them
+_MOST_LOOKS = 3  # at a session in which turns start and end meanwhile
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
@@ -106,6 +107,30 @@ class ChatCompletions:
         self, runs: Runs, session_id: str, asked: ChatRequest, key: str | None
     ) -> tuple[Turn, dict[str, str]]:
         runs.storage.ensure(session_id)
+        unanswered: set[str] = set()
+        looks = 0
+        while True:
+            looks += 1
+            try:
+                found = self._look(runs, session_id, asked, key, unanswered)
+                if isinstance(found, Question):
+                    return self._api.start(session_id, _for_this_turn(found, asked))
+            except (NothingToContinue, SessionBusy):  # a turn has ended or started since the look
+                if looks == _MOST_LOOKS:
+                    raise
+                continue
+            if not self._api.responses.acquire(blocking=False):
+                raise Overloaded
+            return found, {}
+
+    def _look(
+        self, runs: Runs, session_id: str, asked: ChatRequest, key: str | None, unanswered: set[str]
+    ) -> Turn | Question:
+        """The turn that the request is a retry of, or the question that it asks.
+
+        `unanswered` are the questions that earlier looks saw without an answer. A turn that has answered one since is
+        joined like one that runs.
+        """
         session = runs.session(session_id)
         users = [one for one in session.conversation if one["role"] == "user"]
         sent = [index for index, one in enumerate(asked.messages) if one["role"] == "user"]
@@ -116,20 +141,19 @@ class ChatCompletions:
             question = dataclasses.replace(question, replaces=stored.replaces, continues=stored.continues)
         elif wish.kind == "again":
             last = last_turn(session)
-            if last is None or last.complete:
-                question = Question(None, users[-1]["id"], key=key)
-            else:
-                running = runs.attach(session_id) if runs.running(session_id) else None
-                if running is not None and not running.ended:
-                    if not self._api.responses.acquire(blocking=False):
-                        raise Overloaded
-                    return running, {}
-                question = Question(continues=True, key=key)
+            if last is None or (last.complete and users[-1]["id"] not in unanswered):
+                return Question(None, users[-1]["id"], key=key)
+            unanswered.add(users[-1]["id"])
+            turn = runs.attach(session_id)
+            if turn is not None and turn.message_id == users[-1]["id"] and _has_an_answer(turn, runs):
+                return turn
+            replaces = users[-1]["id"] if last.complete else None
+            question = Question(None, replaces, continues=not last.complete, key=key)
         elif wish.kind == "instead":
             replaced = users[wish.at]["id"] if wish.at < len(users) else None
             history = tuple(asked.messages[sent[wish.since] : -1])
             question = Question(asked.question, replaced, history=history, key=key)
-        return self._api.start(session_id, _for_this_turn(question, asked))
+        return question
 
     def _frames(self, turn: Turn, asked: ChatRequest) -> Iterator[bytes]:
         """The turn as chunks of a completion, and `[DONE]`."""
@@ -226,6 +250,14 @@ def _whole(turn: Turn, headers: dict[str, str]) -> Response:
     if usage := last.message.get("usage"):
         completion["usage"] = usage
     return json_response(completion, 200, headers)
+
+
+def _has_an_answer(turn: Turn, runs: Runs) -> bool:
+    """Whether the turn runs, or has its whole answer."""
+    if not turn.ended:
+        return isinstance(turn, LocalTurn) or runs.running(turn.session_id)
+    last = turn.result()
+    return isinstance(last, Ended) and "status" not in last.message
 
 
 def _finish_reason(last: Ended) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import logging
 import os
@@ -25,6 +26,7 @@ from web.users import Users
 log = logging.getLogger(__name__)
 
 _DEAD_CLIENT_MILLISECONDS = 60_000  # for which a client takes no bytes, after which its connection is closed
+_M_MMAP_THRESHOLD = -3  # see mallopt(3)
 _FLUSH_SECONDS, _STALLED_SECONDS = 5.0, 2.0  # for the last bytes to all clients; without progress
 
 
@@ -110,6 +112,10 @@ def tune_interpreter() -> None:
     # A thread that waits for the interpreter lock wakes up once in this interval to ask for it. Our threads come to a
     # system call, which releases the lock, in far less time than this.
     sys.setswitchinterval(0.05)
+    # What takes 256 KiB or more goes back to the system when it is freed. glibc alone would soon keep it for the next
+    # use, for each thread, and a few readers of a long session would take hundreds of megabytes.
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # another C library
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 256 << 10)
     gc.freeze()  # what is loaded by now stays, and each collection need not look through it
     gc.set_threshold(20_000)
 
@@ -133,21 +139,21 @@ def stay_on_one_cpu() -> None:
 def _first_signal() -> Iterator[Callable[[], None]]:
     """Gives a function that waits for SIGINT or SIGTERM. After the block, a signal ends the process at once.
 
-    The signal writes a byte that the function reads. A thread that is only about to wait would miss the signal
-    itself, which happens on a busy machine. Other signals that are handled write a byte too.
+    Each signal writes its number, which the function reads. A thread that is only about to wait would miss the signal
+    itself, which happens on a busy machine.
     """
     ends = (signal.SIGINT, signal.SIGTERM)
     woken, waker = socket.socketpair()
+
+    def wait() -> None:
+        while woken.recv(1)[0] not in ends:  # SIGHUP ends nothing
+            pass
+
     with woken, waker:
         waker.setblocking(False)
         signal.set_wakeup_fd(waker.fileno())
         for number in ends:
             signal.signal(number, lambda _number, _frame: None)
-
-        def wait() -> None:
-            while woken.recv(1)[0] not in ends:
-                pass
-
         yield wait
         for number in ends:
             signal.signal(number, signal.SIG_DFL)

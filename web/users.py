@@ -93,6 +93,8 @@ class RunsByUser:
         with self._lock:
             if name not in self._runs:
                 self._runs[name] = self._make(name)
+                if self._closing:
+                    self._runs[name].shut_down(0)
             return self._runs[name]
 
     def add(self, name: str, runs: Runs) -> None:
@@ -107,8 +109,8 @@ class RunsByUser:
 
     @property
     def closing(self) -> bool:
-        """Whether `shut_down` was called."""
-        return self._closing
+        """Whether no new turn starts any more."""
+        return self._closing and all(runs.closing for runs in self.all())
 
     def shut_down(self, grace: float) -> None:
         """Shuts all down at the same time. See `Runs.shut_down`."""

@@ -312,7 +312,7 @@ def run(servers: McpServers, stop: Stop, name: str, timeout: float = PATIENCE) -
 
 def test_a_time_out_is_passed_on(start: Callable[..., McpServers], tmp_path: Path) -> None:
     servers = start(script(tmp_path))
-    [result] = run(servers, Stop(), "one__hang", timeout=0.3)
+    [result] = run(servers, Stop(), "one__hang", timeout=1.0)
     assert result.error == "the tool did not answer in time"
     until(lambda: "notifications/cancelled" in methods(tmp_path))
     messages = received(tmp_path)
@@ -386,7 +386,7 @@ def test_tools_of_an_sdk_server_work(sdk: McpServers) -> None:
 
 
 def test_an_sdk_server_hears_a_cancel(sdk: McpServers, tmp_path: Path) -> None:
-    [result] = run(sdk, Stop(), "sdk__slow", timeout=0.5)
+    [result] = run(sdk, Stop(), "sdk__slow", timeout=2.0)
     assert result.error == "the tool did not answer in time"
     until(lambda: (tmp_path / "sdk.log").read_text() == "begun\ncancelled\n")
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import io
+import os
 import re
+import subprocess
 import tokenize
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +31,10 @@ EXTRAS = {
 MAX_LINES = {"storage": 500}  # of a room; 350 for all others
 ROOM_LINES = 350
 HOUSE_LINES = 6500  # of code that runs without an extra
+FILE_BYTES = 128 << 10  # of a file that is kept in the repository
+LARGE_FILES: dict[str, str] = {}  # those that may be larger: the path, and why
+BUILT = (".whl", ".gz", ".zip", ".pyc", ".so", ".log")  # what is made from something else, and read by nobody
+_NOT_KEPT = (".git", ".venv", "node_modules", "__pycache__", "build", "dist", "sessions", "_cache", ".egg-info")
 _NO_CODE = (
     *(tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT),
     tokenize.ENDMARKER,
@@ -151,6 +157,32 @@ def _code_lines(file: Path) -> int:
             docstring = node.body[0]
             numbers -= set(range(docstring.lineno, (docstring.end_lineno or 0) + 1))
     return len(numbers)
+
+
+def unread_files(root: Path) -> list[str]:
+    """The files of the repository that are too large to be read, or are made from others."""
+    found = []
+    for name in kept_files(root):
+        size = (root / name).lstat().st_size
+        if size > FILE_BYTES and name not in LARGE_FILES:
+            found.append(f"{name} has {size} bytes")
+        if name.endswith(BUILT):
+            found.append(f"{name} is made from something else")
+    return found
+
+
+def kept_files(root: Path) -> list[str]:
+    """The files of the repository. Where git knows none here, all but those that are never committed."""
+    if (root / ".git").exists():
+        command = ["git", "-C", str(root), "ls-files", "-z"]
+        names = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split("\0")
+        if found := [name for name in names if name and os.path.lexists(root / name)]:
+            return found
+    found = []
+    for path, directories, files in os.walk(root):
+        directories[:] = [one for one in directories if not one.endswith(_NOT_KEPT)]
+        found += [str((Path(path) / file).relative_to(root)) for file in files]
+    return found
 
 
 def library_users(root: Path, library: str) -> set[str]:

@@ -19,8 +19,8 @@ Serve = Callable[..., Server]
 
 
 STORES = ["files", pytest.param("redis", marks=NEEDED)]
-ROUNDS = {"files": 5, "redis": 1}  # in Redis, each waits for leases to run out
-CUT_OFF = {"files": 6, "redis": 1}  # turns, at least
+ROUNDS = {"files": 3, "redis": 1}  # in Redis, each waits for leases to run out
+CUT_OFF = {"files": 3, "redis": 1}  # turns, at least
 
 
 @pytest.fixture(scope="module")

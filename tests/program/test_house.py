@@ -14,8 +14,10 @@ from tests.program.house import (
     broken_imports,
     broken_rooms,
     house_length,
+    kept_files,
     library_users,
     rooms,
+    unread_files,
 )
 from tests.support.server import ROOT, environment
 
@@ -30,6 +32,11 @@ def test_rooms_are_small_and_say_their_subject() -> None:
 
 def test_the_house_is_not_too_large() -> None:
     assert house_length(ROOT) < HOUSE_LINES
+
+
+def test_nothing_is_kept_that_nobody_reads() -> None:
+    assert unread_files(ROOT) == []
+    assert {"README.md", "setup.cfg", "web/page/index.html", ".ci/run"} <= set(kept_files(ROOT))
 
 
 def test_every_room_is_seen() -> None:
@@ -136,3 +143,13 @@ def test_a_room_that_breaks_the_law_is_named(tmp_path: Path, file: str, text: st
 def test_a_library_outside_its_room_is_found(tmp_path: Path) -> None:
     root = build(tmp_path, {"storage.py": '"""A store."""\ndef f():\n    from redis.retry import Retry\n'})
     assert library_users(root, "redis") == {"storage"}
+
+
+@pytest.mark.parametrize("committed", [True, False])
+def test_a_file_that_nobody_reads_is_named(tmp_path: Path, committed: bool) -> None:
+    root = build(tmp_path, {"large.json": "x" * (128 << 10), "larger.json": "x" * ((128 << 10) + 1), "a.whl": "x"})
+    if committed:
+        for command in (["init", "-q"], ["add", "."]):
+            subprocess.run(["git", "-C", str(root), *command], check=True)
+        (root / "not-committed.whl").write_text("x", encoding="utf-8")
+    assert sorted(unread_files(root)) == ["a.whl is made from something else", "larger.json has 131073 bytes"]

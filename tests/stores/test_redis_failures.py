@@ -239,7 +239,8 @@ def test_a_redis_that_takes_no_writes_is_503_and_then_works_again(
             assert stream.last()["data"]["code"] == "storage_unavailable"
         assert talk.get("/ready").status_code == 200
         assert talk.run(other).status_code == 200
-        assert contents(talk, session_id) == ["Hi"]
+        question, *partial = contents(talk, session_id)  # what Redis was told of the answer before or after is kept
+        assert question == "Hi" and all("Hello".startswith(text) for text in partial)
 
 
 def test_sessions_can_be_deleted_where_memory_is_short(

@@ -235,8 +235,11 @@ def json_of(response: TestResponse) -> Any:
 
 
 def said(response: TestResponse) -> tuple[int, str]:
-    """Status and code of an error, which must have the form of one."""
+    """Status and code of an error, which must have the form of one: that of OpenAI's API below `/v1`."""
     body = json_of(response)
+    if response.request.path.startswith("/v1/"):
+        assert set(body) == {"error"} and set(body["error"]) == {"message", "type", "param", "code"}, body
+        body = {"error": body["error"]["message"], "code": body["error"]["code"]}
     assert set(body) == {"error", "code"} and isinstance(body["error"], str), body
     return response.status_code, body["code"]
 

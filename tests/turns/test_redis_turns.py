@@ -281,6 +281,8 @@ def failing(both: Pair) -> Iterator[Failing]:
     with both.start() as dying, both.start() as slow:
         killed = begin(dying, "stall", Idempotency_Key="k")
         locked, kept = begin(slow, "wait"), begin(slow, "wait")
+        seen = watch(both.there, locked.id).events()
+        assert [next(seen), next(seen)] == locked.first  # so that Redis has them when the server stands still
         watching = [watch(server, killed.id).events() for server in (both.here, both.there, both.there)]
         assert [[next(events), next(events)] for events in watching] == [killed.first] * 3
         dying.kill()

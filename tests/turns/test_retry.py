@@ -16,7 +16,7 @@ from flask import Flask
 from werkzeug.test import TestResponse
 
 from model.demo import Exchange
-from storage import LockedSession, MemoryStorage, StorageUnavailable
+from storage import LockedSession, MemoryStorage, SessionBusy, StorageUnavailable
 from stores.files import FileStorage
 from tests.support.model_server import BREAK, STALL, ModelServer, ReplyTo, answer, status, tool_call, wait
 from tests.support.server import PATIENCE, Server, until
@@ -1010,3 +1010,31 @@ def test_a_turn_whose_answer_was_torn_is_tried_again(tmp_path: Path) -> None:
         assert not replayed(response)
         assert answered(response)["content"] == "OK"
         assert contents(talk, session) == [("user", "Hi"), ("assistant", "OK")]
+
+
+# --- another process has the same key ---
+
+
+class AnsweredElsewhere(MemoryStorage):
+    """A store in which another process answers the question, and looks at the session once more, while a turn starts
+    here."""
+
+    answered = False
+
+    def lock(self, session_id: str, *, turn: bool = False) -> LockedSession:
+        if self.answered:
+            return super().lock(session_id, turn=turn)
+        self.answered = True
+        with super().lock(session_id, turn=True) as locked:
+            locked.append({"role": "user", "content": "Hi", "idempotency_key": "k"})
+            locked.append({"role": "assistant", "content": "There."})
+        raise SessionBusy(session_id)
+
+
+def test_a_key_that_another_process_uses_at_the_same_time_gets_the_same_answer() -> None:
+    with Talk(storage=AnsweredElsewhere()) as talk:
+        session = talk.create()
+        response = talk.run(session, Idempotency_Key="k")
+        assert response.headers["Idempotency-Replayed"] == "true"
+        assert answered(response)["content"] == "There."
+        assert talk.model.requests == []

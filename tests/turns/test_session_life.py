@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import shutil
 import tempfile
@@ -19,7 +20,7 @@ from model.demo import Exchange
 from storage import MemoryStorage, Storage
 from stores.files import FileStorage
 from tests.support.model_server import BREAK, ModelServer, ReplyTo, answer, pause, status, tool_call, wait
-from tests.support.server import PATIENCE
+from tests.support.server import PATIENCE, until
 from tests.support.talk import Stream, Talk, json_of, said
 from tests.support.well_formed import assert_well_formed
 
@@ -61,7 +62,6 @@ class Slow:
 
     def __init__(self, turn: Turn) -> None:
         self.turn = turn
-        self.error_before = turn.error  # of the attempt before
         self.stream: Stream
         self.seen: list[dict[str, Any]] = []
         self.breaks = False
@@ -82,6 +82,7 @@ class Session:
     held: list[dict[str, Any]] | None = None  # the events of the turn that can be watched
     lost: list[str] = field(default_factory=list)  # ids of events that cannot be had any more
     slow: Slow | None = None
+    kept: bool = False  # whether the last message is what a crash has left, and stands in the journal alone
 
     def of_key(self, key: str | None) -> Turn | None:
         return next((turn for turn in self.turns if key is not None and turn.key == key), None)
@@ -179,6 +180,9 @@ class Life(RuleBasedStateMachine):
     def begun(self, session: Session, known: Turn | None, text: str, key: str | None) -> Turn:
         session.lost += [event["id"] for event in session.held or ()]
         session.held = None
+        if session.kept:  # which is stored now
+            session.kept = False
+            self.touch(session)
         if known is None:
             known = Turn(text, key)
             session.turns.append(known)
@@ -334,7 +338,7 @@ class Life(RuleBasedStateMachine):
             "title": session.title or first,
             "created_at": got["created_at"],
             "updated_at": got["updated_at"],
-            "message_count": len(session.messages),
+            "message_count": len(session.messages) - session.kept,
             "running": session.slow is not None,
         }
 
@@ -366,15 +370,25 @@ class LifeInFiles(Life):
         super().teardown()
         self.directory.cleanup()
 
+    def is_kept(self, session: Session) -> bool:
+        """Whether the journal has what the turn has written."""
+        journal = Path(self.directory.name) / f".{session.id}.journal"
+        return journal.exists() and b"One" in journal.read_bytes()
+
     @rule()
     def crash(self) -> None:
-        """The files are found as they are at this moment. Nothing is known of the end of the turns that ran."""
+        """The files are found as they are at this moment, with what the turns that ran have written."""
+        for session in self.all:
+            if session.slow:
+                until(functools.partial(self.is_kept, session))
         before, self.directory = self.directory, tempfile.TemporaryDirectory()
         shutil.copytree(before.name, self.directory.name, dirs_exist_ok=True)
         self.talk.close()
-        for slow, _ in self.interrupted():
+        for slow, session in self.interrupted():
             slow.stream.close()
-            slow.turn.error = slow.error_before or "internal_error"
+            slow.turn.error = "internal_error"
+            session.messages.append(("assistant", "One", "incomplete"))
+            session.kept = True
         before.cleanup()
         self.begin_anew()
 

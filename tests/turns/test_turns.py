@@ -506,7 +506,7 @@ def test_cancel_ends_the_turn_wherever_it_is(where: str, tool: Tool, storage: St
                 pass
         began = time.monotonic()
         assert talk.cancel(session_id) is True
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 15
         last = stream.last()
         assert last["type"] == "stream_end"
         assert last["data"]["status"] == "cancelled"
@@ -624,7 +624,7 @@ def test_cancel_says_true_exactly_when_the_answer_is_kept_as_cancelled(storage: 
 
 @pytest.mark.parametrize("where", [name for name in PHASES if name != "between two tries"])
 def test_a_turn_ends_when_its_time_is_up_wherever_it_is(where: str, tool: Tool) -> None:
-    with phase(where, tool, timeout=0.7) as now:
+    with phase(where, tool, timeout=2.0) as now:  # enough to get there on a busy machine
         session_id = now.talk.create()
         last = now.talk.stream(session_id).last()
         assert last["type"] == "error"
@@ -649,7 +649,7 @@ def test_run_says_504_when_the_time_is_up() -> None:
 
 def test_a_model_that_goes_on_for_ever_is_ended_when_the_time_is_up() -> None:
     endless: list[Piece] = ["x", pause(0.02)]
-    with Talk(answer(*endless * 2000), timeout=0.7) as talk:
+    with Talk(answer(*endless * 2000), timeout=2.0) as talk:
         session_id = talk.create()
         assert talk.stream(session_id).last()["data"]["code"] == "model_timeout"
         assert talk.messages(session_id)[-1]["reason"] == "model_timeout"
@@ -665,7 +665,7 @@ def test_a_wait_that_the_model_server_asks_for_keeps_within_the_time() -> None:
 
 
 def test_the_result_of_a_tool_that_was_abandoned_is_dropped(tool: Tool, storage: Storage) -> None:
-    with Talk(tool_call("slow", {}), tools=[tool.function], storage=storage, timeout=0.5) as talk:
+    with Talk(tool_call("slow", {}), tools=[tool.function], storage=storage, timeout=2.0) as talk:
         session_id = talk.create()
         assert said(talk.run(session_id)) == (504, "model_timeout")
         before = talk.messages(session_id)
@@ -677,7 +677,7 @@ def test_the_result_of_a_tool_that_was_abandoned_is_dropped(tool: Tool, storage:
 
 
 def test_the_session_is_free_while_an_abandoned_tool_still_works(tool: Tool) -> None:
-    with Talk(tool_call("slow", {}), tools=[tool.function], timeout=0.5) as talk:
+    with Talk(tool_call("slow", {}), tools=[tool.function], timeout=2.0) as talk:
         session_id = talk.create()
         assert said(talk.run(session_id)) == (504, "model_timeout")
         assert talk.run(session_id, "again").status_code == 200
@@ -699,7 +699,7 @@ def test_a_running_turn_has_ended_when_its_session_is_deleted(where: str, tool: 
         now.reached()
         began = time.monotonic()
         assert talk.request("DELETE", f"/sessions/{session_id}").status_code == 200
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 15
         assert said(talk.get(f"/sessions/{session_id}")) == (404, "session_not_found")
         last = stream.last()
         assert (last["type"], last["data"]["status"]) == ("stream_end", "cancelled")
@@ -1182,7 +1182,7 @@ def test_a_turn_that_outlasts_the_grace_ends_with_an_error_and_keeps_its_text(wh
                 pass
         began = time.monotonic()
         talk.shut_down(0.1)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 15
         last = stream.last()
         assert last["type"] == "error"
         assert (last["data"]["code"], last["data"]["status"]) == ("shutting_down", 503)

@@ -360,7 +360,7 @@ def test_the_result_of_a_tool_that_comes_too_late_is_dropped(end: str) -> None:
 
     storage = MemoryStorage()
     with Talk(
-        tool_calls(("slow", {}), ("slow", {})), storage=storage, tools=[slow], timeout=1.5 if end == "timeout" else 60
+        tool_calls(("slow", {}), ("slow", {})), storage=storage, tools=[slow], timeout=3.0 if end == "timeout" else 60
     ) as talk:
         session = talk.create()
         stream = talk.stream(session, "One")

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from werkzeug.test import TestResponse
 
+from storage import LockedSession, MemoryStorage, SessionBusy
 from stores.files import FileStorage
 from tests.support.model_server import BREAK, STALL, answer, frames, status, tool_call, wait
 from tests.support.server import PATIENCE, until
 from tests.support.talk import Talk, json_of
+from tests.support.talk import said as error_of
 
 PATH = "/v1/chat/completions"
 SESSION = {"X-Session-Id": "chat-1"}
@@ -51,10 +53,10 @@ def chunks(response: TestResponse) -> list[Any]:
     return [json.loads(line) for line in lines[:-1]]
 
 
-def error_of(response: TestResponse) -> tuple[int, str]:
-    body = json_of(response)
-    assert set(body) == {"error"} and set(body["error"]) == {"message", "type", "param", "code"}
-    return response.status_code, body["error"]["code"]
+def _readers(talk: Talk) -> int:
+    """How many requests wait for a turn. Nothing that a client sees tells of it."""
+    completions: Any = talk.app.view_functions["complete_chat"]
+    return sum(completions.__self__._readers.values())
 
 
 # --- one-shot ---
@@ -287,12 +289,56 @@ def test_a_retry_joins_the_turn_that_runs(talk: Talk, stream: bool) -> None:
     first = talk.later(post, talk, user("one"), headers=SESSION, stream=stream)
     talk.model.wait_for(1)
     second = talk.later(post, talk, user("one"), headers=SESSION, stream=stream)
-    until(lambda: len(talk.app.extensions["runs"].all()) == 2)
+    until(lambda: _readers(talk) == 2)
     go.set()
     for response in (first.result(PATIENCE), second.result(PATIENCE)):
         text = "".join(c["choices"][0]["delta"].get("content", "") for c in chunks(response)) if stream else None
         assert (text if stream else text_of(response)) == "Hello"
-    assert len(talk.model.requests) in (1, 2)  # the second may have come when the first was over
+    assert len(talk.model.requests) == 1
+
+
+class Changing(MemoryStorage):
+    """A store in which another process does something when the next turn locks its session."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.meanwhile: list[Callable[[str], None]] = []
+
+    def lock(self, session_id: str, *, turn: bool = False) -> LockedSession:
+        if self.meanwhile:
+            self.meanwhile.pop()(session_id)
+        return super().lock(session_id, turn=turn)
+
+
+def test_a_turn_that_ends_between_the_look_and_the_start_is_no_error() -> None:
+    storage = Changing()
+
+    def complete(session_id: str) -> None:
+        with MemoryStorage.lock(storage, session_id) as locked:
+            locked.append({"role": "assistant", "content": "Whole."})
+
+    def leave(session_id: str) -> None:
+        raise SessionBusy(session_id)
+
+    with Talk(answer("Half", BREAK), storage=storage) as talk:
+        assert error_of(post(talk, user("one"), headers=SESSION)) == (502, "model_error")
+        storage.meanwhile = [complete]
+        assert text_of(post(talk, user("one"), headers=SESSION)) == "OK"
+        storage.meanwhile = [leave] * 2
+        assert text_of(post(talk, user("one"), assistant("OK"), user("two"), headers=SESSION)) == "OK"
+        storage.meanwhile = [leave] * 3
+        assert error_of(post(talk, user("three"), headers=SESSION)) == (409, "session_busy")
+
+
+def test_requests_of_one_text_at_once_are_one_turn() -> None:
+    go = threading.Event()
+    with Talk(default=answer("Hel", wait(go), "lo")) as talk:
+        responses = [talk.later(post, talk, user("one"), headers=SESSION) for _ in range(4)]
+        talk.model.wait_for(1)
+        until(lambda: _readers(talk) == 4)
+        go.set()
+        assert [text_of(response.result(PATIENCE)) for response in responses] == ["Hello"] * 4
+        assert len(talk.model.requests) == 1
 
 
 def test_a_retry_of_a_turn_that_failed_goes_on_with_it(talk: Talk) -> None:
@@ -393,7 +439,7 @@ def test_many_first_requests_at_once_make_one_session(talk: Talk) -> None:
 def test_users_have_sessions_of_their_own_under_the_same_name(tmp_path: Path) -> None:
     from agent import Agent
     from session_server import create_app
-    from storage import MemoryStorage, Storage
+    from storage import Storage
     from tests.support.model_server import ModelServer
     from web.settings import Settings
 

@@ -18,7 +18,7 @@ from selenium.webdriver.common.keys import Keys
 from tests.support import browser
 from tests.support.browser import Page
 from tests.support.model_server import BREAK, STALL, ModelServer, answer, frames, status, tool_call, wait
-from tests.support.server import Server
+from tests.support.server import Server, until
 
 pytestmark = pytest.mark.skipif(not (browser.CHROMIUM and browser.DRIVER), reason=browser.NEEDS)
 
@@ -438,15 +438,16 @@ def test_a_server_that_is_killed_in_mid_answer_is_found_again_and_asked_again(
     page.open(first.url)
     page.send("Write")
     page.until(lambda: page.answers == ["Half"], "the beginning")
+    until(lambda: any(b"Half" in file.read_bytes() for file in (tmp_path / "sessions").iterdir()))  # in the journal
     first.kill()
     page.until(lambda: "connection is lost" in page.notice, "the words")
     second = serve(*flags, f"-port={first.port}")
     page.until(lambda: page.shows(".retry"), "the way to ask again")
     page.click(".retry")
-    page.until(lambda: page.answers == ["Whole."], "the answer")
+    page.until(lambda: page.answers == ["Half", "Whole."], "the answer")
     page.settle()
     assert page.questions == ["Write"]
-    assert [message["role"] for message in second.messages(page.session)] == ["user", "assistant"]
+    assert [message["content"] for message in second.messages(page.session)] == ["Write", "Half", "Whole."]
 
 
 def test_a_server_that_is_stopped_in_mid_answer_says_so_and_keeps_the_beginning(

@@ -84,7 +84,7 @@ def test_a_turn_with_a_tool_is_byte_for_byte_as_promised() -> None:
 
 
 def test_an_error_is_byte_for_byte_as_promised() -> None:
-    with Talk(answer("Hel", STALL), timeout=0.5, keep_alive=NEVER) as talk:
+    with Talk(answer("Hel", STALL), timeout=2.0, keep_alive=NEVER) as talk:
         assert whole(talk, talk.create()).split("\n\n")[2:] == [
             'data: {"type":"error","id":"evt-…-3","created_at":"…","data":{"error":"The model server did not answer'
             ' in time.","code":"model_timeout","status":504,"message_id":"msg-…"}}',
@@ -369,7 +369,7 @@ def test_a_comment_comes_after_the_time_of_silence_and_not_before() -> None:
         stream.write()
         began = time.monotonic()
         assert stream.write() == b": keep-alive\n\n"
-        assert 0.35 < time.monotonic() - began < 5
+        assert 0.35 < time.monotonic() - began < 15
         stream.close()
 
 

@@ -179,6 +179,10 @@ def test_sighup_reads_the_file_again_and_running_turns_end_normally(
     server.send_signal(signal.SIGHUP)
     until(lambda: asked(TOKENS["ann"]).status == 201)
     assert server.request("GET", f"/sessions/{session}", headers=by("ann")).status == 200
+    assert server.request("GET", "/ready").status == 200
+    server.send_signal(signal.SIGTERM)
+    assert server.wait() == 0
+    assert server.log.read_text().count("shutting down") == 1
 
 
 @pytest.mark.parametrize(
