@@ -9,11 +9,12 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from agent import Agent
+from model.observer import Observer
 from storage import Session, SessionBusy, SessionCorrupt, Storage
 from turns.expiry import Expiry
 from turns.journal import Keeper, take_over, with_partial_answer
 from turns.local import KeyInUse, LocalTurn, fail_all
-from turns.log import Ended, Failed
+from turns.log import Ended, Failed, status_of
 from turns.models import ModelChoice
 from turns.question import KeyReused, Question
 from turns.recent import RecentTurns
@@ -32,7 +33,7 @@ class Runs:
     At most `max_turns` run at once (or as many as `slots` has, which several stores may share), each for at most
     `timeout` seconds. With `show_reasoning`, the model's reasoning is among their events. `models` are the names of
     the models that may run beside the agent's own; None means any.
-    Sessions that did not change for `session_ttl` seconds are deleted (0: none).
+    Sessions that did not change for `session_ttl` seconds are deleted (0: none). The `observer` sees the turns.
     """
 
     def __init__(
@@ -46,12 +47,14 @@ class Runs:
         show_reasoning: bool = True,
         models: Collection[str] | None = (),
         session_ttl: float = 0.0,
+        observer: Observer | None = None,
     ) -> None:
         self.storage = storage
         self._agent = agent
         self._timeout = timeout
         self._slots = slots or threading.Semaphore(max_turns)
         self._show_reasoning = show_reasoning
+        self._observer = observer or Observer()
         self.models = ModelChoice(agent, models)
         self._expiry = Expiry(storage, session_ttl)
         self._expiry.start()
@@ -66,7 +69,9 @@ class Runs:
         self._tick = threading.Condition(self._lock)
         self._next_tick = 0.0
 
-    def start(self, session_id: str, question: Question, *, slot: bool = True) -> tuple[Turn, bool]:
+    def start(
+        self, session_id: str, question: Question, *, slot: bool = True, observer: Observer | None = None
+    ) -> tuple[Turn, bool]:
         """Starts a turn with a question, which is durable when this returns. Gives the turn and False.
 
         Where the idempotency key is that of an earlier request for the same, gives the turn of that request and
@@ -76,10 +81,9 @@ class Runs:
         Raises SessionNotFound, KeyReused, ShuttingDown, SessionBusy, Overloaded (in this order), QuestionRefused,
         NothingToContinue, ModelRefused, and StorageUnavailable or SessionCorrupt.
         """
-        retried = False
-        key = question.key
+        retried, key, observer = False, question.key, observer or self._observer
         while True:
-            turn = LocalTurn(session_id, question, self._on_end, show_reasoning=self._show_reasoning)
+            turn = LocalTurn(session_id, question, self._on_end, observer, show_reasoning=self._show_reasoning)
             try:
                 if key is not None and (earlier := self._turn_of_key(session_id, question, key)):
                     return earlier
@@ -307,7 +311,7 @@ class Runs:
         log.info(
             "turn session=%s status=%s seconds=%.3f model_seconds=%.3f tokens=%s",
             turn.session_id,
-            last.code if isinstance(last, Failed) else last.message.get("status", "completed"),
+            status_of(last),
             seconds,
             seconds - turn.tool_seconds(),
             (turn.usage or {}).get("total_tokens", "-"),

@@ -25,6 +25,7 @@ FLOORS = {
 EXTRAS = {
     "redis": "stores.redis",
     "mcp": "model.mcp",
+    "prometheus_client": "web.metrics",
 }  # library: the room, with its neighbours of the same prefix, that may import it
 MAX_LINES = {"storage": 500}  # of a room; 350 for all others
 ROOM_LINES = 350
