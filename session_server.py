@@ -35,7 +35,7 @@ from web.errors import answer_error
 from web.flag_values import SettingsError
 from web.hardened_waitress import MAX_BODY_BYTES
 from web.logs import set_up_logging
-from web.observing import load_metrics, observe_requests
+from web.observing import load_metrics, load_traces, observe_requests
 from web.page_files import PAGE_FILES, page_file
 from web.serving import listen, serve, tune_interpreter
 from web.settings import Settings, read_settings
@@ -166,10 +166,11 @@ def _assemble(settings: Settings, at_end: Callable[[Callable[[], object]], objec
         )
     except ValueError as error:
         raise SettingsError(f"-base_url: {error}; see to the address and to the proxy settings") from None
-    if settings.users:
-        app = create_app(functools.partial(_storage, settings), agent, settings)
-    else:
-        app = create_app(_storage(settings), agent, settings)
+    traces = load_traces(os.environ)
+    if traces:
+        at_end(traces.close)
+    storage = functools.partial(_storage, settings) if settings.users else _storage(settings)
+    app = create_app(storage, agent, settings, traces)
     if settings.continue_interrupted:
         for runs in app.extensions["runs"].all():
             continue_interrupted(runs, settings.timeout)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import logging
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from flask import Flask, Response, g, request
@@ -13,6 +15,11 @@ from web.flag_values import SettingsError
 
 if TYPE_CHECKING:
     from web.metrics import Metrics
+    from web.tracing import Traces
+
+log = logging.getLogger(__name__)
+
+_ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 
 def load_metrics() -> Metrics:
@@ -24,6 +31,29 @@ def load_metrics() -> Metrics:
             raise
         raise SettingsError("-metrics needs prometheus-client: pip install '.[metrics]'") from None
     return Metrics()
+
+
+def load_traces(environment: Mapping[str, str]) -> Traces | None:
+    """Traces, where the environment names an exporter and the OpenTelemetry SDK is installed.
+
+    Raises SettingsError where the SDK has no such exporter.
+    """
+    names = environment.get("OTEL_TRACES_EXPORTER", "").strip()
+    if not names and any(environment.get(name) for name in _ENDPOINTS):
+        names = "otlp"
+    if names in ("", "none") or environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        return None
+    try:
+        from web.tracing import Traces
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] != "opentelemetry":
+            raise
+        log.warning("the environment names an exporter of traces; to send them: pip install '.[otel]'")
+        return None
+    try:
+        return Traces(names)
+    except ValueError as error:
+        raise SettingsError(f"OpenTelemetry: {error}") from None
 
 
 def observe_requests(app: Flask, observer: Observer) -> None:

@@ -26,6 +26,7 @@ EXTRAS = {
     "redis": "stores.redis",
     "mcp": "model.mcp",
     "prometheus_client": "web.metrics",
+    "opentelemetry": "web.tracing",
 }  # library: the room, with its neighbours of the same prefix, that may import it
 MAX_LINES = {"storage": 500}  # of a room; 350 for all others
 ROOM_LINES = 350
