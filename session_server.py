@@ -22,7 +22,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from agent import Agent
 from calculator import calculator
 from model.demo import ModelServer, demo_script
-from model.observer import Observer, together
+from model.observer import Observer
 from model.tool_file import ToolFileError, load_tools
 from model.tools import AnyTool, Tool
 from storage import MemoryStorage, Storage, StorageUnavailable
@@ -68,14 +68,14 @@ def create_app(
         n = settings.trusted_proxies
         app.wsgi_app = ProxyFix(app.wsgi_app, n, n, n, 0, n)  # type: ignore[method-assign]
     app.url_map.merge_slashes = False  # a path with two slashes is not found, without a redirect in HTML
-    metrics = load_metrics() if settings.metrics else None
-    observer = together(metrics, observer)
-    observe_requests(app, observer)
+    observer = observer or Observer()
+    metrics = load_metrics(observer) if settings.metrics else None
+    observe_requests(app, metrics or observer)
     app.before_request(lambda: check_access(settings, users))
     app.after_request(lambda response: add_common_headers(response, settings))
     app.register_error_handler(Exception, answer_error)
 
-    api = Api(store_of, agent, settings, users, observer)
+    api = Api(store_of, agent, settings, users, metrics or observer)
     app.extensions["runs"] = api.all_runs
     app.extensions["users"] = users
     app.post("/sessions")(api.create_session)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -91,36 +91,6 @@ class Observer:
 
     def end(self, outcome: Outcome) -> None:
         """The work has ended."""
-
-
-def together(*observers: Observer | None) -> Observer:
-    """Those of the observers that are there, as one."""
-    there = [one for one in observers if one]
-    return there[0] if len(there) == 1 else _Observers(there) if there else Observer()
-
-
-class _Observers(Observer):
-    def __init__(self, observers: Sequence[Observer]) -> None:
-        self._observers = observers
-        self.headers = {name: value for one in observers for name, value in one.headers.items()}
-
-    def begin(self, work: Work) -> Observer:
-        return _Observers([one.begin(work) for one in self._observers])
-
-    @contextmanager
-    def current(self) -> Iterator[None]:
-        with ExitStack() as stack:
-            for one in self._observers:
-                stack.enter_context(one.current())
-            yield
-
-    def first_chunk(self, seconds: float) -> None:
-        for one in self._observers:
-            one.first_chunk(seconds)
-
-    def end(self, outcome: Outcome) -> None:
-        for one in self._observers:
-            one.end(outcome)
 
 
 def tokens_of(usage: Any) -> dict[str, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from contextlib import AbstractContextManager
 
 from flask import Response
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
@@ -31,12 +32,13 @@ _CHUNK_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 
 
 class Metrics(Observer):
-    """Counts the work of one app, in a registry of its own.
+    """Counts the work of one app, in a registry of its own, and has `observer` see it too.
 
     No label is a user, a session or a model, and none has more values than the server has names of its own.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
         registry = self._registry = CollectorRegistry()
 
         def counter(name: str, text: str, *labels: str) -> Counter:
@@ -71,12 +73,13 @@ class Metrics(Observer):
         """All metrics in the Prometheus text format."""
         return Response(generate_latest(self._registry), content_type=_CONTENT_TYPE)
 
-    def begin(self, work: Work) -> Observer:
+    def begin(self, work: Work, within: Observer | None = None) -> Observer:
         if isinstance(work, TurnWork):
             self._running.inc()
-        return _Observed(self, work)
+        return _Observed(self, work, (within or self._observer).begin(work))
 
-    def first_chunk(self, seconds: float) -> None:
+    def count_first_chunk(self, seconds: float) -> None:
+        """Counts the first text of a turn."""
         self._chunk_seconds.observe(seconds)
 
     def count(self, work: Work, outcome: Outcome) -> None:
@@ -111,15 +114,22 @@ class Metrics(Observer):
 
 
 class _Observed(Observer):
-    def __init__(self, metrics: Metrics, work: Work) -> None:
+    def __init__(self, metrics: Metrics, work: Work, observer: Observer) -> None:
+        self.headers = observer.headers
         self._metrics = metrics
         self._work = work
+        self._observer = observer
 
     def begin(self, work: Work) -> Observer:
-        return self._metrics.begin(work)
+        return self._metrics.begin(work, self._observer)
+
+    def current(self) -> AbstractContextManager[object]:
+        return self._observer.current()
 
     def first_chunk(self, seconds: float) -> None:
-        self._metrics.first_chunk(seconds)
+        self._metrics.count_first_chunk(seconds)
+        self._observer.first_chunk(seconds)
 
     def end(self, outcome: Outcome) -> None:
         self._metrics.count(self._work, outcome)
+        self._observer.end(outcome)

@@ -22,15 +22,15 @@ log = logging.getLogger(__name__)
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 
-def load_metrics() -> Metrics:
-    """Metrics. Raises SettingsError where their library is missing."""
+def load_metrics(observer: Observer) -> Metrics:
+    """Metrics, before another observer. Raises SettingsError where their library is missing."""
     try:
         from web.metrics import Metrics
     except ImportError as error:
         if (error.name or "").partition(".")[0] != "prometheus_client":
             raise
         raise SettingsError("-metrics needs prometheus-client: pip install '.[metrics]'") from None
-    return Metrics()
+    return Metrics(observer)
 
 
 def load_traces(environment: Mapping[str, str]) -> Traces | None:

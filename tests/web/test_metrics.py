@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from werkzeug.test import TestResponse
 
 from calculator import calculator
-from model.observer import Outcome, ToolWork
+from model.observer import Observer, Outcome, ToolWork
 from session_server import main
 from stores.files import FileStorage
 from tests.support.model_server import BREAK, STALL, answer, status, tool_call, tool_calls
@@ -201,7 +201,7 @@ def test_tools_that_the_model_makes_up_are_one_label() -> None:
 
 
 def test_tools_that_come_and_go_are_a_bounded_number_of_labels() -> None:
-    metrics = Metrics()
+    metrics = Metrics(Observer())
     for number in range(1000):
         metrics.begin(ToolWork("call", f"server__tool_{number}", offered=True)).end(Outcome("ok"))
     found = samples(metrics.answer().get_data(as_text=True))
