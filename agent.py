@@ -7,21 +7,20 @@ for event in agent.run([{"role": "user", "content": "What is 15 * 23?"}], Stop()
 
 from __future__ import annotations
 
-import collections
 import json
 import logging
 import random
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import openai
 import pydantic_core
 
 from model.budget import Budget
-from model.connection import IDLE_SECONDS, ModelConnection, Stop, http_library
+from model.client import ModelClient
+from model.connection import ModelConnection, Stop, http_library
 from model.events import Chunk, Event, ModelError, Reasoning, Stopped
 from model.failures import Failure, failure_of
 from model.finish_reasons import meaning_of
@@ -41,7 +40,6 @@ log = logging.getLogger(__name__)
 
 _MAX_RETRIES = 2
 _MAX_TRAITS = 100  # models of which is known what they take
-_MAX_IDLE_CONNECTIONS = 16
 _CONNECT_SECONDS = 10.0
 _LIST_SECONDS, _LISTED_SECONDS = 5.0, 60.0  # to wait for a list of models; for which it is kept
 _USAGE_SECONDS = 2.0  # how long to wait behind a finish reason for what may follow
@@ -101,8 +99,10 @@ class Agent:
         self._max_history = max_history
         self._timeout = timeout
         self._traits: dict[str, Traits] = {}  # by model
-        self._idle = collections.deque([self._new_connection()])
-        self._closed = False
+        try:
+            self._client = ModelClient(api_key, self._base_url)
+        except (ImportError, ValueError, http_library.InvalidURL) as error:
+            raise ValueError(f"{self._base_url} cannot be used as it is set up: {error}") from error
         self._listed: tuple[float, list[str]] = (-_LISTED_SECONDS, [])  # when, and the models of the server
         self._lock = threading.Lock()
 
@@ -140,8 +140,8 @@ class Agent:
         settled = {"tools": [tool.schema for tool in tools.values()], **self._options, **(options or {})}
         observer = observer or Observer()
         run = Rounds(tools, self._tool_timeout, conversation, Budget(stop, self._timeout), origin, observer)
-        with self._connection(stop) as client:
-            answer = yield from run.answer(lambda: self._ask(client, conversation, settled, run.budget, observer))
+        with self._client.connection(stop) as connection:
+            answer = yield from run.answer(lambda: self._ask(connection, conversation, settled, run.budget, observer))
         yield answer
 
     def list_models(self) -> list[str]:
@@ -154,8 +154,9 @@ class Agent:
         names = []
         stop = Stop()
         try:
-            with self._connection(stop) as client:
-                names = [utf8_text(model.id) for model in client.models.list(timeout=_LIST_SECONDS).data]
+            with self._client.connection(stop) as connection:
+                listed = self._client.over(connection).models.list(timeout=_LIST_SECONDS)
+                names = [utf8_text(model.id) for model in listed.data]
         except (openai.OpenAIError, http_library.HTTPError, OSError, ValueError, AttributeError, TypeError) as error:
             log.warning("Model server: cannot list its models: %s", type(error).__name__)
         with self._lock:
@@ -164,12 +165,7 @@ class Agent:
 
     def close(self) -> None:
         """Closes the idle connections now, and those of runs when the runs end."""
-        with self._lock:
-            self._closed = True
-            idle = list(self._idle)
-            self._idle.clear()
-        for connection in idle:
-            connection.close()
+        self._client.close()
 
     def _tools(self) -> dict[str, AnyTool]:
         tools = dict(self._own_tools)
@@ -180,7 +176,7 @@ class Agent:
 
     def _ask(
         self,
-        client: openai.OpenAI,
+        connection: ModelConnection,
         conversation: Conversation,
         settled: dict[str, Any],
         budget: Budget,
@@ -193,7 +189,7 @@ class Agent:
         while True:
             request, parts = self._request(conversation, settled, adaptation.shape)
             try:
-                reply = yield from self._observed_answer(client, request, budget, observer)
+                reply = yield from self._observed_answer(connection, request, budget, observer)
                 traits.learn(adaptation.shape, parts)
                 return reply
             except Failure as failure:
@@ -227,12 +223,12 @@ class Agent:
         return request | {name: value for name, value in settled.items() if name != "tools"}, parts
 
     def _observed_answer(
-        self, client: openai.OpenAI, request: dict[str, Any], budget: Budget, observer: Observer
+        self, connection: ModelConnection, request: dict[str, Any], budget: Budget, observer: Observer
     ) -> Generator[Event, None, Reply]:
         call = observer.begin(ModelWork(request["model"], self._base_url))
         outcome = Outcome("internal_error", failed=True)
         try:
-            reply = yield from self._answer(client, request, budget, dict(call.headers))
+            reply = yield from self._answer(connection, request, budget, dict(call.headers))
             outcome = Outcome("ok", usage=reply.usage, model=reply.model, finish_reason=reply.finish_reason)
             return reply
         except ModelError as error:
@@ -245,7 +241,7 @@ class Agent:
             call.end(outcome)
 
     def _answer(
-        self, client: openai.OpenAI, request: dict[str, Any], budget: Budget, headers: dict[str, str]
+        self, connection: ModelConnection, request: dict[str, Any], budget: Budget, headers: dict[str, str]
     ) -> Generator[Event, None, Reply]:
         """One request, and its answer as it comes. Raises Failure."""
         reply = Reply(budget)
@@ -254,8 +250,8 @@ class Agent:
         asked_at = time.monotonic()
         log.debug("Asking %s with %d messages, %.0f s left", request["model"], len(request["messages"]), left)
         try:
-            with client.post(
-                "/chat/completions",
+            with self._client.over(connection).post(
+                self._client.chat_url,
                 content=pydantic_core.to_json(request),  # four times as fast as the SDK's own encoder
                 cast_to=object,
                 stream=True,
@@ -299,43 +295,8 @@ class Agent:
                 if reply.finish_reason is None or budget.stop.is_set():
                     raise
 
-    @contextmanager
-    def _connection(self, stop: Stop) -> Iterator[openai.OpenAI]:
-        """A client for one run. Only a run that ended well gives it back: after others its state is unknown."""
-        with self._lock:
-            connection = self._idle.pop() if self._idle else None
-        connection = connection or self._new_connection()
-        ended_well = False
-        try:
-            connection.attach(stop)
-            yield connection.client
-            ended_well = True
-        finally:
-            if stop.release() and ended_well:
-                self._give_back(connection)
-            else:
-                connection.close()
-
-    def _give_back(self, connection: ModelConnection) -> None:
-        connection.idle_since = time.monotonic()
-        surplus = []
-        with self._lock:
-            self._idle.append(connection)
-            limit = 0 if self._closed else _MAX_IDLE_CONNECTIONS
-            oldest = connection.idle_since - IDLE_SECONDS
-            while len(self._idle) > limit or (self._idle and self._idle[0].idle_since < oldest):
-                surplus.append(self._idle.popleft())
-        for unused in surplus:
-            unused.close()
-
     def _traits_of(self, model: str) -> Traits:
         with self._lock:
             if model not in self._traits and len(self._traits) >= _MAX_TRAITS:
                 del self._traits[next(iter(self._traits))]
             return self._traits.setdefault(model, Traits(Shape(usage=self._stream)))
-
-    def _new_connection(self) -> ModelConnection:
-        try:
-            return ModelConnection(self._api_key, self._base_url)
-        except (ImportError, ValueError, http_library.InvalidURL) as error:
-            raise ValueError(f"{self._base_url} cannot be used as it is set up: {error}") from error

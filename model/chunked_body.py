@@ -29,7 +29,6 @@ class ChunkedBody:
         self._held = b""  # was read, and given to nobody
         self._seen = b""  # the last bytes that the library got
         self._after_headers = False
-        stream.read = self.read
 
     @classmethod
     def of(cls, response: Any) -> ChunkedBody | None:
@@ -38,7 +37,7 @@ class ChunkedBody:
         if headers.get("transfer-encoding", "").lower() != "chunked" or "content-encoding" in headers:
             return None
         stream = response.extensions.get("network_stream")
-        reader = getattr(getattr(stream, "read", None), "__self__", None)
+        reader = getattr(stream, "chunked", None)
         if not isinstance(reader, cls) or not reader._after_headers:
             return None
         in_tunnel = stream.get_extra_info("ssl_object") and not isinstance(reader._socket, ssl.SSLSocket)

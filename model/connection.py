@@ -1,29 +1,25 @@
-"""One SDK client whose sockets a cancel can shut."""
+"""One connection to the model server, whose sockets a cancel can shut."""
 
 from __future__ import annotations
 
-import functools
-import ipaddress
+import importlib
 import socket
-import ssl
 import sys
 import threading
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
 
 import openai
 
 from model.chunked_body import ChunkedBody
 
-# The HTTP library under the SDK: httpx2, or httpx under older releases.
+# The HTTP library under the SDK, and its connections: httpx2 and httpcore2, or httpx and httpcore below older ones.
 http_library: Any = sys.modules[openai.DefaultHttpxClient.__mro__[1].__module__]
+http_core: Any = importlib.import_module(http_library.__name__.partition(".")[0].replace("httpx", "httpcore"))
 
-IDLE_SECONDS = 30.0  # for which an unused connection stays open
-
-_MAX_REFUSAL_BYTES = 64 << 10  # of a body that is no answer
+_MAX_HELD_BYTES = 64 << 10  # of a request, that wait for the rest of it
 
 
 class Stop:
@@ -69,90 +65,145 @@ def _shut_down(sock: socket.socket) -> None:
 
 
 class ModelConnection:
-    """An SDK client with a connection pool of its own. It knows its sockets, so that a Stop can shut them.
+    """At most one connection to the model server at a time, for one run after the other.
 
-    Raises ImportError, ValueError or the HTTP library's InvalidURL where the address or the proxy settings cannot be
-    used.
+    `new_pool` gives the HTTP library's pool over a network backend. Only its making of connections is used, since a
+    run that has a connection to itself needs no search for a free one.
     """
 
-    def __init__(self, api_key: str, base_url: str) -> None:
-        address = urlsplit(base_url)
-        if address.scheme not in ("http", "https") or not address.hostname:
-            raise ValueError("the address of a model server begins with http:// or https:// and a host")
-        if address.path.rstrip("/").endswith("/chat/completions"):
-            raise ValueError("leave /chat/completions out of the address")
-        http = openai.DefaultHttpxClient(
-            verify=_tls_context(),
-            trust_env=not _is_this_machine(address.hostname),  # a proxy has no way to this machine
-            limits=http_library.Limits(keepalive_expiry=IDLE_SECONDS),
-            event_hooks={"request": [self._on_request], "response": [_cut_refusal]},
-        )
-        self.client = openai.OpenAI(
-            api_key=api_key,
-            base_url=address._replace(query="").geturl(),
-            default_query=dict(parse_qsl(address.query, keep_blank_values=True)),  # of every request
-            max_retries=0,
-            http_client=http,
-        )
-        self.idle_since = time.monotonic()
-        self._sockets: list[socket.socket] = []
+    def __init__(self, new_pool: Callable[[Any], Any]) -> None:
+        self._pool = new_pool(_Backend(self._add_socket))
+        self._connection: Any = None
+        self._socket: socket.socket | None = None
         self._stop = Stop()
+        self.idle_since = time.monotonic()
 
     def attach(self, stop: Stop) -> None:
         """Has this stop shut the sockets from now on."""
         self._stop = stop
-        for sock in self._sockets:
-            stop.watch(sock)
+        if self._socket is not None:
+            stop.watch(self._socket)
+
+    def send(self, request: Any) -> Any:
+        """The response to a request, both of the HTTP library. Raises the HTTP library's errors."""
+        url = request.url
+        sent = http_core.Request(
+            method=request.method,
+            url=http_core.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
+            headers=request.headers.raw,
+            content=request.stream,
+            extensions=request.extensions,
+        )
+        with _translated_errors():
+            response = self._connection_to(sent.url.origin).handle_request(sent)
+        return http_library.Response(
+            status_code=response.status,
+            headers=response.headers,
+            stream=_ResponseStream(response.stream),
+            extensions=response.extensions,
+        )
 
     def close(self) -> None:
-        """Closes all sockets."""
-        self.client.close()
-        for sock in self._sockets:
-            sock.close()
+        """Closes the sockets."""
+        if self._connection is not None:
+            self._connection.close()
+        if self._socket is not None:
+            self._socket.close()
 
-    def _on_request(self, request: Any) -> None:
-        request.extensions["trace"] = self._on_trace
-
-    def _on_trace(self, event: str, info: Mapping[str, Any]) -> None:
-        if event.endswith((".connect_tcp.complete", ".start_tls.complete")):
-            ChunkedBody(info["return_value"])
-        if event.endswith("connect_tcp.complete"):
-            self._add_socket(info["return_value"].get_extra_info("socket"))
-        elif event.endswith("start_tls.started"):  # which takes the descriptor away from its socket
-            sock = self._sockets[-1]
-            self._add_socket(socket.fromfd(sock.fileno(), sock.family, sock.type))
-        elif event.endswith("start_tls.complete"):
-            self._sockets.pop().close()
-            self._add_socket(info["return_value"].get_extra_info("socket"))
+    def _connection_to(self, origin: Any) -> Any:
+        last = self._connection
+        usable = last is not None and last.can_handle_request(origin) and last.is_available()
+        if not usable or last.has_expired():
+            self.close()
+            self._connection = self._pool.create_connection(origin)
+        return self._connection
 
     def _add_socket(self, sock: socket.socket) -> None:
-        self._sockets = [*(known for known in self._sockets if known.fileno() >= 0), sock]
+        self._socket = sock
         self._stop.watch(sock)
 
 
-@functools.cache
-def _tls_context() -> ssl.SSLContext:
-    """The context that all clients share, since reading the certificates takes long."""
-    context: ssl.SSLContext = http_library.create_ssl_context()
-    return context
+class _Backend:
+    """The network under the HTTP library's connections, whose sockets become known as soon as they exist."""
+
+    def __init__(self, on_socket: Callable[[socket.socket], None]) -> None:
+        self._network = http_core.SyncBackend()
+        self._on_socket = on_socket
+
+    def connect_tcp(self, *args: Any, **options: Any) -> _Wire:
+        return _Wire(self._network.connect_tcp(*args, **options), self._on_socket)
+
+    def sleep(self, seconds: float) -> None:
+        self._network.sleep(seconds)
 
 
-def _cut_refusal(response: Any) -> None:
-    """Reads the beginning of a body that is no answer, so that the rest takes no memory."""
-    if response.status_code >= 300:
-        head = b""
-        for part in response.stream:
-            head += part
-            if len(head) > _MAX_REFUSAL_BYTES:
-                break
-        response.stream.close()
-        response.stream = http_library.ByteStream(head[:_MAX_REFUSAL_BYTES])
+class _Wire:
+    """A network stream of the HTTP library. The head and the body of a request leave together."""
+
+    def __init__(self, stream: Any, on_socket: Callable[[socket.socket], None]) -> None:
+        self._stream = stream
+        self._on_socket = on_socket
+        self._held: list[bytes] = []
+        self.chunked = ChunkedBody(stream)
+        on_socket(stream.get_extra_info("socket"))
+
+    def write(self, data: bytes, timeout: float | None = None) -> None:
+        self._held.append(data)
+        self._timeout = timeout
+        if sum(map(len, self._held)) > _MAX_HELD_BYTES:
+            self._flush()
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        with suppress(http_core.WriteError):  # the server may have answered without reading all
+            self._flush()
+        return self.chunked.read(max_bytes, timeout)
+
+    def start_tls(self, ssl_context: Any, server_hostname: str | None = None, timeout: float | None = None) -> _Wire:
+        sock = self._stream.get_extra_info("socket")
+        # The handshake takes the descriptor away from its socket.
+        with socket.fromfd(sock.fileno(), sock.family, sock.type) as watched:
+            self._on_socket(watched)
+            stream = self._stream.start_tls(ssl_context, server_hostname, timeout)
+        return _Wire(stream, self._on_socket)
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
+
+    def close(self) -> None:
+        self._held.clear()
+        self._stream.close()
+
+    def _flush(self) -> None:
+        if self._held:
+            data = b"".join(self._held)
+            self._held.clear()
+            self._stream.write(data, self._timeout)
 
 
-def _is_this_machine(host: str) -> bool:
-    """Whether a connection to this host stays on this machine. 0.0.0.0 does, which no Host header may name."""
+class _ResponseStream(http_library.SyncByteStream):  # type: ignore[misc]
+    """The body of a response, with the HTTP library's errors."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __iter__(self) -> Iterator[bytes]:
+        with _translated_errors():
+            yield from self._stream
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+@contextmanager
+def _translated_errors() -> Iterator[None]:
+    """Turns the errors of connections into those of the HTTP library, which have the same names."""
     try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
-    return address.is_loopback or address.is_unspecified
+        yield
+    except (
+        http_core.TimeoutException,
+        http_core.NetworkError,
+        http_core.ProtocolError,
+        http_core.ProxyError,
+        http_core.UnsupportedProtocol,
+    ) as error:
+        raise getattr(http_library, type(error).__name__)(str(error)) from error

@@ -38,14 +38,17 @@ class Conversation:
         self._ids: set[str] = set()
         self._first: str | None = None  # id of the first message that fits, where earlier ones do not
         self.returned_state = False  # whether the last messages had something that only their own server takes
-        turns: list[list[_Message]] = [[]]
+        turn: list[_Message] = []
+        turns = [turn]
         for message in history:
-            if message.get("role") == "user" and turns[-1]:
-                turns.append([])
-            turns[-1].append(message)
+            if turn and message.get("role") == "user":
+                turn = [message]
+                turns.append(turn)
+            else:
+                turn.append(message)
             if "provider_state" in message and origin.wrote(message):
                 self._first = message["provider_state"].get("first") or self._first
-        *self._earlier, self._current = turns
+        self._earlier, self._current = turns[:-1], turn
         if self._first:
             fitting = [index for index, turn in enumerate(turns) if turn and turn[0].get("id") == self._first]
             self._earlier = self._earlier[fitting[0] :] if fitting else self._earlier
@@ -109,7 +112,7 @@ class Conversation:
                     last = "user"
                 elif role == "assistant":
                     calls = tool_calls_of(message) if "tool_calls" in message else []
-                    if not calls and not text.strip():
+                    if not calls and (not text or text.isspace()):
                         if message.get("status") != "cancelled" or last != "user":
                             continue
                         text = "(cancelled)"

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 TOKEN_KINDS = {  # where the usage of a call has them; cached ones are input too, and reasoning is output too
     "input": ("prompt_tokens",),
@@ -16,16 +15,14 @@ TOKEN_KINDS = {  # where the usage of a call has them; cached ones are input too
 }
 
 
-@dataclass(frozen=True, slots=True)
-class RequestWork:
+class RequestWork(NamedTuple):
     """A request of a caller. `route` is its path with names in place of ids, empty where there is no such path."""
 
     method: str
     route: str
 
 
-@dataclass(frozen=True, slots=True)
-class TurnWork:
+class TurnWork(NamedTuple):
     """A turn that runs in this process. `started_at` is `time.monotonic()`."""
 
     session_id: str
@@ -33,16 +30,14 @@ class TurnWork:
     started_at: float
 
 
-@dataclass(frozen=True, slots=True)
-class ModelWork:
+class ModelWork(NamedTuple):
     """One request to the model server. Its `address` may hold a secret behind the `?`."""
 
     model: str
     address: str
 
 
-@dataclass(frozen=True, slots=True)
-class ToolWork:
+class ToolWork(NamedTuple):
     """One call of a tool. `offered` says whether there is a tool of this name; if not, the model made it up."""
 
     id: str
@@ -50,8 +45,7 @@ class ToolWork:
     offered: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """How a piece of work ended.
 
     `name` is the status of a request, or the status of a turn or the code of its error. For a call of the model it is

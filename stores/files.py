@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import logging
 import operator
 import os
@@ -12,6 +13,7 @@ import secrets
 import stat
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TypeVar
 
 from storage import (
@@ -26,7 +28,9 @@ from storage import (
     Summary,
     checked_id,
 )
+from stores.disk_access import make_directory, read_all, synced, version_of, write_all
 from stores.disk_errors import unavailable
+from stores.file_cache import FileCache, ParsedFile, is_large
 from stores.file_journal import FileJournal, read_journal, remove_journal
 from stores.file_layout import closing, layout, parse
 from stores.file_locks import SUPPORTED, lock_now, lock_waiting, mark_turn, turn_marked
@@ -58,10 +62,11 @@ class FileStorage(Storage):
         if not SUPPORTED:
             raise StorageUnavailable("sessions on disk need flock, which this system does not have")
         self._directory = os.path.abspath(directory)
+        self._cache = FileCache()
         self._cached_summary = functools.lru_cache(_CACHED_SUMMARIES)(self._summary_of_version)
         with unavailable("open", self._directory, logging.DEBUG):  # the error is shown at the start
-            _make_directory(self._directory)
-            with _synced(self._directory):  # which also makes the renames of a killed process durable
+            make_directory(self._directory)
+            with synced(self._directory):  # which also makes the renames of a killed process durable
                 self._sweep()
             self._try_writing()
 
@@ -71,7 +76,7 @@ class FileStorage(Storage):
 
     def summary(self, session_id: str) -> Summary:
         found = self._at(checked_id(session_id), lambda _, found: found)
-        return self._cached_summary(session_id, (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns))
+        return self._cached_summary(session_id, version_of(found))
 
     def _summary_of_version(self, session_id: str, _version: tuple[int, ...]) -> Summary:
         return super().summary(session_id)
@@ -81,7 +86,7 @@ class FileStorage(Storage):
             return read_journal(self._journal_path(checked_id(session_id)))
 
     def _create(self, session: Session) -> None:
-        with unavailable("create", session.id), contextlib.ExitStack() as stack, _synced(self._directory):
+        with unavailable("create", session.id), contextlib.ExitStack() as stack, synced(self._directory):
             file = self._write_new(session, time.time_ns(), turn=False, new=True)
             stack.callback(os.close, file)  # when it is durable; nobody can lock it before
 
@@ -177,7 +182,7 @@ class FileStorage(Storage):
         before = None
         while True:
             with unavailable("read", session_id):
-                data = _read_all(file)
+                data = read_all(file)
             try:
                 return parse(session_id, data)
             except (ValueError, RecursionError) as error:
@@ -198,7 +203,7 @@ class FileStorage(Storage):
             lock_waiting(file)  # before the rename, so that nobody can lock it in between
             if turn:
                 mark_turn(file)
-            _write_all(file, layout(session), 0)
+            write_all(file, layout(session), 0)
             os.utime(file, ns=(modified, modified))
             os.fsync(file)
             if new:
@@ -246,6 +251,7 @@ class _LockedFile(LockedSession):
         self._turn = turn
         self._journal: FileJournal | None = None
         self._end: int | None = None  # where the closing line begins, if a message can be added in place
+        self._parsed: ParsedFile | None = None  # for the next turn
 
     def journal(self, first: bytes) -> Callable[[bytes], None] | None:
         self._journal = FileJournal(self._storage._journal_path(self.id), first)
@@ -257,13 +263,24 @@ class _LockedFile(LockedSession):
         remove_journal(self._storage._journal_path(self.id))
 
     def _load(self) -> Session:
-        session, self._end = self._storage._parsed(self.id, self._file)
-        return session
+        if not self._turn:  # may rewrite the file
+            session, self._end = self._storage._parsed(self.id, self._file)
+            return session
+        with unavailable("read", self.id):
+            self._parsed = self._storage._cache.take(self.id, version_of(self._stat()))
+        if self._parsed is None:
+            session, self._end = self._storage._parsed(self.id, self._file)
+            if self._end is None or not is_large(self._end):
+                return session
+            self._parsed = ParsedFile(session, self._end)
+        self._end = self._parsed.end
+        return self._parsed.copy()
 
     def _append(self, session: Session, line: bytes | None) -> None:
         if self._end is None:
             log.warning("%s.json is torn or has another layout: it is rewritten before a message is added", self.id)
             self._rewrite(self.session)
+        parsed, self._parsed = self._parsed, None  # unless the write succeeds
         assert self._end is not None
         added = b"" if line is None else (b",\n" if session.messages else b"\n") + line
         with unavailable("write", self.id):
@@ -276,19 +293,24 @@ class _LockedFile(LockedSession):
                     self._write_end(self._end, closing(self.session), modified)
                 raise
         self._end += len(added)
+        if parsed is not None:
+            messages = parsed.session.messages
+            messages += [] if line is None else [json.loads(line)]
+            self._parsed = ParsedFile(replace(session, messages=messages), self._end)
 
     def _rewrite(self, session: Session) -> None:
-        with unavailable("write", self.id), _synced(self._storage._directory):
+        with unavailable("write", self.id), synced(self._storage._directory):
             old = self._file
             self._file = self._storage._write_new(session, self._stat().st_mtime_ns, turn=self._turn)
             os.close(old)
+            self._parsed = None
             self._end = None  # until the directory is synced, a crash may bring the old file back
         self._end = len(layout(session)) - len(closing(session))
 
     def _delete(self) -> None:
         with (
             unavailable("delete", self.id),
-            _synced(self._storage._directory),
+            synced(self._storage._directory),
             contextlib.suppress(FileNotFoundError),
         ):
             os.unlink(self._storage._path(self.id))
@@ -297,6 +319,9 @@ class _LockedFile(LockedSession):
     def _release(self) -> None:
         if self._journal is not None:
             self._journal.close()
+        if self._parsed is not None:
+            with contextlib.suppress(OSError):
+                self._storage._cache.put(version_of(self._stat()), self._parsed)
         os.close(self._file)  # which unlocks it
 
     def _stat(self) -> os.stat_result:
@@ -306,43 +331,9 @@ class _LockedFile(LockedSession):
         return found
 
     def _write_end(self, end: int, data: bytes, modified: int) -> None:
-        _write_all(self._file, data, end)
+        write_all(self._file, data, end)
         if os.fstat(self._file).st_size > end + len(data):
             os.ftruncate(self._file, end + len(data))
         # The kernel's own times are milliseconds apart, too coarse for the order of the list.
         os.utime(self._file, ns=(modified, modified))
         os.fsync(self._file)
-
-
-@contextlib.contextmanager
-def _synced(directory: str) -> Iterator[None]:
-    """Makes the changes in the directory durable. Opens it first, so that nothing changes if that fails."""
-    opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        yield
-        os.fsync(opened)
-    finally:
-        os.close(opened)
-
-
-def _make_directory(path: str) -> None:
-    if not os.path.isdir(path):
-        parent = os.path.dirname(path)
-        _make_directory(parent)
-        with _synced(parent), contextlib.suppress(FileExistsError):
-            os.mkdir(path, 0o700)
-
-
-def _read_all(file: int) -> bytes:
-    data = b""
-    most = os.fstat(file).st_size + 1  # one read, as a rule
-    while block := os.pread(file, most, len(data)):
-        data += block
-        most = 1 << 16
-    return data
-
-
-def _write_all(file: int, data: bytes, offset: int) -> None:
-    while data:
-        written = os.pwrite(file, data, offset)
-        data, offset = data[written:], offset + written

@@ -24,6 +24,7 @@ from wire.strict_json import to_json
 log = logging.getLogger(__name__)
 
 _KEEP_SECONDS = 0.15  # between two writes; callers are promised 0.2
+_IDLE_SECONDS = 10.0  # for which the thread waits for the next turn
 
 
 def identity(turn_id: str, message_id: str, attempt: int, fields: Mapping[str, Any]) -> bytes:
@@ -132,7 +133,7 @@ class Keeper:
         self._lock = threading.Lock()
         self._turns: dict[_Kept, None] = {}
         self._thread: threading.Thread | None = None
-        self._changed = threading.Event()
+        self._closed = threading.Event()
 
     def add(self, turn: _Kept) -> None:
         """Keeps this turn until `remove`. Where the system gives no more threads, it is not kept."""
@@ -150,16 +151,19 @@ class Keeper:
         """Keeps this turn no more."""
         with self._lock:
             self._turns.pop(turn, None)
-            if not self._turns:
-                self._changed.set()
+
+    def close(self) -> None:
+        """Ends the thread. No turn may run."""
+        self._closed.set()
 
     def _work(self) -> None:
+        idle_seconds = 0.0
         while True:
-            self._changed.wait(_KEEP_SECONDS)
+            closed = self._closed.wait(_KEEP_SECONDS)
             with self._lock:
-                self._changed.clear()
                 turns = list(self._turns)
-                if not turns:
+                idle_seconds = 0.0 if turns else idle_seconds + _KEEP_SECONDS
+                if closed or idle_seconds > _IDLE_SECONDS:
                     self._thread = None
                     return
             for turn in turns:

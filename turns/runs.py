@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import time
@@ -21,6 +22,7 @@ from turns.recent import RecentTurns
 from turns.remote import SILENT_SECONDS, RemoteTurn, RemoteTurns, ShuttingDown
 from turns.stored import find_turn, version_of
 from turns.turn import Overloaded, Turn
+from turns.workers import Workers
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +34,8 @@ class Runs:
 
     At most `max_turns` run at once (or as many as `slots` has, which several stores may share), each for at most
     `timeout` seconds. With `show_reasoning`, the model's reasoning is among their events. `models` are the names of
-    the models that may run beside the agent's own; None means any.
-    Sessions that did not change for `session_ttl` seconds are deleted (0: none). The `observer` sees the turns.
+    the models that may run beside the agent's own; None means any. Sessions that did not change for `session_ttl`
+    seconds are deleted (0: none). The `observer` sees the turns.
     """
 
     def __init__(
@@ -50,15 +52,15 @@ class Runs:
         observer: Observer | None = None,
     ) -> None:
         self.storage = storage
-        self._agent = agent
+        self._agent, self._observer = agent, observer or Observer()
         self._timeout = timeout
         self._slots = slots or threading.Semaphore(max_turns)
         self._show_reasoning = show_reasoning
-        self._observer = observer or Observer()
         self.models = ModelChoice(agent, models)
         self._expiry = Expiry(storage, session_ttl)
         self._expiry.start()
         self._keeper = Keeper()
+        self._workers = Workers()
         self._lock = threading.Lock()
         self._local: dict[str, LocalTurn] = {}  # by session, from before they start until they have ended
         self._admitted: dict[LocalTurn, None] = {}  # those that count as running, oldest first
@@ -96,7 +98,7 @@ class Runs:
                 retried = True  # another process may be starting the turn of this key
                 continue
             try:
-                threading.Thread(target=turn.run, args=(self._agent, history), name=turn.id, daemon=True).start()
+                self._workers.run(functools.partial(turn.run, self._agent, history))
             except RuntimeError:  # the system gives no more threads
                 turn.fail("overloaded")
             return turn, False
@@ -187,6 +189,8 @@ class Runs:
             self._tick.notify()
         self._remote.leave()
         self._expiry.stop()
+        self._keeper.close()
+        self._workers.close()
 
     @property
     def closing(self) -> bool:
@@ -300,8 +304,7 @@ class Runs:
             self._slots.release()
 
     def _on_end(self, turn: LocalTurn, last: Ended | Failed) -> None:
-        now = time.monotonic()
-        size = turn.size
+        now, size = time.monotonic(), turn.size
         self._keeper.remove(turn)
         with self._lock:
             del self._local[turn.session_id]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 from model.events import Chunk, Reasoning, ToolResult
@@ -21,6 +22,7 @@ from turns.question import Question, QuestionRefused
 INTERRUPTED_TEXT = "The turn was interrupted."
 
 _REFUSED = " refused"  # follows the stored code of an error where the model server refused the question
+_FIELDS_THAT_LEAVE_OUT = frozenset(("attempt", "previous_error", "replaces", "history"))  # see `outgoing_messages`
 _INCOMPLETE = ("length", "content_filter", "no_finish_reason")  # the model ended here, and nothing failed
 
 
@@ -186,6 +188,8 @@ def outgoing_messages(
     They are all but those of failed attempts, those of earlier turns whose question the model server refused, and
     those that a later question has replaced.
     """
+    if attempt == 1 and _FIELDS_THAT_LEAVE_OUT.isdisjoint(chain.from_iterable(messages)):
+        return list(messages)  # in one pass, since histories are long
     replaced = replaced_messages(expanded(list(messages)))
     kept = expanded(_without_refused_turns(without_failed_attempts(messages, attempt, goes_on=goes_on)))
     return [message for message in kept if message["id"] not in replaced] if replaced else kept

@@ -20,6 +20,7 @@ from web.access import is_loopback
 from web.flag_values import SettingsError
 from web.hardened_waitress import BACKLOG, hardened_server
 from web.settings import Settings
+from web.users import Users
 
 log = logging.getLogger(__name__)
 
@@ -65,8 +66,7 @@ def serve(app: Flask, listener: socket.socket, settings: Settings, banner: str) 
     stay_on_one_cpu()
     server = hardened_server(app, listener, settings)
     tune_interpreter()
-    if users := app.extensions.get("users"):
-        signal.signal(signal.SIGHUP, lambda _number, _frame: users.reload())
+    _handle_hangup(app.extensions["users"])
     with _first_signal() as wait:
         threading.Thread(target=server.run, name="server", daemon=True).start()
         _print(banner)
@@ -74,6 +74,23 @@ def serve(app: Flask, listener: socket.socket, settings: Settings, banner: str) 
     log.info("shutting down: running turns get %g s", settings.grace)
     app.extensions["runs"].shut_down(settings.grace)
     _flush(server)
+
+
+def _handle_hangup(users: Users | None) -> None:
+    """SIGHUP reads the file of users again. Without one it ends a server that has a terminal, which was closed. A
+    service manager that reloads a server ends none."""
+    if users:
+        signal.signal(signal.SIGHUP, lambda _number, _frame: users.reload())
+    elif hasattr(signal, "SIGHUP") and not _has_terminal():
+        signal.signal(signal.SIGHUP, lambda _number, _frame: log.info("there is no file of users to read again"))
+
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 def _print(banner: str) -> None:
@@ -113,20 +130,26 @@ def stay_on_one_cpu() -> None:
 
 
 @contextlib.contextmanager
-def _first_signal() -> Iterator[Callable[[], object]]:
+def _first_signal() -> Iterator[Callable[[], None]]:
     """Gives a function that waits for SIGINT or SIGTERM. After the block, a signal ends the process at once.
 
     The signal writes a byte that the function reads. A thread that is only about to wait would miss the signal
-    itself, which happens on a busy machine.
+    itself, which happens on a busy machine. Other signals that are handled write a byte too.
     """
+    ends = (signal.SIGINT, signal.SIGTERM)
     woken, waker = socket.socketpair()
     with woken, waker:
         waker.setblocking(False)
         signal.set_wakeup_fd(waker.fileno())
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in ends:
             signal.signal(number, lambda _number, _frame: None)
-        yield lambda: woken.recv(1)
-        for number in (signal.SIGINT, signal.SIGTERM):
+
+        def wait() -> None:
+            while woken.recv(1)[0] not in ends:
+                pass
+
+        yield wait
+        for number in ends:
             signal.signal(number, signal.SIG_DFL)
         signal.set_wakeup_fd(-1)
 

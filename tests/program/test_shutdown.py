@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +18,7 @@ from typing import Any
 import pytest
 
 from tests.support.model_server import HEADERS, STALL, ModelServer, answer, frames, tool_call, wait
-from tests.support.server import Reply, Server, until
+from tests.support.server import PATIENCE, SERVER, Reply, Server, environment, until
 
 Serve = Callable[..., Server]
 BRISK = 20.0  # seconds within which an idle server has ended also on a busy machine, and less than -grace
@@ -257,6 +259,42 @@ def test_a_second_signal_ends_it_at_once(serve: Serve, tmp_path: Path, first: in
         assert server.wait() == -second  # ended by the signal; 128 and its number for a shell
         stream.close()
         assert stored(tmp_path / "kept", session_id)[0]["content"] == "Hi"
+
+
+def goes_on(server: Server, said: str) -> None:
+    """After this line of the log it answers turns, until SIGTERM ends it."""
+    until(lambda: said in server.log.read_text())
+    sent = {"Authorization": "Bearer token-of-ann"}
+    session = server.request("POST", "/sessions", headers=sent).json["id"]
+    assert server.request("POST", f"/sessions/{session}/run", {"message": "Hi"}, sent).status == 200
+    assert "shutting down" not in server.log.read_text()
+    server.send_signal(signal.SIGTERM)
+    assert server.wait() == 0
+
+
+def test_a_hangup_reads_the_users_again_and_ends_nothing(serve: Serve, tmp_path: Path) -> None:
+    (tmp_path / "users").write_text("ann token-of-ann\n")
+    server = serve("-demo", f"-users={tmp_path / 'users'}")
+    server.send_signal(signal.SIGHUP)
+    goes_on(server, "the file of users was read again")
+
+
+def test_a_hangup_does_not_end_a_server_without_a_terminal(tmp_path: Path) -> None:
+    with Server("-demo", command=("setsid", *SERVER), log=tmp_path / "log") as server:
+        server.send_signal(signal.SIGHUP)
+        goes_on(server, "there is no file of users to read again")
+
+
+def test_a_terminal_that_is_closed_ends_the_server_in_its_foreground() -> None:
+    ours, terminal = os.openpty()
+    command = ["setsid", "--ctty", *SERVER, "-demo", "-port=0"]
+    with subprocess.Popen(
+        command, stdin=terminal, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment()
+    ) as process:
+        os.close(terminal)
+        assert process.stdout and b"listens on" in process.stdout.readline()
+        os.close(ours)
+        assert process.wait(PATIENCE) == -signal.SIGHUP
 
 
 def test_a_reader_that_has_stalled_does_not_hold_up_the_end_for_long(serve: Serve) -> None:

@@ -32,7 +32,7 @@ from storage import (
     StorageUnavailable,
     Summary,
 )
-from stores import file_locks, files
+from stores import disk_access, file_locks, files
 from stores.files import FileStorage
 
 ROOT = Path(__file__).parent.parent.parent
@@ -506,7 +506,7 @@ def test_what_looks_broken_while_it_is_written_is_read_again(
         def pread(self, file: int, size: int, offset: int) -> bytes:
             return half_written.pop() if half_written and offset == 0 else os.pread(file, size, offset)
 
-    monkeypatch.setattr(files, "os", Slow())
+    monkeypatch.setattr(disk_access, "os", Slow())
     assert storage.get(ID).messages == [ONE, TWO]
     assert half_written == []
 
@@ -633,7 +633,8 @@ class Faults:
         self.fail: Callable[[str, int], OSError | None] = lambda name, number: None
         self.short = False  # each write writes a part only
         self.calls: list[str] = []
-        monkeypatch.setattr(files, "os", Calls(os, self))
+        for room in (disk_access, files):
+            monkeypatch.setattr(room, "os", Calls(os, self))
         monkeypatch.setattr(file_locks, "fcntl", Calls(fcntl, self))
 
     def wrapped(self, name: str, real: Callable[..., Any]) -> Callable[..., Any]:
@@ -1261,3 +1262,104 @@ def test_a_program_that_we_start_holds_no_lock_of_ours(storage: FileStorage, dir
     finally:
         child.kill()
         child.wait(PATIENCE)
+
+
+# --- large sessions, which are kept parsed between turns ---
+
+LONG = "long " * 20_000
+
+
+def large(storage: FileStorage) -> str:
+    """A session that a turn has used a moment ago."""
+    session_id = storage.create()
+    with storage.lock(session_id, turn=True) as session:
+        session.append(user(LONG))
+        session.append(user("one"))
+    return session_id
+
+
+def texts(session: Session) -> list[str]:
+    return [message["content"] for message in session.messages]
+
+
+def test_a_turn_finds_what_the_turn_before_it_has_left(storage: FileStorage) -> None:
+    session_id = large(storage)
+    for number in range(3):
+        with storage.lock(session_id, turn=True) as session:
+            assert session.session == storage.get(session_id)
+            session.append(user(str(number)))
+            session.set_last_error("internal_error")
+    assert texts(storage.get(session_id)) == [LONG, "one", "0", "1", "2"]
+
+
+def test_what_a_turn_does_to_its_messages_stays_its_own(storage: FileStorage) -> None:
+    session_id = large(storage)
+    for _ in range(2):
+        with storage.lock(session_id, turn=True) as session:
+            session.append(user("two"))
+            for message in session.session.messages:
+                message["content"] = message["extra"] = "changed"
+            session.session.messages.clear()
+    with storage.lock(session_id, turn=True) as session:
+        assert session.session == storage.get(session_id)
+        assert texts(session.session) == [LONG, "one", "two", "two"]
+
+
+def edited(file: Path, storage: FileStorage) -> None:
+    file.write_bytes(file.read_bytes().replace(b'"one"', b'"two"'))
+
+
+def edited_with_its_time_kept(file: Path, storage: FileStorage) -> None:
+    before = file.stat()
+    edited(file, storage)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def replaced(file: Path, storage: FileStorage) -> None:
+    copy = file.with_suffix(".copy")
+    copy.write_bytes(file.read_bytes())
+    edited(copy, storage)
+    copy.rename(file)
+
+
+def added_to(file: Path, storage: FileStorage) -> None:
+    with FileStorage(str(file.parent)).lock(file.stem, turn=True) as session:
+        session.append(user("two"))
+
+
+def renamed(file: Path, storage: FileStorage) -> None:
+    with storage.lock(file.stem) as session:
+        session.configure(title="Another")
+
+
+def renamed_by_a_turn(file: Path, storage: FileStorage) -> None:
+    with storage.lock(file.stem, turn=True) as session:
+        session.append(user("two"))
+        session.configure(title="Another")
+
+
+@pytest.mark.parametrize(
+    "change", [edited, edited_with_its_time_kept, replaced, added_to, renamed, renamed_by_a_turn]
+)
+def test_a_turn_reads_again_what_others_have_changed(
+    storage: FileStorage, directory: Path, change: Callable[[Path, FileStorage], None]
+) -> None:
+    session_id = large(storage)
+    before = storage.get(session_id)
+    change(directory / f"{session_id}.json", storage)
+    with storage.lock(session_id, turn=True) as session:
+        assert session.session == storage.get(session_id) != before
+
+
+def test_a_turn_after_a_write_that_failed_reads_again(storage: FileStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+    session_id = large(storage)
+    faults = Faults(monkeypatch)
+    with storage.lock(session_id, turn=True) as session:
+        session.append(user("two"))
+        faults.fail = lambda name, at: OSError(errno.ENOSPC, "injected") if name == "fsync" else None
+        with pytest.raises(StorageUnavailable):
+            session.append(user("three"))
+        faults.clear()
+    with storage.lock(session_id, turn=True) as session:
+        assert session.session == storage.get(session_id)
+        assert texts(session.session) == [LONG, "one", "two"]

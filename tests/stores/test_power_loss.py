@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from storage import Session, SessionBusy, SessionCorrupt, SessionNotFound, StorageUnavailable
-from stores import files
+from stores import disk_access, files
 from stores.files import FileStorage
 
 State = dict[str, bytes]  # the session files that are found after a crash, by their names
@@ -161,7 +161,8 @@ class Camera:
         self.recorder = Recorder(root)
         self._film = Film([], [], [])
         self._monkeypatch = monkeypatch
-        monkeypatch.setattr(files, "os", self.recorder)
+        for room in (disk_access, files):
+            monkeypatch.setattr(room, "os", self.recorder)
         self.storage = self.do("open", lambda: FileStorage(str(self.directory)))
 
     def do(self, name: str, operation: Callable[[], Any]) -> Any:
@@ -187,7 +188,8 @@ class Camera:
 
     def film(self) -> Film:
         """What was recorded until now. Nothing is any more."""
-        self._monkeypatch.setattr(files, "os", os)
+        for room in (disk_access, files):
+            self._monkeypatch.setattr(room, "os", os)
         return Film(self._film.names, self.recorder.events, self._film.snapshots)
 
 

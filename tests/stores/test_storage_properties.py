@@ -25,7 +25,7 @@ JSON = st.recursive(
 )
 EXTRA = st.dictionaries(TEXT, JSON, max_size=2)
 REFUSED = st.sampled_from([float("nan"), float("-inf"), "\ud800", b"", {1}])
-SIZES = st.sampled_from([0, 1, 50, 5000])
+SIZES = st.sampled_from([0, 1, 50, 5000, 40_000])  # the last makes a file that is kept parsed
 
 IN_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # a disk would be asked for thousands of fsyncs
 
@@ -147,6 +147,8 @@ class Machine(RuleBasedStateMachine):
                     id
                 ]
                 assert session.created_at <= session.updated_at
+                if self.held is not None and self.held.id == id:
+                    assert self.held.session.messages == session.messages
                 assert handle.running(id) is (self.held is not None and self.held.id == id)
                 summary = handle.summary(id)
                 assert summary == Summary(

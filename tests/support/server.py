@@ -79,40 +79,11 @@ class Reply:
         return self._body
 
 
-class Server:
-    """A server process, started as its users start it, on a free port."""
+class Client:
+    """Calls the server on this port."""
 
-    def __init__(
-        self,
-        *flags: str,
-        env: dict[str, str] | None = None,
-        log: Path,
-        command: Sequence[str] = SERVER,
-        cwd: Path | None = None,
-    ) -> None:
-        self.log = log
-        with log.open("ab") as stderr:
-            self.process = subprocess.Popen(
-                [*command, "-port=0", *flags],
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                env=environment(env),
-                cwd=cwd,
-                text=True,
-            )
-        self.banner = ""
-        assert self.process.stdout is not None
-        watchdog = threading.Timer(2 * PATIENCE, self.process.kill)
-        watchdog.start()
-        for line in self.process.stdout:
-            self.banner += line
-            if line.startswith("try:"):
-                break
-        watchdog.cancel()
-        watchdog.join()
-        assert "listens on" in self.banner, f"the server did not start: {self.banner}{log.read_text()}"
-        self.url = self.banner.split()[3]
-        self.port = urlsplit(self.url).port or 0
+    def __init__(self, port: int) -> None:
+        self.port = port
 
     def request(
         self,
@@ -146,6 +117,43 @@ class Server:
     def messages(self, session_id: str) -> list[dict[str, Any]]:
         messages: list[dict[str, Any]] = self.request("GET", f"/sessions/{session_id}").json["messages"]
         return messages
+
+
+class Server(Client):
+    """A server process, started as its users start it, on a free port if none is given."""
+
+    def __init__(
+        self,
+        *flags: str,
+        env: dict[str, str] | None = None,
+        log: Path,
+        command: Sequence[str] = SERVER,
+        cwd: Path | None = None,
+        port: int = 0,
+    ) -> None:
+        self.log = log
+        with log.open("ab") as stderr:
+            self.process = subprocess.Popen(
+                [*command, f"-port={port}", *flags],
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                env=environment(env),
+                cwd=cwd,
+                text=True,
+            )
+        self.banner = ""
+        assert self.process.stdout is not None
+        watchdog = threading.Timer(2 * PATIENCE, self.process.kill)
+        watchdog.start()
+        for line in self.process.stdout:
+            self.banner += line
+            if line.startswith("try:"):
+                break
+        watchdog.cancel()
+        watchdog.join()
+        assert "listens on" in self.banner, f"the server did not start: {self.banner}{log.read_text()}"
+        self.url = self.banner.split()[3]
+        super().__init__(urlsplit(self.url).port or 0)
 
     def send_signal(self, number: int) -> None:
         self.process.send_signal(number)

@@ -1,0 +1,49 @@
+"""Whole reads, whole writes, and directories whose changes are durable."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def synced(directory: str) -> Iterator[None]:
+    """Makes the changes in the directory durable. Opens it first, so that nothing changes if that fails."""
+    opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+def make_directory(path: str) -> None:
+    """Makes the directory and those above it, durably, where they are missing."""
+    if not os.path.isdir(path):
+        parent = os.path.dirname(path)
+        make_directory(parent)
+        with synced(parent), contextlib.suppress(FileExistsError):
+            os.mkdir(path, 0o700)
+
+
+def read_all(file: int) -> bytes:
+    """All that is in the file, from its beginning."""
+    data = b""
+    most = os.fstat(file).st_size + 1  # one read, as a rule
+    while block := os.pread(file, most, len(data)):
+        data += block
+        most = 1 << 16
+    return data
+
+
+def write_all(file: int, data: bytes, offset: int) -> None:
+    """Writes all of the data at this place."""
+    while data:
+        written = os.pwrite(file, data, offset)
+        data, offset = data[written:], offset + written
+
+
+def version_of(found: os.stat_result) -> tuple[int, ...]:
+    """What tells two contents of a file apart: the file, its size and its times."""
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns

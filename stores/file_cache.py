@@ -1,0 +1,61 @@
+"""Large sessions that a turn has used a moment ago, parsed."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any, NamedTuple
+
+from storage import Session
+
+_MIN_BYTES = 64 << 10  # a smaller file is parsed in well under a millisecond
+_MAX_BYTES = 8 << 20  # of all files together; parsed, they take three times as much
+
+
+def is_large(size: int) -> bool:
+    """Whether a file of so many bytes is worth its memory."""
+    return _MIN_BYTES <= size <= _MAX_BYTES
+
+
+class ParsedFile(NamedTuple):
+    """A session as it stands in its file, and where the closing line begins. Nobody else has its messages."""
+
+    session: Session
+    end: int
+
+    def copy(self) -> Session:
+        """The session with messages that a caller may change, the values in them aside."""
+        messages = list(map(dict[str, Any].copy, self.session.messages))
+        return Session(**{**vars(self.session), "messages": messages})
+
+
+class FileCache:
+    """Parsed files by the version of the file. Every method may be called from any thread.
+
+    A file is taken out for a turn, whose messages are added to it, and put back when the turn ends.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._files: dict[str, tuple[tuple[int, ...], ParsedFile]] = {}  # by session, oldest first
+        self._bytes = 0
+
+    def take(self, session_id: str, version: tuple[int, ...]) -> ParsedFile | None:
+        """The file as it was put back, if that was this version."""
+        with self._lock:
+            known, parsed = self._remove(session_id)
+        return parsed if known == version else None
+
+    def put(self, version: tuple[int, ...], parsed: ParsedFile) -> None:
+        """Keeps the file, where it is large, and lets the oldest go."""
+        if is_large(parsed.end):
+            with self._lock:
+                self._remove(parsed.session.id)
+                self._files[parsed.session.id] = version, parsed
+                self._bytes += parsed.end
+                while self._bytes > _MAX_BYTES:
+                    self._remove(next(iter(self._files)))
+
+    def _remove(self, session_id: str) -> tuple[tuple[int, ...] | None, ParsedFile | None]:
+        known, parsed = self._files.pop(session_id, (None, None))
+        self._bytes -= parsed.end if parsed else 0
+        return known, parsed
