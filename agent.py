@@ -21,10 +21,11 @@ import pydantic_core
 from model.budget import Budget
 from model.client import ModelClient
 from model.connection import ModelConnection, Stop, http_library
-from model.events import Chunk, Event, Reasoning, Stopped
+from model.events import Chunk, Event, ModelError, Reasoning, Stopped
 from model.failures import Failure, failure_of
 from model.finish_reasons import meaning_of
 from model.history import Conversation
+from model.observer import ModelWork, Observer, Outcome
 from model.provider_state import Origin
 from model.reply import Reply
 from model.rounds import Rounds
@@ -118,10 +119,12 @@ class Agent:
         model: str | None = None,
         system_prompt: str | None = None,
         options: Mapping[str, Any] | None = None,
+        observer: Observer | None = None,
     ) -> Generator[Event, None, None]:
         """Answers the last user message of `history`, calling tools as the model asks.
 
-        `model` and `system_prompt` stand in place of the agent's own. `options` are merged over the agent's.
+        `model` and `system_prompt` stand in place of the agent's own. `options` are merged over the agent's. The
+        `observer` sees the calls of the model and of tools.
 
         `history` is the stored messages, oldest first. Whatever state they are in, the request is well formed. An
         assistant message with tool calls comes first as a `Message`, then all its `ToolCall`s, then for each call the
@@ -135,9 +138,10 @@ class Agent:
         conversation = Conversation(history, self._max_history, origin, instructions)
         tools = self._tools()
         settled = {"tools": [tool.schema for tool in tools.values()], **self._options, **(options or {})}
-        run = Rounds(tools, self._tool_timeout, conversation, Budget(stop, self._timeout), origin)
+        observer = observer or Observer()
+        run = Rounds(tools, self._tool_timeout, conversation, Budget(stop, self._timeout), origin, observer)
         with self._client.connection(stop) as connection:
-            answer = yield from run.answer(lambda: self._ask(connection, conversation, settled, run.budget))
+            answer = yield from run.answer(lambda: self._ask(connection, conversation, settled, run.budget, observer))
         yield answer
 
     def list_models(self) -> list[str]:
@@ -171,7 +175,12 @@ class Agent:
         return tools
 
     def _ask(
-        self, connection: ModelConnection, conversation: Conversation, settled: dict[str, Any], budget: Budget
+        self,
+        connection: ModelConnection,
+        conversation: Conversation,
+        settled: dict[str, Any],
+        budget: Budget,
+        observer: Observer,
     ) -> Generator[Event, None, Reply]:
         """One answer. Asks again where that may help and nothing of the answer has been seen."""
         retries = 0
@@ -180,7 +189,7 @@ class Agent:
         while True:
             request, parts = self._request(conversation, settled, adaptation.shape)
             try:
-                reply = yield from self._answer(connection, request, budget)
+                reply = yield from self._observed_answer(connection, request, budget, observer)
                 traits.learn(adaptation.shape, parts)
                 return reply
             except Failure as failure:
@@ -213,8 +222,26 @@ class Agent:
             parts.add("usage")
         return request | {name: value for name, value in settled.items() if name != "tools"}, parts
 
+    def _observed_answer(
+        self, connection: ModelConnection, request: dict[str, Any], budget: Budget, observer: Observer
+    ) -> Generator[Event, None, Reply]:
+        call = observer.begin(ModelWork(request["model"], self._base_url))
+        outcome = Outcome("internal_error", failed=True)
+        try:
+            reply = yield from self._answer(connection, request, budget, dict(call.headers))
+            outcome = Outcome("ok", usage=reply.usage, model=reply.model, finish_reason=reply.finish_reason)
+            return reply
+        except ModelError as error:
+            outcome = Outcome(error.code, failed=True)
+            raise
+        except (Stopped, GeneratorExit):
+            outcome = Outcome("stopped")
+            raise
+        finally:
+            call.end(outcome)
+
     def _answer(
-        self, connection: ModelConnection, request: dict[str, Any], budget: Budget
+        self, connection: ModelConnection, request: dict[str, Any], budget: Budget, headers: dict[str, str]
     ) -> Generator[Event, None, Reply]:
         """One request, and its answer as it comes. Raises Failure."""
         reply = Reply(budget)
@@ -229,7 +256,7 @@ class Agent:
                 cast_to=object,
                 stream=True,
                 stream_cls=openai.Stream[object],
-                options={"timeout": openai.Timeout(left, connect=min(left, _CONNECT_SECONDS))},
+                options={"timeout": openai.Timeout(left, connect=min(left, _CONNECT_SECONDS)), "headers": headers},
             ) as stream:
                 for events in self._read(stream.response, reply, budget):
                     begun = begun or bool(events)

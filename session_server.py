@@ -22,6 +22,7 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 from agent import Agent
 from calculator import calculator
 from model.demo import ModelServer, demo_script
+from model.observer import Observer
 from model.tool_file import ToolFileError, load_tools
 from model.tools import AnyTool, Tool
 from storage import MemoryStorage, Storage, StorageUnavailable
@@ -34,6 +35,7 @@ from web.errors import answer_error
 from web.flag_values import SettingsError
 from web.hardened_waitress import MAX_BODY_BYTES
 from web.logs import set_up_logging
+from web.observing import load_metrics, load_traces, observe_requests
 from web.page_files import PAGE_FILES, page_file
 from web.serving import listen, serve, tune_interpreter
 from web.settings import Settings, read_settings
@@ -42,8 +44,15 @@ from web.users import Users
 __all__ = ["Settings", "SettingsError", "build_app", "create_app", "main"]
 
 
-def create_app(storage: Storage | Callable[[str], Storage], agent: Agent, settings: Settings | None = None) -> Flask:
+def create_app(
+    storage: Storage | Callable[[str], Storage],
+    agent: Agent,
+    settings: Settings | None = None,
+    observer: Observer | None = None,
+) -> Flask:
     """The Flask app over these objects. `app.extensions["runs"]` holds its turns, for its shutdown.
+
+    The `observer` sees the requests and what they do.
 
     With `settings.users`, `storage` is a function that gives each user's store by name. Raises SettingsError where
     the file of users cannot be read.
@@ -59,11 +68,14 @@ def create_app(storage: Storage | Callable[[str], Storage], agent: Agent, settin
         n = settings.trusted_proxies
         app.wsgi_app = ProxyFix(app.wsgi_app, n, n, n, 0, n)  # type: ignore[method-assign]
     app.url_map.merge_slashes = False  # a path with two slashes is not found, without a redirect in HTML
+    observer = observer or Observer()
+    metrics = load_metrics(observer) if settings.metrics else None
+    observe_requests(app, metrics or observer)
     app.before_request(lambda: check_access(settings, users))
     app.after_request(lambda response: add_common_headers(response, settings))
     app.register_error_handler(Exception, answer_error)
 
-    api = Api(store_of, agent, settings, users)
+    api = Api(store_of, agent, settings, users, metrics or observer)
     app.extensions["runs"] = api.all_runs
     app.extensions["users"] = users
     app.post("/sessions")(api.create_session)
@@ -83,6 +95,8 @@ def create_app(storage: Storage | Callable[[str], Storage], agent: Agent, settin
     app.get("/v1/models/<path:model>")(completions.get_openai_model)
     app.get("/tools")(api.list_tools)
     app.get("/models")(api.list_models)
+    if metrics:
+        app.add_url_rule("/metrics", "metrics", metrics.answer)
     app.get("/health")(api.health)
     app.get("/ready")(api.ready)
     for name in ("index.html", "openapi.json", *PAGE_FILES):
@@ -152,10 +166,11 @@ def _assemble(settings: Settings, at_end: Callable[[Callable[[], object]], objec
         )
     except ValueError as error:
         raise SettingsError(f"-base_url: {error}; see to the address and to the proxy settings") from None
-    if settings.users:
-        app = create_app(functools.partial(_storage, settings), agent, settings)
-    else:
-        app = create_app(_storage(settings), agent, settings)
+    traces = load_traces(os.environ)
+    if traces:
+        at_end(traces.close)
+    storage = functools.partial(_storage, settings) if settings.users else _storage(settings)
+    app = create_app(storage, agent, settings, traces)
     if settings.continue_interrupted:
         for runs in app.extensions["runs"].all():
             continue_interrupted(runs, settings.timeout)

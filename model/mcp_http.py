@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -25,11 +26,21 @@ async def http_transport(server: McpServer) -> AsyncGenerator[Any, None]:
             headers=dict(server.headers),
             timeout=httpx2.Timeout(_SECONDS, read=None),  # each call has a time of its own
             trust_env=not loopback,
-            event_hooks={"response": [_bound]},
+            event_hooks={"request": [_add_trace], "response": [_bound]},
         ) as http,
         streamable_http_client(server.url, http_client=http, max_sse_event_size=MAX_MESSAGE_BYTES) as streams,
     ):
         yield streams
+
+
+async def _add_trace(request: httpx2.Request) -> None:
+    """Has a header say to which trace a call belongs, as its metadata does: proxies read only headers."""
+    if b'"traceparent"' in request.content:
+        params = json.loads(request.content).get("params")
+        meta = params.get("_meta") if isinstance(params, dict) else None
+        for name in ("traceparent", "tracestate"):
+            if isinstance(meta, dict) and isinstance(meta.get(name), str):
+                request.headers[name] = meta[name]
 
 
 async def _bound(response: httpx2.Response) -> None:

@@ -22,6 +22,7 @@ class Reply:
 
     def __init__(self, budget: Budget) -> None:
         self.finish_reason: str | None = None
+        self.model: str | None = None  # as the last frame names it
         self.usage: Any = None
         self.reasoning_field: str | None = None  # the name under which the reasoning comes
         self.details: list[dict[str, Any]] = []
@@ -53,6 +54,7 @@ class Reply:
             return []
         if reason := choice.get("finish_reason"):
             self.finish_reason = utf8_text(str(reason))[:100]
+            self.model = utf8_text(str(frame["model"]))[:200] if frame.get("model") else None
         delta = choice.get("delta") or choice.get("message")
         if not isinstance(delta, dict):
             return []

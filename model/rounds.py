@@ -9,6 +9,7 @@ from model.budget import Budget
 from model.events import Answer, Event, Message, ModelError, ToolCall, ToolResult
 from model.finish_reasons import meaning_of
 from model.history import Conversation, assistant_message
+from model.observer import Observer
 from model.provider_state import Origin, provider_state
 from model.reply import Reply, sum_usage
 from model.tool_calls import run_calls
@@ -27,12 +28,14 @@ class Rounds:
         conversation: Conversation,
         budget: Budget,
         origin: Origin,
+        observer: Observer,
     ) -> None:
         self.conversation = conversation
         self.budget = budget
         self._origin = origin
         self._tools = tools
         self._tool_timeout = tool_timeout
+        self._observer = observer
         self._usage: dict[str, Any] | None = None
 
     def answer(self, ask: Callable[[], Generator[Event, None, Reply]]) -> Generator[Event, None, Answer]:
@@ -69,4 +72,4 @@ class Rounds:
         return Message(message, self._usage)
 
     def _results(self, calls: Sequence[ToolCall]) -> Iterator[ToolResult]:
-        return run_calls(self._tools, calls, self.budget, self._tool_timeout)
+        return run_calls(self._tools, calls, self.budget, self._tool_timeout, self._observer)

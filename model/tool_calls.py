@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from model.budget import Budget
 from model.events import ToolCall, ToolResult
+from model.observer import Observer, Outcome, ToolWork
 from model.text import utf8_text
 from model.tools import MAX_RESULT_CHARACTERS, Abandonment, AnyTool
 
@@ -26,7 +27,11 @@ _RESPONSIVE_SECONDS = 0.005  # the interpreter's switch interval while tools wor
 
 
 def run_calls(
-    tools: Mapping[str, AnyTool], calls: Sequence[ToolCall], budget: Budget, timeout: float
+    tools: Mapping[str, AnyTool],
+    calls: Sequence[ToolCall],
+    budget: Budget,
+    timeout: float,
+    observer: Observer | None = None,
 ) -> Iterator[ToolResult]:
     """The results of the calls, in the order of the calls.
 
@@ -35,7 +40,7 @@ def run_calls(
     and abandons all calls then.
     """
     pending: queue.SimpleQueue[_Call] = queue.SimpleQueue()
-    started = [_Call(tools, call) for call in calls]
+    started = [_Call(tools, call, observer or Observer()) for call in calls]
     for call in started:
         pending.put(call)
     for _ in range(min(len(started), MAX_AT_ONCE)):
@@ -46,6 +51,7 @@ def run_calls(
                 budget.remaining()
                 if call.began_at is not None and time.monotonic() > call.began_at + timeout:
                     call.abandonment.set()
+                    call.end(Outcome("timeout", failed=True))
                     call.result = ToolResult(call.call.id, call.call.name, error=_TIMED_OUT)
                     _start_worker(pending)  # in place of the one that hangs
                     break
@@ -56,27 +62,43 @@ def run_calls(
         for call in started:
             if not call.done.is_set():
                 call.abandonment.set()
+                call.end(Outcome("stopped"))
 
 
 class _Call:
     """One call, and what becomes of it."""
 
-    def __init__(self, tools: Mapping[str, AnyTool], call: ToolCall) -> None:
+    def __init__(self, tools: Mapping[str, AnyTool], call: ToolCall, observer: Observer) -> None:
         self.call = call
         self.done = threading.Event()
         self.began_at: float | None = None
         self.abandonment = Abandonment()
         self.result: ToolResult | None = None
         self._tools = tools
+        self._observer = observer
+        self._observed: Observer | None = None  # while it runs
+        self._lock = threading.Lock()
 
     def run(self) -> None:
         if self.abandonment.is_set():
             return
         self.began_at = time.monotonic()
-        result = self._result()
+        observed = self._observed = self._observer.begin(
+            ToolWork(self.call.id, self.call.name, self.call.name in self._tools)
+        )
+        with observed.current():
+            result = self._result()
+        self.end(Outcome("ok") if result.error is None else Outcome("error", failed=True))
         if not self.abandonment.is_set():
             self.result = result
         self.done.set()
+
+    def end(self, outcome: Outcome) -> None:
+        """Tells the observer of the end, if the call runs: the first one counts."""
+        with self._lock:
+            observed, self._observed = self._observed, None
+        if observed:
+            observed.end(outcome)
 
     def _result(self) -> ToolResult:
         id, name = self.call.id, self.call.name

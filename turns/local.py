@@ -18,9 +18,10 @@ from typing import Any, assert_never
 from agent import Agent
 from model.connection import Stop
 from model.events import Answer, Chunk, Message, ModelError, Reasoning, Stopped, ToolCall, ToolResult
+from model.observer import Observer, Outcome, TurnWork
 from storage import LockedSession, LockLost, StorageUnavailable, timestamp
 from turns.journal import identity, journal_lines
-from turns.log import MAX_EVENTS, Ended, Entry, Failed, Started, TurnEnded, encode_entry
+from turns.log import MAX_EVENTS, Ended, Entry, Failed, Started, TurnEnded, encode_entry, status_of
 from turns.question import NothingToContinue, Question
 from turns.stored import (
     INTERRUPTED_TEXT,
@@ -44,7 +45,7 @@ class LocalTurn(Turn):
     """A turn that this process runs: from the lock of its session to the release.
 
     `on_end(turn, last_event)` is called once, when everything is stored and before readers get the last event. With
-    `show_reasoning`, the model's reasoning is among the events. It is stored either way.
+    `show_reasoning`, the model's reasoning is among the events. It is stored either way. `observer` sees it.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class LocalTurn(Turn):
         session_id: str,
         question: Question,
         on_end: Callable[[LocalTurn, Ended | Failed], None],
+        observer: Observer,
         *,
         show_reasoning: bool,
     ) -> None:
@@ -67,6 +69,8 @@ class LocalTurn(Turn):
         self._stored_until = 0  # the text behind so many events is in no stored message yet
         self._reasoning: list[str] = []  # that is in no stored message yet
         self._show_reasoning = show_reasoning
+        self._observer = observer
+        self._silent = True  # until the first text
         self._settings: dict[str, Any] = {}  # model, instructions and options that are not the agent's own
         self._attempt: dict[str, Any] = {}
         self._journal: Callable[[bytes], None] | None = None
@@ -108,6 +112,7 @@ class LocalTurn(Turn):
         self._journal = session.journal(first)
         if publish := session.publish_turn(first, self._end_from_elsewhere):
             self._log.publish = lambda entry: publish(encode_entry(entry), isinstance(entry.event, Ended | Failed))
+        self._observer = self._observer.begin(TurnWork(self.session_id, self._settings["model"], self.started_at))
         self._log.append(Started())
         self._start_decided.set()
         return outgoing_messages(session.session.messages, attempt, goes_on=question.continues)
@@ -161,7 +166,8 @@ class LocalTurn(Turn):
     def run(self, agent: Agent, history: Sequence[Mapping[str, Any]]) -> None:
         """Runs the turn to its end, on the calling thread."""
         try:
-            with contextlib.closing(agent.run(history, self._stop, **self._settings)) as events:
+            run = agent.run(history, self._stop, observer=self._observer, **self._settings)
+            with contextlib.closing(run) as events:
                 for event in events:
                     self._handle(event)
         except (TurnEnded, Stopped):
@@ -225,6 +231,9 @@ class LocalTurn(Turn):
                 self._reasoning.append(event.content)
                 if not self._show_reasoning and self._journal is not None:
                     self._hidden.append(event.content)
+            elif self._silent:
+                self._silent = False
+                self._observer.first_chunk(time.monotonic() - self.started_at)
             if type(event) is Chunk or self._show_reasoning:
                 self._log.append(event)
         elif isinstance(event, Message):
@@ -290,6 +299,7 @@ class LocalTurn(Turn):
                 self.version = version_of(self._session.session)
                 self._session.release()
                 del self._session  # with the whole history, which an ended turn does not need
+        self._observer.end(Outcome(status_of(last), failed=isinstance(last, Failed), usage=self.usage))
         self._on_end(self, last)
         self._close(last)
         return True

@@ -63,6 +63,11 @@ class Failed:
     message_id: str | None = None
 
 
+def status_of(last: Ended | Failed) -> str:
+    """The status of a turn, or the code of the error that ended it."""
+    return last.code if isinstance(last, Failed) else str(last.message.get("status", "completed"))
+
+
 Event = Started | Reasoning | Chunk | ToolCall | ToolResult | Ended | Failed
 
 

@@ -10,11 +10,12 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from agent import Agent
+from model.observer import Observer
 from storage import Session, SessionBusy, SessionCorrupt, Storage
 from turns.expiry import Expiry
 from turns.journal import Keeper, take_over, with_partial_answer
 from turns.local import KeyInUse, LocalTurn, fail_all
-from turns.log import Ended, Failed
+from turns.log import Ended, Failed, status_of
 from turns.models import ModelChoice
 from turns.question import KeyReused, Question
 from turns.recent import RecentTurns
@@ -34,8 +35,8 @@ class Runs:
 
     At most `max_turns` run at once (or as many as `slots` has, which several stores may share), each for at most
     `timeout` seconds. With `show_reasoning`, the model's reasoning is among their events. `models` are the names of
-    the models that may run beside the agent's own; None means any.
-    Sessions that did not change for `session_ttl` seconds are deleted (0: none).
+    the models that may run beside the agent's own; None means any. Sessions that did not change for `session_ttl`
+    seconds are deleted (0: none). The `observer` sees the turns.
     """
 
     def __init__(
@@ -49,17 +50,17 @@ class Runs:
         show_reasoning: bool = True,
         models: Collection[str] | None = (),
         session_ttl: float = 0.0,
+        observer: Observer | None = None,
     ) -> None:
         self.storage = storage
-        self._agent = agent
+        self._agent, self._observer = agent, observer or Observer()
         self._timeout = timeout
         self._slots = slots or threading.Semaphore(max_turns)
         self._show_reasoning = show_reasoning
         self.models = ModelChoice(agent, models)
         self._expiry = Expiry(storage, session_ttl)
         self._expiry.start()
-        self._keeper = Keeper()
-        self._workers = Workers()
+        self._keeper, self._workers = Keeper(), Workers()
         self._lock = threading.Lock()
         self._local: dict[str, LocalTurn] = {}  # by session, from before they start until they have ended
         self._admitted: dict[LocalTurn, None] = {}  # those that count as running, oldest first
@@ -70,7 +71,9 @@ class Runs:
         self._tick = threading.Condition(self._lock)
         self._next_tick = 0.0
 
-    def start(self, session_id: str, question: Question, *, slot: bool = True) -> tuple[Turn, bool]:
+    def start(
+        self, session_id: str, question: Question, *, slot: bool = True, observer: Observer | None = None
+    ) -> tuple[Turn, bool]:
         """Starts a turn with a question, which is durable when this returns. Gives the turn and False.
 
         Where the idempotency key is that of an earlier request for the same, gives the turn of that request and
@@ -80,10 +83,9 @@ class Runs:
         Raises SessionNotFound, KeyReused, ShuttingDown, SessionBusy, Overloaded (in this order), QuestionRefused,
         NothingToContinue, ModelRefused, and StorageUnavailable or SessionCorrupt.
         """
-        key = question.key
-        busy = 0  # times
+        key, observer, busy = question.key, observer or self._observer, 0
         while True:
-            turn = LocalTurn(session_id, question, self._on_end, show_reasoning=self._show_reasoning)
+            turn = LocalTurn(session_id, question, self._on_end, observer, show_reasoning=self._show_reasoning)
             try:
                 if key is not None and (earlier := self._turn_of_key(session_id, question, key)):
                     return earlier
@@ -223,9 +225,8 @@ class Runs:
             return None
         with self._lock:
             recent = self._recent.get(session_id)
-        if (
-            recent is None or recent.question.key != key or isinstance(recent.result(), Failed)
-        ):  # or retried elsewhere since
+        retried_elsewhere = recent is not None and isinstance(recent.result(), Failed)
+        if recent is None or recent.question.key != key or retried_elsewhere:
             return Turn.replay(session_id, stored, show_reasoning=self._show_reasoning), True
         return recent, True
 
@@ -303,8 +304,7 @@ class Runs:
             self._slots.release()
 
     def _on_end(self, turn: LocalTurn, last: Ended | Failed) -> None:
-        now = time.monotonic()
-        size = turn.size
+        now, size = time.monotonic(), turn.size
         self._keeper.remove(turn)
         with self._lock:
             del self._local[turn.session_id]
@@ -314,7 +314,7 @@ class Runs:
         log.info(
             "turn session=%s status=%s seconds=%.3f model_seconds=%.3f tokens=%s",
             turn.session_id,
-            last.code if isinstance(last, Failed) else last.message.get("status", "completed"),
+            status_of(last),
             seconds,
             seconds - turn.tool_seconds(),
             (turn.usage or {}).get("total_tokens", "-"),

@@ -11,6 +11,7 @@ from typing import Any
 from flask import Response, g, request
 
 from agent import Agent
+from model.observer import Observer
 from storage import (
     SETTINGS,
     MemoryStorage,
@@ -52,7 +53,12 @@ class Api:
     """
 
     def __init__(
-        self, store_of: Callable[[str], Storage], agent: Agent, settings: Settings, users: Users | None = None
+        self,
+        store_of: Callable[[str], Storage],
+        agent: Agent,
+        settings: Settings,
+        users: Users | None = None,
+        observer: Observer | None = None,
     ) -> None:
         slots = threading.Semaphore(settings.max_streams)
 
@@ -65,6 +71,7 @@ class Api:
                 show_reasoning=settings.show_reasoning,
                 session_ttl=settings.session_ttl,
                 models=None if "*" in settings.models else settings.models,
+                observer=observer,
             )
 
         self.all_runs = RunsByUser(lambda name: runs_over(store_of(name)), users.names if users else [""])
@@ -238,7 +245,7 @@ class Api:
         runs.models.check(question.model)
         slot = self.responses.acquire(blocking=False)
         try:
-            turn, replayed = runs.start(session_id, question, slot=slot)
+            turn, replayed = runs.start(session_id, question, slot=slot, observer=g.observed)
             if not slot:
                 raise Overloaded
         except BaseException:

@@ -103,11 +103,13 @@ def openai_error(status: int, code: str, text: str) -> dict[str, Any]:
 def answer_error(error: Exception) -> Response:
     """The answer to a request that ended with this exception. Logs the ones that are defects."""
     if isinstance(error, ApiError):
+        g.error_code = error.code
         return error_response(error.code, str(error), error.headers)
     if isinstance(error, ImportRefused | ModelRefused | QuestionRefused):
         return error_response("invalid_request", str(error))
     for kind, code in _CODES.items():
         if isinstance(error, kind):
+            g.error_code = code
             return error_response(code, f"Session {error} not found" if kind is SessionNotFound else None)
     if isinstance(error, HTTPException) and error.code is not None and error.code < 500:
         code = _STATUS_CODES.get(error.code, "invalid_request")

@@ -58,6 +58,7 @@ class Settings:
     users: str = ""
     session_headers: tuple[str, ...] = ("X-Session-Id", "X-OpenWebUI-Chat-Id", "X-Conversation-Id")
     trusted_proxies: int = 0
+    metrics: bool = False
     cors_origin: tuple[str, ...] = ()
     max_streams: int = 500
     grace: float = 10.0
@@ -107,6 +108,7 @@ FLAGS: dict[str, tuple[Callable[[str], Any], str, tuple[str, ...]]] = {
     "users": (str, "a file of users and their tokens, each with sessions of their own", ()),
     "session_headers": (names, "request headers that name the session of a chat completion, with commas", ()),
     "trusted_proxies": (whole_number(0, 16), "how many proxies in front are believed (X-Forwarded-…)", ()),
+    "metrics": (boolean, "serve GET /metrics, for Prometheus", ()),
     "cors_origin": (origins, "a web origin that may call; repeatable", ()),
     "max_streams": (whole_number(1, 100_000), "turns running at once; more get 503", ()),
     "grace": (seconds_or_zero, "seconds that running turns get at shutdown", ()),

@@ -379,7 +379,7 @@ def sdk(request: pytest.FixtureRequest, start: Callable[..., McpServers], tmp_pa
 
 
 def test_tools_of_an_sdk_server_work(sdk: McpServers) -> None:
-    assert [tool.name for tool in sdk.tools()] == ["sdk__add", "sdk__slow", "sdk__big", "sdk__grow"]
+    assert [tool.name for tool in sdk.tools()] == ["sdk__add", "sdk__slow", "sdk__trace", "sdk__big", "sdk__grow"]
     assert call(sdk, "sdk__add", a=1, b=2) == "3"
     with pytest.raises(ValueError, match="a"):
         call(sdk, "sdk__add", b=2)

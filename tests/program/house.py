@@ -27,10 +27,12 @@ FLOORS = {
 EXTRAS = {
     "redis": "stores.redis",
     "mcp": "model.mcp",
+    "prometheus_client": "web.metrics",
+    "opentelemetry": "web.tracing",
 }  # library: the room, with its neighbours of the same prefix, that may import it
 MAX_LINES = {"storage": 500}  # of a room; 350 for all others
 ROOM_LINES = 350
-HOUSE_LINES = 6500  # of code that runs without an extra
+HOUSE_LINES = 6700  # of code that runs without an extra
 FILE_BYTES = 128 << 10  # of a file that is kept in the repository
 LARGE_FILES: dict[str, str] = {}  # those that may be larger: the path, and why
 BUILT = (".whl", ".gz", ".zip", ".pyc", ".so", ".log")  # what is made from something else, and read by nobody

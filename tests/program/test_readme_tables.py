@@ -54,7 +54,8 @@ def test_every_error_is_in_the_table_under_its_status() -> None:
 
 def test_every_route_is_in_the_table() -> None:
     requests = {request for row in table("Endpoints") for request in row[0].split(", ")}
-    app = create_app(MemoryStorage(), Agent(api_key="none", base_url="http://127.0.0.1:1/v1", model="m"))
+    agent = Agent(api_key="none", base_url="http://127.0.0.1:1/v1", model="m")
+    app = create_app(MemoryStorage(), agent, Settings(metrics=True))
     routes = set()
     for rule in app.url_map.iter_rules():
         assert rule.methods is not None

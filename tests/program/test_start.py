@@ -57,6 +57,7 @@ VALUES: dict[str, tuple[str, Any]] = {
     "users": ("users.txt", "users.txt"),
     "session_headers": ("X-Mine,X-Yours", ("X-Mine", "X-Yours")),
     "trusted_proxies": ("1", 1),
+    "metrics": ("true", True),
     "cors_origin": ("https://chat.example.org", ("https://chat.example.org",)),
     "max_streams": ("5", 5),
     "grace": ("0", 0.0),

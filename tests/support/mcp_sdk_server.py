@@ -44,6 +44,12 @@ async def slow() -> str:
 
 
 @server.tool()
+def trace(context: Context) -> str:
+    """Gives the header that says to which trace the call belongs."""
+    return context.headers.get("traceparent", "") if context.headers else ""
+
+
+@server.tool()
 def big() -> str:
     """Gives 50 MB."""
     return "x" * (50 << 20)

@@ -22,7 +22,7 @@ SERVER = (sys.executable, str(ROOT / "session_server.py"))
 
 def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
     """The environment for a server process: ours without what would set the server up, and then `more`."""
-    ours = ("OPENAI_", "SESSION_SERVER_")
+    ours = ("OPENAI_", "OTEL_", "SESSION_SERVER_")
     return {**{name: value for name, value in os.environ.items() if not name.startswith(ours)}, **(more or {})}
 
 

@@ -77,7 +77,7 @@ def test_the_document_has_the_version_of_the_package() -> None:
 
 
 def test_every_route_of_the_app_is_an_operation_and_every_operation_a_route() -> None:
-    with Talk() as talk:
+    with Talk(metrics=True) as talk:
         routes = {
             (method, re.sub(r"<(?:path:)?(\w+)>", r"{\1}", rule.rule))
             for rule in talk.app.url_map.iter_rules()
@@ -265,7 +265,7 @@ class World:
         self._apps: list[Talk] = []
 
     def app(self, **settings: Any) -> Talk:
-        self._apps.append(Talk(model=self.model, storage=self.storage, **settings))
+        self._apps.append(Talk(model=self.model, storage=self.storage, **{"metrics": True, **settings}))
         return self._apps[-1]
 
     def ask(
@@ -378,7 +378,7 @@ def _(world: World, operation: str) -> TestResponse:
 @cause("not_found")
 def _(world: World, operation: str) -> TestResponse:
     world.session_id = "session-a%2Fb"
-    return world.ask(operation)
+    return world.ask(operation, app=world.app(metrics=False))
 
 
 @cause("session_busy")
@@ -696,7 +696,7 @@ def test_schemathesis_finds_no_answer_that_the_document_does_not_tell_of(
     calls = tool_call("calculator", {"expression": "15 * 23"})
     replies = {"user": calls, "tool": answer("It is ", "345.", usage={"total_tokens": 9})}
     with ModelServer(default=lambda request: replies[request["messages"][-1]["role"]](request)) as model:
-        server = serve(f"-base_url={model.base_url}")
+        server = serve(f"-base_url={model.base_url}", "-metrics")
         found = subprocess.run(
             [
                 *(sys.executable, "-m", "schemathesis.cli", f"--config-file={config}", "--no-color"),
