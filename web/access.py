@@ -71,9 +71,9 @@ def add_common_headers(response: Response, settings: Settings) -> Response:
         response.headers["Access-Control-Expose-Headers"] = exposed
         if request.method == "OPTIONS":
             response.headers["Access-Control-Allow-Methods"] = "DELETE, GET, PATCH, POST"
-            response.headers["Access-Control-Allow-Headers"] = (
-                "Authorization, Content-Type, Idempotency-Key, Last-Event-ID, X-Request-Id"
-            )
+            # The origin is one that may call, and SDKs and tracers send headers of their own.
+            asked = request.headers.get("Access-Control-Request-Headers", "Authorization, Content-Type")
+            response.headers["Access-Control-Allow-Headers"] = asked
             response.headers["Access-Control-Max-Age"] = "600"
     method, path = urllib.parse.quote(request.method[:20]), urllib.parse.quote(request.path[:200])
     client = urllib.parse.quote((request.remote_addr or "-")[:60], safe=":")
