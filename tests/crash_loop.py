@@ -227,6 +227,7 @@ class Loop:
         if self._redis:
             lease = f"session_server:lease:{conversation.id}"
             until(lambda: self._redis and not self._redis.call("EXISTS", lease), seconds=10)
+            reply = server.request("GET", f"/sessions/{conversation.id}")  # till now the turn counted as running
         self._compare(conversation, reply.json["messages"])
         self._check_seen(conversation, reply.json["messages"])
         self._check_title(server, conversation)

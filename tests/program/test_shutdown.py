@@ -20,6 +20,7 @@ import pytest
 from tests.support.model_server import HEADERS, STALL, ModelServer, answer, frames, tool_call, wait
 from tests.support.server import PATIENCE, SERVER, Reply, Server, environment, until
 
+FRESH = True  # servers are started as their users start them
 Serve = Callable[..., Server]
 BRISK = 20.0  # seconds within which an idle server has ended also on a busy machine, and less than -grace
 

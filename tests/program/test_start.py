@@ -29,6 +29,7 @@ from tests.support.model_server import ModelServer
 from tests.support.server import PATIENCE, ROOT, SERVER, Server, environment, events_of, until
 from web.settings import FLAGS, read_settings
 
+FRESH = True  # servers are started as their users start them
 Serve = Callable[..., Server]
 
 # For each flag, a text and what it sets.

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
 
+from tests.support.forked import ForkedServer
+
 ROOT = Path(__file__).parent.parent.parent
 PATIENCE = 30.0  # seconds; how long a test waits for what must happen at all
 SERVER = (sys.executable, str(ROOT / "session_server.py"))
@@ -120,7 +122,10 @@ class Client:
 
 
 class Server(Client):
-    """A server process, started as its users start it, on a free port if none is given."""
+    """A server process, on a free port if none is given.
+
+    With `fresh`, a command or a directory, it is started as its users start it, else forked (see `ForkedServer`).
+    """
 
     def __init__(
         self,
@@ -130,17 +135,23 @@ class Server(Client):
         command: Sequence[str] = SERVER,
         cwd: Path | None = None,
         port: int = 0,
+        fresh: bool = False,
     ) -> None:
         self.log = log
-        with log.open("ab") as stderr:
-            self.process = subprocess.Popen(
-                [*command, f"-port={port}", *flags],
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                env=environment(env),
-                cwd=cwd,
-                text=True,
-            )
+        self.process: subprocess.Popen[str] | ForkedServer
+        interpreted = any(name.startswith(("PYTHON", "LD_")) for name in env or ())
+        if fresh or interpreted or cwd is not None or command != SERVER:
+            with log.open("ab") as stderr:
+                self.process = subprocess.Popen(
+                    [*command, f"-port={port}", *flags],
+                    stdout=subprocess.PIPE,
+                    stderr=stderr,
+                    env=environment(env),
+                    cwd=cwd,
+                    text=True,
+                )
+        else:
+            self.process = ForkedServer([f"-port={port}", *flags], environment(env), log)
         self.banner = ""
         assert self.process.stdout is not None
         watchdog = threading.Timer(2 * PATIENCE, self.process.kill)
