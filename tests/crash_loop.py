@@ -1,6 +1,6 @@
 """Pulls the plug on a server again and again, and counts what that costs.
 
-    python -m tests.crash_loop 1000           # so many rounds; the seed may follow
+    python -m tests.crash_loop 1000           # so many rounds; the seed may follow, and how many seconds at most
     python -m tests.crash_loop --redis 1000   # sessions in Redis, which is killed too, every other time
 
 Each round, several sessions are at work at once on one server: turns by `run` and by `run_stream`, with and without
@@ -356,13 +356,13 @@ def _reply(request: dict[str, Any]) -> Any:
     return answer(*steps)(request)
 
 
-def main(rounds: int, seed: int, in_redis: bool) -> int:
+def main(rounds: int, seed: int, seconds: float, in_redis: bool) -> int:
     print(f"{rounds} rounds, seed {seed}{', in Redis' if in_redis else ''}")
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         directory = Path(name)
         redis = stack.enter_context(RedisServer(directory)) if in_redis else None
         loop = Loop(directory, seed, redis)
-        loop.run(rounds)
+        loop.run(rounds, seconds)
     done = ("rounds", "turns", "turns cut off", "partial answers", "characters received", "continued", "retries")
     for name in (*done, "replays", "titles", "deletions", "torn files"):
         print(f"{name + ':':20}{loop.figures[name]:>8}")
@@ -375,4 +375,5 @@ def main(rounds: int, seed: int, in_redis: bool) -> int:
 if __name__ == "__main__":
     numbers = [int(argument) for argument in sys.argv[1:] if argument != "--redis"]
     seed = numbers[1] if len(numbers) > 1 else random.randrange(10**6)
-    sys.exit(main(numbers[0] if numbers else 100, seed, "--redis" in sys.argv))
+    seconds = numbers[2] if len(numbers) > 2 else float("inf")
+    sys.exit(main(numbers[0] if numbers else 100, seed, seconds, "--redis" in sys.argv))
