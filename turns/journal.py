@@ -8,7 +8,6 @@ it holds as a partial answer, with the reason `interrupted`.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from model.events import Chunk, Reasoning, ToolCall, ToolResult
 from storage import LockedSession, Session, Storage
 from turns.log import Ended, Entry, Failed, decode_entry, encode_entry
 from turns.stored import last_turn
-from wire.strict_json import to_json
+from wire.strict_json import from_json, to_json
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +52,7 @@ def partial_answer(session: Session, lines: Sequence[bytes]) -> dict[str, Any] |
     """
     turn = last_turn(session)
     try:
-        _, message_id, attempt, fields = json.loads(lines[0])
+        _, message_id, attempt, fields = from_json(lines[0])
         valid = isinstance(attempt, int) and isinstance(fields, dict)
     except (IndexError, ValueError, TypeError):
         valid = False

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import _thread
 import contextlib
-import json
 import sys
 import threading
 import time
@@ -19,7 +18,7 @@ from typing import Any, NamedTuple
 
 from model.events import Chunk, Reasoning, ToolCall, ToolResult
 from storage import timestamp
-from wire.strict_json import to_json
+from wire.strict_json import from_json, to_json
 
 MAX_EVENTS = 200_000  # of one turn
 INTERRUPTED = 1_000_000  # number of the event that ends a turn whose process is gone; its real last one is unknown
@@ -211,6 +210,8 @@ def encode_entry(entry: Entry) -> bytes:
 
 
 def decode_entry(line: bytes) -> Entry:
-    """The entry that `encode_entry` has put on a line."""
-    number, created_at, sequence, kind, *fields = json.loads(line)
+    """The entry that `encode_entry` has put on a line. Raises ValueError, TypeError or KeyError for anything else."""
+    number, created_at, sequence, kind, *fields = from_json(line)
+    if not isinstance(created_at, str):
+        raise TypeError("an entry without its time")
     return Entry(number, created_at, sequence, _EVENTS[kind](*fields))

@@ -344,6 +344,8 @@ TOOLS = [FIRST, *map(encode_entry, entries(Chunk("a"), ToolCall("1", "x", "{}"),
         (session_of(QUESTION), [*LINES[:3], b"\0\0\0", LINES[3]], "Hel"),
         (session_of(QUESTION), [*LINES, b'[1,"t",0,"Chunk",7]'], "Hello"),
         (session_of(QUESTION), [*LINES, b'[1,"t",0,"Unknown",7]'], "Hello"),
+        (session_of(QUESTION), [*LINES, b'[1,null,0,"Chunk","!"]'], "Hello"),  # could not be stored
+        (session_of(QUESTION), [*LINES, rb'[1,"t",0,"Chunk","\ud800"]'], "Hello"),
     ],
 )
 def test_what_a_journal_gives_to_a_session(session: Session, lines: list[bytes], text: str | None) -> None:
