@@ -54,7 +54,7 @@ def partial_answer(session: Session, lines: Sequence[bytes]) -> dict[str, Any] |
     try:
         _, message_id, attempt, fields = from_json(lines[0])
         valid = isinstance(attempt, int) and isinstance(fields, dict)
-    except (IndexError, ValueError, TypeError):
+    except (IndexError, ValueError, TypeError, RecursionError):
         valid = False
     if turn is None or not valid or message_id != turn.messages[0]["id"]:
         return None
@@ -106,7 +106,7 @@ def _last_round(lines: Iterable[bytes]) -> tuple[int, str, str, str]:
     for line in lines:
         try:
             entry = decode_entry(line)
-        except (ValueError, TypeError, KeyError):  # the end is torn
+        except (ValueError, TypeError, KeyError, RecursionError):  # the end is torn, or of another program
             break
         event = entry.event
         if isinstance(event, Ended | Failed):

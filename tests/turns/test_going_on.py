@@ -345,6 +345,8 @@ TOOLS = [FIRST, *map(encode_entry, entries(Chunk("a"), ToolCall("1", "x", "{}"),
         (session_of(QUESTION), [*LINES, b'[1,"t",0,"Chunk",7]'], "Hello"),
         (session_of(QUESTION), [*LINES, b'[1,"t",0,"Unknown",7]'], "Hello"),
         (session_of(QUESTION), [*LINES, b'[1,null,0,"Chunk","!"]'], "Hello"),  # could not be stored
+        (session_of(QUESTION), [*LINES, b"[" * 100_000], "Hello"),
+        (session_of(QUESTION), [b"[" * 100_000, *LINES[1:]], None),
         (session_of(QUESTION), [*LINES, rb'[1,"t",0,"Chunk","\ud800"]'], "Hello"),
     ],
 )
