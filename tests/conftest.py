@@ -7,9 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.model_server import ModelServer
 from tests.support.server import Server
 
 pytest.register_assert_rewrite("tests.support.storage_conformance")
+
+
+@pytest.fixture
+def model() -> Iterator[ModelServer]:
+    """A model server that answers "OK", and what a test puts in line."""
+    with ModelServer() as model:
+        yield model
 
 
 @pytest.fixture

@@ -77,12 +77,6 @@ def calculator(expression: str) -> str:
 
 
 @pytest.fixture
-def model() -> Iterator[ModelServer]:
-    with ModelServer() as server:
-        yield server
-
-
-@pytest.fixture
 def agent_of() -> Iterator[MakeAgent]:
     """Makes agents that are closed at the end."""
     made: list[Agent] = []

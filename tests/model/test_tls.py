@@ -29,17 +29,15 @@ def trusted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(params=["direct", "through a proxy"])
-def site(request: pytest.FixtureRequest, serve: Serve, trusted: Path) -> Iterator[Site]:
-    with ModelServer() as model:
-        port = int(model.base_url.split(":")[2].split("/")[0])
-        with tls_front(port, trusted) as front, tunnel_proxy(front.port) as proxy:
-            direct = request.param == "direct"
-            address = f"https://localhost:{front.port}/v1" if direct else f"https://{NAME}/v1"
-            env = {"SSL_CERT_FILE": str(trusted), "https_proxy": f"http://127.0.0.1:{proxy.port}", "no_proxy": ""}
-            server = serve("-api_key=k", f"-base_url={address}", env=env)
-            yield Site(server, model, front)
-            server.close()
-            assert proxy.connections == (0 if direct else front.connections)
+def site(request: pytest.FixtureRequest, serve: Serve, model: ModelServer, trusted: Path) -> Iterator[Site]:
+    with tls_front(model.server_port, trusted) as front, tunnel_proxy(front.port) as proxy:
+        direct = request.param == "direct"
+        address = f"https://localhost:{front.port}/v1" if direct else f"https://{NAME}/v1"
+        env = {"SSL_CERT_FILE": str(trusted), "https_proxy": f"http://127.0.0.1:{proxy.port}", "no_proxy": ""}
+        server = serve("-api_key=k", f"-base_url={address}", env=env)
+        yield Site(server, model, front)
+        server.close()
+        assert proxy.connections == (0 if direct else front.connections)
 
 
 def test_turns_are_answered_over_one_connection(site: Site) -> None:
@@ -63,8 +61,8 @@ def test_a_cancel_ends_a_silent_stream_and_closes_the_connection(site: Site) -> 
     assert site.front.connections == 2
 
 
-def test_a_certificate_of_nobodys_is_not_accepted(serve: Serve, trusted: Path) -> None:
-    with ModelServer() as model, tls_front(int(model.base_url.split(":")[2].split("/")[0]), trusted) as front:
+def test_a_certificate_of_nobodys_is_not_accepted(serve: Serve, model: ModelServer, trusted: Path) -> None:
+    with tls_front(model.server_port, trusted) as front:
         server = serve("-api_key=k", f"-base_url=https://localhost:{front.port}/v1", env={"no_proxy": ""})
         reply = server.request("POST", f"/sessions/{server.create()}/run", {"message": "Hi"})
         assert (reply.status, reply.json["code"]) == (502, "model_error")

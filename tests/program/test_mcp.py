@@ -10,7 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +24,6 @@ pytest.importorskip("mcp", reason="needs the MCP SDK")
 
 SCRIPT = str(ROOT / "tests" / "support" / "mcp_script.py")
 NODE_SERVERS = ROOT / ".ci" / "node" / "node_modules" / "@modelcontextprotocol"
-
-
-@pytest.fixture
-def model() -> Iterator[ModelServer]:
-    with ModelServer() as model:
-        yield model
 
 
 class Start:

@@ -16,6 +16,7 @@ from two_servers import free_port, listens, nginx_command, where_is
 
 from tests.support.model_server import STALL, ModelServer, answer, wait
 from tests.support.server import PATIENCE, ROOT, Server, until
+from tests.support.tls import certificate
 
 NGINX = where_is("nginx")
 CONFIGURATION = ROOT / "docs" / "nginx.conf"
@@ -242,12 +243,10 @@ def test_forwarded_headers_are_not_believed_unless_proxies_are_trusted(server: S
 def test_a_page_that_is_served_with_tls_may_call(
     serve: Callable[..., Server], model: ModelServer, tmp_path: Path
 ) -> None:
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
-    files = ["-keyout", str(tmp_path / "key.pem"), "-out", str(tmp_path / "cert.pem")]
-    subprocess.run([*command, *files], check=True, capture_output=True)
-    tls = f" ssl; ssl_certificate {tmp_path}/cert.pem; ssl_certificate_key {tmp_path}/key.pem;"
+    file = certificate(tmp_path)
+    tls = f" ssl; ssl_certificate {file}; ssl_certificate_key {file};"
     server = serve(f"-base_url={model.base_url}", "-auth_token=secret", "-trusted_proxies=1")
-    trusting = ssl.create_default_context(cafile=str(tmp_path / "cert.pem"))
+    trusting = ssl.create_default_context(cafile=file)
     with under_a_path(server, tmp_path, tls) as proxied:
         for origin, status in (("https://localhost", 201), ("https://evil.example", 403)):
             connection = HTTPSConnection("localhost", proxied.port, timeout=PATIENCE, context=trusting)

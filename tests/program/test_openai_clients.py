@@ -25,12 +25,6 @@ SUM = tool_call("calculator", {"expression": "15 * 23"})
 
 
 @pytest.fixture
-def model() -> Iterator[ModelServer]:
-    with ModelServer() as model:
-        yield model
-
-
-@pytest.fixture
 def server(model: ModelServer, serve: Serve, tmp_path: Path) -> Server:
     return serve(f"-base_url={model.base_url}", f"-session_dir={tmp_path / 'sessions'}")
 

@@ -28,12 +28,6 @@ USAGE = {"prompt_tokens": 31, "completion_tokens": 5, "prompt_tokens_details": {
 
 
 @pytest.fixture
-def model() -> Iterator[ModelServer]:
-    with ModelServer() as model:
-        yield model
-
-
-@pytest.fixture
 def collector() -> Iterator[Collector]:
     with Collector() as collector:
         yield collector
