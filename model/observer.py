@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")  # a request may have any other text
 TOKEN_KINDS = {  # where the usage of a call has them; cached ones are input too, and reasoning is output too
     "input": ("prompt_tokens",),
     "cached": ("prompt_tokens_details", "cached_tokens"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from storage import Session
@@ -24,8 +25,7 @@ class ParsedFile(NamedTuple):
 
     def copy(self) -> Session:
         """The session with messages that a caller may change, the values in them aside."""
-        messages = list(map(dict[str, Any].copy, self.session.messages))
-        return Session(**{**vars(self.session), "messages": messages})
+        return replace(self.session, messages=list(map(dict[str, Any].copy, self.session.messages)))
 
 
 class FileCache:

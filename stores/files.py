@@ -263,14 +263,12 @@ class _LockedFile(LockedSession):
         remove_journal(self._storage._journal_path(self.id))
 
     def _load(self) -> Session:
-        if not self._turn:  # may rewrite the file
-            session, self._end = self._storage._parsed(self.id, self._file)
-            return session
-        with unavailable("read", self.id):
-            self._parsed = self._storage._cache.take(self.id, version_of(self._stat()))
+        if self._turn:
+            with unavailable("read", self.id):
+                self._parsed = self._storage._cache.take(self.id, version_of(self._stat()))
         if self._parsed is None:
             session, self._end = self._storage._parsed(self.id, self._file)
-            if self._end is None or not is_large(self._end):
+            if not self._turn or self._end is None or not is_large(self._end):
                 return session
             self._parsed = ParsedFile(session, self._end)
         self._end = self._parsed.end

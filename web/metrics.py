@@ -10,6 +10,7 @@ from flask import Response
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 from model.observer import (
+    METHODS,
     TOKEN_KINDS,
     ModelWork,
     Observer,
@@ -23,7 +24,6 @@ from model.observer import (
 
 _CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-_METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 _MAX_NAMES = 200  # of tools, since those of MCP servers come and go
 _OTHER = "other"
 _STORE_ERRORS = ("storage_unavailable", "session_corrupt")
@@ -86,7 +86,7 @@ class Metrics(Observer):
         """Counts work that has ended."""
         match work:
             case RequestWork(method, route):
-                method = method if method in _METHODS else _OTHER
+                method = method if method in METHODS else _OTHER
                 self._requests.labels(route or _OTHER, method, outcome.name).inc()
                 self._count_store_error(outcome.error)
             case TurnWork():

@@ -21,10 +21,9 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from model.observer import ModelWork, Observer, Outcome, RequestWork, ToolWork, TurnWork, Work, tokens_of
+from model.observer import METHODS, ModelWork, Observer, Outcome, RequestWork, ToolWork, TurnWork, Work, tokens_of
 
 _PROBES = ("/health", "/ready", "/metrics")  # which are asked every few seconds, and do nothing
-_METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 _LAST_SECONDS = 1.0  # at the end, for work that has been told to end
 _FLUSH_SECONDS = 3.0  # for the last spans to reach the exporter
 _MAX_TEXT = 200  # characters of an attribute that comes from elsewhere
@@ -137,7 +136,7 @@ def _described(work: Work) -> tuple[str, SpanKind, _Attributes]:
     """The name of a span, its kind, and its attributes at the beginning."""
     match work:
         case RequestWork(method, route):
-            known = method if method in _METHODS else "HTTP"
+            known = method if method in METHODS else "HTTP"
             return f"{known} {route}".rstrip(), SpanKind.SERVER, _request_attributes(method, route)
         case TurnWork(session_id, model):
             asked = {"gen_ai.request.model": model[:_MAX_TEXT], "gen_ai.conversation.id": session_id}
@@ -167,7 +166,7 @@ def _peer(address: str) -> _Attributes:
 
 def _request_attributes(method: str, route: str) -> _Attributes:
     attributes: _Attributes = {
-        "http.request.method": method if method in _METHODS else "_OTHER",
+        "http.request.method": method if method in METHODS else "_OTHER",
         "url.scheme": request.scheme,
         "url.path": request.path[:_MAX_TEXT],
         "network.protocol.version": request.environ.get("SERVER_PROTOCOL", "").removeprefix("HTTP/"),
