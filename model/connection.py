@@ -174,9 +174,10 @@ class _Wire:
         self._stream.close()
 
     def _flush(self) -> None:
-        if self._held:
-            data = b"".join(self._held)
-            self._held.clear()
+        held, self._held = self._held, []
+        if sum(map(len, held)) <= _MAX_HELD_BYTES:
+            held = [b"".join(held)]  # else the body would be copied once more
+        for data in filter(None, held):
             self._stream.write(data, self._timeout)
 
 

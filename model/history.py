@@ -31,27 +31,20 @@ class Conversation:
     """
 
     def __init__(self, history: Sequence[_Message], max_history: int, origin: Origin, instructions: str = "") -> None:
-        self._history = history
+        self._messages = list(history)
+        self._begin = 0  # of the messages that go out, at the beginning of a turn
         self._origin = origin
         self._instructions = utf8_text(instructions)
         self._trims = 0
         self._ids: set[str] = set()
         self._first: str | None = None  # id of the first message that fits, where earlier ones do not
         self.returned_state = False  # whether the last messages had something that only their own server takes
-        turn: list[_Message] = []
-        turns = [turn]
         for message in history:
-            if turn and message.get("role") == "user":
-                turn = [message]
-                turns.append(turn)
-            else:
-                turn.append(message)
             if "provider_state" in message and origin.wrote(message):
                 self._first = message["provider_state"].get("first") or self._first
-        self._earlier, self._current = turns[:-1], turn
         if self._first:
-            fitting = [index for index, turn in enumerate(turns) if turn and turn[0].get("id") == self._first]
-            self._earlier = self._earlier[fitting[0] :] if fitting else self._earlier
+            fitting = (begin for begin in self._turns() if history[begin].get("id") == self._first)
+            self._begin = next(fitting, 0)
         if max_history:
             self._keep_newest(max_history, len)
 
@@ -62,11 +55,11 @@ class Conversation:
 
     def add(self, message: dict[str, Any]) -> None:
         """Adds a message to the current turn."""
-        self._current.append(message)
+        self._messages.append(message)
 
     def unique_id(self, id: str) -> str:
         """This id of a tool call, or a new one where it is empty or in use."""
-        self._ids = self._ids or {call.id for message in self._history for call in tool_calls_of(message)}
+        self._ids = self._ids or {call.id for message in self._messages for call in tool_calls_of(message)}
         return _add_id(id, self._ids)
 
     @property
@@ -79,16 +72,15 @@ class Conversation:
 
         Gives whether anything was left to cut.
         """
-        if not self._earlier:
+        before, current = self._begin, self._turns()[-1]
+        if before == current:
             return False
         self._trims += 1
-        limit = sum(map(_size, self._earlier)) // 2 if self._trims < _MAX_TRIMS else 0
-        before = len(self._earlier)
+        limit = _size(self._messages[before:current]) // 2 if self._trims < _MAX_TRIMS else 0
         self._keep_newest(limit, _size)
-        if len(self._earlier) == before:  # turns without text
-            self._earlier = []
-        first = (self._earlier or [self._current])[0]
-        self._first = first[0].get("id") if first else None
+        if self._begin == before:  # turns without text
+            self._begin = current
+        self._first = self._messages[self._begin].get("id")
         return True
 
     def messages(self, shape: Shape = _WHOLE) -> list[dict[str, Any]]:
@@ -99,37 +91,41 @@ class Conversation:
             sent.append({"role": "system", "content": self._instructions})
         ids: set[str] = set()
         last = None  # role
-        for turn in (*self._earlier, self._current):
-            results: dict[str, list[str]] | None = None
-            for message in turn:
-                role, text = message.get("role"), utf8_text(message.get("content"))
-                if role == "user":
-                    if last == "tool":
-                        sent.append({"role": "assistant", "content": "(interrupted)"})
-                    elif last == "user" and isinstance(sent[-1]["content"], str) and "parts" not in message:
-                        text = _joined(sent.pop()["content"], text)
-                    sent.append({"role": "user", "content": message.get("parts") or text})
-                    last = "user"
-                elif role == "assistant":
-                    calls = tool_calls_of(message) if "tool_calls" in message else []
-                    if not calls and (not text or text.isspace()):
-                        if message.get("status") != "cancelled" or last != "user":
-                            continue
-                        text = "(cancelled)"
-                    if last is None:  # a conversation that was imported, and begins with a greeting
-                        sent.append({"role": "user", "content": "(the conversation begins)"})
-                    if last == "assistant":
-                        text = _joined(sent.pop()["content"], text)
-                    if calls:
-                        results = _results(turn) if results is None else results
-                        answered = list(_with_results(text, calls, results, ids))
-                        last = self._fit(message, answered, shape)
-                        sent.extend(answered)
-                    else:
-                        sent.append({"role": "assistant", "content": text})
-                        last = "assistant"
-                        if "provider_state" in message:
-                            self._return(message, sent[-1:], shape)
+        turn = self._begin
+        results: dict[str, list[str]] | None = None  # of the turn's tools
+        for at in range(self._begin, len(self._messages)):
+            message = self._messages[at]
+            role, text = message.get("role"), message.get("content")
+            if type(text) is not str or not text.isascii():  # spares most calls, since histories are long
+                text = utf8_text(text)
+            if role == "user":
+                turn, results = at, None
+                if last == "tool":
+                    sent.append({"role": "assistant", "content": "(interrupted)"})
+                elif last == "user" and isinstance(sent[-1]["content"], str) and "parts" not in message:
+                    text = _joined(sent.pop()["content"], text)
+                sent.append({"role": "user", "content": message.get("parts") or text})
+                last = "user"
+            elif role == "assistant":
+                calls = tool_calls_of(message) if "tool_calls" in message else []
+                if not calls and (not text or text.isspace()):
+                    if message.get("status") != "cancelled" or last != "user":
+                        continue
+                    text = "(cancelled)"
+                if last is None:  # a conversation that was imported, and begins with a greeting
+                    sent.append({"role": "user", "content": "(the conversation begins)"})
+                if last == "assistant":
+                    text = _joined(sent.pop()["content"], text)
+                if calls:
+                    results = self._results(turn) if results is None else results
+                    answered = list(_with_results(text, calls, results, ids))
+                    last = self._fit(message, answered, shape)
+                    sent.extend(answered)
+                else:
+                    sent.append({"role": "assistant", "content": text})
+                    last = "assistant"
+                    if "provider_state" in message:
+                        self._return(message, sent[-1:], shape)
         return sent
 
     def _fit(self, message: _Message, answered: list[dict[str, Any]], shape: Shape) -> str:
@@ -161,10 +157,30 @@ class Conversation:
             call.update(extra)
         self.returned_state |= bool(fields) or any(extras)
 
+    def _turns(self) -> list[int]:
+        """Where the turns begin that go out. The last one is the current turn."""
+        later = range(self._begin + 1, len(self._messages))
+        return [self._begin, *(at for at in later if self._messages[at].get("role") == "user")]
+
+    def _results(self, turn: int) -> dict[str, list[str]]:
+        """The results of a turn's tools, by the ids of their calls."""
+        results: dict[str, list[str]] = {}
+        for at in range(turn, len(self._messages)):
+            message = self._messages[at]
+            if message.get("role") == "tool":
+                results.setdefault(utf8_text(message.get("tool_call_id")), []).append(
+                    utf8_text(message.get("content"))
+                )
+            elif message.get("role") == "user" and at > turn:
+                break
+        return results
+
     def _keep_newest(self, limit: int, measure: Callable[[list[_Message]], int]) -> None:
-        sizes = itertools.accumulate(map(measure, reversed(self._earlier)))
+        turns = self._turns()
+        earlier = (self._messages[begin:end] for begin, end in itertools.pairwise(turns))
+        sizes = itertools.accumulate(map(measure, reversed(list(earlier))))
         kept = sum(1 for size in sizes if size <= limit)
-        self._earlier = self._earlier[len(self._earlier) - kept :]
+        self._begin = turns[len(turns) - 1 - kept]
 
 
 def assistant_message(text: str, calls: Sequence[ToolCall]) -> dict[str, Any]:
@@ -199,15 +215,6 @@ def _as_text(answered: list[dict[str, Any]]) -> dict[str, Any]:
     return {"role": "assistant", "content": "\n\n".join(filter(None, (first["content"], *lines)))}
 
 
-def _results(turn: list[_Message]) -> dict[str, list[str]]:
-    """The results of a turn's tools, by the ids of their calls."""
-    results: dict[str, list[str]] = {}
-    for message in turn:
-        if message.get("role") == "tool":
-            results.setdefault(utf8_text(message.get("tool_call_id")), []).append(utf8_text(message.get("content")))
-    return results
-
-
 def _with_results(
     text: str, calls: list[ToolCall], results: dict[str, list[str]], ids: set[str]
 ) -> Iterator[dict[str, Any]]:
@@ -238,7 +245,8 @@ def _joined(one: str, other: str) -> str:
     return "\n\n".join(filter(None, (one, other)))
 
 
-def _size(turn: list[_Message]) -> int:
-    """The characters of a turn's texts."""
-    texts = (len(utf8_text(message.get("content"))) + len(utf8_text(message.get("reasoning"))) for message in turn)
-    return sum(texts) + sum(len(call.arguments) for message in turn for call in tool_calls_of(message))
+def _size(messages: list[_Message]) -> int:
+    """The characters of the messages' texts."""
+    texts = (message.get(field) for message in messages for field in ("content", "reasoning"))
+    arguments = (call.arguments for message in messages for call in tool_calls_of(message))
+    return sum(map(len, map(utf8_text, texts))) + sum(map(len, arguments))
