@@ -61,7 +61,7 @@ def observe_requests(app: Flask, observer: Observer) -> None:
 
     def begin() -> None:
         rule = request.url_rule.rule if request.url_rule else ""
-        route = re.sub(r"<(?:path:)?(?:session_)?(\w+)>", r"{\1}", rule)
+        route = re.sub(r"<(?:[^<>]*:)?(?:session_)?(\w+)>", r"{\1}", rule)
         g.observed = observer.begin(RequestWork(request.method, route))
 
     def end_when_sent(response: Response) -> Response:

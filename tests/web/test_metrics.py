@@ -240,6 +240,15 @@ def test_whatever_callers_send_there_are_few_labels() -> None:
     assert scrape("http_requests_total", route="other", method="other", status="404") == 100
 
 
+def test_the_files_of_the_page_are_one_route() -> None:
+    with Talk(metrics=True) as talk:
+        for path in ("/page.js", "/base.css", "/no.js"):
+            talk.get(path)
+        scrape = Scrape(talk)
+    assert scrape("http_requests_total", route="/{name}", method="GET", status="200") == 2
+    assert scrape("http_requests_total", route="other", method="GET", status="404") == 1
+
+
 def test_errors_of_the_store_count_once_each() -> None:
     storage = BreakableStorage()
     with Talk(tool_call("calculator", {"expression": "1+1"}), storage=storage, metrics=True) as talk:
