@@ -1,6 +1,6 @@
 """Makes the pictures of the chat page that stand in the README: `python tests/screenshots.py`, in light and in dark.
 
-Needs the Debian packages chromium and chromium-driver.
+Needs the Debian packages chromium-headless-shell and chromium-driver.
 """
 
 from __future__ import annotations

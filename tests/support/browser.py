@@ -1,4 +1,7 @@
-"""Debian's Chromium, driven as a person at the page would drive it."""
+"""Debian's Chromium, driven as a person at the page would drive it.
+
+The one without windows, `chromium-headless-shell`, takes two thirds of the CPU time of `chromium --headless`.
+"""
 
 from __future__ import annotations
 
@@ -18,17 +21,21 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from tests.support.server import PATIENCE
 
-CHROMIUM = shutil.which("chromium")
+CHROMIUM = shutil.which("chromium-headless-shell") or shutil.which("chromium")
 DRIVER = shutil.which("chromedriver")
-NEEDS = "needs the Debian packages chromium and chromium-driver"
+NEEDS = "needs the Debian packages chromium-headless-shell and chromium-driver"
 
 Driver = webdriver.Chrome
 
 
 def start(profile: Path, *further: str) -> Driver:
     """A browser without a window, with its profile in that directory, and further flags. End it with `quit()`."""
+    launcher = profile.with_name(f"{profile.name}-browser")
+    # The small one opens no tab of its own, and the driver waits for one.
+    launcher.write_text(f'#!/bin/sh\nexec {CHROMIUM} "$@" about:blank\n')
+    launcher.chmod(0o700)
     options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM or ""
+    options.binary_location = str(launcher)
     flags = "--headless --disable-gpu --disable-dev-shm-usage --no-first-run --disable-sync --hide-scrollbars"
     quiet = "--disable-background-networking --disable-component-update --disable-default-apps"
     for flag in [*flags.split(), *quiet.split(), f"--user-data-dir={profile}", *further]:
