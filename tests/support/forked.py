@@ -13,7 +13,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["session_server", "stores.redis", "model.mcp", "tests.support.forked"])
+_EXPORTER = "opentelemetry.exporter.otlp.proto.http.trace_exporter"  # which traces import when they begin
+_CONTEXT.set_forkserver_preload(
+    ["session_server", "stores.redis", "model.mcp", "web.metrics", "web.tracing", _EXPORTER, "tests.support.forked"]
+)
 
 
 class ForkedServer:
