@@ -118,6 +118,8 @@ class ChatCompletions:
             except (NothingToContinue, SessionBusy):  # a turn has ended or started since the look
                 if looks == _MOST_LOOKS:
                     raise
+                with contextlib.suppress(SessionBusy):
+                    runs.attach(session_id)  # which waits until the question of a turn that starts is stored
                 continue
             if not self._api.responses.acquire(blocking=False):
                 raise Overloaded

@@ -341,6 +341,32 @@ def test_requests_of_one_text_at_once_are_one_turn() -> None:
         assert len(talk.model.requests) == 1
 
 
+class SlowStorage(MemoryStorage):
+    """A store that tells when it is written, and waits then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes, self.go_on = threading.Event(), threading.Event()
+
+    def _lock(self, session_id: str, turn: bool) -> LockedSession | None:
+        self.writes.set()
+        assert self.go_on.wait(PATIENCE)
+        return super()._lock(session_id, turn)
+
+
+def test_a_request_that_comes_while_its_like_is_being_stored_waits_for_it() -> None:
+    with Talk(storage=SlowStorage()) as talk:
+        assert isinstance(talk.storage, SlowStorage)
+        first = talk.later(post, talk, user("one"), headers=SESSION)
+        assert talk.storage.writes.wait(PATIENCE)
+        second = talk.later(post, talk, user("one"), headers=SESSION)
+        with pytest.raises(TimeoutError):
+            second.result(0.5)
+        talk.storage.go_on.set()
+        assert text_of(first.result(PATIENCE)) == text_of(second.result(PATIENCE)) == "OK"
+        assert len(talk.model.requests) == 1
+
+
 def test_a_retry_of_a_turn_that_failed_goes_on_with_it(talk: Talk) -> None:
     talk.model.then(tool_call("calculator", {"expression": "1+1"}), answer("It ", BREAK), answer("It is 2."))
     assert error_of(post(talk, user("one"), headers=SESSION)) == (502, "model_error")
