@@ -239,7 +239,7 @@ class LockedSession(ABC):
 
     @property
     def session(self) -> Session:
-        """The session, with the changes made through this object. Raises SessionCorrupt and StorageUnavailable."""
+        """The session as changed through this object, to be read only. Raises SessionCorrupt, StorageUnavailable."""
         self._check_locked()
         if self._session is None:
             self._session = self._load()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from storage import Session
 
@@ -18,14 +18,14 @@ def is_large(size: int) -> bool:
 
 
 class ParsedFile(NamedTuple):
-    """A session as it stands in its file, and where the closing line begins. Nobody else has its messages."""
+    """A session as it stands in its file, and where the closing line begins. Nobody changes its messages."""
 
     session: Session
     end: int
 
     def copy(self) -> Session:
-        """The session with messages that a caller may change, the values in them aside."""
-        return replace(self.session, messages=list(map(dict[str, Any].copy, self.session.messages)))
+        """The session with a list of messages to which a caller may add."""
+        return replace(self.session, messages=list(self.session.messages))
 
 
 class FileCache:

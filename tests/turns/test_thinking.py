@@ -191,6 +191,19 @@ def test_a_server_gets_back_what_it_wants_in_all_turns(server: str, stream: bool
             assert_well_formed(request, extra_fields=True)
 
 
+@pytest.mark.parametrize("server", SERVERS)
+def test_what_goes_out_changes_nothing_of_what_a_store_keeps_for_the_next_turn(server: str, tmp_path: Path) -> None:
+    storage = FileStorage(str(tmp_path))
+    session = storage.create()
+    with storage.lock(session) as locked:
+        locked.append({"role": "user", "content": "x" * (64 << 10)})  # a large session stays parsed between turns
+        locked.append({"role": "assistant", "content": "Too long."})
+    with ModelServer(default=SERVERS[server]()) as model, Talk(model=model, storage=storage) as talk:
+        converse(talk, session, 3)
+    with storage.lock(session, turn=True) as locked:
+        assert locked.session == FileStorage(str(tmp_path)).get(session)
+
+
 @pytest.mark.parametrize("server", [name for name in SERVERS if name != "OpenRouter"])  # which misses nothing
 def test_a_history_that_was_stored_before_or_by_another_model_works(server: str, tmp_path: Path) -> None:
     with Talk(storage=FileStorage(str(tmp_path))) as talk:  # a server that sends nothing beside its calls
