@@ -142,14 +142,15 @@ class ChatCompletions:
             stored = Question.stored(known.messages[0], key)
             question = dataclasses.replace(question, replaces=stored.replaces, continues=stored.continues)
         elif wish.kind == "again":
-            last = last_turn(session)
-            if last is None or (last.complete and users[-1]["id"] not in unanswered):
-                return Question(None, users[-1]["id"], key=key)
-            unanswered.add(users[-1]["id"])
-            turn = runs.attach(session_id)
-            if turn is not None and turn.message_id == users[-1]["id"] and _has_an_answer(turn, runs):
+            last, turn, id = last_turn(session), runs.attach(session_id), users[-1]["id"]
+            if turn is not None and turn.message_id == id and not turn.ended:
+                unanswered.add(id)  # for the caller, who cannot have seen the end of a turn that has none yet
+            if last is None or (last.complete and id not in unanswered):
+                return Question(None, id, key=key)
+            unanswered.add(id)
+            if turn is not None and turn.message_id == id and _has_an_answer(turn, runs):
                 return turn
-            replaces = users[-1]["id"] if last.complete else None
+            replaces = id if last.complete else None
             question = Question(None, replaces, continues=not last.complete, key=key)
         elif wish.kind == "instead":
             replaced = users[wish.at]["id"] if wish.at < len(users) else None

@@ -342,27 +342,37 @@ def test_requests_of_one_text_at_once_are_one_turn() -> None:
 
 
 class SlowStorage(MemoryStorage):
-    """A store that tells when it is written, and waits then."""
+    """A store that waits when it locks a session, or when it releases one, and tells that it does."""
 
-    def __init__(self) -> None:
+    def __init__(self, when: str) -> None:
         super().__init__()
-        self.writes, self.go_on = threading.Event(), threading.Event()
+        self.when = when
+        self.waits, self.go_on = threading.Event(), threading.Event()
 
     def _lock(self, session_id: str, turn: bool) -> LockedSession | None:
-        self.writes.set()
+        if self.when == "begins":
+            self.wait()
+        locked = super()._lock(session_id, turn)
+        if locked is not None and self.when == "ends":
+            release = locked._release
+            locked._release = lambda: (self.wait(), release())[1]  # type: ignore[method-assign]
+        return locked
+
+    def wait(self) -> None:
+        self.waits.set()
         assert self.go_on.wait(PATIENCE)
-        return super()._lock(session_id, turn)
 
 
-def test_a_request_that_comes_while_its_like_is_being_stored_waits_for_it() -> None:
-    with Talk(storage=SlowStorage()) as talk:
-        assert isinstance(talk.storage, SlowStorage)
+@pytest.mark.parametrize("when", ["begins", "ends"])
+def test_a_request_that_comes_while_its_like_begins_or_ends_waits_for_it(when: str) -> None:
+    storage = SlowStorage(when)
+    with Talk(storage=storage) as talk:
         first = talk.later(post, talk, user("one"), headers=SESSION)
-        assert talk.storage.writes.wait(PATIENCE)
+        assert storage.waits.wait(PATIENCE)
         second = talk.later(post, talk, user("one"), headers=SESSION)
         with pytest.raises(TimeoutError):
             second.result(0.5)
-        talk.storage.go_on.set()
+        storage.go_on.set()
         assert text_of(first.result(PATIENCE)) == text_of(second.result(PATIENCE)) == "OK"
         assert len(talk.model.requests) == 1
 
