@@ -130,8 +130,8 @@ class ChatCompletions:
     ) -> Turn | Question:
         """The turn that the request is a retry of, or the question that it asks.
 
-        `unanswered` are the questions that earlier looks saw without an answer. A turn that has answered one since is
-        joined like one that runs.
+        `unanswered` are the questions that earlier looks saw without an answer, or while their turn ran. A turn that
+        has answered one since is joined like one that runs.
         """
         session = runs.session(session_id)
         users = [one for one in session.conversation if one["role"] == "user"]
@@ -143,13 +143,13 @@ class ChatCompletions:
             question = dataclasses.replace(question, replaces=stored.replaces, continues=stored.continues)
         elif wish.kind == "again":
             last, turn, id = last_turn(session), runs.attach(session_id), users[-1]["id"]
-            if turn is not None and turn.message_id == id and not turn.ended:
-                unanswered.add(id)  # for the caller, who cannot have seen the end of a turn that has none yet
-            if last is None or (last.complete and id not in unanswered):
+            own = turn if turn is not None and turn.message_id == id else None
+            ended = own is None or own.ended  # else the caller cannot have seen its end
+            if last is None or (last.complete and ended and id not in unanswered):
                 return Question(None, id, key=key)
             unanswered.add(id)
-            if turn is not None and turn.message_id == id and _has_an_answer(turn, runs):
-                return turn
+            if own is not None and _has_an_answer(own, runs):
+                return own
             replaces = id if last.complete else None
             question = Question(None, replaces, continues=not last.complete, key=key)
         elif wish.kind == "instead":

@@ -355,7 +355,12 @@ class SlowStorage(MemoryStorage):
         locked = super()._lock(session_id, turn)
         if locked is not None and self.when == "ends":
             release = locked._release
-            locked._release = lambda: (self.wait(), release())[1]  # type: ignore[method-assign]
+
+            def wait_and_release() -> None:
+                self.wait()
+                release()
+
+            locked._release = wait_and_release  # type: ignore[method-assign]
         return locked
 
     def wait(self) -> None:
