@@ -36,7 +36,7 @@ from web.flag_values import SettingsError
 from web.hardened_waitress import MAX_BODY_BYTES
 from web.logs import set_up_logging
 from web.observing import load_metrics, load_traces, observe_requests
-from web.page_files import NAME_OF_PAGE_FILE, page_file
+from web.page_files import PAGE_FILE_ROUTE, page_file
 from web.serving import listen, serve, tune_interpreter
 from web.settings import Settings, read_settings
 from web.users import Users
@@ -101,7 +101,7 @@ def create_app(
     app.get("/ready")(api.ready)
     app.add_url_rule("/", "page", lambda: page_file("index.html"))
     app.add_url_rule("/openapi.json", "openapi", lambda: page_file("openapi.json"))
-    app.add_url_rule(f"/<{NAME_OF_PAGE_FILE}:name>", "page_file", page_file)
+    app.add_url_rule(PAGE_FILE_ROUTE, "page_file", page_file)
     streams = [*app.url_map.iter_rules("resume_stream"), *app.url_map.iter_rules("resume_chat")]
     for rule in streams:  # some WSGI servers send a stream's body to a HEAD too
         assert rule.methods

@@ -15,7 +15,7 @@ from storage import MemoryStorage
 from tests.program.house import rooms
 from tests.support.server import ROOT
 from web.errors import ERRORS
-from web.page_files import NAME_OF_PAGE_FILE
+from web.page_files import PAGE_FILE_ROUTE
 from web.settings import FLAGS
 
 README = (ROOT / "README.md").read_text()
@@ -62,7 +62,7 @@ def test_every_route_is_in_the_table() -> None:
         assert rule.methods is not None
         for method in rule.methods - {"HEAD", "OPTIONS"}:
             routes.add(f"{method} {rule.rule.replace('<session_id>', '{id}').replace('<path:model>', '{id}')}")
-    assert requests == routes - {f"GET /<{NAME_OF_PAGE_FILE}:name>"}
+    assert requests == routes - {f"GET {PAGE_FILE_ROUTE}"}
 
 
 def test_every_event_is_in_the_table() -> None:

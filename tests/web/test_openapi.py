@@ -42,7 +42,7 @@ from tests.support.talk import Stream, Talk
 from turns.turn import MAX_WATCHERS
 from web.errors import ERRORS
 from web.hardened_waitress import MAX_BODY_BYTES
-from web.page_files import NAME_OF_PAGE_FILE
+from web.page_files import PAGE_FILE_ROUTE
 from web.ui_messages import UI_MESSAGES
 
 DOCUMENT = json.loads((ROOT / "web" / "page" / "openapi.json").read_text(encoding="utf-8"))
@@ -83,8 +83,7 @@ def test_every_route_of_the_app_is_an_operation_and_every_operation_a_route() ->
             for rule in talk.app.url_map.iter_rules()
             for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
         }
-    files = ("GET", f"/<{NAME_OF_PAGE_FILE}:name>")
-    assert routes - {files} == {(method, path) for method, path, _ in OPERATIONS.values()}
+    assert routes - {("GET", PAGE_FILE_ROUTE)} == {(method, path) for method, path, _ in OPERATIONS.values()}
 
 
 def test_only_operations_that_are_open_to_all_do_without_the_token() -> None:

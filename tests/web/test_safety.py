@@ -17,7 +17,7 @@ from stores.files import FileStorage
 from tests.support.model_server import ModelServer, answer, frames, status, tool_call
 from tests.support.server import PATIENCE, SERVER, Server, environment
 from tests.support.talk import KEY, BreakableStorage, Talk, json_of, said
-from web.page_files import NAME_OF_PAGE_FILE
+from web.page_files import PAGE_FILE_ROUTE
 
 TOKEN = "correct-horse-battery-staple"
 PAGE = Path(__file__).parent.parent.parent / "web" / "page"
@@ -41,11 +41,10 @@ def guarded() -> Iterator[Talk]:
 def routes(talk: Talk) -> list[tuple[str, str]]:
     """Every method and path that the app has, with the id of a session in it."""
     session_id = talk.storage.create()
-    page = f"/<{NAME_OF_PAGE_FILE}:name>"
     return [
         (method, path.replace("<session_id>", session_id))
         for rule in talk.app.url_map.iter_rules()
-        for path in ([f"/{name}" for name in PAGE_FILES] if rule.rule == page else [rule.rule])
+        for path in ([f"/{name}" for name in PAGE_FILES] if rule.rule == PAGE_FILE_ROUTE else [rule.rule])
         for method in sorted((rule.methods or set()) - {"OPTIONS"})
     ]
 
