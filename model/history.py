@@ -95,9 +95,7 @@ class Conversation:
         results: dict[str, list[str]] | None = None  # of the turn's tools
         for at in range(self._begin, len(self._messages)):
             message = self._messages[at]
-            role, text = message.get("role"), message.get("content")
-            if type(text) is not str or not text.isascii():  # spares most calls, since histories are long
-                text = utf8_text(text)
+            role, text = message.get("role"), utf8_text(message.get("content"))
             if role == "user":
                 turn, results = at, None
                 if last == "tool":
@@ -177,8 +175,8 @@ class Conversation:
 
     def _keep_newest(self, limit: int, measure: Callable[[list[_Message]], int]) -> None:
         turns = self._turns()
-        earlier = (self._messages[begin:end] for begin, end in itertools.pairwise(turns))
-        sizes = itertools.accumulate(map(measure, reversed(list(earlier))))
+        earlier = [self._messages[begin:end] for begin, end in itertools.pairwise(turns)]
+        sizes = itertools.accumulate(map(measure, reversed(earlier)))
         kept = sum(1 for size in sizes if size <= limit)
         self._begin = turns[len(turns) - 1 - kept]
 
