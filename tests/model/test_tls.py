@@ -9,8 +9,9 @@ from typing import NamedTuple
 import pytest
 
 from tests.support.model_server import STALL, ModelServer, answer
+from tests.support.relay import Relay
 from tests.support.server import Server
-from tests.support.tls import NAME, Relay, certificate, tls_front, tunnel_proxy
+from tests.support.tls import NAME, certificate, tls_front, tunnel_proxy
 
 Serve = Callable[..., Server]
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import socket
 import ssl
 import subprocess
-import threading
-from collections.abc import Callable
 from pathlib import Path
-from typing import Self
 
 import pytest
+
+from tests.support.relay import Relay
 
 NAME = "model.example"  # of the model server, in its certificate beside localhost
 
@@ -28,56 +26,6 @@ def certificate(directory: Path) -> Path:
     subprocess.run(command, check=True, capture_output=True, timeout=60)
     file.write_bytes(file.read_bytes() + key.read_bytes())
     return file
-
-
-class Relay:
-    """A listener on loopback that passes the bytes of each connection on to a port, both ways, once `welcome` has
-    made the connection what it should be."""
-
-    def __init__(self, port: int, welcome: Callable[[socket.socket], socket.socket]) -> None:
-        self.connections = 0
-        self.ended = threading.Event()  # the caller of a connection has closed it
-        self._welcome = welcome
-        self._target = port
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
-        self._threads = [threading.Thread(target=self._accept)]
-        self._threads[0].start()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        for thread in self._threads:
-            thread.join()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                caller = self._listener.accept()[0]
-            except OSError:
-                return
-            self.connections += 1
-            thread = threading.Thread(target=self._pass_on, args=(caller,))
-            self._threads.append(thread)
-            thread.start()
-
-    def _pass_on(self, caller: socket.socket) -> None:
-        target = ("127.0.0.1", self._target)
-        with (
-            contextlib.suppress(OSError),
-            caller,
-            self._welcome(caller) as inner,
-            socket.create_connection(target) as model,
-        ):
-            back = threading.Thread(target=_copy, args=(model, inner))
-            back.start()
-            _copy(inner, model)
-            self.ended.set()
-            back.join()
 
 
 def tls_front(port: int, certificate: Path) -> Relay:
@@ -99,11 +47,3 @@ def tunnel_proxy(port: int) -> Relay:
         return caller.dup()
 
     return Relay(port, welcome)
-
-
-def _copy(source: socket.socket, target: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        while data := source.recv(1 << 16):
-            target.sendall(data)
-    with contextlib.suppress(OSError):
-        target.shutdown(socket.SHUT_WR)

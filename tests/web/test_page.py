@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import signal
-import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Self
 
 import pytest
 from selenium.webdriver.common.keys import Keys
@@ -18,6 +15,7 @@ from selenium.webdriver.common.keys import Keys
 from tests.support import browser
 from tests.support.browser import Page
 from tests.support.model_server import BREAK, STALL, ModelServer, answer, frames, status, tool_call, wait
+from tests.support.relay import Relay
 from tests.support.server import Server, until
 
 pytestmark = pytest.mark.skipif(not (browser.CHROMIUM and browser.DRIVER), reason=browser.NEEDS)
@@ -36,69 +34,6 @@ def written(directory: Path, session: str, count: int) -> None:
     ]
     data = {"id": session, "created_at": at, "updated_at": at, "messages": messages}
     (directory / f"{session}.json").write_text(json.dumps(data))
-
-
-class Relay:
-    """A way to a server on another port, which can be cut as a network is."""
-
-    def __init__(self, port: int) -> None:
-        self._target = port
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._ends: list[socket.socket] = []
-        self._lock = threading.Lock()
-        self._up = True
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        self._threads = [threading.Thread(target=self._accept)]
-        self._threads[0].start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                near = self._listener.accept()[0]
-            except OSError:
-                return
-            with self._lock:
-                if not self._up:
-                    near.close()
-                    continue
-                far = socket.create_connection(("127.0.0.1", self._target))
-                self._ends += [near, far]
-                for one, other in ((near, far), (far, near)):
-                    self._threads.append(threading.Thread(target=self._carry, args=(one, other)))
-                    self._threads[-1].start()
-
-    def _carry(self, source: socket.socket, sink: socket.socket) -> None:
-        try:
-            while data := source.recv(1 << 16):
-                sink.sendall(data)
-        except OSError:
-            pass
-        for end in (source, sink):
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-
-    def cut(self) -> None:
-        """Ends all connections, and each new one, until `mend`."""
-        with self._lock:
-            self._up = False
-            for end in self._ends:
-                with contextlib.suppress(OSError):
-                    end.shutdown(socket.SHUT_RDWR)
-
-    def mend(self) -> None:
-        self._up = True
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self.cut()
-        for thread in self._threads:
-            thread.join()
-        for end in self._ends:
-            end.close()
 
 
 def exists(server: Server, session: str) -> bool:
@@ -398,7 +333,7 @@ def test_a_broken_connection_is_taken_up_after_the_last_event(page: Page, server
     go = threading.Event()
     script(answer("one", wait(go), " two"))
     with Relay(server.port) as relay:
-        page.open(relay.url)
+        page.open(f"http://127.0.0.1:{relay.port}")
         page.send("Count")
         page.until(lambda: page.answers == ["one"], "the beginning")
         relay.cut()
@@ -417,7 +352,7 @@ def test_a_message_that_finds_no_way_to_the_server_is_sent_when_there_is_one(
 ) -> None:
     script(answer("Hello."), answer("There."))
     with Relay(server.port) as relay:
-        page.open(relay.url)
+        page.open(f"http://127.0.0.1:{relay.port}")
         page.ask("Hello")
         relay.cut()
         page.send("Are you there?")
