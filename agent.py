@@ -18,21 +18,21 @@ from typing import Any
 import openai
 import pydantic_core
 
-from model.budget import Budget
-from model.client import ModelClient
-from model.connection import ModelConnection, Stop, http_library
-from model.events import Chunk, Event, ModelError, Reasoning, Stopped
-from model.failures import Failure, failure_of
-from model.finish_reasons import meaning_of
-from model.history import Conversation
-from model.observer import ModelWork, Observer, Outcome
-from model.provider_state import Origin
-from model.reply import Reply
-from model.rounds import Rounds
-from model.stream import Body, frames, read_tail, whole
-from model.text import utf8_text
-from model.tools import AnyTool, CallId, Tool
-from model.traits import Adaptation, Part, Shape, Traits
+from session_core.data.text import utf8_text
+from session_core.model.budget import Budget
+from session_core.model.capabilities import Capabilities, Negotiation, Part, RequestForm
+from session_core.model.client import ModelClient
+from session_core.model.connection import ModelConnection, Stop, http_library
+from session_core.model.events import Chunk, Event, ModelError, Reasoning, Stopped
+from session_core.model.failures import Failure, classify_failure
+from session_core.model.finish_reasons import classify_finish_reason
+from session_core.model.history import Conversation
+from session_core.model.provider_metadata import ModelId
+from session_core.model.reply import Reply
+from session_core.model.stream import Body, frames, read_tail, whole
+from session_core.telemetry.spans import ModelSpan, Observer, Result
+from session_core.tools.functions import AnyTool, CallId, Tool
+from session_core.tools.rounds import Rounds
 
 __all__ = ["Agent", "CallId", "Stop", "Tool"]
 
@@ -98,7 +98,7 @@ class Agent:
             raise ValueError(f"the option {forbidden[0]} is set by the agent itself")
         self._max_history = max_history
         self._timeout = timeout
-        self._traits: dict[str, Traits] = {}  # by model
+        self._traits: dict[str, Capabilities] = {}  # by model
         try:
             self._client = ModelClient(api_key, self._base_url)
         except (ImportError, ValueError, http_library.InvalidURL) as error:
@@ -133,7 +133,7 @@ class Agent:
         Raises ModelError, and Stopped after `stop.set()`. A model server that falls silent just before the time is up
         can take up to twice the timeout; `stop.set()` ends that at once.
         """
-        origin = Origin.of(self._base_url, model or self.model)
+        origin = ModelId.of(self._base_url, model or self.model)
         instructions = self._system_prompt if system_prompt is None else system_prompt
         conversation = Conversation(history, self._max_history, origin, instructions)
         tools = self._tools()
@@ -185,7 +185,7 @@ class Agent:
         """One answer. Asks again where that may help and nothing of the answer has been seen."""
         retries = 0
         traits = self._traits_of(conversation.model)
-        adaptation = Adaptation(traits)
+        adaptation = Negotiation(traits)
         while True:
             request, parts = self._request(conversation, settled, adaptation.shape)
             try:
@@ -205,13 +205,13 @@ class Agent:
                 raise Stopped
 
     def _request(
-        self, conversation: Conversation, settled: dict[str, Any], shape: Shape
+        self, conversation: Conversation, settled: dict[str, Any], shape: RequestForm
     ) -> tuple[dict[str, Any], set[Part]]:
         """A request of this shape, and the parts in it that a server may refuse. `settled` are tools and options."""
         parts: set[Part] = set()
         messages = conversation.messages(shape)
         request: dict[str, Any] = {"model": conversation.model, "messages": messages}
-        if conversation.returned_state:
+        if conversation.returned_metadata:
             parts.add("provider_state")
         if settled["tools"] and shape.tools:
             request["tools"] = settled["tools"]
@@ -225,17 +225,17 @@ class Agent:
     def _observed_answer(
         self, connection: ModelConnection, request: dict[str, Any], budget: Budget, observer: Observer
     ) -> Generator[Event, None, Reply]:
-        call = observer.begin(ModelWork(request["model"], self._base_url))
-        outcome = Outcome("internal_error", failed=True)
+        call = observer.start_span(ModelSpan(request["model"], self._base_url))
+        outcome = Result("internal_error", failed=True)
         try:
             reply = yield from self._answer(connection, request, budget, dict(call.headers))
-            outcome = Outcome("ok", usage=reply.usage, model=reply.model, finish_reason=reply.finish_reason)
+            outcome = Result("ok", usage=reply.usage, model=reply.model, finish_reason=reply.finish_reason)
             return reply
         except ModelError as error:
-            outcome = Outcome(error.code, failed=True)
+            outcome = Result(error.code, failed=True)
             raise
         except (Stopped, GeneratorExit):
-            outcome = Outcome("stopped")
+            outcome = Result("stopped")
             raise
         finally:
             call.end(outcome)
@@ -268,10 +268,10 @@ class Agent:
             if budget.stop.is_set():
                 raise Stopped from None
             sent = [self._api_key, *(message["content"] for message in request["messages"])]
-            failed = failure_of(error, begun or reply.has_calls, sent, self._options)
+            failed = classify_failure(error, begun or reply.has_calls, sent, self._options)
             raise failed from None  # the error's text is not for every log
         log.debug("Answered after %.3f s: %r", time.monotonic() - asked_at, reply.finish_reason)
-        if meaning_of(reply.finish_reason) == "failed":
+        if classify_finish_reason(reply.finish_reason) == "failed":
             log.warning("Model server: the answer broke off with the finish reason %r", reply.finish_reason)
             failure = Failure("model_error", "The model server broke the answer off.")
             failure.begun, failure.may_pass = begun, True
@@ -295,8 +295,8 @@ class Agent:
                 if reply.finish_reason is None or budget.stop.is_set():
                     raise
 
-    def _traits_of(self, model: str) -> Traits:
+    def _traits_of(self, model: str) -> Capabilities:
         with self._lock:
             if model not in self._traits and len(self._traits) >= _MAX_TRAITS:
                 del self._traits[next(iter(self._traits))]
-            return self._traits.setdefault(model, Traits(Shape(usage=self._stream)))
+            return self._traits.setdefault(model, Capabilities(RequestForm(usage=self._stream)))

@@ -21,25 +21,25 @@ from werkzeug.middleware.proxy_fix import ProxyFix
 
 from agent import Agent
 from calculator import calculator
-from model.demo import ModelServer, demo_script
-from model.observer import Observer
-from model.tool_file import ToolFileError, load_tools
-from model.tools import AnyTool, Tool
+from session_core.model.demo import ModelServer, demo_script
+from session_core.stores.files import FileStorage
+from session_core.telemetry.spans import Observer
+from session_core.tools.files import ToolFileError, load_tools
+from session_core.tools.functions import AnyTool, Tool
+from session_core.turns.recovery import continue_interrupted
+from session_core.web.access import add_common_headers, check_access
+from session_core.web.errors import answer_error
+from session_core.web.flag_values import SettingsError
+from session_core.web.hardened_waitress import MAX_BODY_BYTES
+from session_core.web.logs import set_up_logging
+from session_core.web.observing import load_metrics, load_traces, observe_requests
+from session_core.web.openai_chat import ChatCompletions
+from session_core.web.page_files import PAGE_FILE_ROUTE, page_file
+from session_core.web.serving import listen, serve, tune_interpreter
+from session_core.web.sessions import Api
+from session_core.web.settings import Settings, read_settings
+from session_core.web.users import Users
 from storage import MemoryStorage, Storage, StorageUnavailable
-from stores.files import FileStorage
-from turns.recovery import continue_interrupted
-from web.access import add_common_headers, check_access
-from web.api import Api
-from web.chat_completions import ChatCompletions
-from web.errors import answer_error
-from web.flag_values import SettingsError
-from web.hardened_waitress import MAX_BODY_BYTES
-from web.logs import set_up_logging
-from web.observing import load_metrics, load_traces, observe_requests
-from web.page_files import PAGE_FILE_ROUTE, page_file
-from web.serving import listen, serve, tune_interpreter
-from web.settings import Settings, read_settings
-from web.users import Users
 
 __all__ = ["Settings", "SettingsError", "build_app", "create_app", "main"]
 
@@ -50,7 +50,7 @@ def create_app(
     settings: Settings | None = None,
     observer: Observer | None = None,
 ) -> Flask:
-    """The Flask app over these objects. `app.extensions["runs"]` holds its turns, for its shutdown.
+    """The Flask app over these objects. `app.extensions["turns"]` holds its turns, for its shutdown.
 
     The `observer` sees the requests and what they do.
 
@@ -76,7 +76,7 @@ def create_app(
     app.register_error_handler(Exception, answer_error)
 
     api = Api(store_of, agent, settings, users, metrics or observer)
-    app.extensions["runs"] = api.all_runs
+    app.extensions["turns"] = api.all_runs
     app.extensions["users"] = users
     app.post("/sessions")(api.create_session)
     app.get("/sessions")(api.list_sessions)
@@ -173,7 +173,7 @@ def _assemble(settings: Settings, at_end: Callable[[Callable[[], object]], objec
     storage = functools.partial(_storage, settings) if settings.users else _storage(settings)
     app = create_app(storage, agent, settings, traces)
     if settings.continue_interrupted:
-        for runs in app.extensions["runs"].all():
+        for runs in app.extensions["turns"].all():
             continue_interrupted(runs, settings.timeout)
     return app
 
@@ -183,8 +183,8 @@ def _mcp_tools(
 ) -> Callable[[], Sequence[AnyTool]]:
     """Starts the MCP servers. Gives a function that gives their tools."""
     try:
-        from model.mcp import McpServers
-        from model.mcp_config import McpError, read_mcp_config
+        from session_core.tools.mcp import McpServers
+        from session_core.tools.mcp_config import McpError, read_mcp_config
     except ImportError as error:
         if (error.name or "").partition(".")[0] not in ("mcp", "mcp_types", "anyio", "httpx2"):
             raise
@@ -208,7 +208,7 @@ def _system_prompt(settings: Settings) -> str:
 def _storage(settings: Settings, user: str = "") -> Storage:
     if settings.redis_url:
         try:
-            from stores.redis import RedisStorage
+            from session_core.stores.redis import RedisStorage
         except ImportError as error:
             if (error.name or "").partition(".")[0] != "redis":
                 raise

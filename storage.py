@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from wire.session import (
+from session_core.data.session import (
     SESSION_ID,
     SETTINGS,
     TITLE_LENGTH,
@@ -33,10 +33,10 @@ from wire.session import (
     new_id,
     replaced_messages,
     session_from,
-    summary_of,
+    summarize,
     timestamp,
 )
-from wire.strict_json import to_json
+from session_core.data.strict_json import to_json
 
 __all__ = [
     "SESSION_ID",
@@ -61,7 +61,7 @@ __all__ = [
     "new_id",
     "replaced_messages",
     "session_from",
-    "summary_of",
+    "summarize",
     "timestamp",
 ]
 
@@ -139,7 +139,7 @@ class Storage(ABC):
     def summary(self, session_id: str) -> Summary:
         """What a list shows of the session. Raises SessionNotFound and StorageUnavailable."""
         try:
-            return summary_of(self.get(session_id))
+            return summarize(self.get(session_id))
         except SessionCorrupt:
             return Summary(session_id)
 

@@ -38,7 +38,7 @@ def shared(bench: Bench) -> None:
 
 
 def _stored(bench: Bench, client: Any, url: str) -> None:
-    from stores.redis import RedisStorage
+    from session_core.stores.redis import RedisStorage
 
     storage = RedisStorage(url)
     before = client.info("memory")["used_memory"]

@@ -30,7 +30,7 @@ from typing import Any
 
 from tests.support.model_server import ModelServer, answer, pause, tool_call
 from tests.support.redis_server import RedisServer
-from tests.support.server import Reply, Server, until
+from tests.support.server import Reply, Server, wait_until
 
 AT_ONCE = 6  # sessions
 WITHIN = 0.9  # seconds from the start of the work to the kill, at most
@@ -226,7 +226,7 @@ class Loop:
             return False
         if self._redis:
             lease = f"session_server:lease:{conversation.id}"
-            until(lambda: self._redis and not self._redis.call("EXISTS", lease), seconds=10)
+            wait_until(lambda: self._redis and not self._redis.call("EXISTS", lease), seconds=10)
             reply = server.request("GET", f"/sessions/{conversation.id}")  # till now the turn counted as running
         self._compare(conversation, reply.json["messages"])
         self._check_seen(conversation, reply.json["messages"])

@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from agent import Agent, Stop, Tool
-from model.demo import Reply, event
-from model.events import Answer, Chunk, Event, Message, ModelError, Stopped, ToolCall, ToolResult
+from session_core.model.demo import Reply, event
+from session_core.model.events import Answer, Chunk, Event, Message, ModelError, Stopped, ToolCall, ToolResult
 from tests.support.model_server import (
     BREAK,
     HEADERS,
@@ -37,7 +37,7 @@ from tests.support.model_server import (
     wait,
 )
 
-PATIENCE = 30.0
+TIMEOUT = 30.0
 QUESTION = {"role": "user", "content": "Hi"}
 MakeAgent = Callable[..., Agent]
 
@@ -703,7 +703,7 @@ def test_a_refusal_without_end_is_not_read_to_its_end(model: ModelServer, agent_
     model.then(status(400, b"x" * (50 << 20)), status(400, b"x" * (50 << 20)))
     began = time.monotonic()
     assert failure(agent_of(model)).code == "model_error"
-    assert time.monotonic() - began < PATIENCE
+    assert time.monotonic() - began < TIMEOUT
 
 
 def test_too_many_calls_at_once_are_an_error(model: ModelServer, agent_of: MakeAgent) -> None:
@@ -845,8 +845,8 @@ def test_one_connection_serves_all_rounds_and_turns(model: ModelServer, agent_of
 def test_the_end_of_a_body_is_not_waited_for(model: ModelServer, agent_of: MakeAgent) -> None:
     end = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
     model.then(frames(delta(content="OK"), end, "[DONE]", STALL))
-    assert run(agent_of(model, timeout=PATIENCE)) == OK
-    assert model.closed.wait(PATIENCE)
+    assert run(agent_of(model, timeout=TIMEOUT)) == OK
+    assert model.closed.wait(TIMEOUT)
 
 
 def test_a_connection_that_the_server_has_closed_is_replaced(model: ModelServer, agent_of: MakeAgent) -> None:
@@ -870,7 +870,7 @@ def test_closing_the_agent_closes_its_connections(model: ModelServer, agent_of: 
     run(agent)
     (worker,) = model.workers
     agent.close()
-    worker.join(PATIENCE)
+    worker.join(TIMEOUT)
     assert not worker.is_alive()
 
 
@@ -887,11 +887,11 @@ def test_closing_the_agent_lets_a_run_end(model: ModelServer, agent_of: MakeAgen
 
 def test_few_connections_stay_open_after_many_runs_at_once(model: ModelServer, agent_of: MakeAgent) -> None:
     everybody = threading.Barrier(25)
-    model.default = answer(lambda exchange: everybody.wait(PATIENCE), "OK")
+    model.default = answer(lambda exchange: everybody.wait(TIMEOUT), "OK")
     agent = agent_of(model)
     with ThreadPoolExecutor(25) as pool:
         assert list(pool.map(lambda _: run(agent), range(25))) == [OK] * 25
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while len(workers := model.workers) > 16 and time.monotonic() < deadline:
         workers[0].join(0.02)
     assert len(workers) <= 16
@@ -902,7 +902,7 @@ def test_closing_the_events_closes_the_connection(model: ModelServer, agent_of: 
     events = agent_of(model).run([QUESTION], Stop())
     next(events)
     events.close()
-    assert model.closed.wait(PATIENCE)
+    assert model.closed.wait(TIMEOUT)
 
 
 def test_no_proxy_stands_between_here_and_this_machine(
@@ -1002,7 +1002,7 @@ def test_stopping_reaches_a_server_that_is_silent_in_mid_answer(
 ) -> None:
     began = threading.Event()
     model.then(silent(began))
-    assert stopped(model, agent_of(model), lambda: began.wait(PATIENCE)) < 5
+    assert stopped(model, agent_of(model), lambda: began.wait(TIMEOUT)) < 5
     assert model.closed.wait(5)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from model.demo import ModelServer, demo_script
+from session_core.model.demo import ModelServer, demo_script
 
 HELLO = json.dumps({"messages": [{"role": "user", "content": "Hello"}], "stream": True})
 CALCULATOR = [{"type": "function", "function": {"name": "calculator", "parameters": {}}}]

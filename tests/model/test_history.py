@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage import MemoryStorage
+from tests.support.client import Client, json_of, said, storages
 from tests.support.model_server import BREAK, ReplyTo, answer, body, frames, status, tool_call, tool_calls, whole
-from tests.support.talk import Talk, json_of, said, storages
 from tests.support.well_formed import assert_well_formed
 
 SENTENCE = "This model's maximum context length is 4097 tokens. However, your messages resulted in 4107 tokens."
@@ -50,36 +50,36 @@ OVERFLOWS: dict[str, ReplyTo] = {
 
 
 @pytest.fixture(scope="module", params=["memory", "files"])
-def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Talk]:
-    with Talk(storage=storages(tmp_path_factory.mktemp("store"))[request.param]()) as talk:
-        yield talk
+def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    with Client(storage=storages(tmp_path_factory.mktemp("store"))[request.param]()) as client:
+        yield client
 
 
 @pytest.fixture
-def talk(shared: Talk) -> Talk:
+def client(shared: Client) -> Client:
     """The app, as if its model server had been asked nothing yet."""
     shared.model.forget()
     return shared
 
 
-def with_turns(talk: Talk, *texts: str) -> str:
+def with_turns(client: Client, *texts: str) -> str:
     """A session with a turn for each text, answered with "OK"."""
-    session = talk.create()
+    session = client.create()
     for text in texts:
-        assert talk.run(session, text).status_code == 200
+        assert client.run(session, text).status_code == 200
     return session
 
 
-def sent(talk: Talk, number: int = -1) -> list[str]:
+def sent(client: Client, number: int = -1) -> list[str]:
     """What the model was sent: the users' messages as they are, the others by their role."""
-    request = talk.model.requests[number]
+    request = client.model.requests[number]
     assert_well_formed(request)
     return [m["content"] if m["role"] == "user" else m["role"] for m in request["messages"]]
 
 
-def newest(talk: Talk, count: int) -> list[list[str]]:
+def newest(client: Client, count: int) -> list[list[str]]:
     """The last requests, oldest first."""
-    return [sent(talk, number - count) for number in range(count)]
+    return [sent(client, number - count) for number in range(count)]
 
 
 # -max_history
@@ -89,53 +89,53 @@ def newest(talk: Talk, count: int) -> list[list[str]]:
     ("limit", "turns"), [(0, 4), (1, 0), (2, 1), (3, 1), (4, 2), (5, 2), (7, 3), (8, 4), (9, 4), (1000, 4)]
 )
 def test_at_most_so_many_messages_before_the_current_turn_are_sent(limit: int, turns: int) -> None:
-    with Talk(max_history=limit) as talk:
-        session = with_turns(talk, "1", "2", "3", "4")
-        talk.run(session, "5")
+    with Client(max_history=limit) as client:
+        session = with_turns(client, "1", "2", "3", "4")
+        client.run(session, "5")
         before = [part for text in ["1", "2", "3", "4"][4 - turns :] for part in (text, "assistant")]
-        assert sent(talk) == [*before, "5"]
+        assert sent(client) == [*before, "5"]
 
 
 def test_a_turn_with_tools_counts_with_all_its_messages() -> None:
-    with Talk(max_history=5) as talk:
-        session = with_turns(talk, "1")
-        talk.model.then(tool_calls(("calculator", {"expression": "1"}), ("calculator", {"expression": "2"})))
-        talk.run(session, "2")
-        talk.run(session, "3")
-        assert sent(talk) == ["2", "assistant", "tool", "tool", "assistant", "3"]
-        talk.run(session, "4")
-        assert sent(talk) == ["3", "assistant", "4"]
+    with Client(max_history=5) as client:
+        session = with_turns(client, "1")
+        client.model.then(tool_calls(("calculator", {"expression": "1"}), ("calculator", {"expression": "2"})))
+        client.run(session, "2")
+        client.run(session, "3")
+        assert sent(client) == ["2", "assistant", "tool", "tool", "assistant", "3"]
+        client.run(session, "4")
+        assert sent(client) == ["3", "assistant", "4"]
 
 
 def test_a_turn_that_is_too_long_by_itself_is_left_out_whole() -> None:
-    with Talk(max_history=3) as talk:
-        session = with_turns(talk, "1")
-        talk.model.then(tool_calls(("calculator", {"expression": "1"}), ("calculator", {"expression": "2"})))
-        talk.run(session, "2")
-        talk.run(session, "3")
-        assert sent(talk) == ["3"]
+    with Client(max_history=3) as client:
+        session = with_turns(client, "1")
+        client.model.then(tool_calls(("calculator", {"expression": "1"}), ("calculator", {"expression": "2"})))
+        client.run(session, "2")
+        client.run(session, "3")
+        assert sent(client) == ["3"]
 
 
 def test_the_current_turn_is_sent_whole_however_long_it_is() -> None:
-    with Talk(max_history=1) as talk:
-        session = with_turns(talk, "1")
-        talk.model.then(*[tool_call("calculator", {"expression": "1"})] * 5)
-        talk.run(session, "2")
-        assert sent(talk) == ["2", *["assistant", "tool"] * 5]
+    with Client(max_history=1) as client:
+        session = with_turns(client, "1")
+        client.model.then(*[tool_call("calculator", {"expression": "1"})] * 5)
+        client.run(session, "2")
+        assert sent(client) == ["2", *["assistant", "tool"] * 5]
 
 
 def test_the_instructions_are_sent_besides() -> None:
-    with Talk(max_history=2, system_prompt="Be brief.") as talk:
-        session = with_turns(talk, "1", "2")
-        talk.model.then(OVERFLOWS["OpenAI"])
-        talk.run(session, "3")
-        assert newest(talk, 2) == [["system", "2", "assistant", "3"], ["system", "3"]]
+    with Client(max_history=2, system_prompt="Be brief.") as client:
+        session = with_turns(client, "1", "2")
+        client.model.then(OVERFLOWS["OpenAI"])
+        client.run(session, "3")
+        assert newest(client, 2) == [["system", "2", "assistant", "3"], ["system", "3"]]
 
 
 def test_max_history_does_not_cut_what_is_stored() -> None:
-    with Talk(max_history=1) as talk:
-        session = with_turns(talk, "1", "2", "3")
-        assert [m["content"] for m in talk.messages(session)] == ["1", "OK", "2", "OK", "3", "OK"]
+    with Client(max_history=1) as client:
+        session = with_turns(client, "1", "2", "3")
+        assert [m["content"] for m in client.messages(session)] == ["1", "OK", "2", "OK", "3", "OK"]
 
 
 @settings(max_examples=40, deadline=None, database=None)
@@ -159,9 +159,9 @@ def test_the_newest_whole_turns_that_fit_are_sent(calls: list[int], limit: int) 
         if len(fitting) + len(turn) > limit:
             break
         fitting = turn + fitting
-    with Talk(storage=storage, max_history=limit) as talk:
-        talk.run(session, "now")
-        assert sent(talk) == [*fitting, "now"]
+    with Client(storage=storage, max_history=limit) as client:
+        client.run(session, "now")
+        assert sent(client) == [*fitting, "now"]
 
 
 # When the model server says that the context is exceeded
@@ -177,11 +177,11 @@ def test_the_newest_whole_turns_that_fit_are_sent(calls: list[int], limit: int) 
     ],
 )
 def test_the_model_is_asked_again_with_the_newer_half(overflow: ReplyTo, stream: bool) -> None:
-    with Talk(stream=stream) as talk:
-        session = with_turns(talk, "1", "2", "3", "4")
-        talk.model.then(overflow)
-        assert json_of(talk.run(session, "5"))["message"]["content"] == "OK"
-        assert newest(talk, 2) == [
+    with Client(stream=stream) as client:
+        session = with_turns(client, "1", "2", "3", "4")
+        client.model.then(overflow)
+        assert json_of(client.run(session, "5"))["message"]["content"] == "OK"
+        assert newest(client, 2) == [
             ["1", "assistant", "2", "assistant", "3", "assistant", "4", "assistant", "5"],
             ["3", "assistant", "4", "assistant", "5"],
         ]
@@ -189,150 +189,150 @@ def test_the_model_is_asked_again_with_the_newer_half(overflow: ReplyTo, stream:
 
 @pytest.mark.parametrize("overflow", OVERFLOWS.values(), ids=[*OVERFLOWS])
 def test_only_when_the_current_turn_alone_is_too_long_it_is_an_error(overflow: ReplyTo) -> None:
-    with Talk() as talk:
-        session = with_turns(talk, "1", "2", "3", "4")
-        talk.model.then(*[overflow] * 6)
-        assert said(talk.run(session, "5")) == (400, "context_length_exceeded")
-        assert [len(request["messages"]) for request in talk.model.requests[4:]] == [9, 5, 3, 1]
+    with Client() as client:
+        session = with_turns(client, "1", "2", "3", "4")
+        client.model.then(*[overflow] * 6)
+        assert said(client.run(session, "5")) == (400, "context_length_exceeded")
+        assert [len(request["messages"]) for request in client.model.requests[4:]] == [9, 5, 3, 1]
 
 
-def test_on_a_stream_it_is_an_error_event(talk: Talk) -> None:
-    session = with_turns(talk, "1", "2")
-    talk.model.then(OVERFLOWS["OpenAI"], OVERFLOWS["vLLM"], OVERFLOWS["OpenAI"])
-    data = talk.stream(session, "3").last()["data"]
+def test_on_a_stream_it_is_an_error_event(client: Client) -> None:
+    session = with_turns(client, "1", "2")
+    client.model.then(OVERFLOWS["OpenAI"], OVERFLOWS["vLLM"], OVERFLOWS["OpenAI"])
+    data = client.stream(session, "3").last()["data"]
     assert (data["code"], data["status"]) == ("context_length_exceeded", 400)
     assert SENTENCE not in data["error"]
 
 
-def test_a_first_turn_that_is_too_long_is_an_error_at_once(talk: Talk) -> None:
-    session = talk.create()
-    talk.model.then(OVERFLOWS["OpenAI"])
-    assert said(talk.run(session, "1")) == (400, "context_length_exceeded")
-    assert len(talk.model.requests) == 1
+def test_a_first_turn_that_is_too_long_is_an_error_at_once(client: Client) -> None:
+    session = client.create()
+    client.model.then(OVERFLOWS["OpenAI"])
+    assert said(client.run(session, "1")) == (400, "context_length_exceeded")
+    assert len(client.model.requests) == 1
 
 
-def test_the_only_earlier_turn_is_left_out(talk: Talk) -> None:
-    session = with_turns(talk, "1")
-    talk.model.then(OVERFLOWS["OpenAI"])
-    assert talk.run(session, "2").status_code == 200
-    assert sent(talk) == ["2"]
+def test_the_only_earlier_turn_is_left_out(client: Client) -> None:
+    session = with_turns(client, "1")
+    client.model.then(OVERFLOWS["OpenAI"])
+    assert client.run(session, "2").status_code == 200
+    assert sent(client) == ["2"]
 
 
-def test_half_is_measured_by_text_and_not_by_turns(talk: Talk) -> None:
-    session = with_turns(talk, "1", "2", "3", "x" * 1000)
-    talk.model.then(OVERFLOWS["OpenAI"])
-    talk.run(session, "5")
-    assert sent(talk) == ["5"]
+def test_half_is_measured_by_text_and_not_by_turns(client: Client) -> None:
+    session = with_turns(client, "1", "2", "3", "x" * 1000)
+    client.model.then(OVERFLOWS["OpenAI"])
+    client.run(session, "5")
+    assert sent(client) == ["5"]
 
 
-def test_a_long_old_turn_goes_first(talk: Talk) -> None:
-    session = with_turns(talk, "x" * 1000, "2", "3")
-    talk.model.then(OVERFLOWS["OpenAI"])
-    talk.run(session, "4")
-    assert sent(talk) == ["2", "assistant", "3", "assistant", "4"]
+def test_a_long_old_turn_goes_first(client: Client) -> None:
+    session = with_turns(client, "x" * 1000, "2", "3")
+    client.model.then(OVERFLOWS["OpenAI"])
+    client.run(session, "4")
+    assert sent(client) == ["2", "assistant", "3", "assistant", "4"]
 
 
-def test_turns_with_tools_are_kept_or_left_out_whole(talk: Talk) -> None:
-    talk.model.then(*[tool_call("calculator", {"expression": "1+1"}), answer("It is 2.")] * 4)
-    session = with_turns(talk, "1", "2", "3", "4")
-    talk.model.then(OVERFLOWS["OpenAI"])
-    talk.run(session, "5")
-    assert sent(talk) == ["3", "assistant", "tool", "assistant", "4", "assistant", "tool", "assistant", "5"]
+def test_turns_with_tools_are_kept_or_left_out_whole(client: Client) -> None:
+    client.model.then(*[tool_call("calculator", {"expression": "1+1"}), answer("It is 2.")] * 4)
+    session = with_turns(client, "1", "2", "3", "4")
+    client.model.then(OVERFLOWS["OpenAI"])
+    client.run(session, "5")
+    assert sent(client) == ["3", "assistant", "tool", "assistant", "4", "assistant", "tool", "assistant", "5"]
 
 
-def test_the_current_turn_is_whole_also_when_its_tools_make_it_too_long(talk: Talk) -> None:
-    session = with_turns(talk, "1", "2")
+def test_the_current_turn_is_whole_also_when_its_tools_make_it_too_long(client: Client) -> None:
+    session = with_turns(client, "1", "2")
     tool = tool_call("calculator", {"expression": "1+1"})
-    talk.model.then(tool, tool, OVERFLOWS["OpenAI"])
-    assert talk.run(session, "3").status_code == 200
-    assert newest(talk, 2) == [
+    client.model.then(tool, tool, OVERFLOWS["OpenAI"])
+    assert client.run(session, "3").status_code == 200
+    assert newest(client, 2) == [
         ["1", "assistant", "2", "assistant", "3", "assistant", "tool", "assistant", "tool"],
         ["2", "assistant", "3", "assistant", "tool", "assistant", "tool"],
     ]
 
 
-def test_what_was_left_out_stays_out_for_the_rest_of_the_turn(talk: Talk) -> None:
-    session = with_turns(talk, "1", "2")
-    talk.model.then(OVERFLOWS["OpenAI"], tool_call("calculator", {"expression": "1+1"}))
-    talk.run(session, "3")
-    assert sent(talk) == ["2", "assistant", "3", "assistant", "tool"]
+def test_what_was_left_out_stays_out_for_the_rest_of_the_turn(client: Client) -> None:
+    session = with_turns(client, "1", "2")
+    client.model.then(OVERFLOWS["OpenAI"], tool_call("calculator", {"expression": "1+1"}))
+    client.run(session, "3")
+    assert sent(client) == ["2", "assistant", "3", "assistant", "tool"]
 
 
-def test_within_a_turn_the_history_is_halved_again_and_again(talk: Talk) -> None:
-    session = with_turns(talk, "1", "2", "3", "4")
+def test_within_a_turn_the_history_is_halved_again_and_again(client: Client) -> None:
+    session = with_turns(client, "1", "2", "3", "4")
     overflow = OVERFLOWS["OpenAI"]
-    talk.model.then(overflow, tool_call("calculator", {"expression": "1+1"}), overflow, overflow, overflow)
-    assert said(talk.run(session, "5")) == (400, "context_length_exceeded")
-    assert [len(request["messages"]) for request in talk.model.requests[4:]] == [9, 5, 7, 5, 3]
+    client.model.then(overflow, tool_call("calculator", {"expression": "1+1"}), overflow, overflow, overflow)
+    assert said(client.run(session, "5")) == (400, "context_length_exceeded")
+    assert [len(request["messages"]) for request in client.model.requests[4:]] == [9, 5, 7, 5, 3]
 
 
-def test_the_next_turn_begins_where_the_last_one_fitted(talk: Talk) -> None:
-    session = with_turns(talk, "1", "2")
-    talk.model.then(OVERFLOWS["OpenAI"])
-    talk.run(session, "3")
-    talk.run(session, "4")
-    assert sent(talk) == ["2", "assistant", "3", "assistant", "4"]
-    talk.run(session, "5")
-    assert sent(talk) == ["2", "assistant", "3", "assistant", "4", "assistant", "5"]
+def test_the_next_turn_begins_where_the_last_one_fitted(client: Client) -> None:
+    session = with_turns(client, "1", "2")
+    client.model.then(OVERFLOWS["OpenAI"])
+    client.run(session, "3")
+    client.run(session, "4")
+    assert sent(client) == ["2", "assistant", "3", "assistant", "4"]
+    client.run(session, "5")
+    assert sent(client) == ["2", "assistant", "3", "assistant", "4", "assistant", "5"]
 
 
 def test_another_model_gets_all_of_the_history() -> None:
     storage = MemoryStorage()
-    with Talk(storage=storage) as talk:
-        session = with_turns(talk, "1", "2")
-        talk.model.then(OVERFLOWS["OpenAI"])
-        talk.run(session, "3")
-    with Talk(storage=storage, model_name="with a larger context") as talk:
-        talk.run(session, "4")
-        assert sent(talk) == ["1", "assistant", "2", "assistant", "3", "assistant", "4"]
+    with Client(storage=storage) as client:
+        session = with_turns(client, "1", "2")
+        client.model.then(OVERFLOWS["OpenAI"])
+        client.run(session, "3")
+    with Client(storage=storage, model_name="with a larger context") as client:
+        client.run(session, "4")
+        assert sent(client) == ["1", "assistant", "2", "assistant", "3", "assistant", "4"]
 
 
-def test_a_question_that_is_too_long_by_itself_is_left_out_of_later_requests(talk: Talk) -> None:
-    session = with_turns(talk, "1")
-    talk.model.then(*[OVERFLOWS["OpenAI"]] * 2)
-    assert said(talk.run(session, "2")) == (400, "context_length_exceeded")
-    talk.run(session, "3")
-    assert sent(talk) == ["1", "assistant", "3"]
+def test_a_question_that_is_too_long_by_itself_is_left_out_of_later_requests(client: Client) -> None:
+    session = with_turns(client, "1")
+    client.model.then(*[OVERFLOWS["OpenAI"]] * 2)
+    assert said(client.run(session, "2")) == (400, "context_length_exceeded")
+    client.run(session, "3")
+    assert sent(client) == ["1", "assistant", "3"]
 
 
-def test_a_stream_without_any_event_counts_as_too_long_a_history(talk: Talk) -> None:
-    session = with_turns(talk, "1", "2")
-    talk.model.then(frames())
-    assert talk.run(session, "3").status_code == 200
-    assert sent(talk) == ["2", "assistant", "3"]
-    talk.model.then(*[frames()] * 3)
-    assert said(talk.run(session, "x" * 1000)) == (502, "model_error")
-    assert talk.run(session, "4").status_code == 200
+def test_a_stream_without_any_event_counts_as_too_long_a_history(client: Client) -> None:
+    session = with_turns(client, "1", "2")
+    client.model.then(frames())
+    assert client.run(session, "3").status_code == 200
+    assert sent(client) == ["2", "assistant", "3"]
+    client.model.then(*[frames()] * 3)
+    assert said(client.run(session, "x" * 1000)) == (502, "model_error")
+    assert client.run(session, "4").status_code == 200
 
 
 def test_max_history_is_halved_further() -> None:
-    with Talk(max_history=4) as talk:
-        session = with_turns(talk, "1", "2", "3")
-        talk.model.then(OVERFLOWS["OpenAI"])
-        talk.run(session, "4")
-        assert newest(talk, 2) == [
+    with Client(max_history=4) as client:
+        session = with_turns(client, "1", "2", "3")
+        client.model.then(OVERFLOWS["OpenAI"])
+        client.run(session, "4")
+        assert newest(client, 2) == [
             ["2", "assistant", "3", "assistant", "4"],
             ["3", "assistant", "4"],
         ]
 
 
-def test_the_stored_history_is_not_cut(talk: Talk) -> None:
-    session = with_turns(talk, "1", "2", "3")
-    talk.model.then(OVERFLOWS["OpenAI"])
-    talk.run(session, "4")
-    talk.model.then(*[OVERFLOWS["OpenAI"]] * 6)
-    talk.run(session, "5")
+def test_the_stored_history_is_not_cut(client: Client) -> None:
+    session = with_turns(client, "1", "2", "3")
+    client.model.then(OVERFLOWS["OpenAI"])
+    client.run(session, "4")
+    client.model.then(*[OVERFLOWS["OpenAI"]] * 6)
+    client.run(session, "5")
     stored = ["1", "OK", "2", "OK", "3", "OK", "4", "OK", "5"]
-    assert [message["content"] for message in talk.messages(session)] == stored
+    assert [message["content"] for message in client.messages(session)] == stored
 
 
-def test_after_an_overflow_the_session_takes_a_shorter_message(talk: Talk) -> None:
-    session = with_turns(talk, "1")
-    talk.model.then(OVERFLOWS["OpenAI"], OVERFLOWS["OpenAI"])
-    talk.run(session, "x" * 1000)
-    talk.model.then(OVERFLOWS["OpenAI"])
-    assert talk.run(session, "3").status_code == 200
-    assert sent(talk) == ["3"]
+def test_after_an_overflow_the_session_takes_a_shorter_message(client: Client) -> None:
+    session = with_turns(client, "1")
+    client.model.then(OVERFLOWS["OpenAI"], OVERFLOWS["OpenAI"])
+    client.run(session, "x" * 1000)
+    client.model.then(OVERFLOWS["OpenAI"])
+    assert client.run(session, "3").status_code == 200
+    assert sent(client) == ["3"]
 
 
 NOT_OVERFLOWS: dict[str, ReplyTo] = {
@@ -346,10 +346,10 @@ NOT_OVERFLOWS: dict[str, ReplyTo] = {
 
 @pytest.mark.parametrize("reply", NOT_OVERFLOWS.values(), ids=[*NOT_OVERFLOWS])
 def test_other_errors_trim_nothing(reply: ReplyTo) -> None:
-    with Talk() as talk:
-        session = with_turns(talk, "1", "2")
-        talk.model.then(*[reply] * 3)
-        assert said(talk.run(session, "3"))[1] != "context_length_exceeded"
+    with Client() as client:
+        session = with_turns(client, "1", "2")
+        client.model.then(*[reply] * 3)
+        assert said(client.run(session, "3"))[1] != "context_length_exceeded"
         everything = ["1", "assistant", "2", "assistant", "3"]
-        for number in range(2, len(talk.model.requests)):
-            assert sent(talk, number) == everything
+        for number in range(2, len(client.model.requests)):
+            assert sent(client, number) == everything

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from agent import Agent, Stop
-from model.events import Answer, Chunk, Event, Message, ModelError, Reasoning, ToolCall, ToolResult
+from session_core.model.events import Answer, Chunk, Event, Message, ModelError, Reasoning, ToolCall, ToolResult
 from tests.support.model_server import (
     BREAK,
     HEADERS,

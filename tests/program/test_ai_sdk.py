@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from session_core.web.ui_messages import UI_MESSAGES
 from tests.support.front_end import MISSING, NEEDS, NODE, FrontEnd, shapes
 from tests.support.model_server import (
     BREAK,
@@ -23,8 +24,7 @@ from tests.support.model_server import (
     tool_calls,
 )
 from tests.support.model_server import wait as wait_for
-from tests.support.server import PATIENCE, ROOT, Server
-from web.ui_messages import UI_MESSAGES
+from tests.support.server import ROOT, TIMEOUT, Server
 
 pytestmark = pytest.mark.skipif(MISSING, reason=NEEDS)
 
@@ -287,7 +287,7 @@ def test_the_example_without_the_ai_sdk_works_as_it_stands(serve: Callable[..., 
     example = (ROOT / "docs" / "front-ends.md").read_text().split("```js\nconst server")[1].split("```")[0]
     script = f"const server{example}".replace("http://127.0.0.1:8080", serve("-demo").url)
     command = [str(NODE), "--experimental-eventsource", "--no-warnings", "--input-type=module", "--eval", script]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
     first, *rest = done.stdout.splitlines()
     assert (done.returncode, done.stderr) == (0, "")
     assert (first, "".join(rest)) == ("2 + 2 is 4.", "15 * 23 is 345.")

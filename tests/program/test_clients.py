@@ -13,24 +13,24 @@ from typing import Any
 
 import pytest
 
+from session_core.web.serving import listen
+from session_core.web.settings import Settings
 from tests.support.model_server import HEADERS, STALL, ModelServer, answer, tool_calls, wait
-from tests.support.server import PATIENCE, Reply, Server, until
-from web.serving import listen
-from web.settings import Settings
+from tests.support.server import TIMEOUT, Reply, Server, wait_until
 
 Serve = Callable[..., Server]
 QUICK = 10.0  # seconds; far less than anything waits for, and enough on a busy machine
 HARD = "+".join(["sqrt(2)*exp(1)*sin(1)"] * 20)  # keeps the calculator busy for some milliseconds
 
 
-class Client:
+class StreamClient:
     """A client on a bare socket, which can leave as it likes."""
 
     def __init__(self, server: Server, path: str, message: str | None = None, *, small: bool = False) -> None:
         self._socket = socket.socket()
         if small:  # so that little is on the way when it stops reading
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        self._socket.settimeout(PATIENCE)
+        self._socket.settimeout(TIMEOUT)
         self._socket.connect(("127.0.0.1", server.port))
         body = b"" if message is None else json.dumps({"message": message}).encode()
         head = f"{'POST' if body else 'GET'} {path} HTTP/1.1\r\nHost: localhost\r\n"
@@ -75,11 +75,11 @@ class Scene:
             "during a tool": tool_calls(*[("calculator", {"expression": HARD})] * 60),
         }.get(last["content"], answer("OK"))(request)
 
-    def start(self, phase: str, *, way: str = "run_stream") -> tuple[str, Client]:
+    def start(self, phase: str, *, way: str = "run_stream") -> tuple[str, StreamClient]:
         """A client that has reached this phase of a turn, and its session."""
         session_id = self.server.create()
         asked = len(self.model.requests)
-        client = Client(self.server, f"/sessions/{session_id}/{way}", phase)
+        client = StreamClient(self.server, f"/sessions/{session_id}/{way}", phase)
         self.model.wait_for(asked + 1)
         if way == "run_stream":
             marks = {"in mid-answer": b'"content":"Hel"', "during a tool": b"stream_tool_result"}
@@ -160,7 +160,9 @@ def test_the_session_is_free_for_the_next_turn_when_the_abandoned_one_has_ended(
 
 def test_what_a_hundred_lost_clients_held_is_given_back(scene: Scene) -> None:
     first, last = lose_a_hundred(scene), lose_a_hundred(scene)
-    until(lambda: Process(scene.server.process.pid).files <= first.files)  # idle connections to the model end later
+    wait_until(
+        lambda: Process(scene.server.process.pid).files <= first.files
+    )  # idle connections to the model end later
     assert last.threads <= first.threads + 20  # the WSGI server keeps its threads, and may start a few more
     assert last.memory - first.memory < 16 << 20
 
@@ -206,7 +208,7 @@ def lose_a_hundred(scene: Scene) -> Process:
         for _, client, _ in sessions:
             client.close()
     pid = scene.server.process.pid
-    until(lambda: not connections(pid, scene.server.port))
+    wait_until(lambda: not connections(pid, scene.server.port))
     return Process(pid)
 
 
@@ -234,8 +236,8 @@ def stalled(scene: Scene) -> Iterator[str]:
     """A session whose long answer nobody takes; gives its id when the turn has ended."""
     scene.model.then(answer(*["0123456789abcdef" * 1024] * 200))
     session_id = scene.server.create()
-    client = Client(scene.server, f"/sessions/{session_id}/run_stream", "Tell me much", small=True)
-    until(lambda: len(scene.server.messages(session_id)) == 2)
+    client = StreamClient(scene.server, f"/sessions/{session_id}/run_stream", "Tell me much", small=True)
+    wait_until(lambda: len(scene.server.messages(session_id)) == 2)
     yield session_id
     client.close()
 
@@ -261,9 +263,9 @@ def test_a_reader_that_stalls_costs_little_memory(scene: Scene) -> None:
     before = Process(pid).memory
     watchers = []
     for _ in range(16):
-        watchers.append(Client(scene.server, f"/sessions/{session_id}/run_stream", small=True))
+        watchers.append(StreamClient(scene.server, f"/sessions/{session_id}/run_stream", small=True))
         watchers[-1].read_until(b"stream_start")
-    until(lambda: waiting_to_be_read(pid, scene.server.port) >= 16)  # and those that earlier tests have left
+    wait_until(lambda: waiting_to_be_read(pid, scene.server.port) >= 16)  # and those that earlier tests have left
     grown = Process(pid).memory - before
     for watcher in watchers:
         watcher.close()
@@ -288,14 +290,14 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, lis
     """A server with as many turns and watchers as it takes, and the sessions of the turns."""
     path = tmp_path_factory.mktemp("full")
     replies: list[Reply] = []
-    clients: list[Client] = []
+    clients: list[StreamClient] = []
     with (
         ModelServer(default=answer("Hel", STALL)) as model,
         Server(f"-base_url={model.base_url}", "-max_streams=4", log=path / "log") as server,
     ):
         sessions = [server.create() for _ in range(4)]
         for number, session_id in enumerate(sessions):
-            clients.append(Client(server, f"/sessions/{session_id}/run{'_stream' * (number % 2)}", "Hi"))
+            clients.append(StreamClient(server, f"/sessions/{session_id}/run{'_stream' * (number % 2)}", "Hi"))
         model.wait_for(4)
         for session_id in (sessions * 8)[: Settings(max_streams=4).max_watchers]:
             replies.append(server.request("GET", f"/sessions/{session_id}/run_stream"))

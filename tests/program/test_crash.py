@@ -13,7 +13,7 @@ import pytest
 from tests.crash_loop import Loop
 from tests.support.model_server import HEADERS, STALL, ModelServer, answer, frames, tool_call
 from tests.support.redis_server import NEEDED, RedisServer
-from tests.support.server import Server, until
+from tests.support.server import Server, wait_until
 
 Serve = Callable[..., Server]
 
@@ -96,7 +96,7 @@ def killed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         model.default = answer("Good morning.")
         with Server(*flags, log=path / "log") as server:
             for id in ids.values() if in_redis else ():
-                until(lambda id=id: not server.request("GET", f"/sessions/{id}").json["running"])
+                wait_until(lambda id=id: not server.request("GET", f"/sessions/{id}").json["running"])
             yield Killed(server, model, ids, {phase: server.messages(ids[phase]) for phase in PHASES})
 
 

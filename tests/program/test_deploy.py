@@ -12,9 +12,9 @@ import pytest
 import yaml
 from two_servers import AROUND, where_is
 
+from session_core.web.settings import FLAGS, Settings, read_settings
 from tests.support.image import steps
-from tests.support.server import PATIENCE, ROOT, environment
-from web.settings import FLAGS, Settings, read_settings
+from tests.support.server import ROOT, TIMEOUT, environment
 
 COMPOSE_FILE = ROOT / "deploy" / "compose.yaml"
 COMPOSED = yaml.safe_load(COMPOSE_FILE.read_text())
@@ -25,9 +25,7 @@ MARGIN = 2  # seconds that a shutdown may take beside -grace
 
 
 def run(*command: str, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command, env=environment(env), capture_output=True, text=True, timeout=PATIENCE, check=False
-    )
+    return subprocess.run(command, env=environment(env), capture_output=True, text=True, timeout=TIMEOUT, check=False)
 
 
 def image_variables() -> dict[str, str]:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.support.model_server import ModelServer, body, nobody_listens, status
-from tests.support.server import PATIENCE, SERVER, Reply, Server, environment
+from tests.support.server import SERVER, TIMEOUT, Reply, Server, environment
 
 Serve = Callable[..., Server]
 KEY = "sk-proj-abcdefghijklmnopqrstuvwxyz012345"
@@ -93,7 +93,7 @@ def test_a_second_server_on_the_same_port_is_told_to_take_another(server: Server
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=PATIENCE,
+        timeout=TIMEOUT,
         check=False,
     )
     assert (second.returncode, second.stdout) == (2, "")
@@ -105,7 +105,7 @@ def test_a_second_server_on_the_same_port_is_told_to_take_another(server: Server
 
 def curl(server: Server, path: str, *arguments: str) -> dict[str, Any]:
     done = subprocess.run(
-        ["curl", "-s", f"{server.url}{path}", *arguments], capture_output=True, timeout=PATIENCE, check=True
+        ["curl", "-s", f"{server.url}{path}", *arguments], capture_output=True, timeout=TIMEOUT, check=True
     )
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer

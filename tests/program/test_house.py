@@ -10,10 +10,10 @@ import pytest
 
 from tests.program.house import (
     EXTRAS,
-    HOUSE_LINES,
+    HOUSE_STATEMENTS,
     broken_imports,
     broken_rooms,
-    house_length,
+    house_size,
     kept_files,
     library_users,
     rooms,
@@ -31,16 +31,16 @@ def test_rooms_are_small_and_say_their_subject() -> None:
 
 
 def test_the_house_is_not_too_large() -> None:
-    assert house_length(ROOT) < HOUSE_LINES
+    assert house_size(ROOT) < HOUSE_STATEMENTS
 
 
 def test_nothing_is_kept_that_nobody_reads() -> None:
     assert unread_files(ROOT) == []
-    assert {"README.md", "setup.cfg", "web/page/index.html", ".ci/run"} <= set(kept_files(ROOT))
+    assert {"README.md", "setup.cfg", "session_core/web/page/index.html", ".ci/run"} <= set(kept_files(ROOT))
 
 
 def test_every_room_is_seen() -> None:
-    files = {file for place in ("web", "turns", "model", "stores", "wire") for file in (ROOT / place).rglob("*.py")}
+    files = set((ROOT / "session_core").rglob("*.py"))
     files |= set(ROOT.glob("*.py")) - {ROOT / "setup.py"}
     assert set(rooms(ROOT).values()) == files
 
@@ -68,24 +68,25 @@ def test_a_start_imports_no_optional_room() -> None:
 # --- each law can fail ---
 
 SOUND = {
-    "session_server.py": '"""The program."""\nfrom web.api import Api\n',
-    "web/__init__.py": '"""HTTP."""\n',
-    "web/api.py": '"""The endpoints."""\nfrom turns import runs\n',
-    "turns/__init__.py": '"""Turns."""\n',
-    "turns/runs.py": '"""All turns."""\nimport agent\nimport stores.files\n',
-    "agent.py": '"""A model."""\nfrom model.events import Chunk\n',
-    "stores/__init__.py": '"""Stores."""\n',
-    "stores/files.py": '"""Files."""\nfrom storage import Storage\n',
+    "session_server.py": '"""The program."""\nfrom session_core.web.sessions import Api\n',
+    "session_core/web/__init__.py": '"""HTTP."""\n',
+    "session_core/web/sessions.py": '"""The endpoints."""\nfrom session_core.turns import turns\n',
+    "session_core/turns/__init__.py": '"""Turns."""\n',
+    "session_core/__init__.py": '"""The rooms."""\n',
+    "session_core/turns/turns.py": '"""All turns."""\nimport agent\nimport session_core.stores.files\n',
+    "agent.py": '"""A model."""\nfrom session_core.model.events import Chunk\n',
+    "session_core/stores/__init__.py": '"""Stores."""\n',
+    "session_core/stores/files.py": '"""Files."""\nfrom storage import Storage\n',
     "storage.py": '"""A store."""\n',
-    "model/__init__.py": '"""The model server."""\n',
-    "model/events.py": '"""Events."""\n',
+    "session_core/model/__init__.py": '"""The model server."""\n',
+    "session_core/model/events.py": '"""Events."""\n',
 }
 
 
 def build(root: Path, changes: dict[str, str]) -> Path:
     for name, text in {**SOUND, **changes}.items():
         path = root / name
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     return root
 
@@ -100,13 +101,29 @@ def test_a_sound_house_breaks_no_law(tmp_path: Path) -> None:
     [
         (
             "storage.py",
-            "from web.api import Api",
-            "storage.py:2 imports Api from web.api, which goes up from floor 1",
+            "from session_core.web.sessions import Api",
+            "storage.py:2 imports Api from session_core.web.sessions, which goes up from floor 2",
         ),
-        ("agent.py", "import stores.files", "agent.py:2 imports stores.files, which goes sideways"),
-        ("storage.py", "def f():\n    import model.events", "storage.py:3 imports model.events, which goes sideways"),
-        ("model/events.py", "from . import events", "model/events.py:2 imports ., which is relative"),
-        ("web/api.py", "from turns.runs import _x", "web/api.py:2 imports _x from turns.runs, which is private"),
+        (
+            "agent.py",
+            "import session_core.stores.files",
+            "agent.py:2 imports session_core.stores.files, which goes sideways",
+        ),
+        (
+            "storage.py",
+            "def f():\n    import session_core.model.events",
+            "storage.py:3 imports session_core.model.events, which goes sideways",
+        ),
+        (
+            "session_core/model/events.py",
+            "from . import events",
+            "session_core/model/events.py:2 imports ., which is relative",
+        ),
+        (
+            "session_core/web/sessions.py",
+            "from session_core.turns.turns import _x",
+            "session_core/web/sessions.py:2 imports _x from session_core.turns.turns, which is private",
+        ),
     ],
 )
 def test_an_import_that_breaks_the_law_is_named(tmp_path: Path, file: str, text: str, said: str) -> None:
@@ -115,27 +132,38 @@ def test_an_import_that_breaks_the_law_is_named(tmp_path: Path, file: str, text:
 
 
 def test_a_circle_is_found(tmp_path: Path) -> None:
-    one, other = '"""One."""\nfrom model.two import x\n', '"""Two."""\nimport model.one\n'
-    root = build(tmp_path, {"model/one.py": one, "model/two.py": other})
+    one, other = '"""One."""\nfrom session_core.model.two import x\n', '"""Two."""\nimport session_core.model.one\n'
+    root = build(tmp_path, {"session_core/model/one.py": one, "session_core/model/two.py": other})
     assert broken_imports(root) == [
-        "model.one imports itself in a circle",
-        "model.two imports itself in a circle",
+        "session_core.model.one imports itself in a circle",
+        "session_core.model.two imports itself in a circle",
     ]
 
 
 @pytest.mark.parametrize(
     ("file", "text", "said"),
     [
-        ("web/api.py", '"""The endpoints."""\n' + "x = 1\n" * 350, "web.api has 351 lines"),
-        ("web/utils.py", '"""This and that."""\n', "web.utils is named after no subject"),
-        ("web/api.py", '"""The endpoints. And more."""\n', "web.api does not begin with one sentence"),
-        ("web/api.py", "x = 1\n", "web.api does not begin with one sentence"),
-        ("web/__init__.py", '"""HTTP."""\nimport web.api\n', "web/__init__.py holds more than its docstring"),
-        ("web/page/page.js", "x\n" * 351, "web/page/page.js has 351 lines"),
+        (
+            "session_core/web/sessions.py",
+            '"""The endpoints."""\n' + "x = 1\n" * 350,
+            "session_core.web.sessions has 351 lines",
+        ),
+        ("session_core/web/utils.py", '"""This and that."""\n', "session_core.web.utils is named after no subject"),
+        (
+            "session_core/web/sessions.py",
+            '"""The endpoints. And more."""\n',
+            "session_core.web.sessions does not begin with one sentence",
+        ),
+        ("session_core/web/sessions.py", "x = 1\n", "session_core.web.sessions does not begin with one sentence"),
+        (
+            "session_core/web/__init__.py",
+            '"""HTTP."""\nimport session_core.web.sessions\n',
+            "session_core/web/__init__.py holds more than its docstring",
+        ),
+        ("session_core/web/page/page.js", "x\n" * 351, "session_core/web/page/page.js has 351 lines"),
     ],
 )
 def test_a_room_that_breaks_the_law_is_named(tmp_path: Path, file: str, text: str, said: str) -> None:
-    (tmp_path / "web").mkdir()
     root = build(tmp_path, {file: text})
     assert [line for line in broken_rooms(root) if line.startswith(said)]
 

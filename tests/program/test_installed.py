@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 from two_servers import free_port, listens
 
+from session_core.web.settings import FLAGS
 from tests.support.image import NEEDED, Stage, build, context, packaged, requirements, steps
 from tests.support.model_server import STALL, ModelServer, answer
-from tests.support.server import ROOT, Client, Server, until
+from tests.support.server import ROOT, Server, ServerClient, wait_until
 from tests.support.systemd import SYSTEMD, Systemd
-from web.settings import FLAGS
 
 MEGABYTES = 150
 BASE_MEGABYTES = 55  # of python:3.13-alpine, unpacked, and a little more
@@ -166,8 +166,8 @@ def test_systemd_starts_the_unit_reloads_it_and_stops_it_as_promised(image: Stag
         with Systemd(
             tmp_path, ROOT / "deploy" / "session-server.service", program, image.path("/venv"), etc
         ) as systemd:
-            until(lambda: listens(port))
-            server = Client(port)
+            wait_until(lambda: listens(port))
+            server = ServerClient(port)
             assert server.request("GET", "/health").status == 200
             systemd.control("reload")
             session = server.create()

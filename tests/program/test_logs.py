@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
+from session_core.web.logs import LOGGED_ROOMS, JsonLines
 from tests.program.house import rooms
+from tests.support.client import BreakableStorage, Client
 from tests.support.model_server import BREAK, STALL, ModelServer, ReplyTo, answer, status, tool_call
-from tests.support.server import ROOT, Server, until
-from tests.support.talk import BreakableStorage, Talk
-from web.logs import LOGGED_ROOMS, JsonLines
+from tests.support.server import ROOT, Server, wait_until
 
 MODULES = LOGGED_ROOMS
 REQUEST = re.compile(
@@ -66,7 +66,7 @@ def log() -> Iterator[Log]:
 
 
 def test_each_request_is_one_line(log: Log) -> None:
-    with Talk() as talk:
+    with Client() as talk:
         session_id = talk.create()
         talk.get("/sessions")
         talk.get(f"/sessions/{session_id}?limit=5")
@@ -87,7 +87,7 @@ def test_each_request_is_one_line(log: Log) -> None:
 
 
 def test_a_stream_is_one_line_when_it_is_over(log: Log) -> None:
-    with Talk() as talk:
+    with Client() as talk:
         session_id = talk.create()
         stream = talk.stream(session_id)
         stream.next("stream_start")
@@ -98,7 +98,7 @@ def test_a_stream_is_one_line_when_it_is_over(log: Log) -> None:
 
 
 def test_a_stream_that_the_client_leaves_is_one_line_too(log: Log) -> None:
-    with Talk(answer("Hel", STALL)) as talk:
+    with Client(answer("Hel", STALL)) as talk:
         stream = talk.stream(talk.create())
         stream.next("stream_chunk")
         stream.close()
@@ -106,7 +106,7 @@ def test_a_stream_that_the_client_leaves_is_one_line_too(log: Log) -> None:
 
 
 def test_asking_for_health_is_logged_at_debug_only(log: Log) -> None:
-    with Talk() as talk:
+    with Client() as talk:
         talk.get("/health")
         talk.get("/ready")
     assert log.requests() == []
@@ -114,7 +114,7 @@ def test_asking_for_health_is_logged_at_debug_only(log: Log) -> None:
 
 
 def test_the_clients_address_is_in_the_line(log: Log) -> None:
-    with Talk() as talk:
+    with Client() as talk:
         talk.get("/sessions", X_Forwarded_For="9.9.9.9")
         talk.request("GET", "/sessions", environ_overrides={"REMOTE_ADDR": "::1 INFO forged"})
     assert [match["client"] for match in log.requests()] == ["127.0.0.1", "::1%20INFO%20forged"]
@@ -122,7 +122,7 @@ def test_the_clients_address_is_in_the_line(log: Log) -> None:
 
 @pytest.mark.parametrize("believed, client", [("0", "127.0.0.1"), ("1", "9.9.9.2"), ("2", "9.9.9.1")])
 def test_the_address_is_the_one_that_the_last_trusted_proxy_tells(log: Log, believed: str, client: str) -> None:
-    with Talk(trusted_proxies=int(believed)) as talk:
+    with Client(trusted_proxies=int(believed)) as talk:
         talk.get("/sessions", X_Forwarded_For="6.6.6.6, 9.9.9.1, 9.9.9.2")
     assert [match["client"] for match in log.requests()] == [client]
 
@@ -130,10 +130,10 @@ def test_the_address_is_the_one_that_the_last_trusted_proxy_tells(log: Log, beli
 def test_json_lines(serve: Callable[..., Server]) -> None:
     server = serve("-demo", "-log_format=json")
     server.request("GET", "/nothing")
-    until(lambda: "request" in server.log.read_text())
+    wait_until(lambda: "request" in server.log.read_text())
     lines = [json.loads(line) for line in server.log.read_text().splitlines()]
     [line] = [line for line in lines if REQUEST.fullmatch(line["message"])]
-    assert (line["level"], line["logger"]) == ("info", "web.access")
+    assert (line["level"], line["logger"]) == ("info", "session_core.web.access")
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line["time"])
 
 
@@ -141,7 +141,9 @@ def test_a_traceback_is_in_its_json_line() -> None:
     try:
         raise ValueError("no\nway")
     except ValueError:
-        record = logging.LogRecord("web.errors", logging.ERROR, "", 0, "request %s failed", ("x",), sys.exc_info())
+        record = logging.LogRecord(
+            "session_core.web.errors", logging.ERROR, "", 0, "request %s failed", ("x",), sys.exc_info()
+        )
     line = json.loads(JsonLines().format(record))
     assert line["message"] == "request x failed"
     assert line["exception"].startswith("Traceback") and line["exception"].endswith("ValueError: no\nway")
@@ -153,7 +155,7 @@ def test_a_traceback_is_in_its_json_line() -> None:
 def test_each_turn_is_one_line(log: Log) -> None:
     usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
     replies = tool_call("calculator", {"expression": "1+1"}, usage=usage), answer("2", usage=usage)
-    with Talk(*replies) as talk:
+    with Client(*replies) as talk:
         session_id = talk.create()
         talk.run(session_id)
     [turn] = log.turns()
@@ -162,7 +164,7 @@ def test_each_turn_is_one_line(log: Log) -> None:
 
 
 def test_a_turn_without_usage_has_a_line_all_the_same(log: Log) -> None:
-    with Talk() as talk:
+    with Client() as talk:
         talk.stream(talk.create()).rest()
     [turn] = log.turns()
     assert turn["tokens"] == "-"
@@ -178,13 +180,13 @@ def test_a_turn_without_usage_has_a_line_all_the_same(log: Log) -> None:
     ],
 )
 def test_the_line_of_a_turn_says_how_it_ended(log: Log, reply: ReplyTo, expected: str) -> None:
-    with Talk(reply) as talk:
+    with Client(reply) as talk:
         talk.run(talk.create())
     assert [turn["status"] for turn in log.turns()] == [expected]
 
 
 def test_the_line_of_a_cancelled_turn_says_so(log: Log) -> None:
-    with Talk(answer("Hel", STALL)) as talk:
+    with Client(answer("Hel", STALL)) as talk:
         session_id = talk.create()
         stream = talk.stream(session_id)
         stream.next("stream_chunk")
@@ -199,14 +201,14 @@ def test_the_time_of_tools_is_not_counted_as_the_models(log: Log) -> None:
         threading.Event().wait(0.4)
         return "done"
 
-    with Talk(tool_call("slow", {}), tools=[slow]) as talk:
+    with Client(tool_call("slow", {}), tools=[slow]) as talk:
         talk.run(talk.create())
     [turn] = log.turns()
     assert float(turn["seconds"]) - float(turn["model"]) >= 0.35
 
 
 def test_a_refused_turn_has_no_line_of_its_own(log: Log) -> None:
-    with Talk() as talk:
+    with Client() as talk:
         talk.run("session-unknown")
         talk.request("POST", f"/sessions/{talk.create()}/run", {})
     assert log.turns() == []
@@ -217,7 +219,7 @@ def test_a_refused_turn_has_no_line_of_its_own(log: Log) -> None:
 
 @pytest.mark.parametrize("given", ["abc", "a" * 128, "req_1-2.3:4/5", '!"#$%&()~'])
 def test_a_request_id_is_taken_over(log: Log, given: str) -> None:
-    with Talk() as talk:
+    with Client() as talk:
         response = talk.get("/sessions", X_Request_Id=given)
     assert response.headers["X-Request-Id"] == given
     assert [line["id"] for line in log.requests()] == [given]
@@ -225,7 +227,7 @@ def test_a_request_id_is_taken_over(log: Log, given: str) -> None:
 
 @pytest.mark.parametrize("given", ["", " ", "two words", "a" * 129, "é", "a\tb", "x\x1b[31m", "\x7f"])
 def test_a_request_id_that_could_not_be_logged_is_replaced(log: Log, given: str) -> None:
-    with Talk() as talk:
+    with Client() as talk:
         response = talk.request("GET", "/sessions", environ_overrides={"HTTP_X_REQUEST_ID": given})
     made = response.headers["X-Request-Id"]
     assert re.fullmatch(r"req-[0-9a-z]+", made)
@@ -233,7 +235,7 @@ def test_a_request_id_that_could_not_be_logged_is_replaced(log: Log, given: str)
 
 
 def test_every_answer_has_a_request_id_of_its_own(log: Log) -> None:
-    with Talk() as talk:
+    with Client() as talk:
         session_id = talk.create()
         stream = talk.stream(session_id)
         stream.rest()
@@ -252,7 +254,7 @@ class FaultyStorage(BreakableStorage):
 
 
 def test_an_internal_error_is_logged_with_its_traceback_and_its_request(log: Log) -> None:
-    with Talk(storage=FaultyStorage()) as talk:
+    with Client(storage=FaultyStorage()) as talk:
         talk.get("/sessions", X_Request_Id="find-me")
     [record] = [record for record in log.records if record.levelno == logging.ERROR]
     assert "find-me" in record.getMessage()
@@ -275,7 +277,7 @@ def assert_clean(log: Log) -> None:
      "/\u2028", "/a b", "/%0a", "/é\ufffd", "/\ud7ff\ue000"],
 )  # fmt: skip
 def test_a_path_forges_no_line(log: Log, path: str) -> None:
-    with Talk() as talk:
+    with Client() as talk:
         for method in ("GET", "POST", "DELETE"):
             environ = {"PATH_INFO": path.encode().decode("latin-1")}
             talk.request(method, "/", environ_overrides=environ)
@@ -286,7 +288,7 @@ def test_a_path_forges_no_line(log: Log, path: str) -> None:
 
 @pytest.mark.parametrize("method", ["GET\n", "\x1b[2J", "G ET", "G\x00", "é", "X" * 10_000])
 def test_a_method_forges_no_line(log: Log, method: str) -> None:
-    with Talk() as talk:
+    with Client() as talk:
         talk.request("GET", "/sessions", environ_overrides={"REQUEST_METHOD": method})
     assert len(log.requests()) == 1
     assert_clean(log)
@@ -295,7 +297,7 @@ def test_a_method_forges_no_line(log: Log, method: str) -> None:
 
 @pytest.mark.parametrize("header", ["HOST", "ORIGIN", "AUTHORIZATION", "IDEMPOTENCY_KEY", "LAST_EVENT_ID"])
 def test_a_header_forges_no_line(log: Log, header: str) -> None:
-    with Talk() as talk:
+    with Client() as talk:
         session_id = talk.create()
         for method, path in (("GET", f"/sessions/{session_id}/run_stream"), ("POST", f"/sessions/{session_id}/run")):
             talk.request(method, path, {"message": "Hi"}, environ_overrides={f"HTTP_{header}": f"{FORGED}\x1b"})
@@ -306,7 +308,7 @@ def test_a_header_forges_no_line(log: Log, header: str) -> None:
 def test_the_model_server_forges_no_line(log: Log) -> None:
     words: dict[str, Any] = {"error": {"message": f"{FORGED}\x1b[31m\r\x00\u2028", "code": FORGED, "type": FORGED}}
     refused = status(500, words, {"Retry-After": "0", "Content-Type": "application/json"})
-    with Talk(refused, refused, refused, answer("Hel", words), answer("Hello", finish_reason=FORGED)) as talk:
+    with Client(refused, refused, refused, answer("Hel", words), answer("Hello", finish_reason=FORGED)) as talk:
         session_id = talk.create()
         for _ in range(3):
             talk.run(session_id)
@@ -329,7 +331,7 @@ def test_the_log_of_the_server_is_whole_lines(serve: Callable[..., Server]) -> N
                 client.recv(1 << 16)
         session_id = server.create()
         server.request("POST", f"/sessions/{session_id}/run", {"message": "Hi"}).close()
-        until(lambda: "turn session=" in server.log.read_text())
+        wait_until(lambda: "turn session=" in server.log.read_text())
         server.send_signal(15)
         server.wait()
     lines = server.log.read_bytes().decode().split("\n")

@@ -18,7 +18,7 @@ import pytest
 
 from session_server import main
 from tests.support.model_server import ModelServer, ReplyTo, answer, tool_call, tool_calls
-from tests.support.server import PATIENCE, ROOT, Server, environment, until
+from tests.support.server import ROOT, TIMEOUT, Server, environment, wait_until
 
 pytest.importorskip("mcp", reason="needs the MCP SDK")
 
@@ -197,13 +197,13 @@ def test_a_server_that_is_killed_in_mid_turn_costs_its_call(start: Start, model:
     pid = int(results(server, model, tool_call("one__pid", {}))[0]["result"])
     model.then(tool_call("one__hang", {}), answer("It ended."))
     stream = server.say(server.create(), "Hi")
-    until(lambda: '"hang"' in (tmp_path / "one.log").read_text())
+    wait_until(lambda: '"hang"' in (tmp_path / "one.log").read_text())
     os.kill(pid, signal.SIGKILL)
     events = list(stream.events())
     [result] = [event["data"] for event in events if event["type"] == "stream_tool_result"]
     assert result["error"] == "the MCP server one ended during the call"
     assert events[-1]["data"]["complete_text"] == "It ended."
-    until(lambda: results(server, model, tool_call("one__pid", {}))[0].get("result"))
+    wait_until(lambda: results(server, model, tool_call("one__pid", {}))[0].get("result"))
     assert "MCP server one: it ended; trying again in 0.5 s" in server.log.read_text()
 
 
@@ -212,10 +212,10 @@ def test_a_cancel_reaches_the_mcp_server(start: Start, model: ModelServer, tmp_p
     model.then(tool_call("one__hang", {}))
     session_id = server.create()
     stream = server.say(session_id, "Hi")
-    until(lambda: '"hang"' in (tmp_path / "one.log").read_text())
+    wait_until(lambda: '"hang"' in (tmp_path / "one.log").read_text())
     assert server.request("POST", f"/sessions/{session_id}/cancel").json == {"cancelled": True}
     assert list(stream.events())[-1]["data"]["status"] == "cancelled"
-    until(lambda: "notifications/cancelled" in (tmp_path / "one.log").read_text())
+    wait_until(lambda: "notifications/cancelled" in (tmp_path / "one.log").read_text())
 
 
 def test_kill_9_leaves_no_mcp_server(start: Start, model: ModelServer, tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def test_kill_9_leaves_no_mcp_server(start: Start, model: ModelServer, tmp_path:
     child = int((tmp_path / "one.child").read_text())
     assert alive(pid) and alive(child)
     server.kill()
-    until(lambda: not alive(pid) and not alive(child))
+    wait_until(lambda: not alive(pid) and not alive(child))
 
 
 def test_a_shutdown_ends_the_mcp_servers(start: Start, model: ModelServer, tmp_path: Path) -> None:
@@ -269,7 +269,7 @@ def test_without_the_sdk_the_remedy_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "mcp", None)  # as where it is not installed
-    for room in [name for name in sys.modules if name.startswith(("model.mcp", "mcp."))]:
+    for room in [name for name in sys.modules if name.startswith(("session_core.tools.mcp", "mcp."))]:
         monkeypatch.delitem(sys.modules, room)
     assert main(["-demo", "-port=0", f"-mcp_config={write(tmp_path, {})}"]) == 2
     line = capsys.readouterr().err
@@ -283,7 +283,7 @@ def test_an_optional_server_that_is_away_does_not_hinder_the_start(
     assert tools(server) == {}
     assert "WARNING MCP server one: it ended before it answered" in server.log.read_text()
     (tmp_path / "one.ready").touch()
-    until(lambda: "one__echo" in tools(server))
+    wait_until(lambda: "one__echo" in tools(server))
     assert results(server, model, tool_call("one__echo", {"text": "late"}))[0]["result"] == "late"
 
 
@@ -293,6 +293,6 @@ def test_another_wsgi_server_offers_the_tools_too(tmp_path: Path) -> None:
     set_up = {"DEMO": "true", "MCP_CONFIG": str(config), "LOG_LEVEL": "warning"}
     env = environment({f"SESSION_SERVER_{name}": value for name, value in set_up.items()})
     command = [sys.executable, "-W", "error", "-c", code]
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=2 * PATIENCE)
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=2 * TIMEOUT)
     assert (done.returncode, done.stderr) == (0, "")
     assert "'from': 'MCP server one'" in done.stdout

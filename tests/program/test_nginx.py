@@ -15,7 +15,7 @@ import pytest
 from two_servers import free_port, listens, nginx_command, where_is
 
 from tests.support.model_server import STALL, ModelServer, answer, wait
-from tests.support.server import PATIENCE, ROOT, Server, until
+from tests.support.server import ROOT, TIMEOUT, Server, wait_until
 from tests.support.tls import certificate
 
 NGINX = where_is("nginx")
@@ -41,12 +41,12 @@ def nginx(folder: Path, backend: int, *, without: str = "", site: str = "", list
         site = site.replace(old, new)
     process = subprocess.Popen(nginx_command(folder, site))
     try:
-        until(lambda: process.poll() is not None or listens(port))
+        wait_until(lambda: process.poll() is not None or listens(port))
         assert process.poll() is None, (folder / "nginx.log").read_text()
         yield port
     finally:
         process.terminate()
-        process.wait(PATIENCE)
+        process.wait(TIMEOUT)
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +139,7 @@ def test_a_client_that_leaves_does_not_end_the_turn(proxied: Server, model: Mode
     assert next(reply.events())["type"] == "stream_start"
     reply.close()
     go.set()
-    until(lambda: not proxied.request("GET", f"/sessions/{session_id}").json["running"])
+    wait_until(lambda: not proxied.request("GET", f"/sessions/{session_id}").json["running"])
     assert proxied.messages(session_id)[-1]["content"] == "one two"
 
 
@@ -157,7 +157,7 @@ def test_a_body_over_2_mib_does_not_reach_the_server(proxied: Server) -> None:
     head = (
         b"POST /sessions HTTP/1.1\r\nHost: localhost\r\nX-Request-Id: too-much\r\nContent-Length: 3000000000\r\n\r\n"
     )
-    with socket.create_connection(("127.0.0.1", proxied.port), timeout=PATIENCE) as connection:
+    with socket.create_connection(("127.0.0.1", proxied.port), timeout=TIMEOUT) as connection:
         connection.sendall(head)
         assert connection.recv(12) == b"HTTP/1.1 413"
     assert "too-much" not in proxied.log.read_text()
@@ -249,7 +249,7 @@ def test_a_page_that_is_served_with_tls_may_call(
     trusting = ssl.create_default_context(cafile=file)
     with under_a_path(server, tmp_path, tls) as proxied:
         for origin, status in (("https://localhost", 201), ("https://evil.example", 403)):
-            connection = HTTPSConnection("localhost", proxied.port, timeout=PATIENCE, context=trusting)
+            connection = HTTPSConnection("localhost", proxied.port, timeout=TIMEOUT, context=trusting)
             page = {"Origin": f"{origin}:{proxied.port}", "Authorization": "Bearer secret"}
             connection.request("POST", "/chat/sessions", headers=page)
             assert connection.getresponse().status == status
@@ -259,7 +259,7 @@ def test_a_page_that_is_served_with_tls_may_call(
 def test_connections_to_the_server_are_kept(tmp_path: Path) -> None:
     with ModelServer() as model, nginx(tmp_path, model.server_port) as port:
         for _ in range(3):
-            connection = HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+            connection = HTTPConnection("127.0.0.1", port, timeout=TIMEOUT)
             connection.request("POST", "/v1/chat/completions", json.dumps({"messages": []}))
             assert connection.getresponse().read()
             connection.close()

@@ -18,7 +18,7 @@ import pytest
 
 from tests.support.front_end import NODE, NPM
 from tests.support.model_server import BREAK, STALL, ModelServer, answer, status, tool_call
-from tests.support.server import PATIENCE, Server
+from tests.support.server import TIMEOUT, Server
 
 Serve = Callable[..., Server]
 SUM = tool_call("calculator", {"expression": "15 * 23"})
@@ -92,7 +92,7 @@ def test_a_client_that_stops_reading_its_stream_stops_the_turn(
         for chunk in stream:
             if chunk.choices[0].delta.content:
                 break
-    assert model.closed.wait(PATIENCE)
+    assert model.closed.wait(TIMEOUT)
     [session] = server.request("GET", "/sessions").json["sessions"]
     running = True
     while running:
@@ -119,7 +119,7 @@ def test_the_sdks_own_retries_find_a_server_that_was_killed_in_between(
         server.kill()
         flags = (f"-base_url={model.base_url}", f"-session_dir={tmp_path / 'sessions'}", f"-port={server.port}")
         again = serve(*flags)
-        assert asked.result(2 * PATIENCE).choices[0].message.content == "It is 345."
+        assert asked.result(2 * TIMEOUT).choices[0].message.content == "It is 345."
     [session] = again.request("GET", "/sessions").json["sessions"]
     stored = again.messages(session)
     assert [one["role"] for one in stored if one["role"] in ("user", "tool")] == ["user", "tool"]
@@ -134,7 +134,7 @@ def test_the_sdks_own_retries_find_a_server_that_was_killed_in_between(
 def test_the_node_sdk_has_the_conversation_that_is_stored(server: Server, model: ModelServer, how: str) -> None:
     model.then(SUM, answer("It is ", "345."), answer("345 still."))
     command = [str(NODE), "openai.mjs", f"{server.url}/v1", "node", how]
-    done = subprocess.run(command, cwd=NPM, capture_output=True, text=True, timeout=2 * PATIENCE)
+    done = subprocess.run(command, cwd=NPM, capture_output=True, text=True, timeout=2 * TIMEOUT)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     [session] = server.request("GET", "/sessions").json["sessions"]
@@ -154,7 +154,7 @@ def test_llm_goes_on_with_a_session(server: Server, model: ModelServer, tmp_path
     env = {**os.environ, "LLM_USER_PATH": str(home)}
     for arguments in (["-m", "here", "What is 15 * 23?"], ["-c", "And now?"]):
         command = [sys.executable, "-W", "ignore", "-m", "llm", *arguments, "--key", "none"]
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=2 * PATIENCE, input="")
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=2 * TIMEOUT, input="")
         assert done.returncode == 0, done.stderr
     [session] = server.request("GET", "/sessions").json["sessions"]
     assert texts(server, session) == [

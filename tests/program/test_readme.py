@@ -24,7 +24,7 @@ from typing import Self
 
 import pytest
 
-from tests.support.server import PATIENCE, ROOT, environment
+from tests.support.server import ROOT, TIMEOUT, environment
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "docs" / "conversation.md"]
 TRANSCRIPT = re.compile(r"(?<=<!-- transcript: begin -->\n).*(?=<!-- transcript: end -->)", re.DOTALL)
@@ -97,7 +97,7 @@ class Shell:
         ended = False
         while not ended or len(step.got) < len([line for line in step.said if line != ANY]):
             try:
-                line = self._lines.get(timeout=PATIENCE)
+                line = self._lines.get(timeout=TIMEOUT)
             except queue.Empty:
                 break
             if line is None:

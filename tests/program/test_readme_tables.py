@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from agent import Agent
+from session_core.web.errors import ERRORS
+from session_core.web.page_files import PAGE_FILE_ROUTE
+from session_core.web.settings import FLAGS
 from session_server import Settings, create_app
 from storage import MemoryStorage
 from tests.program.house import rooms
 from tests.support.server import ROOT
-from web.errors import ERRORS
-from web.page_files import PAGE_FILE_ROUTE
-from web.settings import FLAGS
 
 README = (ROOT / "README.md").read_text()
 
@@ -66,7 +66,7 @@ def test_every_route_is_in_the_table() -> None:
 
 
 def test_every_event_is_in_the_table() -> None:
-    types = set(re.findall(r'"(stream_[a-z_]+)"', (ROOT / "web" / "events.py").read_text()))
+    types = set(re.findall(r'"(stream_[a-z_]+)"', (ROOT / "session_core" / "web" / "events.py").read_text()))
     assert types | {"error"} == {row[0] for row in table("Events")}
 
 

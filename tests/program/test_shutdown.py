@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from tests.support.model_server import HEADERS, STALL, ModelServer, answer, frames, tool_call, wait
-from tests.support.server import PATIENCE, SERVER, Reply, Server, environment, until
+from tests.support.server import SERVER, TIMEOUT, Reply, Server, environment, wait_until
 
 FRESH = True  # servers are started as their users start them
 Serve = Callable[..., Server]
@@ -65,7 +65,7 @@ def drained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
             run = pool.submit(server.request, "POST", f"/sessions/{waited}/run", {"message": "What is 6*7?"})
             model.wait_for(3)
             server.send_signal(signal.SIGTERM)
-            until(lambda: is_shutting_down(server))
+            wait_until(lambda: is_shutting_down(server))
             for name, (method, target, body) in {
                 "run": ("POST", f"/sessions/{idle}/run", {"message": "Hi"}),
                 "run_stream": ("POST", f"/sessions/{idle}/run_stream", {"message": "Hi"}),
@@ -255,7 +255,7 @@ def test_a_second_signal_ends_it_at_once(serve: Serve, tmp_path: Path, first: in
         stream = server.say(session_id, "Hi")
         next(stream.events())
         server.send_signal(first)
-        until(lambda: is_shutting_down(server))
+        wait_until(lambda: is_shutting_down(server))
         server.send_signal(second)
         assert server.wait() == -second  # ended by the signal; 128 and its number for a shell
         stream.close()
@@ -264,7 +264,7 @@ def test_a_second_signal_ends_it_at_once(serve: Serve, tmp_path: Path, first: in
 
 def goes_on(server: Server, said: str) -> None:
     """After this line of the log it answers turns, until SIGTERM ends it."""
-    until(lambda: said in server.log.read_text())
+    wait_until(lambda: said in server.log.read_text())
     sent = {"Authorization": "Bearer token-of-ann"}
     session = server.request("POST", "/sessions", headers=sent).json["id"]
     assert server.request("POST", f"/sessions/{session}/run", {"message": "Hi"}, sent).status == 200
@@ -295,7 +295,7 @@ def test_a_terminal_that_is_closed_ends_the_server_in_its_foreground() -> None:
         os.close(terminal)
         assert process.stdout and b"listens on" in process.stdout.readline()
         os.close(ours)
-        assert process.wait(PATIENCE) == -signal.SIGHUP
+        assert process.wait(TIMEOUT) == -signal.SIGHUP
 
 
 def test_a_reader_that_has_stalled_does_not_hold_up_the_end_for_long(serve: Serve) -> None:
@@ -310,7 +310,7 @@ def test_a_reader_that_has_stalled_does_not_hold_up_the_end_for_long(serve: Serv
             client.sendall(
                 f"{head}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
             )
-            until(lambda: len(server.messages(session_id)) == 2)
+            wait_until(lambda: len(server.messages(session_id)) == 2)
             began = time.monotonic()
             server.send_signal(signal.SIGTERM)
             assert server.wait() == 0

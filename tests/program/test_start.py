@@ -23,11 +23,11 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 
+from session_core.web.settings import FLAGS, read_settings
 from session_server import Settings, SettingsError, build_app, main
 from tests.support import model_server
 from tests.support.model_server import ModelServer
-from tests.support.server import PATIENCE, ROOT, SERVER, Server, environment, events_of, until
-from web.settings import FLAGS, read_settings
+from tests.support.server import ROOT, SERVER, TIMEOUT, Server, environment, events_of, wait_until
 
 FRESH = True  # servers are started as their users start them
 Serve = Callable[..., Server]
@@ -155,16 +155,16 @@ def test_a_server_whose_standard_output_cannot_be_written_runs_on(tmp_path: Path
     with log.open("wb") as stderr:
         shell = subprocess.Popen(["bash", "-c", script], stderr=stderr, stdin=subprocess.DEVNULL, env=environment())
     try:
-        until(lambda: _answers(port))
+        wait_until(lambda: _answers(port))
     finally:
         os.kill(int(pid.read_text()), signal.SIGTERM)
-        shell.wait(PATIENCE)
+        shell.wait(TIMEOUT)
     assert shell.returncode == 0
     assert "Traceback" not in log.read_text() and "Exception" not in log.read_text()
 
 
 def _answers(port: int) -> bool:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT)
     try:
         connection.request("GET", "/health")
         return connection.getresponse().status == 200
@@ -330,7 +330,7 @@ def test_a_directory_that_cannot_be_made_ends_the_process_and_nothing_listens(tm
     ended = start_in_vain("-demo", f"-port={port}", f"-session_dir={tmp_path / 'file' / 'sessions'}")
     assert ended.startswith("session_server: -session_dir: ") and "directory that can be written" in ended
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.1", port), PATIENCE)
+        socket.create_connection(("127.0.0.1", port), TIMEOUT)
 
 
 def test_no_key_ends_the_process_with_one_line_and_2() -> None:
@@ -341,7 +341,7 @@ def test_no_key_ends_the_process_with_one_line_and_2() -> None:
 def start_in_vain(*arguments: str) -> str:
     """The line that a process prints that cannot start."""
     ended = subprocess.run(
-        [*SERVER, *arguments], env=environment(), capture_output=True, text=True, timeout=PATIENCE, check=False
+        [*SERVER, *arguments], env=environment(), capture_output=True, text=True, timeout=TIMEOUT, check=False
     )
     assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (2, "", 1), ended.stderr
     return ended.stderr
@@ -352,7 +352,7 @@ def start_in_vain(*arguments: str) -> str:
 
 def test_the_help_fits_a_terminal_and_has_every_flag() -> None:
     told = subprocess.run(
-        [*SERVER, "-h"], env=environment(), capture_output=True, text=True, timeout=PATIENCE, check=True
+        [*SERVER, "-h"], env=environment(), capture_output=True, text=True, timeout=TIMEOUT, check=True
     )
     lines = told.stdout.splitlines()
     assert told.stderr == ""
@@ -440,7 +440,7 @@ def in_shell(command: str, **variables: str) -> str:
         env=environment(variables),
         capture_output=True,
         text=True,
-        timeout=PATIENCE,
+        timeout=TIMEOUT,
         check=True,
     )
     return done.stdout
@@ -462,7 +462,7 @@ def calculates(port: int, token: str = "") -> bool:
 
 
 def ask(port: int, token: str, path: str, message: str | None = None) -> Any:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT)
     with contextlib.closing(connection):
         headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token}"}
         connection.request("POST", path, json.dumps({} if message is None else {"message": message}), headers)
@@ -481,7 +481,7 @@ def running(command: list[str], log: Path, cwd: Path = ROOT) -> Iterator[int]:
         )
     try:
         address = re.compile(r"http://127\.0\.0\.1:([1-9]\d*)")
-        until(lambda: address.search(log.read_text()) or process.poll() is not None)
+        wait_until(lambda: address.search(log.read_text()) or process.poll() is not None)
         named = address.search(log.read_text())
         assert named, log.read_text()
         yield int(named[1])
@@ -558,11 +558,12 @@ def test_a_wheel_in_an_empty_environment_runs_as_well_as_a_checkout(tmp_path: Pa
     elsewhere.mkdir()
     with Server("-demo", command=command, cwd=elsewhere, log=tmp_path / "log") as server:
         assert calculates(server.port)
-        for file_ in (ROOT / "web" / "page").iterdir():
+        for file_ in (ROOT / "session_core" / "web" / "page").iterdir():
             if file_.suffix in (".css", ".js", ".svg", ".html", ".json"):
                 reply = server.request("GET", "/" if file_.name == "index.html" else f"/{file_.name}")
                 assert (reply.status, reply.text) == (200, file_.read_text(encoding="utf-8"))
-    origins = "import agent, model.demo, storage, stores.files, turns.runs, web.api; print(web.api.__file__)"
+    rooms = "agent, storage, session_core.model.demo, session_core.stores.files, session_core.turns.turns"
+    origins = f"import {rooms}, session_core.web.sessions; print(session_core.web.sessions.__file__)"
     done = subprocess.run([python, "-P", "-c", origins], cwd=elsewhere, capture_output=True, text=True, check=True)
     assert done.stdout.startswith(str(home))
 

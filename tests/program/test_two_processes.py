@@ -17,7 +17,7 @@ import pytest
 
 from tests.support.model_server import ModelServer, answer, wait
 from tests.support.redis_server import NEEDED, RedisServer
-from tests.support.server import Reply, Server, until
+from tests.support.server import Reply, Server, wait_until
 
 T = TypeVar("T")
 
@@ -110,7 +110,7 @@ def test_turns_from_both_sides_neither_mix_nor_get_lost(pair: Pair) -> None:
 
     def insist(server: Server, name: str) -> None:
         for number in range(8):
-            until(partial(runs, server, f"{name} {number}"))
+            wait_until(partial(runs, server, f"{name} {number}"))
 
     def runs(server: Server, text: str) -> bool:
         status = pair.run(server, session_id, text).status

@@ -19,7 +19,7 @@ import pytest
 from tests.program.test_nginx import NGINX
 from tests.support.model_server import ModelServer, answer, wait
 from tests.support.redis_server import NEEDED
-from tests.support.server import PATIENCE, ROOT, environment
+from tests.support.server import ROOT, TIMEOUT, environment
 
 pytestmark = [
     NEEDED,
@@ -60,7 +60,7 @@ class Curl:
                 yield json.loads(line[6:])
 
     def text(self) -> str:
-        return self._process.communicate(timeout=PATIENCE)[0]
+        return self._process.communicate(timeout=TIMEOUT)[0]
 
     def close(self) -> None:
         self._process.kill()
@@ -91,7 +91,7 @@ def two() -> Iterator[Two]:
             finally:
                 go.set()
                 process.send_signal(signal.SIGINT)
-                assert process.wait(PATIENCE) == 0
+                assert process.wait(TIMEOUT) == 0
         for pid in servers.values():
             with pytest.raises(ProcessLookupError):
                 os.kill(pid, 0)

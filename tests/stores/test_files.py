@@ -23,6 +23,8 @@ from typing import Any, Self
 
 import pytest
 
+from session_core.stores import disk_access, file_locks, files
+from session_core.stores.files import FileStorage
 from storage import (
     LockedSession,
     Session,
@@ -32,11 +34,9 @@ from storage import (
     StorageUnavailable,
     Summary,
 )
-from stores import disk_access, file_locks, files
-from stores.files import FileStorage
 
 ROOT = Path(__file__).parent.parent.parent
-PATIENCE = 30.0  # seconds; how long a test waits for what must happen at all
+TIMEOUT = 30.0  # seconds; how long a test waits for what must happen at all
 ID = "session-0123456789abcdef"
 THEN = 1_700_000_000_123_456_789  # a time in nanoseconds
 
@@ -139,7 +139,7 @@ def test_jq_reads_a_file(storage: FileStorage, directory: Path) -> None:
         capture_output=True,
         text=True,
         check=True,
-        timeout=PATIENCE,
+        timeout=TIMEOUT,
     )
     assert query.stdout.split() == [id, "x", "one", "two"]
 
@@ -813,7 +813,7 @@ def in_a_namespace(function: Callable[[str], None], directory: Path) -> None:
     """Run one of this module's functions in a process that may mount what nobody else sees."""
     unshare = ["unshare", "--user", "--map-root-user", "--mount"]
     try:
-        subprocess.run([*unshare, "true"], capture_output=True, check=True, timeout=PATIENCE)
+        subprocess.run([*unshare, "true"], capture_output=True, check=True, timeout=TIMEOUT)
     except (FileNotFoundError, subprocess.CalledProcessError):
         pytest.skip("needs unshare(1) and leave to make namespaces, to mount a small file system")
     directory.mkdir()
@@ -823,7 +823,7 @@ def in_a_namespace(function: Callable[[str], None], directory: Path) -> None:
         env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
         capture_output=True,
         text=True,
-        timeout=2 * PATIENCE,
+        timeout=2 * TIMEOUT,
     )
     assert done.returncode == 0, done.stderr
 
@@ -993,7 +993,7 @@ def test_without_file_descriptors_what_was_stored_is_intact(directory: Path) -> 
         env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
         capture_output=True,
         text=True,
-        timeout=2 * PATIENCE,
+        timeout=2 * TIMEOUT,
     )
     assert done.returncode == 0, done.stderr
 
@@ -1103,7 +1103,7 @@ class Process:
     SCRIPT = """
 import sys
 from storage import *
-from stores.files import FileStorage
+from session_core.stores.files import FileStorage
 storage = FileStorage(sys.argv[1])
 for line in sys.stdin:
     try:
@@ -1121,7 +1121,7 @@ for line in sys.stdin:
             stdout=subprocess.PIPE,
             text=True,
         )
-        self._watchdog = threading.Timer(2 * PATIENCE, self.process.kill)
+        self._watchdog = threading.Timer(2 * TIMEOUT, self.process.kill)
         self._watchdog.start()
 
     def start(self, code: str) -> None:
@@ -1139,7 +1139,7 @@ for line in sys.stdin:
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.wait(PATIENCE)
+        self.process.wait(TIMEOUT)
 
     def __enter__(self) -> Self:
         return self
@@ -1261,7 +1261,7 @@ def test_a_program_that_we_start_holds_no_lock_of_ours(storage: FileStorage, dir
         storage.lock(ID).release()
     finally:
         child.kill()
-        child.wait(PATIENCE)
+        child.wait(TIMEOUT)
 
 
 # --- large sessions, which are kept parsed between turns ---

@@ -20,9 +20,9 @@ from typing import Any
 
 import pytest
 
+from session_core.stores import disk_access, files
+from session_core.stores.files import FileStorage
 from storage import Session, SessionBusy, SessionCorrupt, SessionNotFound, StorageUnavailable
-from stores import disk_access, files
-from stores.files import FileStorage
 
 State = dict[str, bytes]  # the session files that are found after a crash, by their names
 Snapshot = dict[str, Session]  # the sessions as they are when all goes well

@@ -21,7 +21,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 
 @pytest.fixture
 def make(server: RedisServer) -> Callable[[], Storage]:
-    from stores.redis import RedisStorage
+    from session_core.stores.redis import RedisStorage
 
     server.call("FLUSHALL")
     return lambda: RedisStorage(server.url)

@@ -19,13 +19,13 @@ import pytest
 
 from session_server import main
 from storage import SessionBusy, SessionCorrupt, StorageUnavailable
+from tests.support.client import Client, said
 from tests.support.model_server import STALL, ModelServer, answer, wait
 from tests.support.redis_server import NEEDED, Proxy, RedisServer
-from tests.support.server import PATIENCE, ROOT, SERVER, Server, environment, until
-from tests.support.talk import Talk, said
+from tests.support.server import ROOT, SERVER, TIMEOUT, Server, environment, wait_until
 
 if TYPE_CHECKING:
-    from stores.redis import RedisStorage
+    from session_core.stores.redis import RedisStorage
 
 pytestmark = NEEDED
 
@@ -44,13 +44,13 @@ def redis(server: RedisServer) -> RedisServer:
 
 @pytest.fixture
 def open_store(redis: RedisServer) -> Callable[..., RedisStorage]:
-    from stores.redis import RedisStorage
+    from session_core.stores.redis import RedisStorage
 
     return lambda url=redis.url: RedisStorage(url)
 
 
-def contents(talk: Talk, session_id: str) -> list[str]:
-    return [message["content"] for message in talk.messages(session_id)]
+def contents(client: Client, session_id: str) -> list[str]:
+    return [message["content"] for message in client.messages(session_id)]
 
 
 # --- restarted, paused, out of reach ---
@@ -59,72 +59,72 @@ def contents(talk: Talk, session_id: str) -> list[str]:
 def test_nothing_that_was_acknowledged_is_lost_when_redis_is_killed(
     redis: RedisServer, open_store: Callable[..., RedisStorage]
 ) -> None:
-    with Talk(default=answer("Hello"), storage=open_store()) as talk:
-        session_id = talk.create()
-        assert talk.run(session_id).status_code == 200
-        before, listed = talk.session(session_id), talk.get("/sessions").text
+    with Client(default=answer("Hello"), storage=open_store()) as client:
+        session_id = client.create()
+        assert client.run(session_id).status_code == 200
+        before, listed = client.session(session_id), client.get("/sessions").text
         redis.kill()
         redis.start()
-        assert (talk.session(session_id), talk.get("/sessions").text) == (before, listed)
-        assert talk.run(session_id).status_code == 200
+        assert (client.session(session_id), client.get("/sessions").text) == (before, listed)
+        assert client.run(session_id).status_code == 200
 
 
 def test_a_turn_outlives_a_restart_of_redis(redis: RedisServer, open_store: Callable[..., RedisStorage]) -> None:
     go = threading.Event()
-    with Talk(answer("Hel", wait(go), "lo"), storage=open_store()) as talk:
-        session_id = talk.create()
-        stream = talk.stream(session_id)
+    with Client(answer("Hel", wait(go), "lo"), storage=open_store()) as client:
+        session_id = client.create()
+        stream = client.stream(session_id)
         stream.next("stream_chunk")
         redis.kill()
         redis.start()
         go.set()
         assert stream.last()["data"]["complete_text"] == "Hello"
-        assert contents(talk, session_id) == ["Hi", "Hello"]
-        with Talk(model=talk.model, storage=open_store()) as other:  # who can read all of it
-            assert other.watch(session_id).rest() == talk.watch(session_id).rest()
+        assert contents(client, session_id) == ["Hi", "Hello"]
+        with Client(model=client.model, storage=open_store()) as other:  # who can read all of it
+            assert other.watch(session_id).rest() == client.watch(session_id).rest()
 
 
 def test_without_redis_everything_is_503_and_then_works_again(
     redis: RedisServer, open_store: Callable[..., RedisStorage]
 ) -> None:
     go = threading.Event()
-    with Talk(answer("Hel", wait(go), "lo"), storage=open_store()) as talk:
-        session_id, other = talk.create(), talk.create()
-        stream = talk.stream(session_id)
+    with Client(answer("Hel", wait(go), "lo"), storage=open_store()) as client:
+        session_id, other = client.create(), client.create()
+        stream = client.stream(session_id)
         stream.next("stream_chunk")
         redis.kill()
         for refused in (
-            talk.run(other),
-            talk.request("POST", "/sessions"),
-            talk.get("/sessions"),
-            talk.get(f"/sessions/{session_id}"),
-            talk.request("DELETE", f"/sessions/{other}"),
-            talk.get("/ready"),
+            client.run(other),
+            client.request("POST", "/sessions"),
+            client.get("/sessions"),
+            client.get(f"/sessions/{session_id}"),
+            client.request("DELETE", f"/sessions/{other}"),
+            client.get("/ready"),
         ):
             assert said(refused) == (503, "storage_unavailable")
         go.set()
         assert stream.next("stream_chunk")["data"]["content"] == "lo"  # who watches here sees it all the same
         assert stream.last()["data"]["code"] == "storage_unavailable"
         redis.start()
-        assert talk.get("/ready").status_code == 200
-        question, *partial = contents(talk, session_id)  # what Redis was still told of the answer is kept
+        assert client.get("/ready").status_code == 200
+        question, *partial = contents(client, session_id)  # what Redis was still told of the answer is kept
         assert question == "Hi" and all("Hello".startswith(text) for text in partial)
-        assert talk.run(other).status_code == 200
+        assert client.run(other).status_code == 200
 
 
 def test_a_redis_that_does_not_answer_is_503_and_then_works_again(
     redis: RedisServer, open_store: Callable[..., RedisStorage]
 ) -> None:
-    with Talk(default=answer("Hello"), storage=open_store()) as talk:
-        session_id = talk.create()
+    with Client(default=answer("Hello"), storage=open_store()) as client:
+        session_id = client.create()
         redis.pause()
         began = time.monotonic()
-        refused = talk.run(session_id)
+        refused = client.run(session_id)
         assert said(refused) == (503, "storage_unavailable")
         assert time.monotonic() - began < 10
         redis.go_on()
-        assert talk.run(talk.create()).status_code == 200
-        assert contents(talk, session_id) == []  # nothing of what was refused comes after all
+        assert client.run(client.create()).status_code == 200
+        assert contents(client, session_id) == []  # nothing of what was refused comes after all
 
 
 def test_a_change_whose_reply_is_lost_is_made_once(
@@ -189,17 +189,17 @@ def test_events_reach_others_once_where_the_connection_breaks_again_and_again(
 ) -> None:
     go = [threading.Event() for _ in range(4)]
     steps = [step for number, event in enumerate(go) for step in (f"{number} ", wait(event))]
-    with Proxy(redis.port) as proxy, Talk(answer(*steps, "end"), storage=open_store(proxy.url)) as talk:
-        session_id = talk.create()
-        stream = talk.stream(session_id)
-        with Talk(model=talk.model, storage=open_store()) as other:
+    with Proxy(redis.port) as proxy, Client(answer(*steps, "end"), storage=open_store(proxy.url)) as client:
+        session_id = client.create()
+        stream = client.stream(session_id)
+        with Client(model=client.model, storage=open_store()) as other:
             watching = other.watch(session_id)
             for event in go:
                 assert watching.next("stream_chunk") == stream.next("stream_chunk")
                 proxy.lose_reply()
                 event.set()
             assert watching.rest() == stream.rest()
-        talk.storage.flush()
+        client.storage.flush()
         proxy.close()
 
 
@@ -226,31 +226,31 @@ def test_a_redis_that_takes_no_writes_is_503_and_then_works_again(
     redis: RedisServer, open_store: Callable[..., RedisStorage], kind: str
 ) -> None:
     go = threading.Event()
-    with Talk(answer("Hel", wait(go), "lo"), default=answer("Hello"), storage=open_store()) as talk:
-        session_id, other = talk.create(), talk.create()
-        stream = talk.stream(session_id)
+    with Client(answer("Hel", wait(go), "lo"), default=answer("Hello"), storage=open_store()) as client:
+        session_id, other = client.create(), client.create()
+        stream = client.stream(session_id)
         stream.next("stream_chunk")
         with refusing(redis, kind):
-            assert said(talk.run(other)) == (503, "storage_unavailable")
-            assert said(talk.request("POST", "/sessions")) == (503, "storage_unavailable")
-            assert said(talk.get("/ready")) == (503, "storage_unavailable")
-            assert contents(talk, session_id) == ["Hi"]
+            assert said(client.run(other)) == (503, "storage_unavailable")
+            assert said(client.request("POST", "/sessions")) == (503, "storage_unavailable")
+            assert said(client.get("/ready")) == (503, "storage_unavailable")
+            assert contents(client, session_id) == ["Hi"]
             go.set()
             assert stream.last()["data"]["code"] == "storage_unavailable"
-        assert talk.get("/ready").status_code == 200
-        assert talk.run(other).status_code == 200
-        question, *partial = contents(talk, session_id)  # what Redis was told of the answer before or after is kept
+        assert client.get("/ready").status_code == 200
+        assert client.run(other).status_code == 200
+        question, *partial = contents(client, session_id)  # what Redis was told of the answer before or after is kept
         assert question == "Hi" and all("Hello".startswith(text) for text in partial)
 
 
 def test_sessions_can_be_deleted_where_memory_is_short(
     redis: RedisServer, open_store: Callable[..., RedisStorage]
 ) -> None:
-    with Talk(storage=open_store()) as talk:
-        session_id = talk.create()
+    with Client(storage=open_store()) as client:
+        session_id = client.create()
         with refusing(redis, "out of memory"):
-            assert talk.request("DELETE", f"/sessions/{session_id}").status_code == 200
-        assert talk.get(f"/sessions/{session_id}").status_code == 404
+            assert client.request("DELETE", f"/sessions/{session_id}").status_code == 200
+        assert client.get(f"/sessions/{session_id}").status_code == 404
 
 
 def test_after_a_failover_the_new_primary_is_found(
@@ -260,7 +260,7 @@ def test_after_a_failover_the_new_primary_is_found(
         storage = open_store(proxy.url)
         session_id = storage.create()
         replica.call("REPLICAOF", "127.0.0.1", redis.port)
-        until(lambda: replica.call("EXISTS", f"session_server:session:{session_id}"))
+        wait_until(lambda: replica.call("EXISTS", f"session_server:session:{session_id}"))
         replica.call("REPLICAOF", "NO", "ONE")
         redis.call("REPLICAOF", "127.0.0.1", replica.port)
         proxy.port = replica.port  # where new connections go, while the old ones are left alone
@@ -295,11 +295,11 @@ def test_a_shutdown_with_redis_away_takes_no_longer_for_many_turns(redis: RedisS
 def test_a_turn_whose_session_redis_has_lost_ends_and_does_not_bring_it_back(
     redis: RedisServer, open_store: Callable[..., RedisStorage]
 ) -> None:
-    with Talk(answer("Hel", STALL), storage=open_store()) as talk:
-        session_id = talk.create()
-        stream = talk.stream(session_id)
+    with Client(answer("Hel", STALL), storage=open_store()) as client:
+        session_id = client.create()
+        stream = client.stream(session_id)
         stream.next("stream_chunk")
-        with Talk(model=talk.model, storage=open_store()) as other:
+        with Client(model=client.model, storage=open_store()) as other:
             watching = other.watch(session_id)
             watching.next("stream_chunk")
             redis.call("FLUSHALL")
@@ -312,11 +312,11 @@ def test_a_turn_whose_session_redis_has_lost_ends_and_does_not_bring_it_back(
 def test_events_that_redis_has_lost_are_gone_and_not_skipped(
     redis: RedisServer, open_store: Callable[..., RedisStorage]
 ) -> None:
-    with Talk(answer("Hello"), storage=open_store()) as talk:
-        session_id = talk.create()
-        events = talk.stream(session_id).rest()
-        with Talk(model=talk.model, storage=open_store()) as other:
-            until(lambda: other.watch(session_id).rest() == events)
+    with Client(answer("Hello"), storage=open_store()) as client:
+        session_id = client.create()
+        events = client.stream(session_id).rest()
+        with Client(model=client.model, storage=open_store()) as other:
+            wait_until(lambda: other.watch(session_id).rest() == events)
             redis.call("DEL", *redis.call("KEYS", "session_server:events:*"))
             assert other.watch(session_id, f"?after={events[0]['id']}").status == 410
             assert other.watch(session_id).status == 204
@@ -331,21 +331,21 @@ def test_an_answer_that_was_stored_and_not_told_is_told_whole_and_is_no_silent_g
         question = locked.append({"role": "user", "content": "Hi"})
         locked.publish_turn(json.dumps(["0a", question["id"], 1, {}]).encode(), lambda asked: None)
         locked.append({"role": "assistant", "content": "Hello"})
-    with Talk(storage=open_store()) as talk:
-        events = talk.watch(session_id).rest()
+    with Client(storage=open_store()) as client:
+        events = client.watch(session_id).rest()
         assert [event["type"] for event in events] == ["stream_start", "stream_chunk", "stream_end"]
-        assert talk.watch(session_id, "?after=evt-0a-1").rest() == events[1:]
-        assert said(talk.get(f"/sessions/{session_id}/run_stream?after=evt-0a-2")) == (410, "event_gone")
+        assert client.watch(session_id, "?after=evt-0a-1").rest() == events[1:]
+        assert said(client.get(f"/sessions/{session_id}/run_stream?after=evt-0a-2")) == (410, "event_gone")
 
 
 def test_who_waits_for_an_event_that_was_not_told_yet_is_one_of_those_who_watch(
     redis: RedisServer, open_store: Callable[..., RedisStorage]
 ) -> None:
     go = threading.Event()
-    with Talk(answer("Hel", wait(go)), storage=open_store()) as talk, ThreadPoolExecutor(17) as pool:
-        session_id = talk.create()
-        start = talk.stream(session_id).next("stream_start")
-        with Talk(model=talk.model, storage=open_store(), max_streams=1) as other:
+    with Client(answer("Hel", wait(go)), storage=open_store()) as client, ThreadPoolExecutor(17) as pool:
+        session_id = client.create()
+        start = client.stream(session_id).next("stream_start")
+        with Client(model=client.model, storage=open_store(), max_streams=1) as other:
             path = f"/sessions/{session_id}/run_stream"
             refused = as_completed([pool.submit(other.get, f"{path}?after={start['id']}00") for _ in range(17)])
             assert said(next(refused).result()) == (503, "overloaded")
@@ -380,10 +380,10 @@ def test_what_cannot_be_understood_costs_its_own_session_only(
         storage.get(broken)
     assert storage.summary(broken).created_at is None
     assert storage.page() == ([sound, broken], None)
-    with Talk(storage=storage) as talk:
-        assert said(talk.run(broken)) == (500, "session_corrupt")
-        assert len(talk.get("/sessions?details=true").json["sessions"]) == 2
-        assert talk.run(sound).status_code == 200
+    with Client(storage=storage) as client:
+        assert said(client.run(broken)) == (500, "session_corrupt")
+        assert len(client.get("/sessions?details=true").json["sessions"]) == 2
+        assert client.run(sound).status_code == 200
 
 
 # --- leases ---
@@ -421,11 +421,11 @@ def test_a_turn_that_has_lost_its_session_was_interrupted_here_as_elsewhere(
     redis: RedisServer, open_store: Callable[..., RedisStorage]
 ) -> None:
     go = threading.Event()
-    with Talk(answer("Hel", wait(go), "lo"), storage=open_store()) as talk:
-        session_id = talk.create()
-        stream = talk.stream(session_id)
+    with Client(answer("Hel", wait(go), "lo"), storage=open_store()) as client:
+        session_id = client.create()
+        stream = client.stream(session_id)
         stream.next("stream_chunk")
-        with Talk(model=talk.model, storage=open_store()) as other:
+        with Client(model=client.model, storage=open_store()) as other:
             watching = other.watch(session_id)
             watching.next("stream_chunk")
             redis.call("HSET", f"session_server:session:{session_id}", "token", "another")  # who has locked it
@@ -467,7 +467,7 @@ def test_who_was_too_slow_can_delete_nothing_even_when_the_next_holder_has_gone(
 def test_processes_that_were_forked_follow_one_another(redis: RedisServer) -> None:
     code = f"""
 import os
-from stores.redis import RedisStorage
+from session_core.stores.redis import RedisStorage
 storage = RedisStorage({redis.url!r})
 session_id = storage.create()
 if os.fork() == 0:
@@ -477,7 +477,7 @@ os.wait()
 print(storage.turn_feed(session_id).read(1))
 """
     found = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT, check=False
     )
     assert found.stdout == "[b'first']\n", found.stderr
 
@@ -502,7 +502,7 @@ def test_a_redis_that_cannot_be_reached_ends_the_process_with_one_line() -> None
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     command = [*SERVER, "-demo", f"-redis_url=redis://:pass-word@127.0.0.1:{port}/0"]
-    ended = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=PATIENCE, check=False)
+    ended = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=TIMEOUT, check=False)
     assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (2, "", 1), ended.stderr
     assert ended.stderr.startswith("session_server: -redis_url: cannot reach Redis: ")
     assert "refused" in ended.stderr and "see to the address" in ended.stderr and "pass-word" not in ended.stderr
@@ -536,7 +536,7 @@ def test_a_redis_that_cannot_be_written_is_told_in_a_line(
 def test_a_url_that_means_nothing_ends_the_process_with_one_line(redis: RedisServer, rest: str, words: str) -> None:
     address = "127" if rest.startswith(".") else f"127.0.0.1:{redis.port}"
     command = [*SERVER, "-demo", "-port=0", f"-redis_url=redis://{address}{rest}"]
-    ended = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=PATIENCE, check=False)
+    ended = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=TIMEOUT, check=False)
     assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (2, "", 1), ended.stderr
     assert words in ended.stderr
 
@@ -558,7 +558,11 @@ def test_without_the_client_a_start_with_redis_names_the_remedy(
     start_in_vain: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "redis", None)  # as where it is not installed
-    for room in ("stores.redis", "stores.redis_connection", "stores.redis_feed"):
+    for room in (
+        "session_core.stores.redis",
+        "session_core.stores.redis_connection",
+        "session_core.stores.redis_feed",
+    ):
         monkeypatch.delitem(sys.modules, room, raising=False)
     line = start_in_vain("redis://127.0.0.1:1")
     assert line == "session_server: -redis_url needs the redis client: pip install redis\n"
@@ -572,7 +576,7 @@ def test_redis_is_imported_only_where_it_is_asked_for() -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=PATIENCE,
+        timeout=TIMEOUT,
         check=True,
     )
     assert found.stdout == "False\n"
@@ -612,7 +616,7 @@ def test_changes_wait_for_as_many_replicas_as_redis_is_told_to_have(
 ) -> None:
     with RedisServer(tmp_path) as replica:
         replica.call("REPLICAOF", "127.0.0.1", redis.port)
-        until(lambda: redis.call("INFO", "replication").get("slave0", {}).get("state") == "online")
+        wait_until(lambda: redis.call("INFO", "replication").get("slave0", {}).get("state") == "online")
         open_store()
         assert "no min-replicas-to-write" in caplog.text
         redis.call("CONFIG", "SET", "min-replicas-to-write", 1)

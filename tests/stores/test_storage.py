@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from session_core.data.strict_json import from_json, to_json
+from session_core.stores.files import FileStorage
 from storage import MemoryStorage, Storage
-from stores.files import FileStorage
 from tests.support.storage_conformance import StorageConformance
-from wire.strict_json import from_json, to_json
 
 
 class TestStorage(StorageConformance):

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, rule
 
+from session_core.stores.files import FileStorage
 from storage import LockedSession, MemoryStorage, SessionBusy, SessionNotFound, Storage, Summary
-from stores.files import FileStorage
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 JSON = st.recursive(

@@ -19,7 +19,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import WebDriverWait
 
-from tests.support.server import PATIENCE
+from tests.support.server import TIMEOUT
 
 CHROMIUM = shutil.which("chromium-headless-shell") or shutil.which("chromium")
 DRIVER = shutil.which("chromedriver")
@@ -44,7 +44,7 @@ def start(profile: Path, *further: str) -> Driver:
         options.add_argument("--no-sandbox")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options=options, service=Service(executable_path=DRIVER))
-    driver.set_script_timeout(PATIENCE)
+    driver.set_script_timeout(TIMEOUT)
     resize(driver, 1200, 800)
     return driver
 
@@ -75,13 +75,13 @@ class Page:
         """The id of the session that is shown, from the address."""
         return self.driver.current_url.partition("#")[2]
 
-    def until(self, condition: Callable[[], object], what: str = "") -> None:
+    def wait_until(self, condition: Callable[[], object], what: str = "") -> None:
         """Waits for something, which is named when it does not happen."""
 
         def holds(_: Driver) -> bool:
             return bool(condition())
 
-        wait = WebDriverWait(self.driver, PATIENCE, 0.05, [StaleElementReferenceException])
+        wait = WebDriverWait(self.driver, TIMEOUT, 0.05, [StaleElementReferenceException])
         wait.until(holds, f"{what or 'a condition'}; the page says: {self.text('body')}")
 
     def all(self, selector: str) -> list[WebElement]:

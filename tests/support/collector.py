@@ -20,7 +20,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as OtlpSpan
 
-from tests.support.server import PATIENCE
+from tests.support.server import TIMEOUT
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Collector:
                 if self.headers.get("Content-Encoding") == "gzip":
                     body = gzip.decompress(body)
                 collector.asked.set()
-                collector.hold.wait(2 * PATIENCE)
+                collector.hold.wait(2 * TIMEOUT)
                 collector.take(self.path, body)
                 answer = ExportTraceServiceResponse().SerializeToString()
                 self.send_response(200)
@@ -95,7 +95,7 @@ class Collector:
     def wait_for(self, count: int) -> list[Span]:
         """The spans, by their start, when that many have come. Raises AssertionError if they do not."""
         with self._came:
-            came = self._came.wait_for(lambda: len(self.spans) >= count, PATIENCE)
+            came = self._came.wait_for(lambda: len(self.spans) >= count, TIMEOUT)
             assert came, [span.name for span in self.spans]
             return sorted(self.spans, key=lambda span: span.start)
 

@@ -15,7 +15,15 @@ from pathlib import Path
 _CONTEXT = multiprocessing.get_context("forkserver")
 _EXPORTER = "opentelemetry.exporter.otlp.proto.http.trace_exporter"  # which traces import when they begin
 _CONTEXT.set_forkserver_preload(
-    ["session_server", "stores.redis", "model.mcp", "web.metrics", "web.tracing", _EXPORTER, "tests.support.forked"]
+    [
+        "session_server",
+        "session_core.stores.redis",
+        "session_core.tools.mcp",
+        "session_core.telemetry.metrics",
+        "session_core.telemetry.traces",
+        _EXPORTER,
+        "tests.support.forked",
+    ]
 )
 
 

@@ -7,7 +7,7 @@ import subprocess
 import threading
 from typing import Any, Self
 
-from tests.support.server import PATIENCE, ROOT
+from tests.support.server import ROOT, TIMEOUT
 
 NPM = ROOT / "tests" / "npm"
 NODE = NPM / "node_modules" / "node" / "bin" / "node"
@@ -36,7 +36,7 @@ class FrontEnd:
     def do(self, command: str, argument: Any = None) -> dict[str, Any]:
         """One command, and its outcome."""
         assert self._process.stdin and self._process.stdout
-        watchdog = threading.Timer(PATIENCE, self._process.kill)
+        watchdog = threading.Timer(TIMEOUT, self._process.kill)
         watchdog.start()
         print(json.dumps({"command": command, "argument": argument}), file=self._process.stdin, flush=True)
         line = self._process.stdout.readline()
@@ -69,7 +69,7 @@ class FrontEnd:
     def close(self) -> None:
         assert self._process.stdin and self._process.stdout
         self._process.kill()
-        self._process.wait(PATIENCE)
+        self._process.wait(TIMEOUT)
         self._process.stdin.close()
         self._process.stdout.close()
 

@@ -169,9 +169,10 @@ def packaged() -> set[str]:
     """What `setup.cfg` needs to be there to make the package."""
     options = configparser.ConfigParser()
     options.read(ROOT / "setup.cfg")
+    tops = {package.partition(".")[0] for package in options["options"]["packages"].split()}
     modules = {f"{name}.py" for name in options["options"]["py_modules"].split()}
     described = {options["metadata"]["long_description"].removeprefix("file: "), options["metadata"]["license_files"]}
-    return {"setup.cfg", "setup.py", *modules, *described, *options["options"]["packages"].split()}
+    return {"setup.cfg", "setup.py", *modules, *described, *tops}
 
 
 def requirements(extras: str) -> list[str]:

@@ -41,8 +41,8 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from model import demo
-from model.demo import Exchange, Reply, chunk, completion, event
+from session_core.model import demo
+from session_core.model.demo import Exchange, Reply, chunk, completion, event
 
 Step = Callable[[Exchange], object]
 Piece = str | bytes | Mapping[str, Any] | Step

@@ -23,7 +23,7 @@ from typing import Any, Self
 
 import pytest
 
-from tests.support.server import PATIENCE, until
+from tests.support.server import TIMEOUT, wait_until
 
 BINARY = shutil.which("redis-server")
 NEEDED = pytest.mark.skipif(
@@ -53,14 +53,14 @@ class RedisServer:
             command += [f"--{name.replace('_', '-')}", value]
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
-        until(lambda: self._answers() or self._ended())
+        wait_until(lambda: self._answers() or self._ended())
         assert not self._ended(), self.log.read_text()
 
     def kill(self) -> None:
         """Pull the plug."""
         assert self._process is not None
         self._process.kill()
-        self._process.wait(PATIENCE)
+        self._process.wait(TIMEOUT)
 
     def pause(self) -> None:
         self._signal(signal.SIGSTOP)
@@ -154,7 +154,7 @@ class Proxy:
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         for thread in self._threads:
-            thread.join(PATIENCE)
+            thread.join(TIMEOUT)
 
     def __enter__(self) -> Self:
         return self

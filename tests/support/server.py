@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from tests.support.forked import ForkedServer
 
 ROOT = Path(__file__).parent.parent.parent
-PATIENCE = 30.0  # seconds; how long a test waits for what must happen at all
+TIMEOUT = 30.0  # seconds; how long a test waits for what must happen at all
 SERVER = (sys.executable, str(ROOT / "session_server.py"))
 
 
@@ -28,7 +28,7 @@ def environment(more: Mapping[str, str] | None = None) -> dict[str, str]:
     return {**{name: value for name, value in os.environ.items() if not name.startswith(ours)}, **(more or {})}
 
 
-def until(holds: Callable[[], object], seconds: float = PATIENCE) -> None:
+def wait_until(holds: Callable[[], object], seconds: float = TIMEOUT) -> None:
     """Look again and again until it holds: only for what no event tells of. AssertionError if it never does."""
     give_up = time.monotonic() + seconds
     while not holds():
@@ -81,7 +81,7 @@ class Reply:
         return self._body
 
 
-class Client:
+class ServerClient:
     """Calls the server on this port."""
 
     def __init__(self, port: int) -> None:
@@ -93,7 +93,7 @@ class Client:
         path: str,
         body: object = None,
         headers: dict[str, str] | None = None,
-        timeout: float = PATIENCE,
+        timeout: float = TIMEOUT,
     ) -> Reply:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
         data = None if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -121,7 +121,7 @@ class Client:
         return messages
 
 
-class Server(Client):
+class Server(ServerClient):
     """A server process, on a free port if none is given.
 
     With `fresh`, a command or a directory, it is started as its users start it, else forked (see `ForkedServer`).
@@ -154,7 +154,7 @@ class Server(Client):
             self.process = ForkedServer([f"-port={port}", *flags], environment(env), log)
         self.banner = ""
         assert self.process.stdout is not None
-        watchdog = threading.Timer(2 * PATIENCE, self.process.kill)
+        watchdog = threading.Timer(2 * TIMEOUT, self.process.kill)
         watchdog.start()
         for line in self.process.stdout:
             self.banner += line
@@ -170,7 +170,7 @@ class Server(Client):
         self.process.send_signal(number)
 
     def wait(self) -> int:
-        return self.process.wait(PATIENCE)
+        return self.process.wait(TIMEOUT)
 
     def kill(self) -> None:
         """Pull the plug."""
@@ -180,7 +180,7 @@ class Server(Client):
     def close(self) -> None:
         if self.process.poll() is None:
             self.process.kill()
-        self.process.wait(PATIENCE)
+        self.process.wait(TIMEOUT)
         assert self.process.stdout is not None
         self.process.stdout.close()
 

@@ -22,7 +22,7 @@ import pytest
 
 from storage import LockedSession, Session, SessionBusy, SessionNotFound, Storage, Summary
 
-PATIENCE = 30.0  # seconds; how long a test waits for what must happen at all
+TIMEOUT = 30.0  # seconds; how long a test waits for what must happen at all
 
 MALFORMED = [
     "",
@@ -79,7 +79,7 @@ def texts(storage: Storage, session_id: str) -> list[str]:
 
 def patiently(storage: Storage, session_id: str) -> LockedSession:
     """The session locked for a turn, when those who had it before have done with it."""
-    give_up = time.monotonic() + PATIENCE
+    give_up = time.monotonic() + TIMEOUT
     while True:
         try:
             return storage.lock(session_id, turn=True)
@@ -103,14 +103,14 @@ def when_refused(monkeypatch: pytest.MonkeyPatch, storage: Storage, act: Callabl
 
 def at_once(count: int, work: Callable[[int], object]) -> list[Any]:
     """What `work(0)` … `work(count - 1)` give, called from so many threads at the same moment."""
-    barrier = threading.Barrier(count, timeout=PATIENCE)
+    barrier = threading.Barrier(count, timeout=TIMEOUT)
 
     def enter(number: int) -> object:
         barrier.wait()
         return work(number)
 
     with ThreadPoolExecutor(count) as pool:
-        return list(pool.map(enter, range(count), timeout=PATIENCE))
+        return list(pool.map(enter, range(count), timeout=TIMEOUT))
 
 
 class StorageConformance:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
 
-from tests.support.server import PATIENCE
+from tests.support.server import TIMEOUT
 
 SYSTEMD = Path("/lib/systemd/systemd")
 _TARGETS = ("basic.target", "network-online.target", "shutdown.target", "sysinit.target")
@@ -71,7 +71,7 @@ class Systemd:
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
         enter = ["nsenter", f"--target={children[0]}", "--mount", "--pid", "--ipc", "--uts", "--cgroup"]
         done = subprocess.run(
-            [*enter, "systemctl", *command, self.unit], capture_output=True, text=True, timeout=PATIENCE, check=False
+            [*enter, "systemctl", *command, self.unit], capture_output=True, text=True, timeout=TIMEOUT, check=False
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -85,5 +85,5 @@ class Systemd:
 
     def __exit__(self, *_: object) -> None:
         self._process.kill()
-        self._process.wait(PATIENCE)
+        self._process.wait(TIMEOUT)
         self._log.close()

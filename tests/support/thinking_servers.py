@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from model.demo import Reply, chunk, completion, event
+from session_core.model.demo import Reply, chunk, completion, event
 
 KNOWN_FIELDS = {"role", "content", "tool_calls", "tool_call_id", "name"}
 KNOWN_CALL_FIELDS = {"id", "type", "function"}

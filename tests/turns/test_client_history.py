@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from turns.client_history import Wish, wish_of
+from session_core.turns.client_history import Wish, wish_of
 
 TEXTS = st.lists(st.text("abcdefghij", min_size=1, max_size=6), unique=True, max_size=8)
 NEW = st.text("xyz", min_size=1, max_size=4)  # no text of a conversation

@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.model_server import STALL, ModelServer, answer, tool_call, wait
 from tests.support.redis_server import NEEDED, RedisServer
-from tests.support.server import Reply, Server, until
+from tests.support.server import Reply, Server, wait_until
 
 pytestmark = NEEDED
 
@@ -253,7 +253,7 @@ def test_a_turn_of_1000_chunks_costs_a_few_round_trips(pair: Pair) -> None:
     session_id = pair.here.create()
     before = pair.redis.calls()
     events = list(pair.here.say(session_id, "many").events())
-    until(lambda: watch(pair.there, session_id, events[-1]["id"]).status == 204)
+    wait_until(lambda: watch(pair.there, session_id, events[-1]["id"]).status == 204)
     assert len(events) == 1002
     assert pair.redis.calls() - before < 60
     assert list(watch(pair.there, session_id).events()) == events
@@ -288,8 +288,8 @@ def failing(both: Pair) -> Iterator[Failing]:
         dying.kill()
         slow.send_signal(signal.SIGSTOP)
         path = f"/sessions/{locked.id}/run"
-        until(lambda: both.there.request("POST", path, {"message": "Hi"}).status == 200)
-        until(lambda: not both.there.request("GET", f"/sessions/{kept.id}").json["running"])
+        wait_until(lambda: both.there.request("POST", path, {"message": "Hi"}).status == 200)
+        wait_until(lambda: not both.there.request("GET", f"/sessions/{kept.id}").json["running"])
         meanwhile = both.there.messages(locked.id)
         slow.send_signal(signal.SIGCONT)
         yield Failing(killed, watching, slow, locked, kept, meanwhile)
@@ -299,7 +299,7 @@ def test_a_slow_server_overwrites_nothing_and_keeps_what_nobody_has_taken(failin
     last = failing.locked.rest()[-1]
     assert (last["type"], last["data"]["code"]) == ("error", "internal_error")
     assert [message["content"] for message in failing.meanwhile] == ["wait", "Hel", "Hi", "Re: Hi"]
-    until(lambda: pair.there.request("GET", f"/sessions/{failing.kept.id}").json["running"])
+    wait_until(lambda: pair.there.request("GET", f"/sessions/{failing.kept.id}").json["running"])
     pair.go.set()
     assert failing.kept.rest()[-1]["data"]["complete_text"] == "Hello"
     assert [message["content"] for message in pair.there.messages(failing.kept.id)] == ["wait", "Hello"]
@@ -342,7 +342,7 @@ def test_a_server_that_shuts_down_follows_no_other_turns(pair: Pair) -> None:
     with pair.start() as third:
         own = begin(third, "stall")
         third.send_signal(signal.SIGTERM)
-        until(lambda: third.request("GET", "/ready").status == 503)
+        wait_until(lambda: third.request("GET", "/ready").status == 503)
         for refused in (third.say(turn.id, "wait", Idempotency_Key="k"), watch(third, turn.id)):
             assert (refused.status, refused.json["code"]) == (503, "shutting_down")
         assert cancel(pair.there, own.id) == {"cancelled": True}

@@ -16,12 +16,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, precondition, rule
 
-from model.demo import Exchange
+from session_core.model.demo import Exchange
+from session_core.stores.files import FileStorage
 from storage import MemoryStorage, Storage
-from stores.files import FileStorage
+from tests.support.client import Client, Stream, json_of, said
 from tests.support.model_server import BREAK, ModelServer, ReplyTo, answer, pause, status, tool_call, wait
-from tests.support.server import PATIENCE, until
-from tests.support.talk import Stream, Talk, json_of, said
+from tests.support.server import TIMEOUT, wait_until
 from tests.support.well_formed import assert_well_formed
 
 TOOL = tool_call("calculator", {"expression": "1+1"}, text="Let me see. ")
@@ -101,7 +101,7 @@ class Life(RuleBasedStateMachine):
         super().__init__()
         self.model = ModelServer().start()
         self.storage = self.open()
-        self.talk = Talk(model=self.model, storage=self.storage)
+        self.client = Client(model=self.model, storage=self.storage)
         self.all: list[Session] = []  # in the order of the list
 
     def open(self) -> Storage:
@@ -111,7 +111,7 @@ class Life(RuleBasedStateMachine):
         return self.storage
 
     def teardown(self) -> None:
-        self.talk.close()
+        self.client.close()
         for session in self.all:
             if session.slow:
                 session.slow.stream.close()
@@ -126,7 +126,7 @@ class Life(RuleBasedStateMachine):
 
     @rule(target=sessions)
     def create(self) -> Session:
-        self.all.insert(0, Session(self.talk.create()))
+        self.all.insert(0, Session(self.client.create()))
         return self.all[0]
 
     # A turn at one go, by either way
@@ -137,15 +137,15 @@ class Life(RuleBasedStateMachine):
         known = session.of_key(key)
         asked = len(self.model.requests)
         if known and known.text != text:
-            assert said(self.talk.run(session.id, text, **headers)) == (422, "idempotency_key_reused")
+            assert said(self.client.run(session.id, text, **headers)) == (422, "idempotency_key_reused")
         elif session.slow and known is session.slow.turn:
-            joined = self.talk.stream(session.id, text, **headers)
+            joined = self.client.stream(session.id, text, **headers)
             assert [joined.next() for _ in session.slow.seen] == session.slow.seen
             joined.close()
         elif known and (known is not session.turns[-1] or known.error is None):
             self.replay(session, known, headers, stream)
         elif session.slow:
-            assert said(self.talk.run(session.id, text, **headers)) == (409, "session_busy")
+            assert said(self.client.run(session.id, text, **headers)) == (409, "session_busy")
         else:
             self.new_turn(session, known, end, text, headers, stream)
             return
@@ -159,15 +159,15 @@ class Life(RuleBasedStateMachine):
         asked = len(self.model.requests)
         self.model.then(*replies)
         if stream:
-            response = self.talk.stream(session.id, text, **headers)
+            response = self.client.stream(session.id, text, **headers)
             events = response.rest()
             assert "Idempotency-Replayed" not in response.headers
         else:
-            answered = self.talk.run(session.id, text, **headers)
+            answered = self.client.run(session.id, text, **headers)
             assert "Idempotency-Replayed" not in answered.headers
             if error:
                 assert said(answered)[1] == error
-            events = self.talk.watch(session.id).rest()
+            events = self.client.watch(session.id).rest()
         assert len(self.model.requests) == asked + len(replies)
         turn = self.begun(session, known, text, headers.get("Idempotency_Key"))
         session.messages += left
@@ -195,18 +195,18 @@ class Life(RuleBasedStateMachine):
         self.touch(session)
         turn.message = None
         if turn.error is None:
-            turn.message = self.talk.messages(session.id)[-1]
+            turn.message = self.client.messages(session.id)[-1]
             assert events[-1]["data"]["message_id"] == turn.message["id"]
 
     def replay(self, session: Session, turn: Turn, headers: dict[str, str], stream: bool) -> None:
-        response = self.talk.run(session.id, turn.text, **headers)
+        response = self.client.run(session.id, turn.text, **headers)
         assert response.headers["Idempotency-Replayed"] == "true"
         if turn.error is not None:
             assert said(response)[1] == turn.error
         else:
             assert json_of(response)["message"] == turn.message
         if stream:
-            again = self.talk.stream(session.id, turn.text, **headers)
+            again = self.client.stream(session.id, turn.text, **headers)
             assert again.headers["Idempotency-Replayed"] == "true"
             events = again.rest()
             assert events[-1]["data"].get("code") == turn.error
@@ -224,7 +224,7 @@ class Life(RuleBasedStateMachine):
             return
         slow = Slow(known or Turn(text, key))
         self.model.then(answer("One", slow, " two."))
-        slow.stream = self.talk.stream(session.id, text, **({} if key is None else {"Idempotency_Key": key}))
+        slow.stream = self.client.stream(session.id, text, **({} if key is None else {"Idempotency_Key": key}))
         slow.seen = [slow.stream.next(), slow.stream.next()]
         assert slow.seen[1]["data"]["content"] == "One"
         slow.turn = self.begun(session, known, text, key)
@@ -235,11 +235,11 @@ class Life(RuleBasedStateMachine):
     def end(self, session: Session, how: str) -> None:
         if session.slow is None:
             if how == "cancel":
-                assert not self.talk.cancel(session.id)
+                assert not self.client.cancel(session.id)
             return
         slow, session.slow = session.slow, None
         if how == "cancel":
-            assert self.talk.cancel(session.id)
+            assert self.client.cancel(session.id)
             session.messages.append(("assistant", "One", "cancelled"))
         else:
             slow.breaks = how == "break"
@@ -255,10 +255,10 @@ class Life(RuleBasedStateMachine):
     def resume(self, session: Session, seen: int, leave: bool) -> None:
         events = session.slow.seen if session.slow else session.held
         if events is None:
-            assert self.talk.watch(session.id).status == 204
+            assert self.client.watch(session.id).status == 204
             return
         seen = min(seen, len(events))
-        stream = self.talk.watch(session.id, **({"Last_Event_ID": events[seen - 1]["id"]} if seen else {}))
+        stream = self.client.watch(session.id, **({"Last_Event_ID": events[seen - 1]["id"]} if seen else {}))
         if session.slow:
             assert [stream.next() for _ in events[seen:]] == events[seen:]
             stream.close()
@@ -273,14 +273,14 @@ class Life(RuleBasedStateMachine):
     @rule(session=sessions, which=st.integers(0, 100))
     def resume_at_what_is_lost(self, session: Session, which: int) -> None:
         if session.lost:
-            stream = self.talk.watch(session.id, Last_Event_ID=session.lost[which % len(session.lost)])
+            stream = self.client.watch(session.id, Last_Event_ID=session.lost[which % len(session.lost)])
             assert (stream.status, stream.json["code"]) == (410, "event_gone")
 
     # The session
 
     @rule(session=sessions, title=st.sampled_from(["A title", "", None]))
     def rename(self, session: Session, title: str | None) -> None:
-        response = self.talk.request("PATCH", f"/sessions/{session.id}", {"title": title})
+        response = self.client.request("PATCH", f"/sessions/{session.id}", {"title": title})
         if session.slow:
             assert said(response) == (409, "session_busy")
         else:
@@ -289,23 +289,23 @@ class Life(RuleBasedStateMachine):
 
     @rule(session=consumes(sessions))
     def delete(self, session: Session) -> None:
-        assert self.talk.request("DELETE", f"/sessions/{session.id}").status_code == 200
+        assert self.client.request("DELETE", f"/sessions/{session.id}").status_code == 200
         self.all.remove(session)
         if session.slow:
             assert session.slow.stream.last()["data"]["status"] == "cancelled"
-        for response in (self.talk.run(session.id), self.talk.get(f"/sessions/{session.id}")):
+        for response in (self.client.run(session.id), self.client.get(f"/sessions/{session.id}")):
             assert said(response) == (404, "session_not_found")
-        assert self.talk.watch(session.id).status == 404
+        assert self.client.watch(session.id).status == 404
 
     @rule()
     def restart(self) -> None:
         """Running turns end with an error; what they have said is stored, oldest turn first."""
-        self.talk.shut_down()
+        self.client.shut_down()
         for slow, session in self.interrupted():
             assert slow.stream.last()["data"]["code"] == "shutting_down"
             session.messages.append(("assistant", "One", "incomplete"))
             slow.turn.error = "shutting_down"
-        self.talk.close()
+        self.client.close()
         self.begin_anew()
 
     def interrupted(self) -> list[tuple[Slow, Session]]:
@@ -322,8 +322,8 @@ class Life(RuleBasedStateMachine):
 
     def begin_anew(self) -> None:
         self.storage = self.reopen()
-        self.talk = Talk(model=self.model, storage=self.storage)
-        now = json_of(self.talk.get("/sessions"))["sessions"]
+        self.client = Client(model=self.model, storage=self.storage)
+        now = json_of(self.client.get("/sessions"))["sessions"]
         assert sorted(now) == sorted(session.id for session in self.all)
         self.all.sort(key=lambda session: now.index(session.id))
 
@@ -332,7 +332,7 @@ class Life(RuleBasedStateMachine):
     def details(self, session: Session) -> dict[str, Any]:
         """The session in the list; its times are those that it has."""
         first = next((content for role, content, _ in session.messages if role == "user"), None)
-        got = self.talk.session(session.id)
+        got = self.client.session(session.id)
         return {
             "id": session.id,
             "title": session.title or first,
@@ -344,14 +344,14 @@ class Life(RuleBasedStateMachine):
 
     @invariant()
     def the_list_is_true(self) -> None:
-        assert json_of(self.talk.get("/sessions"))["sessions"] == [session.id for session in self.all]
-        details = json_of(self.talk.get("/sessions?details=true"))["sessions"]
+        assert json_of(self.client.get("/sessions"))["sessions"] == [session.id for session in self.all]
+        details = json_of(self.client.get("/sessions?details=true"))["sessions"]
         assert details == [self.details(session) for session in self.all]
 
     @invariant()
     def the_messages_are_all_there_once_and_in_order(self) -> None:
         for session in self.all:
-            stored = self.talk.messages(session.id)
+            stored = self.client.messages(session.id)
             assert [(m["role"], m["content"], m.get("status")) for m in stored] == session.messages
             assert len({message["id"] for message in stored}) == len(stored)
 
@@ -380,10 +380,10 @@ class LifeInFiles(Life):
         """The files are found as they are at this moment, with what the turns that ran have written."""
         for session in self.all:
             if session.slow:
-                until(functools.partial(self.is_kept, session))
+                wait_until(functools.partial(self.is_kept, session))
         before, self.directory = self.directory, tempfile.TemporaryDirectory()
         shutil.copytree(before.name, self.directory.name, dirs_exist_ok=True)
-        self.talk.close()
+        self.client.close()
         for slow, session in self.interrupted():
             slow.stream.close()
             slow.turn.error = "internal_error"
@@ -407,42 +407,42 @@ def test_however_many_call_at_once_a_key_is_one_turn_and_has_one_answer(seed: in
             headers = {"Idempotency_Key": key}
             match choose(["run", "run", "stream", "stream", "leave", "cancel", "watch", "rename", "plain"]):
                 case "run":
-                    response = talk.run(session, key, **headers)
+                    response = client.run(session, key, **headers)
                     if response.status_code == 200:
                         answers[key].add(json_of(response)["message"]["id"])
                     else:
                         assert said(response)[0] in (409, 502)
                 case "stream":
-                    stream = talk.stream(session, key, **headers)
+                    stream = client.stream(session, key, **headers)
                     last = stream.last() if stream.status == 200 else {"type": stream.json["code"]}
                     assert last["type"] in ("stream_end", "error", "session_busy")
                     if last["type"] == "stream_end":
                         answers[key].add(last["data"]["message_id"])
                 case "leave":
-                    talk.stream(session, key, **headers).close()
+                    client.stream(session, key, **headers).close()
                 case "cancel":
-                    talk.cancel(session)
+                    client.cancel(session)
                 case "watch":
-                    stream = talk.watch(session)
+                    stream = client.watch(session)
                     assert stream.status in (200, 204)
                     assert stream.status == 204 or stream.last()["type"] in ("stream_end", "error")
                 case "rename":
-                    response = talk.request("PATCH", f"/sessions/{session}", {"title": key})
+                    response = client.request("PATCH", f"/sessions/{session}", {"title": key})
                     assert response.status_code in (200, 409)
                 case "plain":
-                    assert talk.run(session, "plain").status_code in (200, 409, 502)
+                    assert client.run(session, "plain").status_code in (200, 409, 502)
 
-    with Talk(default=lambda request: shuffled.choice(ends)(request), storage=FileStorage(str(tmp_path))) as talk:
-        session = talk.create()
-        for caller in [talk.later(call, number) for number in range(5)]:
-            caller.result(PATIENCE)
-        talk.cancel(session)
-        stored = talk.messages(session)
+    with Client(default=lambda request: shuffled.choice(ends)(request), storage=FileStorage(str(tmp_path))) as client:
+        session = client.create()
+        for caller in [client.later(call, number) for number in range(5)]:
+            caller.result(TIMEOUT)
+        client.cancel(session)
+        stored = client.messages(session)
         for key, ids in answers.items():
             assert [message["content"] for message in stored].count(key) <= 1
             assert len(ids) <= 1
             assert ids <= {message["id"] for message in stored}
-        for request in talk.model.requests:
+        for request in client.model.requests:
             assert_well_formed(request)
 
 

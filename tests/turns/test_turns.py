@@ -19,9 +19,11 @@ from typing import Any
 import pytest
 from werkzeug.test import TestResponse
 
-from model.demo import chunk, completion
+from session_core.model.demo import chunk, completion
+from session_core.stores.files import FileStorage
+from session_core.turns.event_log import MAX_EVENTS
 from storage import Storage
-from stores.files import FileStorage
+from tests.support.client import BreakableStorage, Client, Stream, json_of, said, storages
 from tests.support.model_server import (
     BREAK,
     HEADERS,
@@ -41,9 +43,7 @@ from tests.support.model_server import (
     tool_calls,
     wait,
 )
-from tests.support.server import PATIENCE, Server, until
-from tests.support.talk import BreakableStorage, Stream, Talk, json_of, said, storages
-from turns.log import MAX_EVENTS
+from tests.support.server import TIMEOUT, Server, wait_until
 
 AT_ONCE = {"Retry-After": "0"}  # of a failure that is tried again
 CALCULATION = tool_call("calculator", {"expression": "15 * 23"}, text="Let me see.")
@@ -73,7 +73,7 @@ class Tool:
 
     def __call__(self) -> str:
         self.called.set()
-        self.go.wait(PATIENCE)
+        self.go.wait(TIMEOUT)
         self.done.set()
         return "late"
 
@@ -129,7 +129,7 @@ def test_the_message_is_on_disk_before_the_model_is_asked(tmp_path: Path) -> Non
         seen.append([message["content"] for message in on_disk(tmp_path)["messages"]])
         return answer("Hello")(request)
 
-    with Talk(look, look, storage=FileStorage(str(tmp_path))) as talk:
+    with Client(look, look, storage=FileStorage(str(tmp_path))) as talk:
         session_id = talk.create()
         talk.run(session_id, "one")
         talk.stream(session_id, "two").rest()
@@ -137,14 +137,14 @@ def test_the_message_is_on_disk_before_the_model_is_asked(tmp_path: Path) -> Non
 
 
 def test_the_message_is_on_disk_when_stream_start_is_seen(tmp_path: Path) -> None:
-    with Talk(answer(STALL), storage=FileStorage(str(tmp_path))) as talk:
+    with Client(answer(STALL), storage=FileStorage(str(tmp_path))) as talk:
         stream = talk.stream(talk.create(), "Hi")
         assert stream.next()["type"] == "stream_start"
         assert [message["content"] for message in on_disk(tmp_path)["messages"]] == ["Hi"]
 
 
 def test_a_tool_call_is_on_disk_when_it_is_seen(tmp_path: Path, tool: Tool) -> None:
-    with Talk(tool_call("slow", {}), storage=FileStorage(str(tmp_path)), tools=[tool.function]) as talk:
+    with Client(tool_call("slow", {}), storage=FileStorage(str(tmp_path)), tools=[tool.function]) as talk:
         stream = talk.stream(talk.create(), "Hi")
         event = stream.next("stream_tool_call")
         stored = on_disk(tmp_path)["messages"][-1]
@@ -154,7 +154,7 @@ def test_a_tool_call_is_on_disk_when_it_is_seen(tmp_path: Path, tool: Tool) -> N
 
 
 def test_a_tool_result_is_on_disk_when_it_is_seen(tmp_path: Path) -> None:
-    with Talk(CALCULATION, answer(STALL), storage=FileStorage(str(tmp_path))) as talk:
+    with Client(CALCULATION, answer(STALL), storage=FileStorage(str(tmp_path))) as talk:
         stream = talk.stream(talk.create(), "Hi")
         stream.next("stream_tool_result")
         stored = on_disk(tmp_path)["messages"][-1]
@@ -168,13 +168,13 @@ def test_tool_messages_are_on_disk_before_the_model_is_asked_again(tmp_path: Pat
         seen.extend(message["role"] for message in on_disk(tmp_path)["messages"])
         return answer("345")(request)
 
-    with Talk(CALCULATION, look, storage=FileStorage(str(tmp_path))) as talk:
+    with Client(CALCULATION, look, storage=FileStorage(str(tmp_path))) as talk:
         talk.run(talk.create())
     assert seen == ["user", "assistant", "tool"]
 
 
 def test_the_answer_is_on_disk_when_its_end_is_seen(tmp_path: Path) -> None:
-    with Talk(storage=FileStorage(str(tmp_path))) as talk:
+    with Client(storage=FileStorage(str(tmp_path))) as talk:
         session_id = talk.create()
         event = talk.stream(session_id).next("stream_end")
         assert on_disk(tmp_path)["messages"][-1]["id"] == event["data"]["message_id"]
@@ -184,7 +184,7 @@ def test_the_answer_is_on_disk_when_its_end_is_seen(tmp_path: Path) -> None:
 
 def test_a_message_that_cannot_be_stored_is_503_and_the_model_is_not_asked() -> None:
     storage = BreakableStorage()
-    with Talk(storage=storage) as talk:
+    with Client(storage=storage) as talk:
         session_id = talk.create()
         storage.broken = True
         assert said(talk.run(session_id)) == (503, "storage_unavailable")
@@ -203,7 +203,7 @@ def test_a_store_that_fails_during_the_turn_ends_it_and_keeps_what_it_had(way: s
         storage.broken = True
         return (answer("345") if len(request["messages"]) > 1 else CALCULATION)(request)
 
-    with Talk(*([CALCULATION] if kept == 3 else []), full, storage=storage) as talk:
+    with Client(*([CALCULATION] if kept == 3 else []), full, storage=storage) as talk:
         session_id = talk.create()
         assert outcome(getattr(talk, way)(session_id))[:2] == (503, "storage_unavailable")
         assert len(talk.messages(session_id)) == kept
@@ -218,18 +218,18 @@ def test_a_store_that_fails_during_the_turn_ends_it_and_keeps_what_it_had(way: s
 @pytest.mark.parametrize("way", ["run", "run_stream"])
 def test_of_twelve_messages_at_once_one_is_taken_and_eleven_are_told_409(storage: Storage, way: str) -> None:
     go, together = threading.Event(), threading.Barrier(12)
-    with Talk(answer(wait(go), "Hello"), storage=storage) as talk:
+    with Client(answer(wait(go), "Hello"), storage=storage) as talk:
         path = f"/sessions/{talk.create()}/{way}"
 
         def send(number: int) -> TestResponse:
-            together.wait(PATIENCE)
+            together.wait(TIMEOUT)
             response = talk.request("POST", path, {"message": f"message {number}"})
             if response.status_code == 409 and next(refused) == 10:
                 go.set()
             return response
 
         refused = iter(range(12))
-        responses = [sent.result(PATIENCE) for sent in [talk.later(send, number) for number in range(12)]]
+        responses = [sent.result(TIMEOUT) for sent in [talk.later(send, number) for number in range(12)]]
         assert Counter(response.status_code for response in responses) == {200: 1, 409: 11}
         for response in responses:
             if response.status_code == 409:
@@ -241,7 +241,7 @@ def test_of_twelve_messages_at_once_one_is_taken_and_eleven_are_told_409(storage
 
 def test_turns_in_different_sessions_run_side_by_side(storage: Storage) -> None:
     go = threading.Event()
-    with Talk(default=answer("Hel", wait(go), "lo"), storage=storage) as talk:
+    with Client(default=answer("Hel", wait(go), "lo"), storage=storage) as talk:
         streams = [talk.stream(talk.create()) for _ in range(10)]
         for stream in streams:
             stream.next("stream_chunk")
@@ -251,7 +251,7 @@ def test_turns_in_different_sessions_run_side_by_side(storage: Storage) -> None:
 
 @pytest.mark.usefixtures("restless")
 def test_the_session_is_free_before_stream_end_is_seen(storage: Storage) -> None:
-    with Talk(storage=storage) as talk:
+    with Client(storage=storage) as talk:
         session_id = talk.create()
         for _ in range(60):
             stream = talk.stream(session_id)
@@ -262,14 +262,14 @@ def test_the_session_is_free_before_stream_end_is_seen(storage: Storage) -> None
 
 @pytest.mark.usefixtures("restless")
 def test_the_session_is_free_before_run_answers(storage: Storage) -> None:
-    with Talk(storage=storage) as talk:
+    with Client(storage=storage) as talk:
         session_id = talk.create()
         assert {talk.run(session_id).status_code for _ in range(60)} == {200}
 
 
 @pytest.mark.usefixtures("restless")
 def test_the_session_is_free_before_an_error_is_seen(storage: Storage) -> None:
-    with Talk(default=answer("Hel", BREAK), storage=storage) as talk:
+    with Client(default=answer("Hel", BREAK), storage=storage) as talk:
         session_id = talk.create()
         for _ in range(50):
             stream = talk.stream(session_id)
@@ -279,7 +279,7 @@ def test_the_session_is_free_before_an_error_is_seen(storage: Storage) -> None:
 
 @pytest.mark.usefixtures("restless")
 def test_the_session_is_free_before_cancel_answers(storage: Storage) -> None:
-    with Talk(default=answer("Hel", STALL), storage=storage) as talk:
+    with Client(default=answer("Hel", STALL), storage=storage) as talk:
         session_id = talk.create()
         for _ in range(30):
             stream = talk.stream(session_id)
@@ -289,7 +289,7 @@ def test_the_session_is_free_before_cancel_answers(storage: Storage) -> None:
 
 
 def test_readers_never_cost_a_turn_its_session(tmp_path: Path) -> None:
-    with Talk(storage=FileStorage(str(tmp_path))) as talk, Talk(storage=FileStorage(str(tmp_path))) as other:
+    with Client(storage=FileStorage(str(tmp_path))) as talk, Client(storage=FileStorage(str(tmp_path))) as other:
         session_id = talk.create()
         over = threading.Event()
 
@@ -304,7 +304,7 @@ def test_readers_never_cost_a_turn_its_session(tmp_path: Path) -> None:
         finally:
             over.set()
         for one in asked:
-            one.result(PATIENCE)
+            one.result(TIMEOUT)
 
 
 @pytest.mark.parametrize(
@@ -323,7 +323,7 @@ def test_a_turn_of_another_server_on_the_same_directory_is_409(
 ) -> None:
     go = threading.Event()
     storages = [FileStorage(str(tmp_path)) for _ in range(2)]
-    with Talk(answer("Hel", wait(go), "lo"), storage=storages[0]) as talk, Talk(storage=storages[1]) as other:
+    with Client(answer("Hel", wait(go), "lo"), storage=storages[0]) as talk, Client(storage=storages[1]) as other:
         session_id = talk.create()
         stream = talk.stream(session_id)
         stream.next("stream_chunk")
@@ -338,7 +338,7 @@ def test_a_turn_of_another_server_on_the_same_directory_is_409(
 def test_running_tells_of_turns_of_another_server(tmp_path: Path) -> None:
     go = threading.Event()
     storages = [FileStorage(str(tmp_path)) for _ in range(2)]
-    with Talk(answer("Hel", wait(go), "lo"), storage=storages[0]) as talk, Talk(storage=storages[1]) as other:
+    with Client(answer("Hel", wait(go), "lo"), storage=storages[0]) as talk, Client(storage=storages[1]) as other:
         session_id = talk.create()
         stream = talk.stream(session_id)
         stream.next("stream_chunk")
@@ -355,7 +355,7 @@ def test_running_tells_of_turns_of_another_server(tmp_path: Path) -> None:
 
 def test_a_turn_goes_on_when_its_client_leaves(storage: Storage) -> None:
     go = threading.Event()
-    with Talk(answer("Hel", wait(go), "lo"), storage=storage) as talk:
+    with Client(answer("Hel", wait(go), "lo"), storage=storage) as talk:
         session_id = talk.create()
         stream = talk.stream(session_id)
         stream.next("stream_chunk")
@@ -367,7 +367,7 @@ def test_a_turn_goes_on_when_its_client_leaves(storage: Storage) -> None:
 
 
 def test_a_turn_goes_on_when_its_client_never_reads() -> None:
-    with Talk(CALCULATION, answer("345")) as talk:
+    with Client(CALCULATION, answer("345")) as talk:
         session_id = talk.create()
         unread = talk.stream(session_id)
         assert talk.watch(session_id).last()["type"] == "stream_end"
@@ -377,10 +377,10 @@ def test_a_turn_goes_on_when_its_client_never_reads() -> None:
 
 
 def test_a_client_that_does_not_read_holds_nobody_back() -> None:
-    with Talk(answer(*["x" * 1000] * 1000)) as talk:
+    with Client(answer(*["x" * 1000] * 1000)) as talk:
         session_id = talk.create()
         unread = talk.stream(session_id)
-        until(lambda: not talk.session(session_id)["running"])
+        wait_until(lambda: not talk.session(session_id)["running"])
         assert talk.run(session_id).status_code == 200
         assert unread.last()["data"]["complete_text"] == "x" * 1_000_000
 
@@ -407,7 +407,7 @@ class FullBacklog:
         return sum(1 for row in rows if row[2] == f"0100007F:{self.port:04X}" and row[3] == "02")
 
     def wait_for_a_client(self) -> None:
-        until(lambda: self.connecting() > self._ours)
+        wait_until(lambda: self.connecting() > self._ours)
 
     def close(self) -> None:
         for one in (self._listener, *self._clients):
@@ -428,7 +428,7 @@ class Logged(logging.Handler):
         self._event.set()
 
     def wait(self) -> None:
-        assert self._event.wait(PATIENCE)
+        assert self._event.wait(TIMEOUT)
 
     def __enter__(self) -> Logged:
         self._logger.addHandler(self)
@@ -441,7 +441,7 @@ class Logged(logging.Handler):
 class Phase:
     """A turn that has come to a certain point and stays there."""
 
-    def __init__(self, talk: Talk, reached: Callable[[], object], text: str = "", connected: bool = True) -> None:
+    def __init__(self, talk: Client, reached: Callable[[], object], text: str = "", connected: bool = True) -> None:
         self.talk = talk
         self.reached = reached
         self.text = text  # of the answer so far
@@ -453,32 +453,34 @@ def phase(name: str, tool: Tool, **more: Any) -> Iterator[Phase]:
     with contextlib.ExitStack() as stack:
         if name == "while connecting":
             backlog = FullBacklog()
-            talk = stack.enter_context(Talk(base_url=backlog.base_url, **more))
+            talk = stack.enter_context(Client(base_url=backlog.base_url, **more))
             stack.callback(backlog.close)
             yield Phase(talk, backlog.wait_for_a_client, connected=False)
         elif name == "before the headers":
-            talk = stack.enter_context(Talk(answer(STALL), **more))
+            talk = stack.enter_context(Client(answer(STALL), **more))
             yield Phase(talk, lambda: talk.model.wait_for(1))
         elif name == "after the headers":
-            talk = stack.enter_context(Talk(answer(HEADERS, STALL), **more))
+            talk = stack.enter_context(Client(answer(HEADERS, STALL), **more))
             yield Phase(talk, lambda: talk.model.wait_for(1))
         elif name == "in mid-answer":
             gone = threading.Event()
-            talk = stack.enter_context(Talk(answer("Hel", lambda _: gone.set(), STALL), **more))
-            yield Phase(talk, lambda: gone.wait(PATIENCE), "Hel")
+            talk = stack.enter_context(Client(answer("Hel", lambda _: gone.set(), STALL), **more))
+            yield Phase(talk, lambda: gone.wait(TIMEOUT), "Hel")
         elif name == "while a tool works":
-            talk = stack.enter_context(Talk(tool_call("slow", {}, text="One moment."), tools=[tool.function], **more))
+            talk = stack.enter_context(
+                Client(tool_call("slow", {}, text="One moment."), tools=[tool.function], **more)
+            )
             stack.callback(tool.go.set)
-            yield Phase(talk, lambda: tool.called.wait(PATIENCE), connected=False)
+            yield Phase(talk, lambda: tool.called.wait(TIMEOUT), connected=False)
         elif name == "after a tool":
             gone = threading.Event()
             replies = CALCULATION, answer("It", lambda _: gone.set(), STALL)
-            talk = stack.enter_context(Talk(*replies, **more))
-            yield Phase(talk, lambda: gone.wait(PATIENCE), "It")
+            talk = stack.enter_context(Client(*replies, **more))
+            yield Phase(talk, lambda: gone.wait(TIMEOUT), "It")
         else:
             assert name == "between two tries"
-            logged = stack.enter_context(Logged("model"))
-            talk = stack.enter_context(Talk(status(500, {"error": "oh"}, {"Retry-After": "30"}), **more))
+            logged = stack.enter_context(Logged("session_core.model"))
+            talk = stack.enter_context(Client(status(500, {"error": "oh"}, {"Retry-After": "30"}), **more))
             yield Phase(talk, logged.wait, connected=False)
 
 
@@ -570,7 +572,7 @@ def test_run_of_a_cancelled_turn_is_200_with_the_partial_answer(where: str, tool
         if now.text:
             now.talk.watch(session_id).next("stream_chunk")
         assert now.talk.cancel(session_id) is True
-        response: TestResponse = waiting.result(PATIENCE)
+        response: TestResponse = waiting.result(TIMEOUT)
         assert outcome(response)[:3] == (200, now.text, "cancelled")
         assert json_of(response)["message"] == now.talk.messages(session_id)[-1]
 
@@ -583,7 +585,7 @@ def test_a_result_that_comes_after_a_cancel_is_dropped(tool: Tool, storage: Stor
         now.talk.cancel(session_id)
         before = now.talk.messages(session_id)
         tool.go.set()
-        assert tool.done.wait(PATIENCE)
+        assert tool.done.wait(TIMEOUT)
         now.talk.close()  # waits for the turn's thread
         assert now.talk.messages(session_id) == before
         types = [event["type"] for event in stream]
@@ -591,17 +593,17 @@ def test_a_result_that_comes_after_a_cancel_is_dropped(tool: Tool, storage: Stor
 
 
 def test_of_many_cancels_at_once_one_ends_the_turn_and_all_answer_after_its_end() -> None:
-    with Talk(answer("Hel", STALL)) as talk:
+    with Client(answer("Hel", STALL)) as talk:
         session_id = talk.create()
         stream = talk.stream(session_id)
         stream.next("stream_chunk")
         together = threading.Barrier(12)
 
         def cancel() -> tuple[bool, bool]:
-            together.wait(PATIENCE)
+            together.wait(TIMEOUT)
             return talk.cancel(session_id), talk.session(session_id)["running"]
 
-        answers = [one.result(PATIENCE) for one in [talk.later(cancel) for _ in range(12)]]
+        answers = [one.result(TIMEOUT) for one in [talk.later(cancel) for _ in range(12)]]
         assert any(cancelled for cancelled, _ in answers)
         assert not any(running for _, running in answers)
         assert len(talk.messages(session_id)) == 2
@@ -609,7 +611,7 @@ def test_of_many_cancels_at_once_one_ends_the_turn_and_all_answer_after_its_end(
 
 @pytest.mark.usefixtures("restless")
 def test_cancel_says_true_exactly_when_the_answer_is_kept_as_cancelled(storage: Storage) -> None:
-    with Talk(storage=storage) as talk:
+    with Client(storage=storage) as talk:
         session_id = talk.create()
         for _ in range(40):  # a race with the end of the turn
             stream = talk.stream(session_id)
@@ -643,21 +645,21 @@ def test_a_turn_ends_when_its_time_is_up_wherever_it_is(where: str, tool: Tool) 
 
 
 def test_run_says_504_when_the_time_is_up() -> None:
-    with Talk(answer("Hel", STALL), timeout=0.5) as talk:
+    with Client(answer("Hel", STALL), timeout=0.5) as talk:
         assert said(talk.run(talk.create())) == (504, "model_timeout")
 
 
 def test_a_model_that_goes_on_for_ever_is_ended_when_the_time_is_up() -> None:
     endless: list[Piece] = ["x", pause(0.02)]
-    with Talk(answer(*endless * 2000), timeout=2.0) as talk:
+    with Client(answer(*endless * 2000), timeout=2.0) as talk:
         session_id = talk.create()
         assert talk.stream(session_id).last()["data"]["code"] == "model_timeout"
         assert talk.messages(session_id)[-1]["reason"] == "model_timeout"
-        assert talk.model.closed.wait(PATIENCE)
+        assert talk.model.closed.wait(TIMEOUT)
 
 
 def test_a_wait_that_the_model_server_asks_for_keeps_within_the_time() -> None:
-    with Talk(status(503, {"error": "busy"}, {"Retry-After": "3600"}), timeout=20) as talk:
+    with Client(status(503, {"error": "busy"}, {"Retry-After": "3600"}), timeout=20) as talk:
         began = time.monotonic()
         assert said(talk.run(talk.create())) == (502, "model_error")
         assert time.monotonic() - began < 15
@@ -665,19 +667,19 @@ def test_a_wait_that_the_model_server_asks_for_keeps_within_the_time() -> None:
 
 
 def test_the_result_of_a_tool_that_was_abandoned_is_dropped(tool: Tool, storage: Storage) -> None:
-    with Talk(tool_call("slow", {}), tools=[tool.function], storage=storage, timeout=2.0) as talk:
+    with Client(tool_call("slow", {}), tools=[tool.function], storage=storage, timeout=2.0) as talk:
         session_id = talk.create()
         assert said(talk.run(session_id)) == (504, "model_timeout")
         before = talk.messages(session_id)
         assert [message["role"] for message in before] == ["user", "assistant"]
         tool.go.set()
-        assert tool.done.wait(PATIENCE)
+        assert tool.done.wait(TIMEOUT)
         talk.close()  # waits for the turn's thread
         assert talk.messages(session_id) == before
 
 
 def test_the_session_is_free_while_an_abandoned_tool_still_works(tool: Tool) -> None:
-    with Talk(tool_call("slow", {}), tools=[tool.function], timeout=2.0) as talk:
+    with Client(tool_call("slow", {}), tools=[tool.function], timeout=2.0) as talk:
         session_id = talk.create()
         assert said(talk.run(session_id)) == (504, "model_timeout")
         assert talk.run(session_id, "again").status_code == 200
@@ -712,17 +714,17 @@ def test_a_running_turn_has_ended_when_its_session_is_deleted(where: str, tool: 
 
 
 def test_run_of_a_deleted_session_answers_with_what_there_was() -> None:
-    with Talk(answer("Hel", STALL)) as talk:
+    with Client(answer("Hel", STALL)) as talk:
         session_id = talk.create()
         waiting = talk.later(talk.run, session_id)
         talk.model.wait_for(1)
         assert talk.request("DELETE", f"/sessions/{session_id}").status_code == 200
-        response: TestResponse = waiting.result(PATIENCE)
+        response: TestResponse = waiting.result(TIMEOUT)
         assert outcome(response)[2] == "cancelled"
 
 
 def test_a_session_that_was_deleted_stays_so_whoever_writes_at_the_same_time(storage: Storage) -> None:
-    with Talk(storage=storage) as talk:
+    with Client(storage=storage) as talk:
         for _ in range(15):
             session_id = talk.create()
             together = threading.Barrier(3)
@@ -730,7 +732,7 @@ def test_a_session_that_was_deleted_stays_so_whoever_writes_at_the_same_time(sto
             def at_once(
                 method: str, path: str, data: object, id: str = session_id, start: threading.Barrier = together
             ) -> int:
-                start.wait(PATIENCE)
+                start.wait(TIMEOUT)
                 return talk.request(method, f"/sessions/{id}{path}", data).status_code
 
             asked = [
@@ -738,7 +740,7 @@ def test_a_session_that_was_deleted_stays_so_whoever_writes_at_the_same_time(sto
                 talk.later(at_once, "PATCH", "", {"title": "x"}),
                 talk.later(at_once, "DELETE", "", None),
             ]
-            answers = [one.result(PATIENCE) for one in asked]
+            answers = [one.result(TIMEOUT) for one in asked]
             assert answers[0] in (200, 404)
             assert answers[1] in (200, 404, 409)
             assert answers[2] == 200
@@ -769,7 +771,7 @@ def test_a_session_that_was_deleted_stays_so_whoever_writes_at_the_same_time(sto
 def test_an_answer_is_kept_and_marked_as_what_it_is(
     reply: ReplyTo, content: str, status_: str | None, reason: str | None
 ) -> None:
-    with Talk(reply) as talk:
+    with Client(reply) as talk:
         session_id = talk.create()
         last = talk.stream(session_id).last()
         message = talk.messages(session_id)[-1]
@@ -792,7 +794,7 @@ def test_an_answer_is_kept_and_marked_as_what_it_is(
     ],
 )
 def test_a_failed_turn_without_text_leaves_no_answer(reply: ReplyTo) -> None:
-    with Talk(default=reply) as talk:
+    with Client(default=reply) as talk:
         session_id = talk.create()
         last = talk.stream(session_id).last()
         assert last["type"] == "error"
@@ -801,7 +803,7 @@ def test_a_failed_turn_without_text_leaves_no_answer(reply: ReplyTo) -> None:
 
 
 def test_a_partial_answer_holds_the_text_after_the_last_tool_call() -> None:
-    with Talk(CALCULATION, answer("It is", BREAK)) as talk:
+    with Client(CALCULATION, answer("It is", BREAK)) as talk:
         session_id = talk.create()
         talk.run(session_id)
         contents = [message["content"] for message in talk.messages(session_id)]
@@ -809,14 +811,14 @@ def test_a_partial_answer_holds_the_text_after_the_last_tool_call() -> None:
 
 
 def test_a_failure_after_a_tool_and_before_text_leaves_no_answer() -> None:
-    with Talk(CALCULATION, default=status(500, {"error": "oh"}, AT_ONCE)) as talk:
+    with Client(CALCULATION, default=status(500, {"error": "oh"}, AT_ONCE)) as talk:
         session_id = talk.create()
         talk.run(session_id)
         assert [message["role"] for message in talk.messages(session_id)] == ["user", "assistant", "tool"]
 
 
 def test_tool_calls_of_an_answer_that_was_cut_off_are_not_run(tool: Tool) -> None:
-    with Talk(tool_call("slow", {}, text="Hm", finish_reason="length"), tools=[tool.function]) as talk:
+    with Client(tool_call("slow", {}, text="Hm", finish_reason="length"), tools=[tool.function]) as talk:
         session_id = talk.create()
         assert outcome(talk.run(session_id)) == (200, "Hm", "incomplete", "length")
         assert not tool.called.is_set()
@@ -830,7 +832,7 @@ def test_usage_is_summed_over_the_model_calls_of_a_turn() -> None:
     second = {"prompt_tokens": 20, "completion_tokens": 5, "total_tokens": 25, "details": {"cached": 4, "audio": 1}}
     total = {"prompt_tokens": 30, "completion_tokens": 7, "total_tokens": 37, "details": {"cached": 7, "audio": 1}}
     calling = tool_call("calculator", {"expression": "1"}, usage=first)
-    with Talk(*[calling, answer("1", usage=second)] * 2) as talk:
+    with Client(*[calling, answer("1", usage=second)] * 2) as talk:
         session_id = talk.create()
         end = talk.stream(session_id).last()
         assert end["data"]["usage"] == total
@@ -840,7 +842,7 @@ def test_usage_is_summed_over_the_model_calls_of_a_turn() -> None:
 
 
 def test_usage_is_left_out_where_the_model_server_tells_none() -> None:
-    with Talk() as talk:
+    with Client() as talk:
         session_id = talk.create()
         assert "usage" not in talk.stream(session_id).last()["data"]
         assert "usage" not in talk.messages(session_id)[-1]
@@ -849,7 +851,7 @@ def test_usage_is_left_out_where_the_model_server_tells_none() -> None:
 def test_a_partial_answer_has_the_usage_that_was_told() -> None:
     usage = {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12}
     calling = tool_call("calculator", {"expression": "1"}, usage=usage)
-    with Talk(calling, answer("Hel", BREAK)) as talk:
+    with Client(calling, answer("Hel", BREAK)) as talk:
         session_id = talk.create()
         talk.run(session_id)
         assert talk.messages(session_id)[-1]["usage"] == usage
@@ -895,7 +897,7 @@ every_script = pytest.mark.parametrize("script", SCRIPTS)
 
 @every_script
 def test_run_stores_and_says_what_run_stream_does(script: str) -> None:
-    with Talk(*SCRIPTS[script], *SCRIPTS[script]) as talk:
+    with Client(*SCRIPTS[script], *SCRIPTS[script]) as talk:
         one, other = talk.create(), talk.create()
         waited = talk.run(one, "Hi")
         asked = len(talk.model.requests)
@@ -919,7 +921,7 @@ def test_run_stores_and_says_what_run_stream_does(script: str) -> None:
 
 @every_script
 def test_a_session_stays_usable_whatever_happened(script: str) -> None:
-    with Talk(*SCRIPTS[script]) as talk:
+    with Client(*SCRIPTS[script]) as talk:
         session_id = talk.create()
         talk.run(session_id, "first")
         stored = talk.messages(session_id)
@@ -957,7 +959,7 @@ def assert_well_formed(messages: list[dict[str, Any]]) -> None:
     "script", ["text", "a tool", "two rounds", "a tool that fails", "too long", "usage", "401", "too many rounds"]
 )
 def test_whole_answers_give_the_same_turns_as_streams(script: str) -> None:
-    with Talk(*SCRIPTS[script]) as streamed, Talk(*SCRIPTS[script], stream=False) as whole:
+    with Client(*SCRIPTS[script]) as streamed, Client(*SCRIPTS[script], stream=False) as whole:
         one, other = streamed.create(), whole.create()
         assert outcome(streamed.run(one)) == outcome(whole.run(other))
         assert fields(streamed.messages(one)) == fields(whole.messages(other))
@@ -965,7 +967,7 @@ def test_whole_answers_give_the_same_turns_as_streams(script: str) -> None:
 
 
 def test_a_whole_answer_is_streamed_as_one_chunk() -> None:
-    with Talk(answer("Hello", " ", "world"), stream=False) as talk:
+    with Client(answer("Hello", " ", "world"), stream=False) as talk:
         types = [event["type"] for event in talk.stream(talk.create())]
         assert types == ["stream_start", "stream_chunk", "stream_end"]
 
@@ -988,7 +990,7 @@ MIB = 1 << 20
     ids=["chunks", "chunks beyond ASCII", "one chunk", "one line", "reasoning", "arguments"],
 )
 def test_an_answer_of_more_than_8_mib_is_a_model_error(reply: ReplyTo) -> None:
-    with Talk(reply) as talk:
+    with Client(reply) as talk:
         session_id = talk.create()
         assert said(talk.run(session_id)) == (502, "model_error")
         assert sum(len(message["content"].encode()) for message in talk.messages(session_id)[1:]) <= 8 * MIB
@@ -997,12 +999,12 @@ def test_an_answer_of_more_than_8_mib_is_a_model_error(reply: ReplyTo) -> None:
 
 def test_a_whole_answer_of_more_than_8_mib_is_a_model_error() -> None:
     big = json.dumps(completion({"content": "x" * (9 * MIB)}, "stop", {})).encode()
-    with Talk(body(big, "application/json"), stream=False) as talk:
+    with Client(body(big, "application/json"), stream=False) as talk:
         assert said(talk.run(talk.create())) == (502, "model_error")
 
 
 def test_an_answer_of_8_mib_is_taken() -> None:
-    with Talk(answer(*["x" * MIB] * 8)) as talk:
+    with Client(answer(*["x" * MIB] * 8)) as talk:
         session_id = talk.create()
         assert talk.run(session_id).status_code == 200
         assert len(talk.messages(session_id)[-1]["content"]) == 8 * MIB
@@ -1010,7 +1012,7 @@ def test_an_answer_of_8_mib_is_taken() -> None:
 
 def test_an_answer_in_a_huge_number_of_chunks_takes_bounded_memory() -> None:
     tiny = b"".join(b"data: %b\n\n" % json.dumps(chunk({"content": "x"})).encode() for _ in range(1000))
-    with Talk(frames(*[tiny] * 300, chunk({}, "stop"))) as talk:
+    with Client(frames(*[tiny] * 300, chunk({}, "stop"))) as talk:
         session_id = talk.create()
         before = resident()
         assert said(talk.run(session_id)) == (502, "model_error")
@@ -1024,7 +1026,7 @@ def resident() -> int:
 
 
 def test_an_eleventh_round_of_tools_is_an_error() -> None:
-    with Talk(default=tool_call("calculator", {"expression": "1+1"})) as talk:
+    with Client(default=tool_call("calculator", {"expression": "1+1"})) as talk:
         session_id = talk.create()
         assert said(talk.run(session_id)) == (502, "too_many_tool_rounds")
         assert len(talk.model.requests) == 11
@@ -1033,12 +1035,12 @@ def test_an_eleventh_round_of_tools_is_an_error() -> None:
 
 
 def test_ten_rounds_of_tools_are_taken() -> None:
-    with Talk(*[tool_call("calculator", {"expression": "1+1"})] * 10) as talk:
+    with Client(*[tool_call("calculator", {"expression": "1+1"})] * 10) as talk:
         assert outcome(talk.run(talk.create())) == (200, "OK", "completed", None)
 
 
 def test_tool_calls_with_the_same_id_get_ids_of_their_own() -> None:
-    with Talk(*[tool_call("calculator", {"expression": "1+1"})] * 3) as talk:
+    with Client(*[tool_call("calculator", {"expression": "1+1"})] * 3) as talk:
         session_id = talk.create()
         talk.run(session_id)
         ids = [message["tool_call_id"] for message in talk.messages(session_id) if message["role"] == "tool"]
@@ -1046,7 +1048,7 @@ def test_tool_calls_with_the_same_id_get_ids_of_their_own() -> None:
 
 
 def test_beyond_max_streams_a_turn_is_refused_at_once_and_plain_requests_are_answered() -> None:
-    with Talk(default=answer("Hel", STALL), max_streams=2) as talk:
+    with Client(default=answer("Hel", STALL), max_streams=2) as talk:
         ids = [talk.create() for _ in range(3)]
         streams = [talk.stream(id) for id in ids[:2]]
         for stream in streams:
@@ -1086,14 +1088,14 @@ def test_a_server_at_its_limit_still_answers_plain_requests(serve: Callable[...,
 
 
 def test_refused_and_failed_turns_take_no_place() -> None:
-    with Talk(default=status(400, {"error": "no"}), max_streams=1) as talk:
+    with Client(default=status(400, {"error": "no"}), max_streams=1) as talk:
         session_id = talk.create()
         for _ in range(20):
             assert talk.run(session_id).status_code == 502
             assert talk.run("session-unknown").status_code == 404
             assert talk.request("POST", f"/sessions/{session_id}/run", {}).status_code == 400
             talk.stream(session_id).close()
-            until(lambda: not talk.session(session_id)["running"])
+            wait_until(lambda: not talk.session(session_id)["running"])
 
 
 # --- failures that may pass ---
@@ -1111,7 +1113,7 @@ def test_refused_and_failed_turns_take_no_place() -> None:
     ],
 )
 def test_a_failure_that_may_pass_is_tried_again_twice(failure: ReplyTo) -> None:
-    with Talk(failure, failure, answer("Hello"), failure, failure, failure) as talk:
+    with Client(failure, failure, answer("Hello"), failure, failure, failure) as talk:
         session_id = talk.create()
         assert outcome(talk.run(session_id))[:2] == (200, "Hello")
         assert talk.run(session_id).status_code in (429, 502, 504)
@@ -1119,34 +1121,34 @@ def test_a_failure_that_may_pass_is_tried_again_twice(failure: ReplyTo) -> None:
 
 
 def test_a_connection_that_breaks_before_the_answer_is_tried_again_twice() -> None:
-    with Talk(answer(BREAK), answer(HEADERS, RESET), answer("Hello")) as talk:
+    with Client(answer(BREAK), answer(HEADERS, RESET), answer("Hello")) as talk:
         assert outcome(talk.run(talk.create()))[:2] == (200, "Hello")
         assert len(talk.model.requests) == 3
 
 
 @pytest.mark.parametrize("code", [401, 403, 404, 409, 413])
 def test_a_failure_that_does_not_pass_is_not_tried_again(code: int) -> None:
-    with Talk(default=status(code, {"error": "no"}, AT_ONCE)) as talk:
+    with Client(default=status(code, {"error": "no"}, AT_ONCE)) as talk:
         assert talk.run(talk.create()).status_code >= 400
         assert len(talk.model.requests) == 1
 
 
 @pytest.mark.parametrize("break_off", [BREAK, RESET])
 def test_nothing_is_asked_again_after_the_first_byte_of_an_answer(break_off: Any) -> None:
-    with Talk(default=answer("Hel", break_off)) as talk:
+    with Client(default=answer("Hel", break_off)) as talk:
         assert said(talk.run(talk.create())) == (502, "model_error")
         assert len(talk.model.requests) == 1
 
 
 def test_a_model_server_that_is_not_there_is_a_model_error() -> None:
-    with Talk(base_url=nobody_listens()) as talk:
+    with Client(base_url=nobody_listens()) as talk:
         session_id = talk.create()
         assert said(talk.run(session_id)) == (502, "model_error")
         assert [message["role"] for message in talk.messages(session_id)] == ["user"]
 
 
 def test_a_failure_after_a_tool_is_tried_again_without_calling_it_again() -> None:
-    with Talk(CALCULATION, status(500, {"error": "oh"}, AT_ONCE), answer("345")) as talk:
+    with Client(CALCULATION, status(500, {"error": "oh"}, AT_ONCE), answer("345")) as talk:
         session_id = talk.create()
         types = [event["type"] for event in talk.stream(session_id)]
         assert types.count("stream_tool_call") == 1
@@ -1158,15 +1160,15 @@ def test_a_failure_after_a_tool_is_tried_again_without_calling_it_again() -> Non
 
 def test_a_turn_that_ends_within_the_grace_is_complete(storage: Storage) -> None:
     go = threading.Event()
-    with Talk(answer("Hel", wait(go), "lo"), storage=storage) as talk:
+    with Client(answer("Hel", wait(go), "lo"), storage=storage) as talk:
         session_id = talk.create()
         stream = talk.stream(session_id)
         stream.next("stream_chunk")
-        ending: Future[None] = talk.later(talk.shut_down, PATIENCE)
-        until(lambda: talk.get("/ready").status_code == 503)
+        ending: Future[None] = talk.later(talk.shut_down, TIMEOUT)
+        wait_until(lambda: talk.get("/ready").status_code == 503)
         assert said(talk.run(talk.create())) == (503, "shutting_down")
         go.set()
-        ending.result(PATIENCE)
+        ending.result(TIMEOUT)
         assert stream.last()["data"]["status"] == "completed"
 
 
@@ -1196,7 +1198,7 @@ def test_a_turn_that_outlasts_the_grace_ends_with_an_error_and_keeps_its_text(wh
 
 
 def test_reading_goes_on_while_shutting_down(storage: Storage) -> None:
-    with Talk(storage=storage) as talk:
+    with Client(storage=storage) as talk:
         session_id = talk.create()
         talk.run(session_id)
         talk.shut_down()

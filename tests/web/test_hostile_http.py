@@ -21,11 +21,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from session_core.web.errors import ERRORS
+from session_core.web.hardened_waitress import MAX_BODY_BYTES
+from session_core.web.page_files import PAGE_FILES
 from tests.support.model_server import ModelServer
-from tests.support.server import PATIENCE, SERVER, Server, until
-from web.errors import ERRORS
-from web.hardened_waitress import MAX_BODY_BYTES
-from web.page_files import PAGE_FILES
+from tests.support.server import SERVER, TIMEOUT, Server, wait_until
 
 MEGABYTE = 1 << 20
 JSON = b"Content-Type: application/json"
@@ -54,7 +54,7 @@ class _Received(io.BytesIO):
 
 
 def connect(server: Server) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE)
+    return socket.create_connection(("127.0.0.1", server.port), timeout=TIMEOUT)
 
 
 def read_to_the_end(connection: socket.socket) -> bytes:
@@ -497,7 +497,7 @@ def test_connections_that_are_reset_at_once_hurt_nobody(server: Server) -> None:
 def test_connections_beyond_the_limit_wait_and_the_others_are_served(tmp_path: Path) -> None:
     few_files = ("sh", "-c", 'ulimit -n 256 && exec "$@"', "sh", *SERVER)
     with started(tmp_path / "server.log", f"-session_dir={tmp_path}", command=few_files) as server:
-        with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=PATIENCE)) as earlier:
+        with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=TIMEOUT)) as earlier:
             earlier.connect()
             with many_connections(server, 400):
                 for _ in range(20):
@@ -514,7 +514,7 @@ def many_connections(server: Server, count: int) -> Iterator[list[socket.socket]
     before = open_files(server)
     with ExitStack() as stack:
         yield [stack.enter_context(connect(server)) for _ in range(count)]
-    until(lambda: open_files(server) <= before + 5)
+    wait_until(lambda: open_files(server) <= before + 5)
 
 
 def open_files(server: Server) -> int:

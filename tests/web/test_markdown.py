@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
+from session_core.web.markdown import render_markdown
+from tests.support.client import Client, json_of
 from tests.support.model_server import answer, frames, tool_calls
-from tests.support.talk import Talk, json_of
-from web.markdown import markdown_of
 
 NASTY = [
     "```\n# Broken out\n```",
@@ -64,7 +64,7 @@ def test_nothing_in_a_message_breaks_out_of_its_place(
         "name": name,
     }
     other = {"role": "user", "content": "The next.", "created_at": "2027"}
-    document = markdown_of(title, {"Model": name}, [message | {"tool_calls": calls}, other])
+    document = render_markdown(title, {"Model": name}, [message | {"tool_calls": calls}, other])
     headings, blocks = read(document)
     assert len(headings) == 3
     expected = [*([reasoning] if reasoning else []), *([text] if text else []), text, "The next."]
@@ -74,12 +74,12 @@ def test_nothing_in_a_message_breaks_out_of_its_place(
 def test_the_document_has_roles_tool_calls_reasoning_and_times() -> None:
     thinking: dict[str, Any] = {"choices": [{"index": 0, "delta": {"reasoning_content": "Hm."}}]}
     said: dict[str, Any] = {"choices": [{"delta": {"content": "It is *2*."}, "finish_reason": "stop"}]}
-    with Talk(tool_calls(("calculator", {"expression": "1+1"})), frames(thinking, said)) as talk:
-        session = talk.create()
-        talk.run(session, "How much?")
-        talk.request("PATCH", f"/sessions/{session}", {"title": "Sums # 1"})
-        response = talk.get(f"/sessions/{session}", Accept="text/markdown")
-        times = [message["created_at"] for message in talk.messages(session)]
+    with Client(tool_calls(("calculator", {"expression": "1+1"})), frames(thinking, said)) as client:
+        session = client.create()
+        client.run(session, "How much?")
+        client.request("PATCH", f"/sessions/{session}", {"title": "Sums # 1"})
+        response = client.get(f"/sessions/{session}", Accept="text/markdown")
+        times = [message["created_at"] for message in client.messages(session)]
     assert response.headers["Content-Type"] == "text/markdown; charset=utf-8"
     headings, blocks = read(response.text)
     plain = [re.sub(r"\\(.)", r"\1", heading) for heading in headings]
@@ -98,16 +98,16 @@ def test_the_document_has_roles_tool_calls_reasoning_and_times() -> None:
 def test_reasoning_that_is_not_shown_is_not_in_the_document() -> None:
     thinking: dict[str, Any] = {"choices": [{"index": 0, "delta": {"reasoning_content": "Secret."}}]}
     said: dict[str, Any] = {"choices": [{"delta": {"content": "2"}, "finish_reason": "stop"}]}
-    with Talk(frames(thinking, said), show_reasoning=False) as talk:
-        session = talk.create()
-        talk.run(session)
-        assert "Secret" not in talk.get(f"/sessions/{session}", Accept="text/markdown").text
+    with Client(frames(thinking, said), show_reasoning=False) as client:
+        session = client.create()
+        client.run(session)
+        assert "Secret" not in client.get(f"/sessions/{session}", Accept="text/markdown").text
 
 
 @pytest.mark.parametrize(
     "accept", ["", "*/*", "application/json", "text/html", "application/json, text/markdown;q=0.9"]
 )
 def test_json_is_given_where_markdown_is_not_preferred(accept: str) -> None:
-    with Talk(answer("OK")) as talk:
-        response = talk.get(f"/sessions/{talk.create()}", Accept=accept)
+    with Client(answer("OK")) as client:
+        response = client.get(f"/sessions/{client.create()}", Accept=accept)
         assert json_of(response)["messages"] == []

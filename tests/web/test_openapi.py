@@ -24,8 +24,14 @@ from referencing.jsonschema import DRAFT202012
 from werkzeug.datastructures import Headers
 from werkzeug.test import TestResponse
 
+from session_core.stores.files import FileStorage
+from session_core.turns.turn import MAX_WATCHERS
+from session_core.web.errors import ERRORS
+from session_core.web.hardened_waitress import MAX_BODY_BYTES
+from session_core.web.page_files import PAGE_FILE_ROUTE
+from session_core.web.ui_messages import UI_MESSAGES
 from storage import TITLE_LENGTH, LockedSession, MemoryStorage, Storage
-from stores.files import FileStorage
+from tests.support.client import Client, Stream
 from tests.support.model_server import (
     BREAK,
     STALL,
@@ -37,15 +43,9 @@ from tests.support.model_server import (
     tool_call,
     tool_calls,
 )
-from tests.support.server import PATIENCE, ROOT, Server
-from tests.support.talk import Stream, Talk
-from turns.turn import MAX_WATCHERS
-from web.errors import ERRORS
-from web.hardened_waitress import MAX_BODY_BYTES
-from web.page_files import PAGE_FILE_ROUTE
-from web.ui_messages import UI_MESSAGES
+from tests.support.server import ROOT, TIMEOUT, Server
 
-DOCUMENT = json.loads((ROOT / "web" / "page" / "openapi.json").read_text(encoding="utf-8"))
+DOCUMENT = json.loads((ROOT / "session_core" / "web" / "page" / "openapi.json").read_text(encoding="utf-8"))
 METHODS = ("get", "post", "patch", "delete")
 OPERATIONS: dict[str, tuple[str, str, dict[str, Any]]] = {
     operation["operationId"]: (method.upper(), path, operation)
@@ -66,8 +66,8 @@ def test_the_document_is_valid_openapi_3_1() -> None:
 
 
 def test_the_server_sends_the_document() -> None:
-    with Talk() as talk:
-        assert json.loads(talk.get("/openapi.json").data) == DOCUMENT
+    with Client() as client:
+        assert json.loads(client.get("/openapi.json").data) == DOCUMENT
 
 
 def test_the_document_has_the_version_of_the_package() -> None:
@@ -77,10 +77,10 @@ def test_the_document_has_the_version_of_the_package() -> None:
 
 
 def test_every_route_of_the_app_is_an_operation_and_every_operation_a_route() -> None:
-    with Talk(metrics=True) as talk:
+    with Client(metrics=True) as client:
         routes = {
             (method, re.sub(r"<(?:path:)?(\w+)>", r"{\1}", rule.rule))
-            for rule in talk.app.url_map.iter_rules()
+            for rule in client.app.url_map.iter_rules()
             for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
         }
     assert routes - {("GET", PAGE_FILE_ROUTE)} == {(method, path) for method, path, _ in OPERATIONS.values()}
@@ -124,28 +124,28 @@ def test_an_error_event_has_the_status_of_its_code(code: str) -> None:
 
 def test_a_title_has_the_length_that_the_document_says() -> None:
     assert DOCUMENT["components"]["schemas"]["NewTitle"]["maxLength"] == TITLE_LENGTH
-    with Talk() as talk:
-        path = f"/sessions/{talk.create()}"
-        assert talk.request("PATCH", path, {"title": "é" * TITLE_LENGTH}).status_code == 200
-        assert talk.request("PATCH", path, {"title": "é" * (TITLE_LENGTH + 1)}).status_code == 400
+    with Client() as client:
+        path = f"/sessions/{client.create()}"
+        assert client.request("PATCH", path, {"title": "é" * TITLE_LENGTH}).status_code == 200
+        assert client.request("PATCH", path, {"title": "é" * (TITLE_LENGTH + 1)}).status_code == 400
 
 
 @pytest.mark.parametrize("operation", ["list_sessions", "get_session"])
 def test_a_limit_has_the_bounds_that_the_document_says(operation: str) -> None:
     limit = OPERATIONS[operation][2]["parameters"][0]["schema"]
-    with Talk() as talk:
-        path = OPERATIONS[operation][1].format(session_id=talk.create())
+    with Client() as client:
+        path = OPERATIONS[operation][1].format(session_id=client.create())
         for number, expected in (("minimum", 200), ("maximum", 200)):
-            assert talk.get(f"{path}?limit={limit[number]}").status_code == expected
-        assert talk.get(f"{path}?limit={limit['minimum'] - 1}").status_code == 400
-        assert talk.get(f"{path}?limit={limit['maximum'] + 1}").status_code == 400
+            assert client.get(f"{path}?limit={limit[number]}").status_code == expected
+        assert client.get(f"{path}?limit={limit['minimum'] - 1}").status_code == 400
+        assert client.get(f"{path}?limit={limit['maximum'] + 1}").status_code == 400
 
 
 @pytest.mark.parametrize("key", ["k", "~" * 255, "", "~" * 256, "two words", "é"])
 def test_an_idempotency_key_has_the_form_that_the_document_says(key: str) -> None:
     fits = re.fullmatch(DOCUMENT["components"]["parameters"]["IdempotencyKey"]["schema"]["pattern"], key)
-    with Talk() as talk:
-        assert talk.run(talk.create(), Idempotency_Key=key).status_code == (200 if fits else 400)
+    with Client() as client:
+        assert client.run(client.create(), Idempotency_Key=key).status_code == (200 if fits else 400)
 
 
 # --- answers against the document ---
@@ -261,14 +261,14 @@ class World:
         self.storage: Storage = FileStorage(str(self.directory))
         self.session_id = self.storage.create()
         self.model = model
-        self._apps: list[Talk] = []
+        self._apps: list[Client] = []
 
-    def app(self, **settings: Any) -> Talk:
-        self._apps.append(Talk(model=self.model, storage=self.storage, **{"metrics": True, **settings}))
+    def app(self, **settings: Any) -> Client:
+        self._apps.append(Client(model=self.model, storage=self.storage, **{"metrics": True, **settings}))
         return self._apps[-1]
 
     def ask(
-        self, operation: str, *, app: Talk | None = None, query: str = "", body: object = None, **headers: str
+        self, operation: str, *, app: Client | None = None, query: str = "", body: object = None, **headers: str
     ) -> TestResponse:
         """A request that is in order but for what is given here."""
         method, path, _ = OPERATIONS[operation]
@@ -293,7 +293,7 @@ class World:
         sent = {name.replace("_", "-"): value for name, value in headers.items()}
         return (app or self.app()).request(method, path.format(session_id=self.session_id) + query, body, sent)
 
-    def begin_turn(self, app: Talk) -> Stream:
+    def begin_turn(self, app: Client) -> Stream:
         """A turn that has begun and stays silent."""
         self.model.default = answer("Hel", STALL)
         stream = app.stream(self.session_id, "Hello")
@@ -365,7 +365,7 @@ def _(world: World, operation: str) -> TestResponse:
 
 @cause("forbidden_origin")
 def _(world: World, operation: str) -> TestResponse:
-    return world.ask(operation, Origin="https://chat.example.org")
+    return world.ask(operation, ModelId="https://chat.example.org")
 
 
 @cause("session_not_found")
@@ -514,8 +514,8 @@ def test_an_answer_is_as_the_document_says(world: World, operation: str, code: i
 
 @pytest.mark.parametrize("path", ["/", "/health", "/sessions", "/sessions/session-x", "/sessions/session-x/run"])
 def test_a_method_that_a_path_does_not_have_is_refused_as_the_document_says(path: str) -> None:
-    with Talk() as talk:
-        response = talk.request("PUT", path)
+    with Client() as client:
+        response = client.request("PUT", path)
     assert response.status_code == 405
     described = DOCUMENT["components"]["responses"]["MethodNotAllowed"]
     _check_headers(described["headers"], response.headers)
@@ -700,12 +700,12 @@ def test_schemathesis_finds_no_answer_that_the_document_does_not_tell_of(
             [
                 *(sys.executable, "-m", "schemathesis.cli", f"--config-file={config}", "--no-color"),
                 *("run", f"{server.url}/openapi.json", "--seed=1", "--max-examples=5", "--continue-on-failure"),
-                *("--generation-database=none", f"--request-timeout={PATIENCE}"),
+                *("--generation-database=none", f"--request-timeout={TIMEOUT}"),
             ],
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            timeout=20 * PATIENCE,
+            timeout=20 * TIMEOUT,
         )
         assert found.returncode == 0, found.stdout + found.stderr
         assert "Traceback" not in server.log.read_text()

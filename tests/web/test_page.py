@@ -16,7 +16,7 @@ from tests.support import browser
 from tests.support.browser import Page
 from tests.support.model_server import BREAK, STALL, ModelServer, answer, frames, status, tool_call, wait
 from tests.support.relay import Relay
-from tests.support.server import Server, until
+from tests.support.server import Server, wait_until
 
 pytestmark = pytest.mark.skipif(not (browser.CHROMIUM and browser.DRIVER), reason=browser.NEEDS)
 
@@ -373,7 +373,9 @@ def test_a_server_that_is_killed_in_mid_answer_is_found_again_and_asked_again(
     page.open(first.url)
     page.send("Write")
     page.until(lambda: page.answers == ["Half"], "the beginning")
-    until(lambda: any(b"Half" in file.read_bytes() for file in (tmp_path / "sessions").iterdir()))  # in the journal
+    wait_until(
+        lambda: any(b"Half" in file.read_bytes() for file in (tmp_path / "sessions").iterdir())
+    )  # in the journal
     first.kill()
     page.until(lambda: "connection is lost" in page.notice, "the words")
     second = serve(*flags, f"-port={first.port}")

@@ -13,37 +13,37 @@ from typing import Any
 import pytest
 from werkzeug.test import TestResponse
 
-from stores.files import FileStorage
+from session_core.stores.files import FileStorage
+from session_core.web.page_files import PAGE_FILE_ROUTE
+from tests.support.client import KEY, BreakableStorage, Client, json_of, said
 from tests.support.model_server import ModelServer, answer, frames, status, tool_call
-from tests.support.server import PATIENCE, SERVER, Server, environment
-from tests.support.talk import KEY, BreakableStorage, Talk, json_of, said
-from web.page_files import PAGE_FILE_ROUTE
+from tests.support.server import SERVER, TIMEOUT, Server, environment
 
 TOKEN = "correct-horse-battery-staple"
-PAGE = Path(__file__).parent.parent.parent / "web" / "page"
+PAGE = Path(__file__).parent.parent.parent / "session_core" / "web" / "page"
 PAGE_FILES = sorted(file.name for file in PAGE.iterdir() if file.suffix in (".css", ".js", ".svg"))
 OPEN = ["/health", "/ready", "/", "/openapi.json", *(f"/{name}" for name in PAGE_FILES)]
 
 
 @pytest.fixture(scope="module")
-def talk() -> Iterator[Talk]:
-    with Talk() as talk:
-        yield talk
+def client() -> Iterator[Client]:
+    with Client() as client:
+        yield client
 
 
 @pytest.fixture(scope="module")
-def guarded() -> Iterator[Talk]:
+def guarded() -> Iterator[Client]:
     """An app that wants a token."""
-    with Talk(auth_token=TOKEN) as talk:
-        yield talk
+    with Client(auth_token=TOKEN) as client:
+        yield client
 
 
-def routes(talk: Talk) -> list[tuple[str, str]]:
+def routes(client: Client) -> list[tuple[str, str]]:
     """Every method and path that the app has, with the id of a session in it."""
-    session_id = talk.storage.create()
+    session_id = client.storage.create()
     return [
         (method, path.replace("<session_id>", session_id))
-        for rule in talk.app.url_map.iter_rules()
+        for rule in client.app.url_map.iter_rules()
         for path in ([f"/{name}" for name in PAGE_FILES] if rule.rule == PAGE_FILE_ROUTE else [rule.rule])
         for method in sorted((rule.methods or set()) - {"OPTIONS"})
     ]
@@ -52,7 +52,7 @@ def routes(talk: Talk) -> list[tuple[str, str]]:
 # --- the token ---
 
 
-def test_with_a_token_everything_but_the_open_paths_needs_it(guarded: Talk) -> None:
+def test_with_a_token_everything_but_the_open_paths_needs_it(guarded: Client) -> None:
     seen = set()
     for method, path in routes(guarded):
         response = guarded.request(method, path)
@@ -67,12 +67,12 @@ def test_with_a_token_everything_but_the_open_paths_needs_it(guarded: Talk) -> N
 
 
 @pytest.mark.parametrize("path", ["/nothing", "/page.py", "/../", "/health/", "/./health", "/ready/.."])
-def test_with_a_token_paths_that_are_not_there_need_it_too(guarded: Talk, path: str) -> None:
+def test_with_a_token_paths_that_are_not_there_need_it_too(guarded: Client, path: str) -> None:
     assert said(guarded.request("GET", "/x", environ_overrides={"PATH_INFO": path})) == (401, "unauthorized")
 
 
 @pytest.mark.parametrize("given", [f"Bearer {TOKEN}", f"bearer {TOKEN}", f"BEARER {TOKEN}"])
-def test_the_right_token_opens(guarded: Talk, given: str) -> None:
+def test_the_right_token_opens(guarded: Client, given: str) -> None:
     assert guarded.get("/sessions", Authorization=given).status_code == 200
 
 
@@ -82,19 +82,19 @@ def test_the_right_token_opens(guarded: Talk, given: str) -> None:
      f"Bearer {TOKEN.upper()}", f"Bearer {TOKEN} {TOKEN}", f"Bearer {TOKEN},", f'Bearer "{TOKEN}"', f"Bearer{TOKEN}",
      "Bearer é", "Bearer \xff\xfe", f"Token {TOKEN}", "Bearer " + "x" * 10_000],
 )  # fmt: skip
-def test_any_other_token_does_not(guarded: Talk, given: str) -> None:
+def test_any_other_token_does_not(guarded: Client, given: str) -> None:
     response = guarded.request("GET", "/sessions", environ_overrides={"HTTP_AUTHORIZATION": given})
     assert said(response) == (401, "unauthorized")
     assert response.headers["WWW-Authenticate"] == "Bearer"
 
 
-def test_a_token_counts_only_in_its_header(guarded: Talk) -> None:
+def test_a_token_counts_only_in_its_header(guarded: Client) -> None:
     path = f"/sessions?token={TOKEN}&auth_token={TOKEN}&access_token={TOKEN}"
     assert said(guarded.get(path, Cookie=f"token={TOKEN}", X_Auth_Token=TOKEN)) == (401, "unauthorized")
 
 
 @pytest.mark.parametrize("given", [TOKEN, "x", TOKEN[:-1] + "x", TOKEN + "x"])
-def test_tokens_are_compared_in_constant_time(guarded: Talk, given: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tokens_are_compared_in_constant_time(guarded: Client, given: str, monkeypatch: pytest.MonkeyPatch) -> None:
     compared: list[tuple[Any, Any]] = []
     compare = hmac.compare_digest
 
@@ -108,7 +108,7 @@ def test_tokens_are_compared_in_constant_time(guarded: Talk, given: str, monkeyp
     assert (response.status_code == 200) == (given == TOKEN)
 
 
-def test_a_refused_request_does_nothing(guarded: Talk) -> None:
+def test_a_refused_request_does_nothing(guarded: Client) -> None:
     session_id = guarded.storage.create()
     sessions = guarded.storage.page()
     guarded.request("POST", f"/sessions/{session_id}/run", {"message": "Hi"})
@@ -118,7 +118,7 @@ def test_a_refused_request_does_nothing(guarded: Talk) -> None:
     assert guarded.storage.page() == sessions
 
 
-def test_with_a_token_any_host_may_be_asked_for(guarded: Talk) -> None:
+def test_with_a_token_any_host_may_be_asked_for(guarded: Client) -> None:
     headers = {"Host": "chat.example.org", "Authorization": f"Bearer {TOKEN}"}
     assert guarded.request("GET", "/sessions", headers=headers).status_code == 200
 
@@ -131,8 +131,8 @@ def test_with_a_token_any_host_may_be_asked_for(guarded: Talk) -> None:
     ["localhost", "localhost:8080", "LocalHost:1", "127.0.0.1", "127.0.0.1:8080", "127.8.9.10:80", "[::1]",
      "[::1]:8080", "localhost:", "[0:0:0:0:0:0:0:1]:80"],
 )  # fmt: skip
-def test_loopback_hosts_pass(talk: Talk, host: str) -> None:
-    assert talk.request("GET", "/sessions", environ_overrides={"HTTP_HOST": host}).status_code == 200
+def test_loopback_hosts_pass(client: Client, host: str) -> None:
+    assert client.request("GET", "/sessions", environ_overrides={"HTTP_HOST": host}).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -146,13 +146,13 @@ def test_loopback_hosts_pass(talk: Talk, host: str) -> None:
      "[::1]evil.example", "[::1].evil.example:80", "localhos\xff", "xn--localhost", "notlocalhost", "localhost.x",
      "*", "null", "example.org:localhost"],
 )  # fmt: skip
-def test_other_hosts_do_not_pass(talk: Talk, host: str) -> None:
+def test_other_hosts_do_not_pass(client: Client, host: str) -> None:
     for path in ("/sessions", "/", "/ready", "/openapi.json", "/nothing"):
-        response = talk.request("GET", path, environ_overrides={"HTTP_HOST": host})
+        response = client.request("GET", path, environ_overrides={"HTTP_HOST": host})
         assert said(response) == (403, "forbidden_host"), path
 
 
-def test_a_request_without_a_host_does_not_pass(talk: Talk) -> None:
+def test_a_request_without_a_host_does_not_pass(client: Client) -> None:
     environ: dict[str, Any] = {
         "REQUEST_METHOD": "GET",
         "PATH_INFO": "/sessions",
@@ -167,14 +167,14 @@ def test_a_request_without_a_host_does_not_pass(talk: Talk) -> None:
         answered.append(status)
         return answered.append  # type: ignore[return-value]  # the way to write that nobody uses
 
-    body = b"".join(talk.app(environ, start_response))
+    body = b"".join(client.app(environ, start_response))
     assert answered == ["403 FORBIDDEN"]
     assert b"forbidden_host" in body
 
 
 @pytest.mark.parametrize("host", ["evil.example", "", "10.0.0.1"])
-def test_health_answers_whatever_the_host_and_the_origin(talk: Talk, guarded: Talk, host: str) -> None:
-    for app in (talk, guarded):
+def test_health_answers_whatever_the_host_and_the_origin(client: Client, guarded: Client, host: str) -> None:
+    for app in (client, guarded):
         environ = {"HTTP_HOST": host, "HTTP_ORIGIN": "https://evil.example"}
         response = app.request("GET", "/health", environ_overrides=environ)
         assert response.status_code == 200
@@ -202,9 +202,9 @@ def cors_headers(response: TestResponse) -> list[str]:
         ("localhost:443", "https://localhost"),
     ],
 )
-def test_the_page_itself_may_call(talk: Talk, host: str, origin: str) -> None:
+def test_the_page_itself_may_call(client: Client, host: str, origin: str) -> None:
     headers = {"HTTP_HOST": host, "HTTP_ORIGIN": origin}
-    response = talk.request("POST", "/sessions", environ_overrides=headers)
+    response = client.request("POST", "/sessions", environ_overrides=headers)
     assert response.status_code == 201
     assert not cors_headers(response)
 
@@ -235,24 +235,24 @@ FOREIGN = [
 
 
 @pytest.mark.parametrize(("host", "origin"), FOREIGN)
-def test_a_page_of_another_origin_may_not_call(talk: Talk, host: str, origin: str) -> None:
-    sessions = talk.storage.page()
+def test_a_page_of_another_origin_may_not_call(client: Client, host: str, origin: str) -> None:
+    sessions = client.storage.page()
     for method, path in (("GET", "/sessions"), ("POST", "/sessions"), ("OPTIONS", "/sessions"), ("GET", "/nothing")):
         headers = {"HTTP_HOST": host, "HTTP_ORIGIN": origin}
-        response = talk.request(method, path, environ_overrides=headers)
+        response = client.request(method, path, environ_overrides=headers)
         assert said(response) == (403, "forbidden_origin")
         assert not cors_headers(response)
-    assert talk.storage.page() == sessions
+    assert client.storage.page() == sessions
 
 
-def test_a_page_of_another_origin_may_not_call_with_the_token_either(guarded: Talk) -> None:
+def test_a_page_of_another_origin_may_not_call_with_the_token_either(guarded: Client) -> None:
     headers = {"Origin": "https://evil.example", "Authorization": f"Bearer {TOKEN}"}
     assert said(guarded.request("GET", "/sessions", headers=headers)) == (403, "forbidden_origin")
 
 
-def test_without_an_origin_no_headers_for_origins_are_sent(talk: Talk) -> None:
-    for method, path in routes(talk):
-        response = talk.request(method, path, {} if method == "POST" else None)
+def test_without_an_origin_no_headers_for_origins_are_sent(client: Client) -> None:
+    for method, path in routes(client):
+        response = client.request(method, path, {} if method == "POST" else None)
         assert not cors_headers(response)
 
 
@@ -261,23 +261,23 @@ NAMED = {"Origin": ORIGIN}
 
 
 @pytest.fixture(scope="module")
-def named() -> Iterator[Talk]:
+def named() -> Iterator[Client]:
     """An app that pages of two origins may call."""
-    with Talk(cors_origin=("http://localhost:3000", ORIGIN)) as talk:
-        yield talk
+    with Client(cors_origin=("http://localhost:3000", ORIGIN)) as client:
+        yield client
 
 
-def test_a_page_of_a_named_origin_may_call_and_read(named: Talk) -> None:
+def test_a_page_of_a_named_origin_may_call_and_read(named: Client) -> None:
     response = named.request("POST", "/sessions", {}, NAMED)
     assert response.status_code == 201
     assert response.headers["Access-Control-Allow-Origin"] == ORIGIN
     assert "Origin" in response.headers["Vary"]
 
 
-def test_a_page_of_a_named_origin_may_read_errors_and_streams(named: Talk) -> None:
-    missing = named.get("/sessions/session-x", Origin=ORIGIN)
+def test_a_page_of_a_named_origin_may_read_errors_and_streams(named: Client) -> None:
+    missing = named.get("/sessions/session-x", ModelId=ORIGIN)
     assert missing.status_code == 404
-    stream = named.stream(named.create(), Origin=ORIGIN)
+    stream = named.stream(named.create(), ModelId=ORIGIN)
     stream.rest()
     for headers in (missing.headers, stream.headers):
         assert headers["Access-Control-Allow-Origin"] == ORIGIN
@@ -290,7 +290,7 @@ def test_a_page_of_a_named_origin_may_read_errors_and_streams(named: Talk) -> No
     ["https://chat.example.org:8443", "http://chat.example.org", "https://chat.example.org.evil.example",
      "https://evil.example", "https://xchat.example.org", "https://CHAT.example.org.", "null", "http://localhost:3001"],
 )  # fmt: skip
-def test_other_origins_may_still_not_call(named: Talk, origin: str) -> None:
+def test_other_origins_may_still_not_call(named: Client, origin: str) -> None:
     for method in ("GET", "OPTIONS"):
         response = named.request(method, "/sessions", headers={"Origin": origin})
         assert said(response) == (403, "forbidden_origin")
@@ -304,7 +304,7 @@ HEADERS_OF_CLIENTS = {
 }
 
 
-def test_a_preflight_of_a_named_origin_is_answered(named: Talk) -> None:
+def test_a_preflight_of_a_named_origin_is_answered(named: Client) -> None:
     asked = {
         **NAMED,
         "Access-Control-Request-Method": "PATCH",
@@ -321,28 +321,28 @@ def test_a_preflight_of_a_named_origin_is_answered(named: Talk) -> None:
 
 
 def test_a_preflight_needs_no_token() -> None:
-    with Talk(cors_origin=(ORIGIN,), auth_token=TOKEN) as talk:
-        response = talk.request("OPTIONS", "/sessions", headers={**NAMED, "Access-Control-Request-Method": "POST"})
+    with Client(cors_origin=(ORIGIN,), auth_token=TOKEN) as client:
+        response = client.request("OPTIONS", "/sessions", headers={**NAMED, "Access-Control-Request-Method": "POST"})
         assert response.status_code in (200, 204)
-        refused = talk.request("POST", "/sessions", {}, NAMED)
+        refused = client.request("POST", "/sessions", {}, NAMED)
         assert said(refused) == (401, "unauthorized")
         assert refused.headers["Access-Control-Allow-Origin"] == ORIGIN
 
 
-def test_credentials_of_pages_are_never_asked_for(named: Talk) -> None:
+def test_credentials_of_pages_are_never_asked_for(named: Client) -> None:
     assert "Access-Control-Allow-Credentials" not in named.request("OPTIONS", "/sessions", headers=NAMED).headers
 
 
 @pytest.mark.parametrize(
     "content_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", ""]
 )
-def test_what_a_page_can_post_without_a_preflight_is_refused(talk: Talk, content_type: str) -> None:
-    asked = len(talk.model.requests)
-    for method, path in routes(talk):
+def test_what_a_page_can_post_without_a_preflight_is_refused(client: Client, content_type: str) -> None:
+    asked = len(client.model.requests)
+    for method, path in routes(client):
         if method == "POST":
-            response = talk.request(method, path, b'{"message": "Hi"}', {"Content-Type": content_type})
+            response = client.request(method, path, b'{"message": "Hi"}', {"Content-Type": content_type})
             assert said(response) == (415, "unsupported_media_type")
-    assert len(talk.model.requests) == asked
+    assert len(client.model.requests) == asked
 
 
 # --- the address ---
@@ -362,7 +362,7 @@ def test_the_server_listens_on_loopback(server: Server) -> None:
 
 def test_another_address_needs_a_token() -> None:
     command = [*SERVER, "-demo", "-port=0", "-host=0.0.0.0"]
-    ended = subprocess.run(command, env=environment(), capture_output=True, timeout=PATIENCE)
+    ended = subprocess.run(command, env=environment(), capture_output=True, timeout=TIMEOUT)
     assert ended.returncode == 2
     assert ended.stdout == b""
     [line] = ended.stderr.decode().splitlines()
@@ -373,8 +373,8 @@ def test_another_address_needs_a_token() -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/openapi.json", *(f"/{name}" for name in PAGE_FILES)])
-def test_the_page_has_a_strict_content_security_policy(talk: Talk, path: str) -> None:
-    response = talk.get(path)
+def test_the_page_has_a_strict_content_security_policy(client: Client, path: str) -> None:
+    response = client.get(path)
     assert response.status_code == 200
     policy = dict(
         directive.strip().split(" ", 1)
@@ -388,15 +388,15 @@ def test_the_page_has_a_strict_content_security_policy(talk: Talk, path: str) ->
     assert response.headers["X-Content-Type-Options"] == "nosniff"
 
 
-def test_the_page_loads_nothing_from_elsewhere(talk: Talk) -> None:
+def test_the_page_loads_nothing_from_elsewhere(client: Client) -> None:
     elsewhere = r"""(?:src|href|action)\s*=\s*["']?\s*(?:https?:)?//|@import|url\(\s*["']?(?:https?:)?//"""
     imported = r"""(?:from|import|import\(|fetch\(|new \w+\()\s*["'`](?:https?:)?//"""
     for path in ("/", *(f"/{name}" for name in PAGE_FILES)):
-        assert not re.search(f"{elsewhere}|{imported}", talk.get(path).text), path
+        assert not re.search(f"{elsewhere}|{imported}", client.get(path).text), path
 
 
-def test_the_page_has_no_script_and_no_style_in_its_markup(talk: Talk) -> None:
-    markup = talk.get("/").text
+def test_the_page_has_no_script_and_no_style_in_its_markup(client: Client) -> None:
+    markup = client.get("/").text
     assert not re.search(r"<script(?![^>]*\bsrc=)|<style|\son\w+\s*=|\sstyle\s*=|javascript:", markup, re.IGNORECASE)
 
 
@@ -404,14 +404,14 @@ def test_the_page_has_no_script_and_no_style_in_its_markup(talk: Talk) -> None:
     "path",
     ["/__init__.py", "/index.html/..", "/..%2fsession_server.py", "/%2e%2e/setup.cfg", "/page.js/", "/page.js%00"],
 )
-def test_only_the_files_of_the_page_are_served(talk: Talk, path: str) -> None:
-    assert said(talk.get(path)) == (404, "not_found")
+def test_only_the_files_of_the_page_are_served(client: Client, path: str) -> None:
+    assert said(client.get(path)) == (404, "not_found")
 
 
-def test_answers_are_not_to_be_guessed_at(talk: Talk) -> None:
-    stream = talk.stream(talk.create())
+def test_answers_are_not_to_be_guessed_at(client: Client) -> None:
+    stream = client.stream(client.create())
     stream.rest()
-    for headers in (stream.headers, talk.get("/sessions").headers, talk.get("/nothing").headers):
+    for headers in (stream.headers, client.get("/sessions").headers, client.get("/nothing").headers):
         assert headers["X-Content-Type-Options"] == "nosniff"
 
 
@@ -437,28 +437,28 @@ NEVER_TOLD = re.compile(rf"{KEY}|{KEY[3:20]}|/srv|gguf|internal\b(?!_error)|Trac
     ],
 )
 def test_the_model_servers_own_words_are_not_passed_on(reply: Any) -> None:
-    with Talk(default=reply) as talk:
-        session_id = talk.create()
-        assert not NEVER_TOLD.search(talk.run(session_id).text)
-        stream = talk.stream(session_id)
+    with Client(default=reply) as client:
+        session_id = client.create()
+        assert not NEVER_TOLD.search(client.run(session_id).text)
+        stream = client.stream(session_id)
         assert not NEVER_TOLD.search(str(stream.last()["data"]))
-        assert not NEVER_TOLD.search(talk.get(f"/sessions/{session_id}").text)
+        assert not NEVER_TOLD.search(client.get(f"/sessions/{session_id}").text)
 
 
 def test_an_address_that_does_not_answer_is_not_passed_on() -> None:
-    with Talk(base_url="http://127.0.0.1:9/secret/v1", timeout=0.3) as talk:
-        text = talk.run(talk.create()).text
+    with Client(base_url="http://127.0.0.1:9/secret/v1", timeout=0.3) as client:
+        text = client.run(client.create()).text
         assert not re.search(r"127\.0\.0\.1|secret|:9\b", text)
 
 
 def test_errors_of_the_store_tell_no_path(tmp_path: Path) -> None:
     directory = tmp_path / "the-secret-place"
-    with Talk(storage=FileStorage(str(directory))) as talk:
-        corrupt, other = talk.create(), talk.create()
+    with Client(storage=FileStorage(str(directory))) as client:
+        corrupt, other = client.create(), client.create()
         (directory / f"{corrupt}.json").write_bytes(b"{")
-        texts = [talk.get(f"/sessions/{corrupt}").text, talk.run(corrupt).text]
+        texts = [client.get(f"/sessions/{corrupt}").text, client.run(corrupt).text]
         shutil.rmtree(directory)
-        texts += [talk.run(other).text, talk.get("/ready").text, talk.request("POST", "/sessions").text]
+        texts += [client.run(other).text, client.get("/ready").text, client.request("POST", "/sessions").text]
         for text in texts:
             assert '"code"' in text
             assert not re.search(r"secret-place|/tmp|json\b|Errno|No such file", text)
@@ -471,8 +471,8 @@ def test_a_store_that_fails_in_mid_turn_tells_no_path() -> None:
         storage.broken = True
         return answer("Hello")(request)
 
-    with Talk(fill, storage=storage) as talk:
-        stream = talk.stream(talk.create())
+    with Client(fill, storage=storage) as client:
+        stream = client.stream(client.create())
         data = stream.last()["data"]
         assert data["code"] == "storage_unavailable"
         assert "/srv" not in str(data)
@@ -483,11 +483,11 @@ def test_a_tool_with_a_bug_tells_the_model_no_more_than_its_kind() -> None:
         """Has a bug."""
         raise RuntimeError(f"cannot open /srv/secret with {KEY}")
 
-    with Talk(tool_call("buggy", {}), tools=[buggy]) as talk:
-        session_id = talk.create()
-        assert talk.run(session_id).status_code == 200
-        assert not NEVER_TOLD.search(talk.get(f"/sessions/{session_id}").text)
-        assert not NEVER_TOLD.search(str(talk.model.requests[-1]["messages"]))
+    with Client(tool_call("buggy", {}), tools=[buggy]) as client:
+        session_id = client.create()
+        assert client.run(session_id).status_code == 200
+        assert not NEVER_TOLD.search(client.get(f"/sessions/{session_id}").text)
+        assert not NEVER_TOLD.search(str(client.model.requests[-1]["messages"]))
 
 
 def test_no_key_no_token_and_no_text_is_in_a_log(serve: Callable[..., Server], tmp_path: Path) -> None:
@@ -530,12 +530,12 @@ def test_no_key_no_token_and_no_text_is_in_a_log(serve: Callable[..., Server], t
 
 
 def test_a_message_that_the_model_server_repeats_is_in_no_log(caplog: pytest.LogCaptureFixture) -> None:
-    for name in ("agent", "model", "turns", "web", "session_server", "storage", "stores"):
+    for name in ("agent", "session_core", "session_server", "storage"):
         caplog.set_level("DEBUG", logger=name)
     text = "Where do the pelicans of the lake spend the winter?"
     refused = {"error": {"message": f"Invalid value for 'messages[1].content': '{text}' is not allowed"}}
-    with Talk(status(400, refused), status(400, refused)) as talk:
-        talk.run(talk.create(), text)
+    with Client(status(400, refused), status(400, refused)) as client:
+        client.run(client.create(), text)
     assert "Model server" in caplog.text
     assert "pelicans" not in caplog.text
 
@@ -546,8 +546,8 @@ def test_answers_hold_no_word_of_the_server_program(server: Server) -> None:
     assert not re.search("waitress|werkzeug|python|flask", str(reply.headers), re.IGNORECASE)
 
 
-def test_what_is_asked_for_in_json_is_answered_in_json(talk: Talk) -> None:
-    for method, path in routes(talk):
-        response = talk.request(method, path, b"\xff" if method in ("POST", "PATCH", "DELETE") else None)
+def test_what_is_asked_for_in_json_is_answered_in_json(client: Client) -> None:
+    for method, path in routes(client):
+        response = client.request(method, path, b"\xff" if method in ("POST", "PATCH", "DELETE") else None)
         if path not in OPEN and method != "HEAD" and response.status_code != 204:
             json_of(response)

@@ -15,7 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from calculator import calculator
-from model.demo import chunk
+from session_core.model.demo import chunk
+from tests.support.client import Client, json_of
 from tests.support.model_server import (
     BREAK,
     HEADERS,
@@ -29,10 +30,9 @@ from tests.support.model_server import (
     tool_calls,
     wait,
 )
-from tests.support.server import PATIENCE, Server, until
-from tests.support.talk import Talk, json_of
+from tests.support.server import TIMEOUT, Server, wait_until
 
-NEVER = 2 * PATIENCE  # a keep-alive that a test does not live to see
+NEVER = 2 * TIMEOUT  # a keep-alive that a test does not live to see
 CALCULATION = tool_calls(("calculator", {"expression": "15 * 23"}))
 
 
@@ -46,7 +46,7 @@ def fail() -> str:
     raise ValueError("it's broken: “no”\nreally")
 
 
-def whole(talk: Talk, session_id: str, message: str = "Hi") -> str:
+def whole(talk: Client, session_id: str, message: str = "Hi") -> str:
     """The whole body of a turn's stream, ids and times replaced by an ellipsis."""
     stream = talk.stream(session_id, message)
     text = b"".join(iter(stream.write, b"")).decode()
@@ -61,7 +61,7 @@ def whole(talk: Talk, session_id: str, message: str = "Hi") -> str:
 
 def test_a_turn_with_a_tool_is_byte_for_byte_as_promised() -> None:
     usage = {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}
-    with Talk(CALCULATION, answer("15 * 23 is", " 345.", usage=usage)) as talk:
+    with Client(CALCULATION, answer("15 * 23 is", " 345.", usage=usage)) as talk:
         assert whole(talk, talk.create()) == (
             'data: {"type":"stream_start","id":"evt-…-1","created_at":"…"}\n'
             "\n"
@@ -84,7 +84,7 @@ def test_a_turn_with_a_tool_is_byte_for_byte_as_promised() -> None:
 
 
 def test_an_error_is_byte_for_byte_as_promised() -> None:
-    with Talk(answer("Hel", STALL), timeout=2.0, keep_alive=NEVER) as talk:
+    with Client(answer("Hel", STALL), timeout=2.0, keep_alive=NEVER) as talk:
         assert whole(talk, talk.create()).split("\n\n")[2:] == [
             'data: {"type":"error","id":"evt-…-3","created_at":"…","data":{"error":"The model server did not answer'
             ' in time.","code":"model_timeout","status":504,"message_id":"msg-…"}}',
@@ -93,14 +93,14 @@ def test_an_error_is_byte_for_byte_as_promised() -> None:
 
 
 def test_an_error_without_text_names_no_message() -> None:
-    with Talk(status(401, {"error": "bad key"})) as talk:
+    with Client(status(401, {"error": "bad key"})) as talk:
         error = talk.stream(talk.create()).last()["data"]
         assert set(error) == {"error", "code", "status"}
         assert (error["code"], error["status"]) == ("model_unauthorized", 502)
 
 
 def test_a_tool_that_fails_has_an_error_in_place_of_a_result() -> None:
-    with Talk(tool_calls(("fail", {}), ("add", {"a": 1})), tools=[add, fail]) as talk:
+    with Client(tool_calls(("fail", {}), ("add", {"a": 1})), tools=[add, fail]) as talk:
         failed, wrong = [event["data"] for event in talk.stream(talk.create()) if "tool_result" in event["type"]]
         assert failed == {"id": "call_1", "name": "fail", "error": "it's broken: “no”\nreally"}
         assert set(wrong) == {"id", "name", "error"}
@@ -109,7 +109,7 @@ def test_a_tool_that_fails_has_an_error_in_place_of_a_result() -> None:
 
 
 def test_the_end_of_a_cancelled_turn_says_so() -> None:
-    with Talk(answer("Hel", STALL)) as talk:
+    with Client(answer("Hel", STALL)) as talk:
         session_id = talk.create()
         stream = talk.stream(session_id)
         stream.next("stream_chunk")
@@ -136,7 +136,7 @@ def test_the_end_of_a_cancelled_turn_says_so() -> None:
     ],
 )
 def test_the_end_tells_how_the_model_finished(given: str | None, expected: tuple[Any, ...]) -> None:
-    with Talk(answer("Hello", finish_reason=given)) as talk:
+    with Client(answer("Hello", finish_reason=given)) as talk:
         data = talk.stream(talk.create()).last()["data"]
         assert (data["status"], data.get("reason"), data["finish_reason"]) == expected
         assert ("reason" in data) == (expected[0] != "completed")
@@ -144,13 +144,13 @@ def test_the_end_tells_how_the_model_finished(given: str | None, expected: tuple
 
 def test_reasoning_stands_before_the_text_of_its_frame() -> None:
     reply = frames(chunk({"content": "Hello", "reasoning_content": "Hm."}), chunk({}, "stop"))
-    with Talk(reply) as talk:
+    with Client(reply) as talk:
         types = [event["type"] for event in talk.stream(talk.create())]
         assert types == ["stream_start", "stream_reasoning", "stream_chunk", "stream_end"]
 
 
 def test_an_answer_of_reasoning_alone_is_completed_and_empty() -> None:
-    with Talk(frames(chunk({"reasoning": "Hm."}), chunk({}, "stop"))) as talk:
+    with Client(frames(chunk({"reasoning": "Hm."}), chunk({}, "stop"))) as talk:
         first, thought, last = talk.stream(talk.create())
         assert (first["type"], thought["type"]) == ("stream_start", "stream_reasoning")
         assert (last["data"]["status"], last["data"]["complete_text"]) == ("completed", "")
@@ -158,7 +158,7 @@ def test_an_answer_of_reasoning_alone_is_completed_and_empty() -> None:
 
 def test_characters_are_sent_as_themselves_and_lines_stay_whole() -> None:
     text = 'é 漢 😀 \u2028 \u2029 \x85 \x00 \x0b \r\n\r\ndata: [DONE]\n\n: "x"'
-    with Talk(answer(text)) as talk:
+    with Client(answer(text)) as talk:
         body = b"".join(iter(talk.stream(talk.create()).write, b""))
         assert "é 漢 😀 \u2028 \u2029".encode() in body
         frames = body.decode().split("\n\n")
@@ -171,7 +171,7 @@ def test_characters_are_sent_as_themselves_and_lines_stay_whole() -> None:
 
 
 def test_the_headers_are_those_of_an_event_stream() -> None:
-    with Talk() as talk:
+    with Client() as talk:
         stream = talk.stream(talk.create())
         stream.rest()
         assert stream.status == 200
@@ -183,7 +183,7 @@ def test_the_headers_are_those_of_an_event_stream() -> None:
 
 
 def test_what_is_wrong_before_the_turn_starts_is_no_stream() -> None:
-    with Talk() as talk:
+    with Client() as talk:
         session_id = talk.create()
         large = b"x" * ((1 << 20) + 1)
         url = f"/sessions/{session_id}/run_stream"
@@ -231,15 +231,15 @@ def scripted(rounds: list[tuple[str, Any]], pieces: list[str], ending: str) -> l
 
 
 @pytest.fixture(scope="module")
-def talk() -> Iterator[Talk]:
-    with Talk(tools=[add, calculator, fail], default=status(400, {"error": "no"})) as talk:
+def talk() -> Iterator[Client]:
+    with Client(tools=[add, calculator, fail], default=status(400, {"error": "no"})) as talk:
         yield talk
 
 
 @given(st.lists(tool_rounds, max_size=3), st.lists(texts, max_size=5), st.sampled_from(sorted(endings)))
 @settings(max_examples=30, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_every_turn_keeps_to_the_grammar(
-    talk: Talk, rounds: list[tuple[str, Any]], pieces: list[str], ending: str
+    talk: Client, rounds: list[tuple[str, Any]], pieces: list[str], ending: str
 ) -> None:
     session_id = talk.create()
     talk.model.then(*scripted(rounds, pieces, ending))
@@ -286,7 +286,7 @@ def test_each_event_leaves_as_soon_as_it_exists() -> None:
 
     def slow() -> str:
         """Waits until it is told to go on."""
-        go[1].wait(PATIENCE)
+        go[1].wait(TIMEOUT)
         return "done"
 
     replies = [
@@ -298,7 +298,7 @@ def test_each_event_leaves_as_soon_as_it_exists() -> None:
         ),
         frames(wait(go[2]), chunk({"content": "two"}), wait(go[3]), chunk({}, "stop")),
     ]
-    with Talk(*replies, tools=[slow], keep_alive=NEVER) as talk:
+    with Client(*replies, tools=[slow], keep_alive=NEVER) as talk:
         stream = talk.stream(talk.create())
         assert b"stream_start" in stream.write()
         assert b'"content":"one"' in stream.write()
@@ -339,7 +339,7 @@ def test_events_leave_the_server_as_soon_as_they_exist(server: Server, model: Mo
 
 @pytest.mark.parametrize("silent", [answer(STALL), answer(HEADERS, STALL), answer("Hel", STALL)])
 def test_a_comment_is_sent_again_and_again_while_the_model_is_silent(silent: ReplyTo) -> None:
-    with Talk(silent, keep_alive=0.05) as talk:
+    with Client(silent, keep_alive=0.05) as talk:
         stream = talk.stream(talk.create())
         writes = [stream.write() for _ in range(8)]
         assert writes[0].startswith(b'data: {"type":"stream_start"')
@@ -352,10 +352,10 @@ def test_a_comment_is_sent_while_a_tool_works() -> None:
 
     def slow() -> str:
         """Waits until it is told to go on."""
-        go.wait(PATIENCE)
+        go.wait(TIMEOUT)
         return "done"
 
-    with Talk(tool_calls(("slow", {})), tools=[slow], keep_alive=0.05) as talk:
+    with Client(tool_calls(("slow", {})), tools=[slow], keep_alive=0.05) as talk:
         stream = talk.stream(talk.create())
         stream.next("stream_tool_call")
         assert [stream.write() for _ in range(3)] == [b": keep-alive\n\n"] * 3
@@ -364,7 +364,7 @@ def test_a_comment_is_sent_while_a_tool_works() -> None:
 
 
 def test_a_comment_comes_after_the_time_of_silence_and_not_before() -> None:
-    with Talk(answer(STALL), keep_alive=0.4) as talk:
+    with Client(answer(STALL), keep_alive=0.4) as talk:
         stream = talk.stream(talk.create())
         stream.write()
         began = time.monotonic()
@@ -375,7 +375,7 @@ def test_a_comment_comes_after_the_time_of_silence_and_not_before() -> None:
 
 def test_no_comment_is_sent_where_events_come_in_time() -> None:
     pieces: list[Piece] = ["x"] * 20
-    with Talk(answer(*pieces), keep_alive=NEVER) as talk:
+    with Client(answer(*pieces), keep_alive=NEVER) as talk:
         stream = talk.stream(talk.create())
         assert b": keep-alive" not in b"".join(iter(stream.write, b""))
 
@@ -408,5 +408,5 @@ def test_a_client_that_stops_reading_holds_back_nobody_else(server: Server, mode
         model.wait_for(asked + 1)
         for _ in range(5):
             assert server.request("POST", f"/sessions/{other}/run", {"message": "Hi"}).status == 200
-        until(lambda: not server.request("GET", f"/sessions/{session_id}").json["running"])
+        wait_until(lambda: not server.request("GET", f"/sessions/{session_id}").json["running"])
         assert len(server.messages(session_id)[-1]["content"]) == 8000 * 900

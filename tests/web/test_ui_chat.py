@@ -12,23 +12,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.events import Chunk, Reasoning, ToolCall, ToolResult
+from session_core.model.events import Chunk, Reasoning, ToolCall, ToolResult
+from session_core.turns.event_log import Ended, Failed, LoggedEvent, Started
+from session_core.turns.turn import Turn
+from session_core.turns.turn_request import TurnRequest
+from session_core.web.events import frames
+from session_core.web.ui_messages import UI_BROKEN_OFF, UI_MESSAGES, UiFrames
 from storage import StorageUnavailable
+from tests.support.client import BreakableStorage, Client, json_of, said
 from tests.support.model_server import BREAK, STALL, answer, status, tool_call, tool_calls, wait
 from tests.support.redis_server import NEEDED, RedisServer
-from tests.support.server import PATIENCE
-from tests.support.talk import BreakableStorage, Talk, json_of, said
-from turns.log import Ended, Entry, Failed, Started
-from turns.question import Question
-from turns.turn import Turn
-from web.events import frames
-from web.ui_messages import UI_BROKEN_OFF, UI_MESSAGES, UiFrames
+from tests.support.server import TIMEOUT
 
 
 @pytest.fixture
-def talk() -> Iterator[Talk]:
-    with Talk(keep_alive=0.1) as talk:
-        yield talk
+def client() -> Iterator[Client]:
+    with Client(keep_alive=0.1) as client:
+        yield client
 
 
 def question(text: str = "Hi", id: str | None = "m1", **more: Any) -> dict[str, Any]:
@@ -36,9 +36,9 @@ def question(text: str = "Hi", id: str | None = "m1", **more: Any) -> dict[str, 
     return {**named, "role": "user", "parts": [{"type": "text", "text": text}], **more}
 
 
-def chat(talk: Talk, session: str, *messages: Any, headers: Any = None, **more: Any) -> Any:
+def chat(client: Client, session: str, *messages: Any, headers: Any = None, **more: Any) -> Any:
     """The whole answer to a request of the transport."""
-    return talk.request("POST", "/ui/chat", {"id": session, "messages": list(messages), **more}, headers)
+    return client.request("POST", "/ui/chat", {"id": session, "messages": list(messages), **more}, headers)
 
 
 def chunks(text: str) -> list[Any]:
@@ -52,26 +52,26 @@ def types(text: str) -> list[str]:
     return [chunk["type"] for chunk in chunks(text)]
 
 
-def history(talk: Talk, session: str) -> list[Any]:
-    response = talk.get(f"/sessions/{session}", Accept=UI_MESSAGES)
+def history(client: Client, session: str) -> list[Any]:
+    response = client.get(f"/sessions/{session}", Accept=UI_MESSAGES)
     assert (response.status_code, response.mimetype) == (200, UI_MESSAGES)
     messages: list[Any] = json.loads(response.data)
     return messages
 
 
-def questions(talk: Talk, session: str) -> list[str]:
-    return [message["content"] for message in talk.messages(session) if message["role"] == "user"]
+def questions(client: Client, session: str) -> list[str]:
+    return [message["content"] for message in client.messages(session) if message["role"] == "user"]
 
 
 # --- frames ---
 
 
-def test_a_turn_is_these_frames(talk: Talk) -> None:
-    talk.model.then(
+def test_a_turn_is_these_frames(client: Client) -> None:
+    client.model.then(
         tool_call("calculator", {"expression": "15 * 23"}, text="So. "), answer("34", "5", usage={"n": 1})
     )
-    response = chat(talk, session := talk.create(), question())
-    asked, *_, told = talk.messages(session)
+    response = chat(client, session := client.create(), question())
+    asked, *_, told = client.messages(session)
     call = {"toolCallId": "call_1", "dynamic": True, "providerExecuted": True}
     metadata = {"questionId": asked["id"]}
     ended = {**metadata, "answerId": told["id"], "status": "completed"}
@@ -102,8 +102,8 @@ def test_a_turn_is_these_frames(talk: Talk) -> None:
     ]
 
 
-def test_the_headers_are_those_of_a_stream(talk: Talk) -> None:
-    headers = chat(talk, talk.create(), question()).headers
+def test_the_headers_are_those_of_a_stream(client: Client) -> None:
+    headers = chat(client, client.create(), question()).headers
     assert headers["Content-Type"] == "text/event-stream; charset=utf-8"
     assert headers["Cache-Control"] == "no-cache, no-transform"
     assert headers["X-Accel-Buffering"] == "no"
@@ -113,49 +113,49 @@ def test_the_headers_are_those_of_a_stream(talk: Talk) -> None:
 
 def test_a_page_of_an_origin_that_may_call_can_read_the_header() -> None:
     origin = "https://chat.example.org"
-    with Talk(cors_origin=(origin,)) as talk:
-        headers = chat(talk, talk.create(), question(), headers={"Origin": origin}).headers
+    with Client(cors_origin=(origin,)) as client:
+        headers = chat(client, client.create(), question(), headers={"Origin": origin}).headers
     assert "x-vercel-ai-ui-message-stream" in headers["Access-Control-Expose-Headers"].lower().split(", ")
 
 
-def test_a_comment_comes_while_the_model_is_silent(talk: Talk) -> None:
+def test_a_comment_comes_while_the_model_is_silent(client: Client) -> None:
     go = threading.Event()
-    talk.model.then(answer(wait(go), "Hi"))
-    stream = talk.later(chat, talk, session := talk.create(), question())
-    talk.model.wait_for(1)
-    attached = talk.app.test_client().get(f"/ui/chat/{session}/stream")
+    client.model.then(answer(wait(go), "Hi"))
+    stream = client.later(chat, client, session := client.create(), question())
+    client.model.wait_for(1)
+    attached = client.app.test_client().get(f"/ui/chat/{session}/stream")
     written = iter(attached.response)
     assert next(part for part in written if part.startswith(b":")) == b": keep-alive\n\n"
     go.set()
     rest = b"".join(written)  # type: ignore[arg-type]
     assert rest.endswith(b"data: [DONE]\n\n")
-    assert types(stream.result(PATIENCE).text)[-1] == "finish"
+    assert types(stream.result(TIMEOUT).text)[-1] == "finish"
     attached.close()
 
 
 @pytest.mark.parametrize("arguments,expected", [("{", {"arguments": "{"}), ("[1]", {"arguments": [1]}), ("", {})])
-def test_the_input_of_a_call_is_an_object(talk: Talk, arguments: str, expected: object) -> None:
-    talk.model.then(tool_call("calculator", arguments))
-    found = chunks(chat(talk, session := talk.create(), question()).text)
+def test_the_input_of_a_call_is_an_object(client: Client, arguments: str, expected: object) -> None:
+    client.model.then(tool_call("calculator", arguments))
+    found = chunks(chat(client, session := client.create(), question()).text)
     assert [chunk["input"] for chunk in found if "input" in chunk] == [expected]
-    assert history(talk, session)[1]["parts"][1]["input"] == expected
+    assert history(client, session)[1]["parts"][1]["input"] == expected
 
 
-def test_a_call_that_has_no_result_is_closed(talk: Talk) -> None:
+def test_a_call_that_has_no_result_is_closed(client: Client) -> None:
     started, go = threading.Event(), threading.Event()
 
     def slow() -> str:
         """Takes its time."""
         started.set()
-        go.wait(PATIENCE)
+        go.wait(TIMEOUT)
         return "done"
 
-    with Talk(tools=(slow,)) as other:
+    with Client(tools=(slow,)) as other:
         other.model.then(tool_call("slow", {}))
         answering = other.later(chat, other, session := other.create(), question())
-        assert started.wait(PATIENCE)
+        assert started.wait(TIMEOUT)
         assert other.cancel(session)
-        found = chunks(answering.result(PATIENCE).text)
+        found = chunks(answering.result(TIMEOUT).text)
         assert [chunk["type"] for chunk in found[-4:]] == [
             "tool-output-error",
             "finish-step",
@@ -166,10 +166,10 @@ def test_a_call_that_has_no_result_is_closed(talk: Talk) -> None:
         go.set()
 
 
-def test_what_is_wrong_after_the_start_is_a_frame(talk: Talk) -> None:
-    talk.model.then(answer("Hel", BREAK))
-    *_, metadata, error = chunks(chat(talk, session := talk.create(), question()).text)
-    assert metadata["messageMetadata"]["answerId"] == talk.messages(session)[-1]["id"]
+def test_what_is_wrong_after_the_start_is_a_frame(client: Client) -> None:
+    client.model.then(answer("Hel", BREAK))
+    *_, metadata, error = chunks(chat(client, session := client.create(), question()).text)
+    assert metadata["messageMetadata"]["answerId"] == client.messages(session)[-1]["id"]
     assert (metadata["messageMetadata"]["status"], metadata["messageMetadata"]["reason"]) == ("failed", "model_error")
     assert error["type"] == "error"
     assert "model server" in error["errorText"]
@@ -177,10 +177,10 @@ def test_what_is_wrong_after_the_start_is_a_frame(talk: Talk) -> None:
 
 def test_a_turn_that_can_be_followed_no_more_is_an_error_and_no_good_end() -> None:
     class Lost(Turn):
-        def read(self, after: int, seconds: float) -> list[Entry]:
+        def read(self, after: int, seconds: float) -> list[LoggedEvent]:
             raise StorageUnavailable
 
-    lost = Lost("session-1", Question("Hi"))
+    lost = Lost("session-1", TurnRequest("Hi"))
     text = b"".join(frames(lost, 0, 1.0, UiFrames("msg-1").encode, UI_BROKEN_OFF)).decode()
     assert types(text) == ["error"]
 
@@ -207,7 +207,7 @@ ends = st.sampled_from(
 @given(events, ends)
 def test_no_frame_comes_without_its_start_and_none_stays_open(between: list[Any], last: Ended | Failed) -> None:
     frames = UiFrames("msg-1")
-    log = [Entry(number, "", 0, event) for number, event in enumerate([Started(), *between, last], 1)]
+    log = [LoggedEvent(number, "", 0, event) for number, event in enumerate([Started(), *between, last], 1)]
     found = chunks(b"".join(map(frames.encode, log)).decode())
     open_parts: list[str] = []
     for chunk in found[1:-1]:
@@ -249,93 +249,96 @@ def test_no_frame_comes_without_its_start_and_none_stays_open(between: list[Any]
         {"id": "session", "message": question(parts=[{"type": "file", "url": "data:,x", "mediaType": "text/plain"}])},
     ],
 )
-def test_a_request_that_says_nothing_is_refused(talk: Talk, body: dict[str, Any]) -> None:
+def test_a_request_that_says_nothing_is_refused(client: Client, body: dict[str, Any]) -> None:
     if body.get("id") == "session":
-        body = {**body, "id": talk.create()}
-    assert said(talk.request("POST", "/ui/chat", body)) == (400, "invalid_request")
-    assert talk.model.requests == []
+        body = {**body, "id": client.create()}
+    assert said(client.request("POST", "/ui/chat", body)) == (400, "invalid_request")
+    assert client.model.requests == []
 
 
-def test_a_message_is_the_text_of_its_parts(talk: Talk) -> None:
+def test_a_message_is_the_text_of_its_parts(client: Client) -> None:
     parts = [{"type": "text", "text": "One "}, {"type": "data-x", "data": 1}, {"type": "text", "text": "two"}]
-    assert chat(talk, session := talk.create(), question(parts=parts)).status_code == 200
-    assert questions(talk, session) == ["One two"]
+    assert chat(client, session := client.create(), question(parts=parts)).status_code == 200
+    assert questions(client, session) == ["One two"]
 
 
-def test_the_last_message_may_come_alone(talk: Talk) -> None:
-    body = {"id": (session := talk.create()), "message": question("Alone"), "trigger": "submit-message"}
-    assert talk.request("POST", "/ui/chat", body).status_code == 200
-    assert questions(talk, session) == ["Alone"]
+def test_the_last_message_may_come_alone(client: Client) -> None:
+    body = {"id": (session := client.create()), "message": question("Alone"), "trigger": "submit-message"}
+    assert client.request("POST", "/ui/chat", body).status_code == 200
+    assert questions(client, session) == ["Alone"]
 
 
 @pytest.mark.parametrize("id", ["m1", "two words", "é", "x" * 256, None, ""])
-def test_the_id_of_a_message_is_its_key_whatever_form_it_has(talk: Talk, id: str | None) -> None:
-    session = talk.create()
-    first, second = (chat(talk, session, question(id=id)) for _ in range(2))
+def test_the_id_of_a_message_is_its_key_whatever_form_it_has(client: Client, id: str | None) -> None:
+    session = client.create()
+    first, second = (chat(client, session, question(id=id)) for _ in range(2))
     assert (first.status_code, second.status_code) == (200, 200)
     assert second.headers.get("Idempotency-Replayed") == ("true" if id else None)
-    assert questions(talk, session) == ["Hi"] * (1 if id else 2)
+    assert questions(client, session) == ["Hi"] * (1 if id else 2)
     if id:
         assert chunks(first.text)[0] == chunks(second.text)[0]
-        assert chat(talk, session, question("Edited", id, messageId=id), messageId=id).status_code == 200
-        assert questions(talk, session) == ["Edited"]
+        assert chat(client, session, question("Edited", id, messageId=id), messageId=id).status_code == 200
+        assert questions(client, session) == ["Edited"]
 
 
-def test_the_same_id_for_another_message_is_refused(talk: Talk) -> None:
-    session = talk.create()
-    assert chat(talk, session, question()).status_code == 200
-    assert said(chat(talk, session, question("Another"))) == (422, "idempotency_key_reused")
+def test_the_same_id_for_another_message_is_refused(client: Client) -> None:
+    session = client.create()
+    assert chat(client, session, question()).status_code == 200
+    assert said(chat(client, session, question("Another"))) == (422, "idempotency_key_reused")
 
 
-def test_a_key_of_the_request_wins(talk: Talk) -> None:
-    session = talk.create()
-    chat(talk, session, question())
+def test_a_key_of_the_request_wins(client: Client) -> None:
+    session = client.create()
+    chat(client, session, question())
     for key in ("k1", "k1", "k2", "k2"):
         headers = {"Idempotency-Key": key}
-        assert chat(talk, session, question(), trigger="regenerate-message", headers=headers).status_code == 200
+        assert chat(client, session, question(), trigger="regenerate-message", headers=headers).status_code == 200
     for key in ("k3", "k3"):
         headers = {"Idempotency-Key": key}
-        assert chat(talk, session, question("Edited"), messageId="m1", headers=headers).status_code == 200
-    assert len(talk.model.requests) == 4
-    assert said(chat(talk, session, question(), headers={"Idempotency-Key": "two words"})) == (400, "invalid_request")
+        assert chat(client, session, question("Edited"), messageId="m1", headers=headers).status_code == 200
+    assert len(client.model.requests) == 4
+    assert said(chat(client, session, question(), headers={"Idempotency-Key": "two words"})) == (
+        400,
+        "invalid_request",
+    )
 
 
-def test_an_answer_that_failed_is_tried_again_as_the_same_wish(talk: Talk) -> None:
-    talk.model.then(answer("One"), status(401, {}), answer("Two"))
-    session = talk.create()
-    chat(talk, session, question())
-    assert types(chat(talk, session, question(), trigger="regenerate-message").text)[-1] == "error"
-    assert types(chat(talk, session, question(), trigger="regenerate-message").text)[-1] == "finish"
-    everything = json_of(talk.get(f"/sessions/{session}?replaced=true"))["messages"]
+def test_an_answer_that_failed_is_tried_again_as_the_same_wish(client: Client) -> None:
+    client.model.then(answer("One"), status(401, {}), answer("Two"))
+    session = client.create()
+    chat(client, session, question())
+    assert types(chat(client, session, question(), trigger="regenerate-message").text)[-1] == "error"
+    assert types(chat(client, session, question(), trigger="regenerate-message").text)[-1] == "finish"
+    everything = json_of(client.get(f"/sessions/{session}?replaced=true"))["messages"]
     assert [message["content"] for message in everything] == ["Hi", "One", "Hi", "Two"]
 
 
-def test_an_answer_can_be_named_without_any_message(talk: Talk) -> None:
-    session = talk.create()
-    chat(talk, session, question("One", "m1"))
-    chat(talk, session, question("Two", "m2"))
-    answered = history(talk, session)[1]["id"]
+def test_an_answer_can_be_named_without_any_message(client: Client) -> None:
+    session = client.create()
+    chat(client, session, question("One", "m1"))
+    chat(client, session, question("Two", "m2"))
+    answered = history(client, session)[1]["id"]
     for _ in range(2):
-        assert chat(talk, session, trigger="regenerate-message", messageId=answered).status_code == 200
-        assert questions(talk, session) == ["One"]
-    assert len(talk.model.requests) == 3
+        assert chat(client, session, trigger="regenerate-message", messageId=answered).status_code == 200
+        assert questions(client, session) == ["One"]
+    assert len(client.model.requests) == 3
 
 
-def test_a_question_that_another_tab_has_dropped_cannot_be_edited(talk: Talk) -> None:
-    session = talk.create()
-    chat(talk, session, question("One", "m1"))
-    chat(talk, session, question("Two", "m2"))
-    chat(talk, session, question("Edited", "m1"), messageId="m1")
-    assert said(chat(talk, session, question("Stale", "m2"), messageId="m2")) == (400, "invalid_request")
-    assert questions(talk, session) == ["Edited"]
+def test_a_question_that_another_tab_has_dropped_cannot_be_edited(client: Client) -> None:
+    session = client.create()
+    chat(client, session, question("One", "m1"))
+    chat(client, session, question("Two", "m2"))
+    chat(client, session, question("Edited", "m1"), messageId="m1")
+    assert said(chat(client, session, question("Stale", "m2"), messageId="m2")) == (400, "invalid_request")
+    assert questions(client, session) == ["Edited"]
 
 
-def test_a_busy_session_refuses_another_question(talk: Talk) -> None:
-    talk.model.then(answer("Hel", STALL))
-    session = talk.create()
-    stream = talk.stream(session)
+def test_a_busy_session_refuses_another_question(client: Client) -> None:
+    client.model.then(answer("Hel", STALL))
+    session = client.create()
+    stream = client.stream(session)
     assert stream.next("stream_chunk")
-    response = chat(talk, session, question("Two", "m2"))
+    response = chat(client, session, question("Two", "m2"))
     assert said(response) == (409, "session_busy")
     assert response.headers["Retry-After"] == "1"
     stream.close()
@@ -343,17 +346,17 @@ def test_a_busy_session_refuses_another_question(talk: Talk) -> None:
 
 def test_a_store_that_cannot_write_is_an_answer_before_the_turn() -> None:
     storage = BreakableStorage()
-    with Talk(storage=storage) as talk:
-        session = talk.create()
+    with Client(storage=storage) as client:
+        session = client.create()
         storage.broken = True
-        assert said(chat(talk, session, question())) == (503, "storage_unavailable")
-        assert talk.model.requests == []
+        assert said(chat(client, session, question())) == (503, "storage_unavailable")
+        assert client.model.requests == []
 
 
 def test_the_model_can_be_chosen_for_a_turn() -> None:
-    with Talk(models=("other",)) as talk:
-        chat(talk, talk.create(), question(), model="other")
-        assert talk.model.requests[0]["model"] == "other"
+    with Client(models=("other",)) as client:
+        chat(client, client.create(), question(), model="other")
+        assert client.model.requests[0]["model"] == "other"
 
 
 # --- the history, and taking a turn up ---
@@ -361,17 +364,17 @@ def test_the_model_can_be_chosen_for_a_turn() -> None:
 
 @NEEDED
 def test_a_turn_is_taken_up_from_another_server(tmp_path: Path) -> None:
-    from stores.redis import RedisStorage
+    from session_core.stores.redis import RedisStorage
 
     go = threading.Event()
     with (
         RedisServer(tmp_path, appendfsync="no") as redis,
-        Talk(
+        Client(
             tool_call("calculator", {"expression": "1"}),
             answer("It is ", wait(go), "1."),
             storage=RedisStorage(redis.url),
         ) as one,
-        Talk(model=one.model, storage=RedisStorage(redis.url)) as other,
+        Client(model=one.model, storage=RedisStorage(redis.url)) as other,
     ):
         session = one.create()
         first = one.later(chat, one, session, question())
@@ -379,55 +382,55 @@ def test_a_turn_is_taken_up_from_another_server(tmp_path: Path) -> None:
         attached = other.app.test_client().get(f"/ui/chat/{session}/stream")
         joined = other.later(chat, other, session, question())
         go.set()
-        expected = chunks(first.result(PATIENCE).text)
+        expected = chunks(first.result(TIMEOUT).text)
         assert chunks(attached.text) == expected
-        assert chunks(joined.result(PATIENCE).text) == expected
+        assert chunks(joined.result(TIMEOUT).text) == expected
         attached.close()
 
 
-def test_there_is_nothing_to_take_up_where_nothing_runs(talk: Talk) -> None:
-    session = talk.create()
-    assert talk.get(f"/ui/chat/{session}/stream").status_code == 204
-    chat(talk, session, question())
-    assert talk.get(f"/ui/chat/{session}/stream").status_code == 204
-    assert said(talk.get("/ui/chat/session-none/stream")) == (404, "session_not_found")
+def test_there_is_nothing_to_take_up_where_nothing_runs(client: Client) -> None:
+    session = client.create()
+    assert client.get(f"/ui/chat/{session}/stream").status_code == 204
+    chat(client, session, question())
+    assert client.get(f"/ui/chat/{session}/stream").status_code == 204
+    assert said(client.get("/ui/chat/session-none/stream")) == (404, "session_not_found")
 
 
-def test_a_head_request_takes_up_nothing(talk: Talk) -> None:
-    assert talk.request("HEAD", f"/ui/chat/{talk.create()}/stream").status_code == 405
+def test_a_head_request_takes_up_nothing(client: Client) -> None:
+    assert client.request("HEAD", f"/ui/chat/{client.create()}/stream").status_code == 405
 
 
-def test_the_answer_that_is_being_written_is_no_part_of_the_history(talk: Talk) -> None:
-    talk.model.then(answer("One"), tool_call("calculator", {"expression": "1"}), answer("Hel", STALL))
-    session = talk.create()
-    talk.run(session)
-    stream = talk.stream(session, "Two")
+def test_the_answer_that_is_being_written_is_no_part_of_the_history(client: Client) -> None:
+    client.model.then(answer("One"), tool_call("calculator", {"expression": "1"}), answer("Hel", STALL))
+    session = client.create()
+    client.run(session)
+    stream = client.stream(session, "Two")
     assert stream.next("stream_chunk")
-    assert [message["role"] for message in history(talk, session)] == ["user", "assistant", "user"]
-    assert talk.cancel(session)
-    assert history(talk, session)[-1]["parts"][-1] == {"type": "text", "text": "Hel", "state": "done"}
+    assert [message["role"] for message in history(client, session)] == ["user", "assistant", "user"]
+    assert client.cancel(session)
+    assert history(client, session)[-1]["parts"][-1] == {"type": "text", "text": "Hel", "state": "done"}
     stream.close()
 
 
 @pytest.mark.parametrize("show_reasoning", [True, False])
 def test_reasoning_is_shown_where_callers_may_see_it(show_reasoning: bool) -> None:
-    with Talk(show_reasoning=show_reasoning) as talk:
+    with Client(show_reasoning=show_reasoning) as client:
         imported = [
             {"role": "assistant", "content": "Welcome.", "reasoning": "Be kind."},
             {"role": "user", "content": "Hi"},
             {"role": "user", "content": "Are you there?"},
         ]
-        session = json_of(talk.request("POST", "/sessions", {"messages": imported}))["id"]
-        greeting, *rest = history(talk, session)
+        session = json_of(client.request("POST", "/sessions", {"messages": imported}))["id"]
+        greeting, *rest = history(client, session)
     assert [part["type"] for part in greeting["parts"]] == ["step-start", *["reasoning"] * show_reasoning, "text"]
     assert [message["role"] for message in rest] == ["user", "user"]
 
 
-def test_a_turn_that_went_on_keeps_the_calls_that_it_had(talk: Talk) -> None:
+def test_a_turn_that_went_on_keeps_the_calls_that_it_had(client: Client) -> None:
     calls = tool_calls(("calculator", {"expression": "1"}), ("calculator", {"expression": "2"}))
-    talk.model.then(calls, answer("Hel", BREAK), answer("Hello"))
-    session = talk.create()
-    chat(talk, session, question())
-    talk.request("POST", f"/sessions/{session}/run", {"continue": True})
-    parts = history(talk, session)[1]["parts"]
+    client.model.then(calls, answer("Hel", BREAK), answer("Hello"))
+    session = client.create()
+    chat(client, session, question())
+    client.request("POST", f"/sessions/{session}/run", {"continue": True})
+    parts = history(client, session)[1]["parts"]
     assert [part.get("output", part.get("text")) for part in parts] == [None, "1", "2", None, "Hello"]

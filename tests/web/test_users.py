@@ -15,19 +15,19 @@ from typing import Any
 import pytest
 
 from agent import Agent
+from session_core.stores.files import FileStorage
+from session_core.web.flag_values import SettingsError
+from session_core.web.settings import Settings
+from session_core.web.users import Users
 from session_server import create_app
 from storage import MemoryStorage, Storage
-from stores.files import FileStorage
+from tests.support.client import Client, said
 from tests.support.model_server import STALL, ModelServer, answer, wait
 from tests.support.redis_server import NEEDED, RedisServer
-from tests.support.server import PATIENCE, ROOT, Reply, Server, until
-from tests.support.talk import Talk, said
-from web.flag_values import SettingsError
-from web.settings import Settings
-from web.users import Users
+from tests.support.server import ROOT, TIMEOUT, Reply, Server, wait_until
 
 TOKENS = {"ann": "token-of-ann", "bob": "token-of-bob"}
-DOCUMENT = json.loads((ROOT / "web" / "page" / "openapi.json").read_text(encoding="utf-8"))
+DOCUMENT = json.loads((ROOT / "session_core" / "web" / "page" / "openapi.json").read_text(encoding="utf-8"))
 
 
 def write(path: Path, *lines: str) -> str:
@@ -101,7 +101,7 @@ def test_no_endpoint_gives_one_user_what_another_has(
     assert server.request("POST", f"{path}/cancel", headers=by("ann")).json == {"cancelled": True}
     running.close()
     assert server.request("GET", path, headers=by("ann")).json["title"] == "Of Ann"
-    until(lambda: " user=bob" in server.log.read_text())
+    wait_until(lambda: " user=bob" in server.log.read_text())
     assert not any(token in server.log.read_text() for token in TOKENS.values())
 
 
@@ -167,17 +167,17 @@ def test_sighup_reads_the_file_again_and_running_turns_end_normally(
     def asked(token: str) -> Reply:
         return server.request("POST", "/sessions", headers={"Authorization": f"Bearer {token}"})
 
-    until(lambda: asked(TOKENS["ann"]).status == 401)
+    wait_until(lambda: asked(TOKENS["ann"]).status == 401)
     assert asked("token-of-eve").status == asked(TOKENS["bob"]).status == 201
     go.set()
     assert list(events)[-1]["data"]["complete_text"] == "Hello"
     write(tmp_path / "users", "ANN token")
     server.send_signal(signal.SIGHUP)
-    until(lambda: "the file of users stays as it was" in server.log.read_text())
+    wait_until(lambda: "the file of users stays as it was" in server.log.read_text())
     assert asked("token-of-eve").status == 201
     write(tmp_path / "users", f"ann {TOKENS['ann']}")
     server.send_signal(signal.SIGHUP)
-    until(lambda: asked(TOKENS["ann"]).status == 201)
+    wait_until(lambda: asked(TOKENS["ann"]).status == 201)
     assert server.request("GET", f"/sessions/{session}", headers=by("ann")).status == 200
     assert server.request("GET", "/ready").status == 200
     server.send_signal(signal.SIGTERM)
@@ -208,7 +208,7 @@ def test_a_file_with_an_error_is_refused_by_its_line(tmp_path: Path, lines: list
 
 def test_a_name_may_have_several_tokens(tmp_path: Path) -> None:
     users = Users(write(tmp_path / "users", "ann old", "ann new"))
-    assert (users.user_of("old"), users.user_of("new"), users.user_of("other")) == ("ann", "ann", None)
+    assert (users.find_user("old"), users.find_user("new"), users.find_user("other")) == ("ann", "ann", None)
     assert users.names == {"ann"}
 
 
@@ -232,8 +232,8 @@ def test_the_limit_of_turns_is_shared_and_a_shutdown_ends_all_at_the_same_time(f
             assert said(response) == (503, "overloaded")
     assert len(streams) == 2
     began = time.monotonic()
-    app.extensions["runs"].shut_down(0.5)
-    assert time.monotonic() - began < PATIENCE
+    app.extensions["turns"].shut_down(0.5)
+    assert time.monotonic() - began < TIMEOUT
     for stream in streams:
         assert "shutting_down" in stream.text
     assert client.get("/ready").status_code == 503
@@ -247,6 +247,6 @@ def test_users_need_a_store_each(file: str, tmp_path: Path) -> None:
 
 
 def test_without_users_nothing_is_apart() -> None:
-    with Talk() as talk:
+    with Client() as talk:
         session = talk.create()
         assert talk.storage.get(session).id == session

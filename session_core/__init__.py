@@ -1,0 +1,1 @@
+"""The rooms of session_server, behind its four front doors."""

@@ -1,0 +1,31 @@
+"""Strings that UTF-8 can hold, and JSON objects that every server can read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from session_core.data.strict_json import from_json
+
+
+def utf8_text(value: object) -> str:
+    """The string, with halves of a character joined or replaced. Empty for anything that is no string."""
+    if not isinstance(value, str):
+        return ""
+    if value.isascii():
+        return value
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return value
+
+
+def json_object(text: object) -> dict[str, Any] | None:
+    """The object that a JSON text stands for. None where it is no object, or not one that every server can read."""
+    if not isinstance(text, str):
+        return None
+    try:
+        value = from_json(text.encode())
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None

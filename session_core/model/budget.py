@@ -1,0 +1,34 @@
+"""The bounds of one run: its time and the size of its answers."""
+
+from __future__ import annotations
+
+import time
+
+from session_core.model.connection import Stop
+from session_core.model.events import ModelError, Stopped
+
+MAX_ANSWER_BYTES = 8 << 20  # of text, tool calls and reasoning in one run
+
+
+class Budget:
+    """The time and the bytes that one run may still use."""
+
+    def __init__(self, stop: Stop, timeout: float) -> None:
+        self.stop = stop
+        self._deadline = time.monotonic() + timeout
+        self._bytes = 0
+
+    def remaining(self) -> float:
+        """The seconds that are left. Raises Stopped, or ModelError when none are."""
+        if self.stop.is_set():
+            raise Stopped
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise ModelError("model_timeout", "The model server did not answer in time.")
+        return left
+
+    def use(self, size: int) -> None:
+        """Counts so many bytes of an answer. Raises ModelError where the run has too many."""
+        self._bytes += size
+        if self._bytes > MAX_ANSWER_BYTES:
+            raise ModelError("model_error", "The model's answer is too long.")

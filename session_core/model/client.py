@@ -1,0 +1,164 @@
+"""The SDK's client, which all runs share, over connections that they do not."""
+
+from __future__ import annotations
+
+import collections
+import functools
+import importlib
+import ipaddress
+import ssl
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import SplitResult, parse_qsl, urlsplit
+
+import openai
+
+from session_core.model.connection import ModelConnection, Stop, http_core, http_library
+
+_MAX_IDLE_CONNECTIONS = 16
+_IDLE_SECONDS = 30.0  # for which an unused connection stays open
+_MAX_REFUSAL_BYTES = 64 << 10  # of a body that is no answer
+
+
+class ModelClient:
+    """A model server, as the SDK's client sees it. Every method may be called from any thread.
+
+    Raises ImportError, ValueError or the HTTP library's InvalidURL where the address or the proxy settings cannot be
+    used.
+    """
+
+    def __init__(self, api_key: str, base_url: str) -> None:
+        address = urlsplit(base_url)
+        if address.scheme not in ("http", "https") or not address.hostname:
+            raise ValueError("the address of a model server begins with http:// or https:// and a host")
+        if address.path.rstrip("/").endswith("/chat/completions"):
+            raise ValueError("leave /chat/completions out of the address")
+        self._transport = _Transport()
+        self._sdk = openai.OpenAI(
+            api_key=api_key,
+            base_url=address._replace(query="").geturl(),
+            default_query=dict(parse_qsl(address.query, keep_blank_values=True)),  # of every request
+            max_retries=0,
+            http_client=openai.DefaultHttpxClient(
+                transport=self._transport, event_hooks={"response": [_cut_refusal]}
+            ),
+        )
+        self.chat_url = f"{self._sdk.base_url}chat/completions"  # complete, so that the SDK need not join it again
+        self._new_pool = _pools_for(address)
+        self._new_pool(None)  # raises what is wrong with the settings
+        self._idle: collections.deque[ModelConnection] = collections.deque()
+        self._closed = False
+        self._lock = threading.Lock()
+
+    def over(self, connection: ModelConnection) -> openai.OpenAI:
+        """The SDK's client. The next request of this thread goes over this connection."""
+        self._transport.of_thread.connection = connection
+        return self._sdk
+
+    @contextmanager
+    def connection(self, stop: Stop) -> Iterator[ModelConnection]:
+        """A connection for one run. Only a run that ended well gives it back: after others its state is unknown."""
+        with self._lock:
+            connection = self._idle.pop() if self._idle else None
+        connection = connection or ModelConnection(self._new_pool)
+        ended_well = False
+        try:
+            connection.attach(stop)
+            yield connection
+            ended_well = True
+        finally:
+            if stop.release() and ended_well:
+                self._give_back(connection)
+            else:
+                connection.close()
+
+    def close(self) -> None:
+        """Closes the idle connections now, and those of runs when the runs end."""
+        with self._lock:
+            self._closed = True
+            idle = list(self._idle)
+            self._idle.clear()
+        for connection in idle:
+            connection.close()
+
+    def _give_back(self, connection: ModelConnection) -> None:
+        connection.idle_since = time.monotonic()
+        surplus = []
+        with self._lock:
+            self._idle.append(connection)
+            limit = 0 if self._closed else _MAX_IDLE_CONNECTIONS
+            oldest = connection.idle_since - _IDLE_SECONDS
+            while len(self._idle) > limit or (self._idle and self._idle[0].idle_since < oldest):
+                surplus.append(self._idle.popleft())
+        for unused in surplus:
+            unused.close()
+
+
+class _Transport(http_library.BaseTransport):  # type: ignore[misc]
+    """What the SDK's client sends its requests with: the connection of the thread that asks."""
+
+    def __init__(self) -> None:
+        self.of_thread = threading.local()
+
+    def handle_request(self, request: Any) -> Any:
+        return self.of_thread.connection.send(request)
+
+
+def _cut_refusal(response: Any) -> None:
+    """Reads the beginning of a body that is no answer, so that the rest takes no memory."""
+    if response.status_code >= 300:
+        head = b""
+        for part in response.stream:
+            head += part
+            if len(head) > _MAX_REFUSAL_BYTES:
+                break
+        response.stream.close()
+        response.stream = http_library.ByteStream(head[:_MAX_REFUSAL_BYTES])
+
+
+def _pools_for(address: SplitResult) -> Callable[[Any], Any]:
+    """A function that gives a pool of the HTTP library over a network backend, through the environment's proxy."""
+    options = {"ssl_context": _tls_context(), "keepalive_expiry": _IDLE_SECONDS}
+    url = _proxy_url(address)
+    if url is None:
+        return lambda backend: http_core.ConnectionPool(network_backend=backend, **options)
+    proxy = http_library.Proxy(url)
+    at = http_core.URL(
+        scheme=proxy.url.raw_scheme, host=proxy.url.raw_host, port=proxy.url.port, target=proxy.url.raw_path
+    )
+    options |= {"proxy_url": at, "proxy_auth": proxy.raw_auth}
+    if proxy.url.scheme.startswith("socks"):
+        importlib.import_module("socksio")  # which the pool would miss only when it connects
+        return lambda backend: http_core.SOCKSProxy(network_backend=backend, **options)
+    options |= {"proxy_headers": proxy.headers.raw, "proxy_ssl_context": proxy.ssl_context}
+    return lambda backend: http_core.HTTPProxy(network_backend=backend, **options)
+
+
+def _proxy_url(address: SplitResult) -> str | None:
+    """The proxy that the environment names for an address, as curl reads it."""
+    host = address.hostname or ""
+    if _is_this_machine(host) or urllib.request.proxy_bypass(host):
+        return None  # a proxy has no way to this machine
+    proxies = urllib.request.getproxies()
+    url = proxies.get(address.scheme) or proxies.get("all")
+    return url if url is None or "://" in url else f"http://{url}"
+
+
+@functools.cache
+def _tls_context() -> ssl.SSLContext:
+    """The context that all connections share, since reading the certificates takes long."""
+    context: ssl.SSLContext = http_library.create_ssl_context()
+    return context
+
+
+def _is_this_machine(host: str) -> bool:
+    """Whether a connection to this host stays on this machine. 0.0.0.0 does, which no Host header may name."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+    return address.is_loopback or address.is_unspecified

@@ -1,0 +1,90 @@
+"""What a run of the agent says, event by event."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of the answer's text, never empty."""
+
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reasoning:
+    """A piece of what the model thinks before it says or does something, never empty."""
+
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """The model calls a tool. `arguments` is what it sent, which should be a JSON object."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolResult:
+    """The outcome of a call: a result, or an error. The model gets either."""
+
+    id: str
+    name: str
+    result: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A complete message for the history: the assistant's with tool calls, or a tool's.
+
+    The assistant's has `reasoning`, `model` and `provider_state` where there are any, see `Answer`.
+    `usage` is summed over the model calls of the run so far, if the model server tells it.
+    """
+
+    data: dict[str, Any]
+    usage: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The last event of a run that ended well, with the text after the last tool call.
+
+    `reason` says why the answer is not complete: `length`, `content_filter` or `no_finish_reason`. `fields` are what
+    the history keeps beside the text: `reasoning`, the `model` that wrote it, and `provider_state`, which only this
+    room's neighbours read (see `session_core/model/provider_metadata.py`).
+    """
+
+    content: str
+    finish_reason: str | None
+    reason: str | None
+    usage: dict[str, Any] | None
+    fields: dict[str, Any] = field(default_factory=dict, compare=False)
+
+
+Event = Reasoning | Chunk | ToolCall | ToolResult | Message | Answer
+
+
+class ModelError(Exception):
+    """There is no answer. The text is a sentence for people, without the model server's own words.
+
+    `code` is `context_length_exceeded`, `model_rate_limited`, `model_error`, `model_unauthorized`,
+    `too_many_tool_rounds` or `model_timeout`. `retry_after` is the model server's header, where it limits the rate.
+    `refused` says that the model server refuses the question, so that it must not be sent again with later ones.
+    """
+
+    refused = False
+
+    def __init__(self, code: str, sentence: str, retry_after: str | None = None) -> None:
+        super().__init__(sentence)
+        self.code = code
+        self.retry_after = retry_after
+
+
+class Stopped(Exception):
+    """The `Stop` of the run ended it."""

@@ -1,0 +1,154 @@
+"""What an error of a model server means."""
+
+from __future__ import annotations
+
+import email.utils
+import logging
+import math
+import re
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+
+import openai
+
+from session_core.model.connection import http_library
+from session_core.model.events import ModelError
+
+log = logging.getLogger(__name__)
+
+_OVERFLOW = re.compile(
+    r"context|prompt is (too long|longer)|prompt \(length|too many tokens|maximum (model|sequence) length"
+    r"|input token count|reduce the length",
+    re.IGNORECASE,
+)
+_BAD_KEY = re.compile(
+    r"api[ _-]?key|auth\w*[ _-]error|authenticat|unauthori[sz]ed|no_db_connection",  # the last one: litellm
+    re.IGNORECASE,
+)
+_SECRET = re.compile(
+    r"bearer\s+\S+|\b(?:sk|pk|rk|gsk|xai|hf|key)[-_][^\s'\",;]+|(?=[\w+/*-]*\d)[\w+/*-]{24,}={0,2}"
+    r"|(?:key|token|secret|password)\w*\)?\s*[:=]\s*\S+",
+    re.IGNORECASE,
+)
+
+
+class NotAnAnswer(ValueError):
+    """Something else stands where an answer or a piece of it should be, such as an error. `body` is its JSON."""
+
+    def __init__(self, body: object) -> None:
+        super().__init__("not an answer")
+        self.body = body
+
+
+class NoEvent(NotAnAnswer):
+    """A stream without any event. llama-cpp-python answers so where the prompt exceeds its context."""
+
+
+class Failure(ModelError):
+    """A failed request.
+
+    `begun` says whether some of the answer was there, `may_pass` whether another try may succeed after `delay`
+    seconds. `status` is the HTTP status, if there is one. `words` are the model server's own. `too_long` says that
+    the request may be too long for the model.
+    """
+
+    begun = False
+    may_pass = False
+    too_long = False
+    words = ""
+    status: int | None = None
+    delay: float | None = None
+
+
+def classify_failure(error: Exception, begun: bool, sent: list[str], options: Iterable[str] = ()) -> Failure:
+    """What an error of the SDK, of HTTP or of the answer's form means.
+
+    The model server's own words go to the log, without what they repeat of `sent`. So do the names of the request's
+    `options`, where the server refuses the request.
+    """
+    timed_out = isinstance(error, (openai.APITimeoutError, http_library.TimeoutException, TimeoutError))
+    unreachable = isinstance(error, (openai.APIConnectionError, http_library.HTTPError, OSError))
+    headers: Mapping[str, str] = error.response.headers if isinstance(error, openai.APIStatusError) else {}
+    body = getattr(error, "body", None)
+    words = _words(body)
+    status: int | None = getattr(error, "status_code", None) or _status_within(body)
+    said = words or ("" if status else str(error.__cause__ or error))
+    asked = f" (with -model_options {', '.join(options)})" if status in (400, 422) and options else ""
+    log.warning("Model server: %s %s %r%s", type(error).__name__, status or "", _masked(said, sent), asked)
+
+    code = "model_error"
+    if status == 413 or (status in (None, 400, 422, 500) and _OVERFLOW.search(words)):
+        code, sentence = "context_length_exceeded", "The conversation is too long for the model."
+    elif status in (401, 403) or (status == 400 and _BAD_KEY.search(words)):
+        code, sentence = "model_unauthorized", "The model server does not accept the API key: check api_key."
+    elif timed_out or status in (408, 504):
+        code, sentence = "model_timeout", "The model server did not answer in time."
+    elif status == 429:
+        code, sentence = "model_rate_limited", "The model server takes no more requests for now."
+    elif status == 404:
+        sentence = "The model server knows no such model or address (status 404): check model and base_url."
+    elif status:
+        sentence = f"The model server answered with an error (status {status})."
+    elif unreachable and begun:
+        sentence = "The connection to the model server broke."
+    elif unreachable:
+        sentence = "The model server could not be reached: check base_url, and whether it runs."
+    elif words:
+        sentence = "The model server answered with an error."
+    else:
+        sentence = "The model server sent something that is not an answer: check base_url."
+
+    failure = Failure(code, sentence)
+    failure.begun, failure.status, failure.delay, failure.words = begun, status, _delay(headers), words
+    failure.too_long = code == "context_length_exceeded" or isinstance(error, NoEvent)
+    failure.refused = code == "context_length_exceeded" or (code == "model_error" and status in (400, 413, 422))
+    failure.may_pass = code in ("model_rate_limited", "model_timeout") or (
+        code == "model_error" and (unreachable or (status or 0) >= 500)
+    )
+    if code == "model_rate_limited" and failure.delay is not None:
+        failure.retry_after = str(math.ceil(failure.delay))
+    return failure
+
+
+def _status_within(body: object) -> int | None:
+    """The status in the code of an error that came in a stream, if there is one."""
+    error = body.get("error") if isinstance(body, dict) else None
+    code = str(error.get("code")) if isinstance(error, dict) else ""
+    return int(code) if re.fullmatch("[45][0-9][0-9]", code) else None
+
+
+def _words(body: object, depth: int = 0) -> str:
+    """The words of an error's body, wherever servers put them, and nothing else, since it may echo the request."""
+    if isinstance(body, (str, int)):
+        return str(body)[:2000]
+    if isinstance(body, list) and depth < 5:
+        return " ".join(_words(item, depth + 1) for item in body[:5])
+    if isinstance(body, dict) and depth < 5:
+        keys = ("code", "type", "message", "msg", "detail", "error")
+        return " ".join(_words(body[key], depth + 1) for key in keys if body.get(key))
+    return ""
+
+
+def _masked(words: str, sent: list[str]) -> str:
+    """One short line for the log, without anything that looks like a key, or repeats eight characters of `sent`.
+
+    Model servers quote the request in their errors, and no message text may stand in a log line.
+    """
+    words = _SECRET.sub("***", " ".join(words.split()))[:300]
+    text = " ".join(" ".join(sent).split())
+    starts = (start for start in range(len(words) - 7) if words[start : start + 8] in text)
+    repeated = {index for start in starts for index in range(start, start + 8)}
+    return re.sub("\0+", "…", "".join("\0" if index in repeated else letter for index, letter in enumerate(words)))
+
+
+def _delay(headers: Mapping[str, str]) -> float | None:
+    """The seconds that the server asks to wait, if it does (RFC 9110, section 10.2.3)."""
+    for name, unit in (("retry-after-ms", 1000), ("retry-after", 1)):
+        with suppress(ValueError, KeyError):
+            seconds = float(headers[name]) / unit
+            if 0 <= seconds < math.inf:
+                return seconds
+    with suppress(ValueError, KeyError):
+        return max(0.0, email.utils.parsedate_to_datetime(headers["retry-after"]).timestamp() - time.time())
+    return None

@@ -1,0 +1,214 @@
+"""The frames of one answer, put together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from session_core.data.text import utf8_text
+from session_core.model.budget import Budget
+from session_core.model.events import Chunk, ModelError, Reasoning, ToolCall
+from session_core.model.failures import NotAnAnswer
+from session_core.model.provider_metadata import extra_call_fields
+from session_core.model.thinking import ThinkTags, add_details, read_details, read_parts, read_reasoning
+
+_MAX_CALLS = 64  # in one answer
+_PLAIN = {"role", "content"}  # of a delta with text alone
+
+
+class Reply:
+    """One answer of the model. `add` takes its frames one by one, and `end` the end of the stream."""
+
+    def __init__(self, budget: Budget) -> None:
+        self.finish_reason: str | None = None
+        self.model: str | None = None  # as the last frame names it
+        self.usage: Any = None
+        self.reasoning_field: str | None = None  # the name under which the reasoning comes
+        self.details: list[dict[str, Any]] = []
+        self._budget = budget
+        self._text: list[str] = []
+        self._reasoning: list[str] = []
+        self._text_half = ""  # of a character that stands in two frames
+        self._reasoning_half = ""
+        self._tags = ThinkTags()
+        self._calls: list[_PartialCall] = []
+        self._by_index: dict[int, _PartialCall] = {}
+
+    def add(self, frame: Any) -> list[Reasoning | Chunk]:
+        """Takes one frame, a chunk or a whole completion. Gives the reasoning and the text that it adds.
+
+        Raises ValueError for what is no frame, NotAnAnswer for an error in its place.
+        """
+        if not isinstance(frame, dict):
+            raise ValueError("a frame is not a JSON object")
+        if frame.get("error") or frame.get("object") == "error":
+            raise NotAnAnswer(frame)
+        if usage := frame.get("usage"):
+            self.usage = usage
+        choices = frame.get("choices")
+        if not choices or not isinstance(choices, list):
+            return []
+        choice = choices[0]
+        if not isinstance(choice, dict) or choice.get("index"):
+            return []
+        if reason := choice.get("finish_reason"):
+            self.finish_reason = utf8_text(str(reason))[:100]
+            self.model = utf8_text(str(frame["model"]))[:200] if frame.get("model") else None
+        delta = choice.get("delta") or choice.get("message")
+        if not isinstance(delta, dict):
+            return []
+        text = delta.get("content")
+        if isinstance(text, str) and text and self._plain(delta) and text.isascii():  # most frames, made quick
+            self._budget.use(len(text))
+            self._text.append(text)
+            return [Chunk(text)]
+        reasoning = self._reasoning_in(delta)
+        text = delta.get("content") or delta.get("refusal") or ""
+        if not isinstance(text, str):
+            size = len(str(text))
+            inner, text = read_parts(text)
+            self._budget.use(max(0, size - len(inner) - len(text)))  # what is neither, and is not kept
+            reasoning += inner
+        if calls := delta.get("tool_calls"):
+            self._add_calls(calls)
+        if isinstance(call := delta.get("function_call"), dict):  # of servers from before tool calls
+            self._add_calls([{"index": 0, "function": call}])
+        if not reasoning and not text:
+            return []
+        inner, text = self._tags.split(text) if text else ("", "")
+        return self._emit(reasoning + inner, text)
+
+    def end(self) -> list[Reasoning | Chunk]:
+        """The last reasoning and text, if any is left. Raises ValueError if nothing has come at all."""
+        reasoning, text = self._tags.end()
+        rest = self._emit(reasoning, text, last=True)
+        nothing = not any((*self._text, *self._reasoning)) and not any(call.name for call in self._calls)
+        if self.finish_reason is None and nothing:
+            raise ValueError("nothing in the answer")
+        return rest
+
+    @property
+    def text(self) -> str:
+        """All text so far."""
+        return "".join(self._text)
+
+    @property
+    def reasoning(self) -> str:
+        """All reasoning so far."""
+        return "".join(self._reasoning)
+
+    @property
+    def has_calls(self) -> bool:
+        """Whether a tool call has begun."""
+        return bool(self._calls)
+
+    def calls(self, unique_id: Callable[[str], str]) -> list[ToolCall]:
+        """The tool calls. `unique_id` gives each an id that is unique in its conversation."""
+        return [
+            ToolCall(unique_id(utf8_text(call.id)), utf8_text(call.name), utf8_text("".join(call.arguments)) or "{}")
+            for call in self._calls
+            if call.name
+        ]
+
+    @property
+    def call_extras(self) -> list[dict[str, Any]]:
+        """For each tool call, what it carried beside its known fields."""
+        return [call.extras for call in self._calls if call.name]
+
+    def _plain(self, delta: dict[str, Any]) -> bool:
+        """Whether a delta has text alone, which is an answer's text as it stands."""
+        return self._tags.passed and not self._text_half and delta.keys() <= _PLAIN
+
+    def _reasoning_in(self, delta: dict[str, Any]) -> str:
+        name, text = read_reasoning(delta)
+        self.reasoning_field = self.reasoning_field or name
+        if details := delta.get("reasoning_details"):
+            self._budget.use(len(str(details)))
+            add_details(self.details, details)
+            if not self.reasoning_field:  # else the same text comes under that name
+                text = read_details(details)
+        return text
+
+    def _emit(self, reasoning: str, text: str, last: bool = False) -> list[Reasoning | Chunk]:
+        """Counts and keeps what came, and gives it as events. A half of a character waits for the other one."""
+        reasoning, self._reasoning_half = _whole_characters(self._reasoning_half + reasoning, last)
+        text, self._text_half = _whole_characters(self._text_half + text, last)
+        events: list[Reasoning | Chunk] = []
+        if reasoning:
+            self._budget.use(len(reasoning) if reasoning.isascii() else len(reasoning.encode()))
+            self._reasoning.append(reasoning)
+            events.append(Reasoning(reasoning))
+        if text:
+            self._budget.use(len(text) if text.isascii() else len(text.encode()))
+            self._text.append(text)
+            events.append(Chunk(text))
+        return events
+
+    def _add_calls(self, pieces: Any) -> None:
+        for piece in pieces if isinstance(pieces, list) else ():
+            if not isinstance(piece, dict):
+                continue
+            function = piece.get("function")
+            function = function if isinstance(function, dict) else {}
+            id, name, arguments = piece.get("id"), function.get("name"), function.get("arguments")
+            id, name = id if isinstance(id, str) else "", name if isinstance(name, str) else ""
+            if not isinstance(arguments, str):
+                arguments = "" if arguments is None else json.dumps(arguments)
+            self._budget.use(len(id) + len(name) + len(arguments))
+            call = self._call_of(piece.get("index"), id, name)
+            call.id = call.id or id
+            call.name = call.name or name
+            if extras := extra_call_fields(piece):
+                self._budget.use(len(str(extras)))
+                call.extras |= extras
+            if arguments:
+                call.arguments.append(arguments)
+
+    def _call_of(self, index: Any, id: str, name: str) -> _PartialCall:
+        """The call that a piece belongs to: by index where there is one, else by what the piece begins."""
+        last = self._calls[-1] if self._calls else None
+        if isinstance(index, int):
+            call = self._by_index.get(index)
+            new = call is None or bool(id and name and call.id and id != call.id)
+        else:
+            call = last
+            new = call is None or (id != call.id if id else bool(name))
+        if call is None or new:
+            if len(self._calls) == _MAX_CALLS:
+                raise ModelError("model_error", "The model asked for too many tools at once.")
+            call = _PartialCall(id, name)
+            self._calls.append(call)
+            if isinstance(index, int):
+                self._by_index[index] = call
+        return call
+
+
+class _PartialCall:
+    """A tool call that is arriving."""
+
+    def __init__(self, id: str, name: str) -> None:
+        self.id = id
+        self.name = name
+        self.arguments: list[str] = []
+        self.extras: dict[str, Any] = {}
+
+
+def _whole_characters(text: str, last: bool) -> tuple[str, str]:
+    """The text that UTF-8 can hold, and the half of a character at its end, unless it is the last text."""
+    if text.isascii():
+        return text, ""
+    half = text[-1] if "\ud800" <= text[-1] <= "\udbff" and not last else ""
+    return utf8_text(text[: len(text) - len(half)]), half
+
+
+def sum_usage(before: dict[str, Any] | None, usage: Any, depth: int = 0) -> dict[str, Any] | None:
+    """The numbers of two usages added up, those of their details too. None where there is no number."""
+    total = dict(before or {})
+    for key, value in list(usage.items())[:50] if isinstance(usage, dict) else ():
+        known = total.get(key := utf8_text(key)[:100])
+        if isinstance(value, dict) and depth < 3:
+            total[key] = sum_usage(known if isinstance(known, dict) else None, value, depth + 1) or {}
+        elif isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e15:
+            total[key] = value + (known if isinstance(known, (int, float)) else 0)
+    return total or None

@@ -1,0 +1,122 @@
+"""The reasoning of a model, from all shapes in which it comes.
+
+Servers send it as `reasoning_content`, `reasoning`, `reasoning_details`, parts of a list in `content`, or as
+`<think>…</think>` at the beginning of the text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_OPEN, _CLOSE = "<think>", "</think>"
+_JOINED_KEYS = ("text", "summary", "data")  # of a reasoning detail, whose values come piece by piece
+
+
+class ThinkTags:
+    """Splits the text of an answer into reasoning and text, where the answer begins with `<think>`."""
+
+    def __init__(self) -> None:
+        self._state = "start"
+        self._held = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether all that follows is text."""
+        return self._state == "text"
+
+    def split(self, text: str) -> tuple[str, str]:
+        """The reasoning and the text that this piece adds. Holds back what may be the beginning of a tag."""
+        if self._state == "text":
+            return "", text
+        self._held += text
+        if self._state == "start":
+            begin = self._held.lstrip()
+            if _OPEN.startswith(begin):
+                if begin != _OPEN:
+                    return "", ""  # too little to tell
+            elif not begin.startswith(_OPEN):
+                return "", self._release("text")
+            self._state, self._held = "thinking", begin.removeprefix(_OPEN)
+        if self._state == "thinking":
+            reasoning, closed, rest = self._held.partition(_CLOSE)
+            if not closed:
+                kept = _overlap(self._held, _CLOSE)
+                reasoning, self._held = self._held[: len(self._held) - kept], self._held[len(self._held) - kept :]
+                return reasoning, ""
+            self._state, self._held = "after", rest
+            return reasoning, self._after()
+        return "", self._after()
+
+    def end(self) -> tuple[str, str]:
+        """The reasoning and the text that are still held back."""
+        thinking = self._state == "thinking"
+        held = self._release("text")
+        return (held, "") if thinking else ("", held)
+
+    def _after(self) -> str:
+        """The text behind the tag, without the empty lines before it."""
+        self._held = self._held.lstrip()
+        return self._release("text") if self._held else ""
+
+    def _release(self, state: str) -> str:
+        held, self._held, self._state = self._held, "", state
+        return held
+
+
+def _overlap(text: str, tag: str) -> int:
+    """How many characters at the end of the text may begin the tag."""
+    return next((size for size in range(len(tag) - 1, 0, -1) if text.endswith(tag[:size])), 0)
+
+
+def read_reasoning(delta: Mapping[str, Any]) -> tuple[str | None, str]:
+    """The name and the text of the reasoning in a delta or a message. The name is None where there is none.
+
+    A server that sends the same text under two names is read by the first.
+    """
+    for name in ("reasoning_content", "reasoning"):
+        text = delta.get(name)
+        if isinstance(text, str):
+            return name, text
+    return None, ""
+
+
+def read_details(details: Any) -> str:
+    """The text in a list of reasoning details, as far as it is not encrypted."""
+    found = []
+    for detail in details if isinstance(details, list) else ():
+        if isinstance(detail, dict):
+            found += [detail[key] for key in ("text", "summary") if isinstance(detail.get(key), str)]
+    return "".join(found)
+
+
+def add_details(known: list[dict[str, Any]], details: Any) -> None:
+    """Adds the pieces of reasoning details to the known ones. Pieces of one index and type are one detail."""
+    for piece in details if isinstance(details, list) else ():
+        if not isinstance(piece, dict):
+            continue
+        index, kind = piece.get("index"), piece.get("type")
+        detail = next((one for one in known if (one.get("index"), one.get("type")) == (index, kind)), None)
+        if detail is None or not isinstance(index, int):
+            known.append(dict(piece))
+            continue
+        for key, value in piece.items():
+            before = detail.get(key)
+            if key in _JOINED_KEYS and isinstance(before, str) and isinstance(value, str):
+                detail[key] = before + value
+            elif value is not None:
+                detail[key] = value
+
+
+def read_parts(parts: Any) -> tuple[str, str]:
+    """The reasoning and the text in a list of content parts."""
+    reasoning, text = "", ""
+    for part in parts if isinstance(parts, list) else ():
+        if not isinstance(part, dict):
+            continue
+        if part.get("type") == "thinking":
+            inner = part.get("thinking")
+            reasoning += inner if isinstance(inner, str) else read_parts(inner)[1]
+        elif isinstance(part.get("text"), str):
+            text += part["text"]
+    return reasoning, text

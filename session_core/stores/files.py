@@ -1,0 +1,337 @@
+"""One JSON file per session."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import logging
+import operator
+import os
+import re
+import secrets
+import stat
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import TypeVar
+
+from session_core.stores.disk_access import make_directory, read_all, synced, version_of, write_all
+from session_core.stores.disk_errors import unavailable
+from session_core.stores.file_cache import FileCache, ParsedFile, is_large
+from session_core.stores.file_journal import FileJournal, read_journal, remove_journal
+from session_core.stores.file_layout import closing, layout, parse
+from session_core.stores.file_locks import SUPPORTED, lock_now, lock_waiting, mark_turn, turn_marked
+from storage import (
+    SESSION_ID,
+    LockedSession,
+    Session,
+    SessionCorrupt,
+    SessionExists,
+    SessionNotFound,
+    Storage,
+    StorageUnavailable,
+    Summary,
+    checked_id,
+)
+
+log = logging.getLogger(__name__)
+
+_ORPHAN_SECONDS = 3600.0  # after which a temporary file is the rest of a crash
+_CACHED_SUMMARIES = 10_000
+_SCANNED_AT_ONCE = 200  # files
+_SESSION_FILE = re.compile(rf"({SESSION_ID.pattern})\.json")
+_JOURNAL_FILE = re.compile(rf"\.({SESSION_ID.pattern})\.journal")
+_TEMPORARY_FILE = re.compile(rf"\.({SESSION_ID.pattern}\.)?[0-9a-f]{{16}}\.tmp")
+
+T = TypeVar("T")
+
+
+class FileStorage(Storage):
+    """Sessions in a directory, one JSON file each, which `jq` reads.
+
+    A message is one line. It is added by writing over the closing line and beyond, with one `fsync`, so that a crash
+    can tear the last line only. Readers skip a torn line. Whatever else changes is a new file, synced, renamed over
+    the old one. A locked session is locked with `flock`, which the kernel lifts when the process dies. The file's
+    modification time is its place in the list.
+
+    Raises StorageUnavailable when the directory cannot be created or written, or where there is no `flock`.
+    """
+
+    def __init__(self, directory: str) -> None:
+        if not SUPPORTED:
+            raise StorageUnavailable("sessions on disk need flock, which this system does not have")
+        self._directory = os.path.abspath(directory)
+        self._cache = FileCache()
+        self._cached_summary = functools.lru_cache(_CACHED_SUMMARIES)(self._summary_of_version)
+        with unavailable("open", self._directory, logging.DEBUG):  # the error is shown at the start
+            make_directory(self._directory)
+            with synced(self._directory):  # which also makes the renames of a killed process durable
+                self._sweep()
+            self._try_writing()
+
+    def check(self) -> None:
+        with unavailable("write", self._directory):
+            self._try_writing()
+
+    def summary(self, session_id: str) -> Summary:
+        found = self._at(checked_id(session_id), lambda _, found: found)
+        return self._cached_summary(session_id, version_of(found))
+
+    def _summary_of_version(self, session_id: str, _version: tuple[int, ...]) -> Summary:
+        return super().summary(session_id)
+
+    def journal(self, session_id: str) -> list[bytes]:
+        with unavailable("read the journal of", session_id):
+            return read_journal(self._journal_path(checked_id(session_id)))
+
+    def _create(self, session: Session) -> None:
+        with unavailable("create", session.id), contextlib.ExitStack() as stack, synced(self._directory):
+            file = self._write_new(session, time.time_ns(), turn=False, new=True)
+            stack.callback(os.close, file)  # when it is durable; nobody can lock it before
+
+    def _read(self, session_id: str) -> Session:
+        with self._opened(session_id) as file:
+            return self._parsed(session_id, file)[0]
+
+    def _ids(self) -> list[str]:
+        found = []
+        with unavailable("list", self._directory), os.scandir(self._directory) as entries:
+            for entry in entries:
+                if (file := _SESSION_FILE.fullmatch(entry.name)) and entry.is_file(follow_symlinks=False):
+                    try:  # suppress() is slower, and there may be a hundred thousand files
+                        found.append((entry.stat(follow_symlinks=False).st_mtime_ns, file[1]))
+                    except FileNotFoundError:  # deleted meanwhile
+                        continue
+        found.sort(key=operator.itemgetter(1))
+        found.sort(key=operator.itemgetter(0), reverse=True)
+        return [id for _, id in found]
+
+    def unchanged_since(self, when: float) -> Iterator[str]:
+        with unavailable("list", self._directory), os.scandir(self._directory) as entries:
+            for number, entry in enumerate(entries, 1):
+                if number % _SCANNED_AT_ONCE == 0:
+                    time.sleep(0.005)  # so that requests go on beside a scan of a hundred thousand files
+                with contextlib.suppress(FileNotFoundError):
+                    file = _SESSION_FILE.fullmatch(entry.name)
+                    if file and entry.stat(follow_symlinks=False).st_mtime < when:
+                        yield file[1]
+
+    def _lock(self, session_id: str, turn: bool) -> LockedSession | None:
+        while True:
+            with contextlib.ExitStack() as stack, unavailable("lock", session_id):
+                file = self._open(session_id, os.O_RDWR)
+                stack.callback(os.close, file)
+                if not lock_now(file):
+                    return None
+                if self._is_current(file, session_id):  # else the file was replaced, and the lock went with it
+                    if turn:
+                        mark_turn(file)
+                    stack.pop_all()
+                    return _LockedFile(self, session_id, file, turn)
+
+    def _running(self, session_id: str) -> bool:
+        while True:
+            with self._opened(session_id) as file, unavailable("look at", session_id):
+                if turn_marked(file):
+                    return True
+                if self._is_current(file, session_id):
+                    return False
+
+    def _is_current(self, file: int, session_id: str) -> bool:
+        return os.path.samestat(os.fstat(file), self._at(session_id, lambda _, found: found))
+
+    def _path(self, session_id: str) -> str:
+        return os.path.join(self._directory, f"{session_id}.json")
+
+    def _journal_path(self, session_id: str) -> str:
+        return os.path.join(self._directory, f".{session_id}.journal")
+
+    def _temporary_path(self, prefix: str = "") -> str:
+        return os.path.join(self._directory, f".{prefix}{secrets.token_hex(8)}.tmp")
+
+    def _at(self, session_id: str, look: Callable[[str, os.stat_result], T]) -> T:
+        """What `look` gives for the path of the session's file and its status.
+
+        Only a regular file is a session: no link, no directory, no FIFO on which a read would wait.
+        """
+        with unavailable("open", session_id):
+            try:
+                path = self._path(session_id)
+                found = os.lstat(path)
+                if stat.S_ISREG(found.st_mode):
+                    return look(path, found)
+            except FileNotFoundError:
+                if not os.path.isdir(self._directory):
+                    raise
+        raise SessionNotFound(session_id)
+
+    def _open(self, session_id: str, flags: int) -> int:
+        return self._at(session_id, lambda path, _: os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK))
+
+    @contextlib.contextmanager
+    def _opened(self, session_id: str) -> Iterator[int]:
+        file = self._open(session_id, os.O_RDONLY)
+        try:
+            yield file
+        finally:
+            os.close(file)
+
+    def _parsed(self, session_id: str, file: int) -> tuple[Session, int | None]:
+        """See `parse`. Another thread may write meanwhile, so only content that does not change is corrupt."""
+        before = None
+        while True:
+            with unavailable("read", session_id):
+                data = read_all(file)
+            try:
+                return parse(session_id, data)
+            except (ValueError, RecursionError) as error:
+                if data == before:
+                    log.error("%s.json cannot be understood and is left as it is: %s", session_id, error)
+                    raise SessionCorrupt(session_id) from error
+            before = data
+
+    def _write_new(self, session: Session, modified: int, *, turn: bool, new: bool = False) -> int:
+        """Writes the session's file whole and puts it in place. Gives it open and locked.
+
+        With `new`, raises SessionExists where there is one. The caller syncs the directory. Raises OSError if the
+        file cannot be written; then nothing has changed.
+        """
+        path = self._temporary_path(f"{session.id}.")
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            lock_waiting(file)  # before the rename, so that nobody can lock it in between
+            if turn:
+                mark_turn(file)
+            write_all(file, layout(session), 0)
+            os.utime(file, ns=(modified, modified))
+            os.fsync(file)
+            if new:
+                os.link(path, self._path(session.id))  # which replaces no file, as a rename would
+                os.unlink(path)
+            else:
+                os.rename(path, self._path(session.id))
+        except FileExistsError:
+            os.close(file)
+            os.unlink(path)
+            raise SessionExists(session.id) from None
+        except BaseException:
+            os.close(file)
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+            raise
+        return file
+
+    def _try_writing(self) -> None:
+        path = self._temporary_path()
+        with open(path, "xb", buffering=0) as file:
+            try:
+                file.write(b"the store can be written\n")
+            finally:
+                os.unlink(path)
+
+    def _sweep(self) -> None:
+        """Removes the temporary files that a crash has left, and journals without a session."""
+        with os.scandir(self._directory) as entries:
+            for entry in entries:
+                journal = _JOURNAL_FILE.fullmatch(entry.name)
+                if journal and not os.path.exists(self._path(journal[1])):
+                    remove_journal(entry.path)
+                if _TEMPORARY_FILE.fullmatch(entry.name):
+                    with contextlib.suppress(OSError):
+                        if entry.stat(follow_symlinks=False).st_ctime < time.time() - _ORPHAN_SECONDS:
+                            os.unlink(entry.path)
+
+
+class _LockedFile(LockedSession):
+    def __init__(self, storage: FileStorage, session_id: str, file: int, turn: bool) -> None:
+        super().__init__(session_id)
+        self._storage = storage
+        self._file = file
+        self._turn = turn
+        self._journal: FileJournal | None = None
+        self._end: int | None = None  # where the closing line begins, if a message can be added in place
+        self._parsed: ParsedFile | None = None  # for the next turn
+
+    def journal(self, first: bytes) -> Callable[[bytes], None] | None:
+        self._journal = FileJournal(self._storage._journal_path(self.id), first)
+        return self._journal.write
+
+    def drop_journal(self) -> None:
+        if self._journal is not None:
+            self._journal.close()
+        remove_journal(self._storage._journal_path(self.id))
+
+    def _load(self) -> Session:
+        if self._turn:
+            with unavailable("read", self.id):
+                self._parsed = self._storage._cache.take(self.id, version_of(self._stat()))
+        if self._parsed is None:
+            session, self._end = self._storage._parsed(self.id, self._file)
+            if not self._turn or self._end is None or not is_large(self._end):
+                return session
+            self._parsed = ParsedFile(session, self._end)
+        self._end = self._parsed.end
+        return self._parsed.copy()
+
+    def _append(self, session: Session, line: bytes | None) -> None:
+        if self._end is None:
+            log.warning("%s.json is torn or has another layout: it is rewritten before a message is added", self.id)
+            self._rewrite(self.session)
+        parsed, self._parsed = self._parsed, None  # unless the write succeeds
+        assert self._end is not None
+        added = b"" if line is None else (b",\n" if session.messages else b"\n") + line
+        with unavailable("write", self.id):
+            modified = self._stat().st_mtime_ns
+            try:
+                self._write_end(self._end, added + closing(session), time.time_ns())
+            except OSError:
+                # The first bytes stand where the closing line was, so a full disk has room for that line.
+                with contextlib.suppress(OSError):
+                    self._write_end(self._end, closing(self.session), modified)
+                raise
+        self._end += len(added)
+        if parsed is not None:
+            messages = parsed.session.messages
+            messages += [] if line is None else [json.loads(line)]
+            self._parsed = ParsedFile(replace(session, messages=messages), self._end)
+
+    def _rewrite(self, session: Session) -> None:
+        with unavailable("write", self.id), synced(self._storage._directory):
+            old = self._file
+            self._file = self._storage._write_new(session, self._stat().st_mtime_ns, turn=self._turn)
+            os.close(old)
+            self._parsed = None
+            self._end = None  # until the directory is synced, a crash may bring the old file back
+        self._end = len(layout(session)) - len(closing(session))
+
+    def _delete(self) -> None:
+        with (
+            unavailable("delete", self.id),
+            synced(self._storage._directory),
+            contextlib.suppress(FileNotFoundError),
+        ):
+            os.unlink(self._storage._path(self.id))
+        self.drop_journal()
+
+    def _release(self) -> None:
+        if self._journal is not None:
+            self._journal.close()
+        if self._parsed is not None:
+            with contextlib.suppress(OSError):
+                self._storage._cache.put(version_of(self._stat()), self._parsed)
+        os.close(self._file)  # which unlocks it
+
+    def _stat(self) -> os.stat_result:
+        found = os.fstat(self._file)
+        if found.st_nlink == 0:
+            raise FileNotFoundError("another program has removed or replaced the file")
+        return found
+
+    def _write_end(self, end: int, data: bytes, modified: int) -> None:
+        write_all(self._file, data, end)
+        if os.fstat(self._file).st_size > end + len(data):
+            os.ftruncate(self._file, end + len(data))
+        # The kernel's own times are milliseconds apart, too coarse for the order of the list.
+        os.utime(self._file, ns=(modified, modified))
+        os.fsync(self._file)

@@ -1,0 +1,225 @@
+"""Sessions in Redis (or Valkey), so that several servers can stand behind one balancer."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from session_core.data.strict_json import from_json, to_json
+from session_core.stores.redis_connection import RETRY_SECONDS, RedisConnection
+from session_core.stores.redis_feed import Lease, Publisher, RedisTurnFeed, published_lines
+from session_core.stores.redis_scripts import LEASE_MILLISECONDS, SHORT_LEASE_MILLISECONDS
+from storage import (
+    SETTINGS,
+    LockedSession,
+    LockLost,
+    Session,
+    SessionCorrupt,
+    SessionNotFound,
+    Storage,
+    StorageUnavailable,
+    Summary,
+    TurnFeed,
+    checked_id,
+    session_from,
+    summarize,
+)
+
+log = logging.getLogger(__name__)
+
+_JSON_FIELDS = (*SETTINGS, "note", "continuation", "replaced")  # of a session's hash
+_LISTED_AT_ONCE = 500
+_FIRST_LINE_SECONDS = 1.0  # how long to wait for the first line of a turn that another process starts
+
+
+class RedisStorage(Storage):
+    """Sessions in the Redis server at a URL (`redis://`, `rediss://` or `unix://`), which other processes may share.
+
+    Sessions of a `user` are apart from those of all others.
+
+    What is stored is as durable as Redis is configured to make it. Raises StorageUnavailable when Redis cannot be
+    reached or used.
+    """
+
+    def __init__(self, url: str, user: str = "") -> None:
+        self._connection = RedisConnection(url, user)
+        self._publisher = Publisher(self._connection)
+        self._random = secrets.token_hex(8)
+
+    def check(self) -> None:
+        self._connection.check()
+
+    def page(self, limit: int | None = None, after: str | None = None) -> tuple[list[str], str | None]:
+        after_id = "" if after is None else checked_id(after)
+        found = self._connection.run("list", "page", "", after_id, "" if limit is None else limit)
+        if found == b"missing":
+            raise SessionNotFound(after)
+        ids = [id.decode() for id in found]
+        page = ids[:limit]
+        return page, page[-1] if len(page) < len(ids) else None
+
+    def summary(self, session_id: str) -> Summary:
+        try:
+            session, count = self._find(checked_id(session_id), 0, 0)
+        except SessionCorrupt:
+            return Summary(session_id)
+        replaced = session.extra.get("replaced")
+        if replaced or (session.title is None and count > 1 and session.messages[0]["role"] != "user"):
+            return super().summary(session_id)
+        return Summary(**{**vars(summarize(session)), "message_count": count})
+
+    def turn_feed(self, session_id: str) -> TurnFeed | None:
+        give_up = time.monotonic() + _FIRST_LINE_SECONDS
+        while True:
+            holder, published = self._holder(checked_id(session_id))
+            kind, _, token = holder.partition(" ")
+            starting = kind == "turn" and token != published
+            if not starting or self._is_ours(token) or time.monotonic() > give_up:
+                break
+            time.sleep(0.01)
+        if starting or not published or self._is_ours(published):
+            return None
+        return RedisTurnFeed(self._connection, session_id, published)
+
+    def unchanged_since(self, when: float) -> Iterator[str]:
+        kept = 0  # of those that were given, which the caller has not deleted
+        while found := self._connection.run("list", "older", "", int(when * 1_000_000), kept, _LISTED_AT_ONCE):
+            for id in found:
+                yield id.decode()
+                with contextlib.suppress(SessionNotFound):
+                    self._holder(id.decode())
+                    kept += 1
+
+    def journal(self, session_id: str) -> list[bytes]:
+        _, published = self._holder(checked_id(session_id))
+        return published_lines(self._connection, session_id, published) if published else []
+
+    def flush(self) -> None:
+        self._publisher.flush()
+
+    def _create(self, session: Session) -> None:
+        fields = [part for pair in _fields(session).items() for part in pair] + ["created_at", session.created_at]
+        lines = [to_json(message) for message in session.messages]
+        # One that exists was made by a try whose reply was lost, or by another caller of `ensure`.
+        self._connection.run("create", "create", session.id, session.id, len(fields), *fields, *lines)
+
+    def _read(self, session_id: str) -> Session:
+        return self._find(session_id, 0, -1)[0]
+
+    def _ids(self) -> list[str]:
+        return self.page()[0]
+
+    def _lock(self, session_id: str, turn: bool) -> LockedSession | None:
+        token = self._token_prefix + secrets.token_hex(16)
+        holder = f"{'turn' if turn else 'brief'} {token}"
+        milliseconds = LEASE_MILLISECONDS if turn else SHORT_LEASE_MILLISECONDS
+        if self._connection.run("lock", "lock", session_id, token, holder, milliseconds) == b"locked":
+            return None
+        locked = _LockedRedis(self._connection, self._publisher, Lease(session_id, token, holder))
+        if turn:
+            try:
+                self._publisher.add(locked.lease)
+            except RuntimeError as error:  # the system gives no more threads
+                locked.release()
+                raise StorageUnavailable(str(error)) from error
+        return locked
+
+    def _running(self, session_id: str) -> bool:
+        return self._holder(session_id)[0].startswith("turn ")
+
+    def _holder(self, session_id: str) -> tuple[str, str]:
+        """Who has locked the session, and the token of the newest published turn. Empty strings for none."""
+        holder, published = self._connection.run("look at", "holder", session_id)
+        return (holder or b"").decode(), (published or b"").decode()
+
+    @property
+    def _token_prefix(self) -> str:
+        """What the tokens of this process begin with. A forked process has another one."""
+        return f"{self._random}-{os.getpid()}-"
+
+    def _is_ours(self, token: str) -> bool:
+        return token.startswith(self._token_prefix)
+
+    def _find(self, session_id: str, first: int, last: int) -> tuple[Session, int]:
+        """The session with its messages from index `first` to `last`, and how many it has in all."""
+        return find_session(self._connection, session_id, first, last)
+
+
+def find_session(connection: RedisConnection, session_id: str, first: int, last: int) -> tuple[Session, int]:
+    """The session with its messages from index `first` to `last`, and how many it has in all."""
+    names = ("created_at", "updated_at", *_JSON_FIELDS)
+    fields, lines, count = connection.run("read", "read", session_id, first, last, *names)
+    try:
+        value: dict[str, Any] = {name: field for name, field in zip(names, fields, strict=True) if field is not None}
+        value = {name: from_json(field) if name in _JSON_FIELDS else field.decode() for name, field in value.items()}
+        value |= {"id": session_id, "messages": from_json(b"[" + b",".join(lines) + b"]")}
+        if len(value["messages"]) != len(lines):
+            raise ValueError("one of its lines is not one message")
+        return session_from(session_id, value), count
+    except (ValueError, RecursionError) as error:
+        log.error("%s cannot be understood and is left as it is: %s", session_id, error)
+        raise SessionCorrupt(session_id) from error
+
+
+def _fields(session: Session) -> dict[str, str]:
+    """The fields of a session's hash."""
+    values = {**{name: getattr(session, name) for name in SETTINGS}, "note": session.last_error}
+    values["continuation"] = session.continuation
+    return {"updated_at": session.updated_at, **{name: to_json(value).decode() for name, value in values.items()}}
+
+
+class _LockedRedis(LockedSession):
+    def __init__(self, connection: RedisConnection, publisher: Publisher, lease: Lease) -> None:
+        super().__init__(lease.session_id)
+        self.lease = lease
+        self._connection = connection
+        self._publisher = publisher
+        self._changes = 0
+
+    def publish_turn(self, first: bytes, on_end: Callable[[bool], None]) -> Callable[[bytes, bool], None] | None:
+        try:
+            self._connection.run("publish the turn of", "publish_first", self.id, self.lease.token, first)
+        except (StorageUnavailable, SessionCorrupt):
+            return None  # which was logged; clients can follow the turn from this process only
+        return self._publisher.publish(self.lease, on_end)
+
+    def _load(self) -> Session:
+        return find_session(self._connection, self.id, 0, -1)[0]
+
+    def _append(self, session: Session, line: bytes | None) -> None:
+        self._write(session, line or b"", self.id)
+
+    def _rewrite(self, session: Session) -> None:
+        self._write(session, b"", "")
+
+    def _write(self, session: Session, line: bytes, touched: str) -> None:
+        self._changes += 1
+        which = (self.lease.token, self._changes, len(session.messages), line, touched)
+        fields = _fields(session)
+        if b'"replaces"' in line or b'"history"' in line:
+            fields["replaced"] = "true"  # so that the summary counts what is in the conversation
+        pairs = [part for pair in fields.items() for part in pair]
+        self._check(self._connection.run("write", "write", self.id, *which, *pairs, retry_seconds=RETRY_SECONDS))
+
+    def _delete(self) -> None:
+        arguments = (self.lease.token, self.id)
+        self._check(self._connection.run("delete", "delete", self.id, *arguments, retry_seconds=RETRY_SECONDS))
+
+    def _release(self) -> None:
+        count = "" if self._session is None else len(self._session.messages)
+        self.lease.released = True
+        try:
+            self._connection.run("release", "release", self.id, self.lease.token, self.lease.holder, count)
+        except (StorageUnavailable, SessionCorrupt):
+            pass  # which was logged; the lease runs out
+        self._publisher.released(self.lease)
+
+    def _check(self, found: object) -> None:
+        if found == b"lost":
+            log.error("the lock of %s is lost: its lease ran out, and another process has locked it since", self.id)
+            raise LockLost(f"{self.id} is locked by another process")

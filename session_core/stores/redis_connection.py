@@ -1,0 +1,160 @@
+"""The connection to Redis: its clients, its scripts, its errors, its configuration."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from session_core.stores.redis_scripts import DURABLE, KEEP_MILLISECONDS, scripts
+from storage import SessionCorrupt, SessionNotFound, StorageUnavailable
+
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS = 3.0  # for which a change is tried again where the connection failed
+
+_CONNECTIONS = 32
+_REPLICA_MILLISECONDS = 2000  # for which a change waits for replicas
+
+T = TypeVar("T")
+Argument = str | bytes | int
+
+
+class RedisConnection:
+    """The clients and the scripts for one URL, and one user if there are users. Safe for any number of threads.
+
+    `client` is for requests that are answered at once, from a bounded pool. `waiting_client` is for reads that wait
+    for events, and for the thread that publishes.
+
+    Raises StorageUnavailable when Redis cannot be reached or used. Logs a warning where Redis is configured to lose
+    what it has acknowledged. Where `min-replicas-to-write` is set, each change waits for as many replicas.
+    """
+
+    def __init__(self, url: str, user: str = "") -> None:
+        options: dict[str, Any] = {
+            "socket_connect_timeout": 2,
+            "socket_timeout": 2.5,
+            "retry": Retry(NoBackoff(), 0),  # `call` retries, and knows what may be done twice
+            "retry_on_error": [redis.ReadOnlyError],  # not to retry, but to close the connection to what is a replica
+            "protocol": 2,
+        }
+        try:
+            pool = redis.BlockingConnectionPool.from_url(url, max_connections=_CONNECTIONS, timeout=2, **options)
+            waiting = redis.ConnectionPool.from_url(url, **options)
+            waiting.connection_class(**waiting.connection_kwargs)  # checks the options in the URL
+        except (ValueError, TypeError):
+            raise StorageUnavailable("the URL cannot be understood") from None
+        self.client = redis.Redis(connection_pool=pool)
+        self.waiting_client = redis.Redis(connection_pool=waiting)
+        self._prefix = f"session_server@{user}:" if user else "session_server:"
+        self._texts = scripts(self._prefix)
+        self._scripts = {name: self.client.register_script(text) for name, text in self._texts.items()}
+        self._replicas = 0
+        self._check_configuration()
+
+    def key(self, kind: str, id: str) -> str:
+        """The key of this kind for a session, or for the token of a turn."""
+        return f"{self._prefix}{kind}:{id}"
+
+    def check(self, level: int = logging.ERROR) -> None:
+        """Raises StorageUnavailable if Redis cannot be written now."""
+        call(
+            "write to Redis", lambda: self.client.set(f"{self._prefix}check", b"", px=KEEP_MILLISECONDS), level=level
+        )
+
+    def run(self, verb: str, script: str, session_id: str, *arguments: Argument, retry_seconds: float = 0) -> Any:
+        """The result of a script on a session. Each script may run twice, and gives the same result then.
+
+        Raises SessionNotFound, SessionCorrupt, StorageUnavailable.
+        """
+        keys = [self.key(kind, session_id) for kind in ("session", "messages", "lease")]
+        keys.append(f"{self._prefix}sessions")
+        run = self._run_and_wait if self._replicas and script in DURABLE else self.run_on_keys
+        what = f"{verb} {session_id}".strip()
+        found = call(what, lambda: run(script, keys, arguments), retry_seconds, session_id)
+        if found == b"missing" and session_id:
+            raise SessionNotFound(session_id)
+        return found
+
+    def run_on_keys(self, script: str, keys: list[str], arguments: Any, client: Any = None) -> Any:
+        """The result of a script on these keys. Raises the errors of the redis library."""
+        return self._scripts[script](keys, arguments, client)
+
+    def _run_and_wait(self, script: str, keys: list[str], arguments: tuple[Any, ...]) -> Any:
+        pipeline: Any = self.client.pipeline(transaction=False)
+        pipeline.eval(self._texts[script], len(keys), *keys, *arguments)
+        pipeline.execute_command("WAIT", self._replicas, _REPLICA_MILLISECONDS)
+        found, replicas = pipeline.execute()
+        if replicas < self._replicas:
+            raise redis.RedisError(f"{replicas} of {self._replicas} replicas have it")
+        return found
+
+    def _check_configuration(self) -> None:
+        """Warns of what makes Redis less durable than it can be, and reads how many replicas must have a change."""
+        info: Any = {}
+        with contextlib.suppress(_Refused):
+            info = call("reach Redis", self.client.info, level=logging.DEBUG)
+        if info.get("cluster_enabled"):
+            raise StorageUnavailable("a Redis Cluster cannot be used: give one server, with replicas or without")
+        self.check(logging.DEBUG)  # the error is shown at the start
+        if not info:
+            log.warning("Redis does not tell how it is configured: see to appendonly, appendfsync, maxmemory-policy")
+            return
+        fsync, replicas = self._configured("appendfsync"), self._configured("min-replicas-to-write")
+        self._replicas = int(replicas or 0)
+        if not info.get("aof_enabled"):
+            log.warning("Redis has appendonly no: it loses what was stored since its last snapshot when it ends")
+        elif fsync not in ("always", None):
+            log.warning("Redis has appendfsync %s: it may lose the last second or more; always loses nothing", fsync)
+        if info.get("maxmemory") and info.get("maxmemory_policy") != "noeviction":
+            log.warning("Redis has maxmemory-policy %s: it may drop sessions", info.get("maxmemory_policy"))
+        if info.get("connected_slaves") and not self._replicas:
+            log.warning("Redis has replicas and no min-replicas-to-write: a failover may lose what was stored last")
+        if fsync is None:
+            log.warning("Redis does not tell its appendfsync and min-replicas-to-write: they could not be checked")
+
+    def _configured(self, name: str) -> str | None:
+        try:
+            found: Any = call("reach Redis", lambda: self.client.config_get(name), level=logging.DEBUG)
+        except _Refused:
+            return None
+        value: str | None = found.get(name)
+        return value
+
+
+class _Refused(StorageUnavailable):
+    """Redis refuses a command."""
+
+
+def call(
+    what: str, command: Callable[[], T], retry_seconds: float = 0, session_id: str = "", *, level: int = logging.ERROR
+) -> T:
+    """The result of a command. Logs the errors of the redis library and raises StorageUnavailable for them.
+
+    A lost connection is tried again at once, since Redis may have been restarted, and for `retry_seconds` more.
+    Raises SessionCorrupt where the session's keys hold something else than this program stores there.
+    """
+    give_up, tries = time.monotonic() + retry_seconds, 0
+    while True:
+        try:
+            return command()
+        except (redis.RedisError, OSError) as error:
+            tries += 1
+            lost = isinstance(error, redis.ConnectionError | OSError) and tries == 1
+            if lost or (isinstance(error, redis.ConnectionError | redis.TimeoutError) and time.monotonic() < give_up):
+                time.sleep(0.02 if lost else 0.1)
+                continue
+            words = re.sub(r"\s+", " ", str(error).partition(", with args")[0])[:200].rstrip(".")
+            if "WRONGTYPE" in words and session_id:
+                log.error("%s cannot be understood and is left as it is: %s", session_id, words)
+                raise SessionCorrupt(session_id) from error
+            log.log(level, "cannot %s: %s", what, words)
+            kind = _Refused if isinstance(error, redis.ResponseError) else StorageUnavailable
+            raise kind(f"cannot {what}: {words}") from error

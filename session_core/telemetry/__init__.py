@@ -1,0 +1,1 @@
+"""What is outside of a turn and sees it: spans, metrics, traces."""

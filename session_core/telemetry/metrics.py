@@ -1,0 +1,135 @@
+"""What happened so far, in numbers, for Prometheus."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import AbstractContextManager
+
+from flask import Response
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+
+from session_core.telemetry.spans import (
+    METHODS,
+    TOKEN_KINDS,
+    ModelSpan,
+    Observer,
+    RequestSpan,
+    Result,
+    Span,
+    ToolSpan,
+    TurnSpan,
+    count_tokens,
+)
+
+_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_MAX_NAMES = 200  # of tools, since those of MCP servers come and go
+_OTHER = "other"
+_STORE_ERRORS = ("storage_unavailable", "session_corrupt")
+_TURN_BUCKETS = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0)
+_CHUNK_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
+
+
+class Metrics(Observer):
+    """Counts the work of one app, in a registry of its own, and has `observer` see it too.
+
+    No label is a user, a session or a model, and none has more values than the server has names of its own.
+    """
+
+    def __init__(self, observer: Observer) -> None:
+        self._observer = observer
+        registry = self._registry = CollectorRegistry()
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"session_server_{name}", text, labels, registry=registry)
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(f"session_server_{name}", text, buckets=buckets, registry=registry)
+
+        self._turns = counter("turns", "Turns that ended here, by status or code of the error.", "status")
+        self._turn_seconds = histogram("turn_seconds", "Seconds from the start of a turn to its end.", _TURN_BUCKETS)
+        self._chunk_seconds = histogram(
+            "first_chunk_seconds", "Seconds from the start of a turn to its first text.", _CHUNK_BUCKETS
+        )
+        self._running = Gauge("session_server_running_turns", "Turns that run here now.", registry=registry)
+        self._model_calls = counter("model_calls", "Requests to the model server, each try counted.", "outcome")
+        self._tokens = counter("tokens", "Tokens, as the model server told: cached ones are input too.", "kind")
+        self._tool_calls = counter("tool_calls", "Calls of tools.", "tool", "outcome")
+        self._requests = counter("http_requests", "Requests that were answered.", "route", "method", "status")
+        self._store_errors = counter("store_errors", "Errors of the store that a request or a turn met.", "error")
+        self._tools: set[str] = set()
+        self._lock = threading.Lock()
+        ProcessCollector(registry=registry)
+        for status in ("completed", "incomplete", "cancelled"):
+            self._turns.labels(status)
+        self._model_calls.labels("ok")
+        for kind in TOKEN_KINDS:
+            self._tokens.labels(kind)
+        for error in _STORE_ERRORS:
+            self._store_errors.labels(error)
+
+    def answer(self) -> Response:
+        """All metrics in the Prometheus text format."""
+        return Response(generate_latest(self._registry), content_type=_CONTENT_TYPE)
+
+    def start_span(self, work: Span, within: Observer | None = None) -> Observer:
+        if isinstance(work, TurnSpan):
+            self._running.inc()
+        return _Observed(self, work, (within or self._observer).start_span(work))
+
+    def count_first_chunk(self, seconds: float) -> None:
+        """Counts the first text of a turn."""
+        self._chunk_seconds.observe(seconds)
+
+    def count(self, work: Span, outcome: Result) -> None:
+        """Counts work that has ended."""
+        match work:
+            case RequestSpan(method, route):
+                method = method if method in METHODS else _OTHER
+                self._requests.labels(route or _OTHER, method, outcome.name).inc()
+                self._count_store_error(outcome.error)
+            case TurnSpan():
+                self._running.dec()
+                self._turns.labels(outcome.name).inc()
+                self._turn_seconds.observe(time.monotonic() - work.started_at)
+                self._count_store_error(outcome.name)
+            case ModelSpan():
+                self._model_calls.labels(outcome.name).inc()
+                for kind, number in count_tokens(outcome.usage).items():
+                    self._tokens.labels(kind).inc(number)
+            case ToolSpan():
+                self._tool_calls.labels(self._tool(work), outcome.name).inc()
+
+    def _count_store_error(self, code: str | None) -> None:
+        if code in _STORE_ERRORS:
+            self._store_errors.labels(code).inc()
+
+    def _tool(self, work: ToolSpan) -> str:
+        """The name of a tool that is offered, as long as there are not too many names."""
+        with self._lock:
+            if work.offered and len(self._tools) < _MAX_NAMES:
+                self._tools.add(work.name)
+            return work.name if work.name in self._tools else _OTHER
+
+
+class _Observed(Observer):
+    def __init__(self, metrics: Metrics, work: Span, observer: Observer) -> None:
+        self.headers = observer.headers
+        self._metrics = metrics
+        self._work = work
+        self._observer = observer
+
+    def start_span(self, work: Span) -> Observer:
+        return self._metrics.start_span(work, self._observer)
+
+    def current(self) -> AbstractContextManager[object]:
+        return self._observer.current()
+
+    def first_chunk(self, seconds: float) -> None:
+        self._metrics.count_first_chunk(seconds)
+        self._observer.first_chunk(seconds)
+
+    def end(self, outcome: Result) -> None:
+        self._metrics.count(self._work, outcome)
+        self._observer.end(outcome)

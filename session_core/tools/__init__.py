@@ -1,0 +1,1 @@
+"""What the model may call: functions, files of them, MCP servers."""

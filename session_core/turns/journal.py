@@ -1,0 +1,171 @@
+"""What a running turn has written so far, kept where a crash leaves it.
+
+A journal is the lines that `Storage.journal` gives: first the identity of the turn, then entries of its log, of which
+several may be joined. It survives `kill -9`, and no power cut. Whoever locks the session next for a turn stores what
+it holds as a partial answer, with the reason `interrupted`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
+from typing import Any, Protocol
+
+from session_core.data.strict_json import from_json, to_json
+from session_core.model.events import Chunk, Reasoning, ToolCall, ToolResult
+from session_core.turns.event_log import Ended, Failed, LoggedEvent, decode_event, encode_event
+from session_core.turns.stored import last_turn
+from storage import LockedSession, Session, Storage
+
+log = logging.getLogger(__name__)
+
+_KEEP_SECONDS = 0.15  # between two writes; callers are promised 0.2
+_IDLE_SECONDS = 10.0  # for which the thread waits for the next turn
+
+
+def identity(turn_id: str, message_id: str, attempt: int, fields: Mapping[str, Any]) -> bytes:
+    """The first line, also of what is published: the turn, its question, the number of its attempt, and what its
+    messages have beside their texts."""
+    return to_json([turn_id, message_id, attempt, dict(fields)])
+
+
+def journal_lines(entries: Iterable[LoggedEvent]) -> Iterator[bytes]:
+    """The entries as lines of a journal. Texts in a row are joined, and of tools only the kind of event is kept."""
+    for kind, group in groupby(entries, key=lambda entry: type(entry.event)):
+        first, *rest = group
+        if kind in (Chunk, Reasoning):
+            text = "".join(entry.event.content for entry in (first, *rest))  # type: ignore[union-attr]
+            yield encode_event(first._replace(event=kind(text)))
+        elif kind is ToolCall:
+            yield encode_event(first._replace(event=ToolCall("", "", "")))
+        elif kind is ToolResult:
+            yield encode_event(first._replace(event=ToolResult("", "")))
+
+
+def partial_answer(session: Session, lines: Sequence[bytes]) -> dict[str, Any] | None:
+    """The message that an interrupted turn has left, None where it has left nothing that is not stored.
+
+    The lines may be torn, foreign, or of an earlier turn. The message has the same id however often it is made.
+    """
+    turn = last_turn(session)
+    try:
+        _, message_id, attempt, fields = from_json(lines[0])
+        valid = isinstance(attempt, int) and isinstance(fields, dict)
+    except (IndexError, ValueError, TypeError, RecursionError):
+        valid = False
+    if turn is None or not valid or message_id != turn.messages[0]["id"]:
+        return None
+    if attempt < turn.attempt or (attempt == turn.attempt and not turn.interrupted):
+        return None
+    rounds, reasoning, text, created_at = _last_round(lines[1:])
+    stored = [one for one in turn.messages if one.get("tool_calls") and one.get("attempt", 1) == attempt]
+    if len(stored) > rounds or not (reasoning or text):
+        return None  # the text was stored with the tool calls behind it
+    digest = hashlib.sha256(lines[0] + b"%d" % rounds).hexdigest()
+    kept = {"reasoning": reasoning} if reasoning else {}
+    mark = {"status": "incomplete", "reason": "interrupted"}
+    beside = {"id": f"msg-{digest[:32]}", "role": "assistant", "content": text, **kept, **fields, **mark}
+    return {**beside, "created_at": created_at}
+
+
+def take_over(storage: Storage, session: LockedSession) -> None:
+    """Stores the partial answer that an interrupted turn has left, durably, and drops the journal."""
+    turn = last_turn(session.session)
+    if turn is None or turn.complete:
+        return
+    if message := partial_answer(session.session, storage.journal(session.id)):
+        session.append(message, message["id"], message["created_at"])
+        session.drop_journal()
+
+
+def with_partial_answer(storage: Storage, session_id: str) -> Session:
+    """The session as it is stored, with the partial answer that an interrupted turn has left.
+
+    Raises SessionNotFound, SessionCorrupt and StorageUnavailable.
+    """
+    session = storage.get(session_id)
+    turn = last_turn(session)
+    if turn is None or turn.complete:
+        return session
+    lines = storage.journal(session_id)
+    if not lines or storage.running(session_id):
+        return session
+    session = storage.get(session_id)  # in which the answer is by now, if somebody has taken it over
+    if message := partial_answer(session, lines):
+        session.messages.append(message)
+    return session
+
+
+def _last_round(lines: Iterable[bytes]) -> tuple[int, str, str, str]:
+    """How often tools were called, the reasoning and the text behind that, and the time of the last of it."""
+    rounds, calling, created_at = 0, False, ""
+    pieces: list[Reasoning | Chunk] = []
+    for line in lines:
+        try:
+            entry = decode_event(line)
+        except (ValueError, TypeError, KeyError, RecursionError):  # the end is torn, or of another program
+            break
+        event = entry.event
+        if isinstance(event, Ended | Failed):
+            break
+        if isinstance(event, ToolCall) and not calling:
+            rounds += 1
+            pieces = []
+        calling = isinstance(event, ToolCall)
+        if isinstance(event, Reasoning | Chunk) and isinstance(event.content, str):
+            pieces.append(event)
+            created_at = entry.created_at
+    texts = {kind: "".join(one.content for one in pieces if type(one) is kind) for kind in (Reasoning, Chunk)}
+    return rounds, texts[Reasoning], texts[Chunk], created_at
+
+
+class _Kept(Protocol):
+    def keep(self) -> None:
+        """Writes to the journal what has come since the last time. Never raises."""
+
+
+class Keeper:
+    """Has the running turns write their journals, on one thread for all."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._turns: dict[_Kept, None] = {}
+        self._thread: threading.Thread | None = None
+        self._closed = threading.Event()
+
+    def add(self, turn: _Kept) -> None:
+        """Keeps this turn until `remove`. Where the system gives no more threads, it is not kept."""
+        with self._lock:
+            self._turns[turn] = None
+            if self._thread is None:
+                thread = threading.Thread(target=self._work, name="journals", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:
+                    return
+                self._thread = thread
+
+    def remove(self, turn: _Kept) -> None:
+        """Keeps this turn no more."""
+        with self._lock:
+            self._turns.pop(turn, None)
+
+    def close(self) -> None:
+        """Ends the thread. No turn may run."""
+        self._closed.set()
+
+    def _work(self) -> None:
+        idle_seconds = 0.0
+        while True:
+            closed = self._closed.wait(_KEEP_SECONDS)
+            with self._lock:
+                turns = list(self._turns)
+                idle_seconds = 0.0 if turns else idle_seconds + _KEEP_SECONDS
+                if closed or idle_seconds > _IDLE_SECONDS:
+                    self._thread = None
+                    return
+            for turn in turns:
+                turn.keep()

@@ -1,0 +1,42 @@
+"""A conversation as a Markdown document."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+_ROLES = {"user": "User", "assistant": "Assistant", "tool": "Tool result"}
+
+
+def render_markdown(title: str | None, head: Mapping[str, str], messages: Iterable[Mapping[str, Any]]) -> str:
+    """The document: a title, a line for each field of `head`, and a section for each message.
+
+    Each text stands in a fenced block of its own, with a fence that is longer than any in the text (CommonMark 0.31,
+    section 4.5). So nothing in a message can become a heading, a link, HTML, or another message.
+    """
+    parts = [f"# {_plain(title or 'Conversation')}\n"]
+    parts += [f"- {name}: {_plain(value)}" for name, value in head.items()]
+    for message in messages:
+        role, name = _ROLES.get(message["role"], "Message"), message.get("name")
+        parts.append(f"\n## {role}{f' of {_plain(name)}' if name else ''}, {_plain(message['created_at'])}\n")
+        if "status" in message:
+            parts.append(f"Status: {_plain(message['status'])} ({_plain(message.get('reason', ''))})\n")
+        if message.get("reasoning"):
+            parts.append(f"Reasoning:\n\n{_block(message['reasoning'], 'text')}\n")
+        if message["content"]:
+            parts.append(_block(message["content"], "markdown" if role == "Assistant" else "text"))
+        for call in message.get("tool_calls", ()):
+            function = call["function"]
+            parts.append(f"\nTool call of {_plain(function['name'])}:\n\n{_block(function['arguments'], 'json')}")
+    return "\n".join(parts) + "\n"
+
+
+def _block(text: str, language: str) -> str:
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{text}\n{fence}"
+
+
+def _plain(text: str) -> str:
+    """The text on one line, with nothing in it that Markdown reads as more than text."""
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", " ".join(str(text).split()))

@@ -1,0 +1,74 @@
+"""Who sees what the server does: metrics and traces, each where it is asked for."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from flask import Flask, Response, g, request
+
+from session_core.telemetry.spans import Observer, RequestSpan, Result
+from session_core.web.flag_values import SettingsError
+
+if TYPE_CHECKING:
+    from session_core.telemetry.metrics import Metrics
+    from session_core.telemetry.traces import Traces
+
+log = logging.getLogger(__name__)
+
+_ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+
+
+def load_metrics(observer: Observer) -> Metrics:
+    """Metrics, before another observer. Raises SettingsError where their library is missing."""
+    try:
+        from session_core.telemetry.metrics import Metrics
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] != "prometheus_client":
+            raise
+        raise SettingsError("-metrics needs prometheus-client: pip install '.[metrics]'") from None
+    return Metrics(observer)
+
+
+def load_traces(environment: Mapping[str, str]) -> Traces | None:
+    """Traces, where the environment names an exporter and the OpenTelemetry SDK is installed.
+
+    Raises SettingsError where the SDK has no such exporter.
+    """
+    names = environment.get("OTEL_TRACES_EXPORTER", "").strip()
+    if not names and any(environment.get(name) for name in _ENDPOINTS):
+        names = "otlp"
+    if names in ("", "none") or environment.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
+        return None
+    try:
+        from session_core.telemetry.traces import Traces
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] != "opentelemetry":
+            raise
+        log.warning("the environment names an exporter of traces; to send them: pip install '.[otel]'")
+        return None
+    try:
+        return Traces(names)
+    except ValueError as error:
+        raise SettingsError(f"OpenTelemetry: {error}") from None
+
+
+def observe_requests(app: Flask, observer: Observer) -> None:
+    """Has each request seen, from before its checks until its response is closed. `g.observed` sees what it does."""
+
+    def begin() -> None:
+        rule = request.url_rule.rule if request.url_rule else ""
+        route = re.sub(r"<(?:[^<>]*:)?(?:session_)?(\w+)>", r"{\1}", rule)
+        g.observed = observer.start_span(RequestSpan(request.method, route))
+
+    def end_when_sent(response: Response) -> Response:
+        status = response.status_code
+        outcome = Result(str(status), failed=status >= 500, error=g.get("error_code"))
+        response.call_on_close(functools.partial(g.observed.end, outcome))
+        return response
+
+    app.before_request(begin)
+    app.after_request(end_when_sent)

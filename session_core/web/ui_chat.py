@@ -1,0 +1,111 @@
+"""What the AI SDK's transport sends: a new question, an edited one, or an answer that is to be tried again.
+
+The sources are `src/ui/http-chat-transport.ts` and `src/ui/chat.ts` of the npm package `ai`, 5 to 7. The client makes
+ids for its messages, and keeps that of one that it edits. After a reload it has the server's. Both are understood.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ValidationError
+
+from session_core.turns.stored import turn_at
+from session_core.turns.turn_request import TurnRequest
+from session_core.web.bodies import KEY, idempotency_key, session_settings
+from session_core.web.errors import ApiError
+from session_core.web.ui_messages import ANSWER
+from storage import Session
+
+
+class _Part(BaseModel, strict=True):
+    type: str
+    text: str = ""
+
+
+class _Message(BaseModel, strict=True):
+    role: Literal["user"] = "user"
+    id: str | None = None
+    parts: list[_Part] = []
+
+
+class _Request(BaseModel, strict=True):
+    id: str
+    messages: list[dict[str, Any]] = []
+    message: dict[str, Any] | None = None
+    trigger: Literal["submit-message", "regenerate-message"] = "submit-message"
+    messageId: str | None = None
+
+
+def ui_question(body: Mapping[str, Any], get: Callable[[str], Session]) -> tuple[str, TurnRequest]:
+    """The id of the session, and what the body of `POST /ui/chat` asks of it, with a key that a retry has too.
+
+    The key is the request's own Idempotency-Key. Without one, that of a new question is the id of its message, and
+    that of any other is made from what it replaces. `get` reads the session. Raises ApiError, and what `get` raises.
+    """
+    try:
+        request = _Request.model_validate(body)
+        again = request.trigger == "regenerate-message"
+        sent = [request.message] if request.message else request.messages
+        last = [one for one in sent if not again or one.get("role") == "user"][-1:]
+        message = _Message.model_validate(last[0] if last else {})
+    except ValidationError:
+        wanted = "The body must be what DefaultChatTransport of the AI SDK sends, and the last message the user's."
+        raise ApiError("invalid_request", wanted) from None
+    named, key = request.messageId, idempotency_key()
+    model = session_settings({"model": body.get("model")})["model"]
+    session = get(request.id) if again or named else None
+    if session and (target := _question(session, named) or (_question(session, message.id) if again else None)):
+        answered = bool(named and named.endswith(ANSWER))
+        text = None if again else _text(message)
+        replaces = _replaced(session, target, text, key, answered=answered)
+        return request.id, TurnRequest(text, replaces, key=key or _replacing_key(replaces, text), model=model)
+    return request.id, TurnRequest(_text(message), key=key or _key(message.id), model=model)
+
+
+def _text(message: _Message) -> str:
+    text = "".join(part.text for part in message.parts if part.type == "text")
+    if not text.strip() or any(part.type == "file" for part in message.parts):
+        raise ApiError("invalid_request", "A message must have text that is not blank, and no files.")
+    return text
+
+
+def _question(session: Session, id: str | None) -> dict[str, Any] | None:
+    """The question of this id, or the one that stands in its place by now. By the id of its answer, only itself."""
+    found: dict[str, Any] | None = None
+    for message in session.messages if id else ():
+        if message["role"] != "user":
+            continue
+        if message["id"] + ANSWER == id:
+            return message
+        if message.get("replaces") == found["id"] if found else message["id"] == id or _has_key(message, _key(id)):
+            found = message
+    return found
+
+
+def _replaced(session: Session, target: dict[str, Any], text: str | None, key: str | None, *, answered: bool) -> str:
+    """The id of the question that this one replaces: the target, or where the request is a retry, the same as before.
+
+    Two wishes to try the last answer again look the same, unless they name the answer or have a key. The second is
+    taken for a retry as long as the first has no answer.
+    """
+    earlier = [message for message in session.messages if key and _has_key(message, key)]
+    if not key and not answered and _has_key(target, _replacing_key(target.get("replaces", ""), text)):
+        unanswered = turn_at(session, session.messages.index(target)).can_be_retried
+        earlier = [target] if unanswered or text is not None else []
+    return str(earlier[0].get("replaces", target["id"]) if earlier else target["id"])
+
+
+def _has_key(message: Mapping[str, Any], key: str | None) -> bool:
+    return message.get("idempotency_key") == key
+
+
+def _replacing_key(replaces: str, text: str | None) -> str:
+    return "ui-" + hashlib.sha256(f"{replaces} {'again' if text is None else 'edit ' + text}".encode()).hexdigest()
+
+
+def _key(id: str | None) -> str | None:
+    """The key that a message's own id stands for, whatever characters it has."""
+    return (id if KEY.fullmatch(id) else "ui-" + hashlib.sha256(id.encode()).hexdigest()) if id else None

@@ -1,0 +1,191 @@
+"""A turn's events as the frames of the AI SDK's UI message stream, and a session as its UI messages.
+
+The frames are those of the npm package `ai`, 5 to 7 (`src/ui-message-stream/ui-message-chunks.ts`). The client builds
+one assistant's message of them for each turn (`src/ui/process-ui-message-stream.ts`). `ui_messages` builds the same
+message from the same frames, so that a client has the same parts after a reload.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from session_core.data.strict_json import from_json, to_json
+from session_core.model.events import Chunk, Reasoning, ToolCall, ToolResult
+from session_core.turns.event_log import Ended, Event, Failed, LoggedEvent, Started
+from session_core.turns.stored import StoredTurn, turn_at, without_failed_attempts
+from session_core.web.errors import describe_error
+from storage import Session, expanded, replaced_messages
+
+UI_MESSAGES = "application/vnd.ai-sdk.ui-messages+json"
+UI_HEADERS = {"X-Vercel-AI-UI-Message-Stream": "v1"}
+ANSWER = "-answer"  # behind the id of the question in the id of the assistant's message, which is known at the start
+
+_DONE = b"data: [DONE]\n\n"
+_INTERRUPTED_CALL = "interrupted; the tool may have run"
+_FINISH_REASONS = {None: "stop", "length": "length", "content_filter": "content-filter"}  # by the answer's reason
+
+_Json = dict[str, Any]
+
+
+class UiFrames:
+    """The frames of one turn, from its first event to its last.
+
+    Each step is one model call. A text, a reasoning and a call that are open when the turn ends are closed first.
+    """
+
+    def __init__(self, message_id: str) -> None:
+        self._metadata: _Json = {"questionId": message_id}
+        self._open = ""  # the type of the part that grows: text or reasoning
+        self._parts = 0  # how many of those there were
+        self._calls: list[str] = []  # without a result
+        self._called = False  # the step has results, so that whatever comes next is of the next one
+
+    def encode(self, entry: LoggedEvent) -> bytes:
+        """The frames of the next event, and `[DONE]` behind the last."""
+        event = entry.event
+        if type(event) is Chunk and self._open == "text" and not self._called:  # most events, see `event_frame`
+            return b'data: {"type":"text-delta","id":"%d","delta":%b}\n\n' % (self._parts, to_json(event.content))
+        block = b"".join(map(_as_data, self.frames(event)))
+        return block + _DONE if isinstance(event, Ended | Failed) else block
+
+    def frames(self, event: Event) -> Iterator[_Json]:
+        """The frames of the next event, as objects."""
+        match event:
+            case Started():
+                message_id = self._metadata["questionId"] + ANSWER
+                yield {"type": "start", "messageId": message_id, "messageMetadata": self._metadata}
+                yield {"type": "start-step"}
+            case Reasoning() | Chunk():
+                yield from self._next_step()
+                kind = "text" if isinstance(event, Chunk) else "reasoning"
+                if self._open != kind:
+                    yield from self._close()
+                    self._open, self._parts = kind, self._parts + 1
+                    yield {"type": f"{kind}-start", "id": str(self._parts)}
+                yield {"type": f"{kind}-delta", "id": str(self._parts), "delta": event.content}
+            case ToolCall():
+                yield from self._next_step()
+                yield from self._close()
+                self._calls.append(event.id)
+                call = {"toolCallId": event.id, "toolName": event.name, "input": _input(event.arguments)}
+                yield {"type": "tool-input-available", **call, "dynamic": True, "providerExecuted": True}
+            case ToolResult():
+                self._called = True
+                if event.id in self._calls:  # a result without a call is an error of the client
+                    self._calls.remove(event.id)
+                    yield _output(event.id, event.result, event.error)
+            case Ended():
+                status = event.message.get("status", "completed")
+                fields = ("reason", "usage")
+                found = {name: event.message[name] for name in fields if name in event.message}
+                yield from self._end({"answerId": event.message["id"], "status": status, **found})
+                if status == "cancelled":
+                    yield {"type": "abort"}
+                else:
+                    yield {"type": "finish", "finishReason": _FINISH_REASONS.get(found.get("reason"), "other")}
+            case Failed():
+                code, _, text = describe_error(event.code)
+                answer = {} if event.message_id is None else {"answerId": event.message_id}
+                yield from self._end({**answer, "status": "failed", "reason": code})
+                yield {"type": "error", "errorText": event.text or text}
+
+    def _next_step(self) -> Iterator[_Json]:
+        if self._called:
+            self._called = False
+            yield from self._close()
+            yield {"type": "finish-step"}
+            yield {"type": "start-step"}
+
+    def _close(self) -> Iterator[_Json]:
+        if self._open:
+            yield {"type": f"{self._open}-end", "id": str(self._parts)}
+            self._open = ""
+
+    def _end(self, metadata: _Json) -> Iterator[_Json]:
+        yield from self._close()
+        for call_id in self._calls:
+            yield _output(call_id, None, _INTERRUPTED_CALL)
+        yield {"type": "finish-step"}
+        yield {"type": "message-metadata", "messageMetadata": self._metadata | metadata}
+
+
+def _as_data(frame: _Json) -> bytes:
+    return b"data: %b\n\n" % to_json(frame)
+
+
+# Where a turn of another server can be followed no more. A client takes an end without a last frame for a good one.
+UI_BROKEN_OFF = _as_data({"type": "error", "errorText": describe_error("storage_unavailable")[2]}) + _DONE
+
+
+def ui_messages(session: Session, *, running: bool, show_reasoning: bool) -> list[_Json]:
+    """The conversation as UI messages: one of the user and one of the assistant for each turn.
+
+    An answer that is being written is left out: `GET /ui/chat/{id}/stream` tells all of it.
+    """
+    session = replace(session, messages=expanded(session.messages))
+    replaced = replaced_messages(session.messages)
+    questions = [index for index, message in enumerate(session.messages) if message["role"] == "user"]
+    found = []
+    if greeting := session.messages[: questions[0]] if questions else session.messages:  # of an import
+        found.append(_answer(StoredTurn([greeting[0], *greeting], None, is_last=False), show_reasoning))
+    for index in questions:
+        question = session.messages[index]
+        if question["id"] in replaced:
+            continue
+        found.append({"id": question["id"], "role": "user", "parts": [{"type": "text", "text": question["content"]}]})
+        turn = turn_at(session, index)
+        if not (running and turn.is_last and turn.interrupted) and (turn.error or len(turn.messages) > 1):
+            found.append(_answer(turn, show_reasoning))
+    return found
+
+
+def _answer(turn: StoredTurn, show_reasoning: bool) -> _Json:
+    """The assistant's message of an ended turn: of its last attempt, and of those with which that one went on."""
+    attempt = turn.attempt
+    kept = without_failed_attempts(turn.messages, attempt)
+    stored = StoredTurn([{**one, "attempt": attempt} for one in kept], turn.error, turn.is_last, attempt)
+    frames = UiFrames(turn.messages[0]["id"])
+    made = [frame for event in stored.events(show_reasoning=show_reasoning) for frame in frames.frames(event)]
+    metadata = next(frame["messageMetadata"] for frame in made if frame["type"] == "message-metadata")
+    return {"id": made[0]["messageId"], "role": "assistant", "metadata": metadata, "parts": _parts(made)}
+
+
+def _parts(frames: Iterable[Mapping[str, Any]]) -> list[_Json]:
+    """The parts of the message that a client builds from these frames."""
+    parts: list[_Json] = []
+    calls: dict[str, _Json] = {}
+    for frame in frames:
+        match frame["type"]:
+            case "start-step":
+                parts.append({"type": "step-start"})
+            case "text-start" | "reasoning-start" as kind:
+                parts.append({"type": kind.removesuffix("-start"), "text": "", "state": "done"})
+            case "text-delta" | "reasoning-delta":
+                parts[-1]["text"] += frame["delta"]
+            case "tool-input-available":
+                call = {name: frame[name] for name in ("toolName", "toolCallId", "input", "providerExecuted")}
+                parts.append({"type": "dynamic-tool", "state": "input-available", **call})
+                calls[frame["toolCallId"]] = parts[-1]
+            case "tool-output-available":
+                calls[frame["toolCallId"]] |= {"state": "output-available", "output": frame["output"]}
+            case "tool-output-error":
+                calls[frame["toolCallId"]] |= {"state": "output-error", "errorText": frame["errorText"]}
+    return parts
+
+
+def _input(arguments: str) -> _Json:
+    """The arguments of a call as an object, which front ends go through by its names."""
+    try:
+        value = from_json(arguments.encode())
+    except (ValueError, RecursionError):
+        value = arguments
+    return value if isinstance(value, dict) else {"arguments": value}
+
+
+def _output(call_id: str, result: str | None, error: str | None) -> _Json:
+    frame = {"toolCallId": call_id, "dynamic": True, "providerExecuted": True}
+    if error is None:
+        return {"type": "tool-output-available", **frame, "output": result}
+    return {"type": "tool-output-error", **frame, "errorText": error}

@@ -1,0 +1,1 @@
+"""Tests of `session_core/telemetry/`: metrics and traces."""
