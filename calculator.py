@@ -142,7 +142,7 @@ class _Parser:
             raise CalculatorError("this is too much work at once; do it in smaller parts")
 
     def _advance(self) -> str:
-        """Goes on to the next token, and gives the one that it leaves."""
+        """Goes on to the next token, and returns the one that it leaves."""
         left = self._token
         found = (_TOKEN if self._calls else _TOKEN_OR_GROUPS).match(self._text, self._end)
         assert found and found.lastgroup  # there is always one, if only the end

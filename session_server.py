@@ -122,7 +122,7 @@ def build_app() -> Flask:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the server until a signal ends it. Gives the exit code: 0 after a shutdown, 2 where it cannot start."""
+    """Runs the server until a signal ends it. Returns the exit code: 0 after a shutdown, 2 where it cannot start."""
     try:
         settings = read_settings(sys.argv[1:] if arguments is None else arguments, os.environ)
         set_up_logging(settings)
@@ -181,7 +181,7 @@ def _assemble(settings: Settings, at_end: Callable[[Callable[[], object]], objec
 def _mcp_tools(
     settings: Settings, at_end: Callable[[Callable[[], object]], object]
 ) -> Callable[[], Sequence[AnyTool]]:
-    """Starts the MCP servers. Gives a function that gives their tools."""
+    """Starts the MCP servers. Returns a function that gives their tools."""
     try:
         from session_core.tools.mcp import McpServers
         from session_core.tools.mcp_config import McpError, read_mcp_config

@@ -102,7 +102,7 @@ class Storage(ABC):
     def create(
         self, messages: Sequence[Mapping[str, Any]] = (), last_error: str | None = None, **settings: str | None
     ) -> str:
-        """Creates a session and gives its id. The session is durable when this returns.
+        """Creates a session and returns its id. The session is durable when this returns.
 
         `messages` are whole messages, with ids. `settings` are those of `LockedSession.configure`. Raises ValueError
         for what JSON in UTF-8 cannot hold, and for messages without the fields that every message has.
@@ -248,7 +248,7 @@ class LockedSession(ABC):
     def append(
         self, fields: Mapping[str, Any], message_id: str | None = None, created_at: str | None = None
     ) -> dict[str, Any]:
-        """Adds a message of these fields. Gives a copy with its `id` and `created_at`, new ones where none are given.
+        """Adds a message of these fields. Returns a copy with its `id` and `created_at`, new ones where none are given.
 
         A user's message may have `replaces`, the id of another one: that one and all behind it leave the conversation
         in the same write, and stay stored. It may have `history`, whole messages that stand before it. Then the first
@@ -316,7 +316,7 @@ class LockedSession(ABC):
     def publish_turn(self, first: bytes, on_end: Callable[[bool], None]) -> Callable[[bytes, bool], None] | None:
         """Lets other processes follow the turn for which the session is locked, by `Storage.turn_feed`.
 
-        Publishes a first line. Gives a function that publishes a further one, and takes whether it is the last. It
+        Publishes a first line. Returns a function that publishes a further one, and takes whether it is the last. It
         works after the release too, never waits and never raises. None where no other process could follow.
 
         Another thread calls `on_end(True)` when another process asks for the end of the turn, and `on_end(False)`
@@ -327,7 +327,7 @@ class LockedSession(ABC):
     def journal(self, first: bytes) -> Callable[[bytes], None] | None:
         """Begins a journal of the turn for which the session is locked, in place of the one before.
 
-        Gives a function that adds lines to it, each with its line end. It waits for no disk and never raises. The
+        Returns a function that adds lines to it, each with its line end. It waits for no disk and never raises. The
         journal survives the process, until `drop_journal` or the deletion of the session. None where a journal could
         not survive the process, or where what `publish_turn` publishes does.
         """

@@ -75,7 +75,7 @@ class Negotiation:
     def change(self, failure: Failure, sent: Set[Part]) -> bool:
         """Changes the shape after a refusal of a request that had the parts `sent`.
 
-        Gives False where no other shape may help.
+        Returns False where no other shape may help.
         """
         if self._before and failure.words == self._words:  # the same refusal: the part was not its cause
             self.shape = self._before

@@ -42,7 +42,7 @@ class Stop:
         return self._event.is_set()
 
     def wait(self, seconds: float) -> bool:
-        """Waits for `set`, at most that long. Gives `is_set()`."""
+        """Waits for `set`, at most that long. Returns `is_set()`."""
         return self._event.wait(seconds)
 
     def watch(self, sock: socket.socket) -> None:
@@ -53,7 +53,7 @@ class Stop:
                 _shut_down(sock)
 
     def release(self) -> bool:
-        """Lets the sockets go. Gives whether they still work."""
+        """Lets the sockets go. Returns whether they still work."""
         with self._lock:
             self._sockets = []
             return not self._event.is_set()

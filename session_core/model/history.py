@@ -72,7 +72,7 @@ class Conversation:
     def trim(self) -> bool:
         """Keeps the newest half of the text before the current turn, and after four times nothing of it.
 
-        Gives whether anything was left to cut.
+        Returns whether anything was left to cut.
         """
         before, current = self._begin, self._turns()[-1]
         if before == current:
@@ -131,7 +131,7 @@ class Conversation:
     def _fit(self, message: _Message, answered: list[dict[str, Any]], shape: RequestForm) -> str:
         """Gives a message with tool calls, and the results behind it, the form that this server wants.
 
-        Gives the role of the last message.
+        Returns the role of the last message.
         """
         self._return(message, answered, shape)
         first = answered[0]
@@ -234,7 +234,7 @@ def _with_results(
 
 
 def _add_id(id: str, ids: set[str]) -> str:
-    """Adds an id, or a new one if it is empty or in use. Gives the one that it added."""
+    """Adds an id, or a new one if it is empty or in use. Returns the one that it added."""
     while not id or id in ids:
         id = secrets.token_hex(5)[:9]  # Mistral takes nine letters or digits
     ids.add(id)

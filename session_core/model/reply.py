@@ -36,7 +36,7 @@ class Reply:
         self._by_index: dict[int, _PartialCall] = {}
 
     def add(self, frame: Any) -> list[Reasoning | Chunk]:
-        """Takes one frame, a chunk or a whole completion. Gives the reasoning and the text that it adds.
+        """Takes one frame, a chunk or a whole completion. Returns the reasoning and the text that it adds.
 
         Raises ValueError for what is no frame, NotAnAnswer for an error in its place.
         """
@@ -131,7 +131,7 @@ class Reply:
         return text
 
     def _emit(self, reasoning: str, text: str, last: bool = False) -> list[Reasoning | Chunk]:
-        """Counts and keeps what came, and gives it as events. A half of a character waits for the other one."""
+        """Counts and keeps what came, and returns it as events. A half of a character waits for the other one."""
         reasoning, self._reasoning_half = _whole_characters(self._reasoning_half + reasoning, last)
         text, self._text_half = _whole_characters(self._text_half + text, last)
         events: list[Reasoning | Chunk] = []

@@ -192,7 +192,7 @@ class FileStorage(Storage):
             before = data
 
     def _write_new(self, session: Session, modified: int, *, turn: bool, new: bool = False) -> int:
-        """Writes the session's file whole and puts it in place. Gives it open and locked.
+        """Writes the session's file whole and puts it in place. Returns it open and locked.
 
         With `new`, raises SessionExists where there is one. The caller syncs the directory. Raises OSError if the
         file cannot be written; then nothing has changed.

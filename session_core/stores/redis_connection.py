@@ -70,7 +70,7 @@ class RedisConnection:
         )
 
     def run(self, verb: str, script: str, session_id: str, *arguments: Argument, retry_seconds: float = 0) -> Any:
-        """The result of a script on a session. Each script may run twice, and gives the same result then.
+        """The result of a script on a session. Each script may run twice, and returns the same result then.
 
         Raises SessionNotFound, SessionCorrupt, StorageUnavailable.
         """

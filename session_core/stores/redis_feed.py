@@ -81,7 +81,7 @@ class Publisher:
                 self._thread = thread
 
     def publish(self, lease: Lease, on_end: Callable[[bool], None]) -> Callable[[bytes, bool], None] | None:
-        """Gives a function that publishes lines of the turn of this lease. See LockedSession.publish_turn."""
+        """Returns a function that publishes lines of the turn of this lease. See LockedSession.publish_turn."""
         with self._mutex:
             turn = self._turns.get(lease.token)
             if turn is None:

@@ -74,7 +74,7 @@ class Observer:
     headers: Mapping[str, str] = MappingProxyType({})  # for the peer that does the work
 
     def start_span(self, work: Span) -> Observer:
-        """Work that begins within this. Gives what sees it, until its `end`, which comes once."""
+        """Work that begins within this. Returns what sees it, until its `end`, which comes once."""
         return self
 
     def current(self) -> AbstractContextManager[object]:

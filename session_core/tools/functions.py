@@ -57,7 +57,7 @@ class Abandonment:
 class AnyTool(Protocol):
     """What the agent and `GET /tools` need of a tool, wherever it comes from.
 
-    A call gets a JSON object of arguments, and gives its result as text for the model. It raises ValueError in words
+    A call gets a JSON object of arguments, and returns its result as text for the model. It raises ValueError in words
     for the model. A call that can be interrupted hears of that by `abandonment`.
     """
 
@@ -100,7 +100,7 @@ class Tool:
         self.schema = tool_schema(self.name, self.description, self.parameters)
 
     def __call__(self, arguments: str, call_id: str = "", abandonment: Abandonment | None = None) -> str:
-        """Calls the function with a JSON object of arguments. Gives its result as text for the model.
+        """Calls the function with a JSON object of arguments. Returns its result as text for the model.
 
         A function cannot be interrupted: it does not hear of `abandonment`. Raises ValueError, in words for the
         model, if the arguments do not fit, and whatever the function raises.

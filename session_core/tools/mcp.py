@@ -1,6 +1,6 @@
 """Tools of MCP servers, on one event loop that a thread of its own runs.
 
-McpServers starts the servers, keeps them, and gives their tools. Calls come from the threads of turns.
+McpServers starts the servers, keeps them, and returns their tools. Calls come from the threads of turns.
 """
 
 from __future__ import annotations
@@ -167,7 +167,7 @@ class _Server:
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
     async def _connection(self) -> str:
-        """Connects, follows the list of tools, and gives the reason of the end."""
+        """Connects, follows the list of tools, and returns the reason of the end."""
         stderr = Stderr()
         try:
             with anyio.move_on_after(_START_SECONDS) as deadline:

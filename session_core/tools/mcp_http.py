@@ -19,7 +19,7 @@ _SECONDS = 30.0  # to connect, and to send
 
 @asynccontextmanager
 async def http_transport(server: McpServer) -> AsyncGenerator[Any, None]:
-    """Gives the streams of the server's messages. A proxy of the environment is used, but not to this machine."""
+    """Yields the streams of the server's messages. A proxy of the environment is used, but not to this machine."""
     loopback = urlsplit(server.url).hostname in ("localhost", "127.0.0.1", "::1")
     async with (
         httpx2.AsyncClient(

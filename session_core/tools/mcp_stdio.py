@@ -105,7 +105,7 @@ class Stderr:
 async def stdio_transport(
     server: McpServer, guard: Guard, stderr: Stderr, on_end: Callable[[], object], on_rubbish: Callable[[], object]
 ) -> AsyncGenerator[Any, None]:
-    """Starts the server. Gives the streams of its messages, and ends it after the block, with its children.
+    """Starts the server. Yields the streams of its messages, and ends it after the block, with its children.
 
     The server gets few variables of the environment beside its own: no keys. `on_end` is called when it closes its
     output, `on_rubbish` for each line there that is no message. Raises OSError where it cannot be started.

@@ -39,7 +39,7 @@ class McpTool:
         self._loop = loop
 
     def __call__(self, arguments: str, call_id: str = "", abandonment: Abandonment | None = None) -> str:
-        """Asks the server, and gives its result as text for the model. An abandonment is passed on to the server.
+        """Asks the server, and returns its result as text for the model. An abandonment is passed on to the server.
 
         Raises ValueError in words for the model.
         """

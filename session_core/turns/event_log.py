@@ -110,7 +110,7 @@ class EventLog:
         return self._sealed
 
     def seal(self) -> bool:
-        """Refuses all further events but the last one. Gives whether this call sealed the log."""
+        """Refuses all further events but the last one. Returns whether this call sealed the log."""
         with self._lock:
             sealed, self._sealed = self._sealed, True
             return not sealed
@@ -129,7 +129,7 @@ class EventLog:
     def read(self, after: int, seconds: float, most: int = 256) -> list[LoggedEvent]:
         """The next entries behind the first `after` ones, at most `most`, as soon as there are any.
 
-        Gives an empty list if none comes within `seconds`.
+        Returns an empty list if none comes within `seconds`.
         """
         with self._lock:
             if len(self._entries) > after:

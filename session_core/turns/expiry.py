@@ -35,7 +35,7 @@ class Expiry:
         self._stop.set()
 
     def sweep(self) -> int:
-        """Deletes what has expired by now. Gives how many sessions that were. Raises StorageUnavailable."""
+        """Deletes what has expired by now. Returns how many sessions that were. Raises StorageUnavailable."""
         limit = time.time() - self._seconds
         return sum(self._delete(session_id, limit) for session_id in self._storage.unchanged_since(limit))
 

@@ -90,7 +90,7 @@ class LocalTurn(Turn):
         self._tool_seconds = 0.0
 
     def start(self, session: LockedSession, default_model: str) -> list[dict[str, Any]]:
-        """Stores the user's message, and gives the messages that go to the model.
+        """Stores the user's message, and returns the messages that go to the model.
 
         Another attempt at a failed turn finds the user's message stored. Raises KeyInUse where the key's turn has
         ended in the meantime, QuestionRefused, NothingToContinue, and StorageUnavailable or SessionCorrupt; then the
@@ -129,7 +129,7 @@ class LocalTurn(Turn):
         return outgoing_messages(session.session.messages, attempt, goes_on=question.continues)
 
     def _go_on(self, session: LockedSession) -> dict[str, Any]:
-        """Stores that an attempt goes on with the session's last turn. Gives the turn's question."""
+        """Stores that an attempt goes on with the session's last turn. Returns the turn's question."""
         stored = last_turn(session.session)
         if stored is None or stored.complete:
             raise NothingToContinue
@@ -164,7 +164,7 @@ class LocalTurn(Turn):
         self._start_decided.set()
 
     def wait_for_start(self) -> bool:
-        """Waits until the user's message is stored. Gives False if the turn does not start."""
+        """Waits until the user's message is stored. Returns False if the turn does not start."""
         self._start_decided.wait()
         return self._start_error is None
 
@@ -194,7 +194,7 @@ class LocalTurn(Turn):
     def fail(
         self, code: str, text: str | None = None, retry_after: str | None = None, *, refused: bool = False
     ) -> bool:
-        """Ends the turn with an error. Gives whether this call ended it.
+        """Ends the turn with an error. Returns whether this call ended it.
 
         `refused` says that the model server refused the question, which is then left out of later requests.
         """
@@ -206,7 +206,7 @@ class LocalTurn(Turn):
         return self._log.sealed
 
     def cancel(self) -> bool:
-        """Ends the turn as cancelled and keeps its partial answer. Gives whether this call ended it.
+        """Ends the turn as cancelled and keeps its partial answer. Returns whether this call ended it.
 
         The turn has ended when this returns, either way.
         """
@@ -323,7 +323,7 @@ class LocalTurn(Turn):
     def _store_end(
         self, answer: dict[str, Any], finish_reason: str | None, failure: Failed | None, refused: bool
     ) -> Ended | Failed:
-        """Stores the answer, or the code of the failure where there is no text. Gives the last event."""
+        """Stores the answer, or the code of the failure where there is no text. Returns the last event."""
         if failure is None:
             return Ended(self._session.append(answer), self._log.text(), finish_reason)
         if answer["content"]:

@@ -27,7 +27,7 @@ class RecentTurns:
         return bool(self._turns)
 
     def add(self, turn: LocalTurn, size: int, now: float) -> float:
-        """Keeps this turn of `size` bytes in place of the session's turn before it. Gives when its time is up."""
+        """Keeps this turn of `size` bytes in place of the session's turn before it. Returns when its time is up."""
         self.remove(turn.session_id)
         ended = self._turns[turn.session_id] = _EndedTurn(turn, now + REPLAY_SECONDS, size)
         self._bytes += size
@@ -46,7 +46,7 @@ class RecentTurns:
             self._bytes -= ended.size
 
     def remove_expired(self, now: float) -> float | None:
-        """Drops the turns whose time is up. Gives when the next one's time is up, None if no turn is left."""
+        """Drops the turns whose time is up. Returns when the next one's time is up, None if no turn is left."""
         for session_id, ended in list(self._turns.items()):
             if ended.until > now:
                 return ended.until

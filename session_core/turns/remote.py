@@ -117,7 +117,7 @@ class RemoteTurn(Turn):
         return self._log.find_index(number)
 
     def cancel(self) -> bool:
-        """Has the other process cancel the turn, and waits until it has ended. Gives whether that cancelled it."""
+        """Has the other process cancel the turn, and waits until it has ended. Returns whether that cancelled it."""
         if self.ended:
             return False
         self.feed.ask_to_end()

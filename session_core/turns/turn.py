@@ -46,19 +46,19 @@ class Turn:
     def read(self, after: int, seconds: float) -> list[LoggedEvent]:
         """Some of the next events behind the first `after` ones (0: from the first). The last is Ended or Failed.
 
-        Waits for one event, and gives an empty list if none comes within `seconds`.
+        Waits for one event, and returns an empty list if none comes within `seconds`.
         """
         return self._log.read(after, seconds)
 
     def result(self) -> Ended | Failed:
-        """Waits until the turn has ended, and gives its last event."""
+        """Waits until the turn has ended, and returns its last event."""
         self._ended.wait()
         last = self._log.read(len(self._log) - 1, 0)[0].event
         assert isinstance(last, Ended | Failed)
         return last
 
     def wait(self, seconds: float) -> bool:
-        """Waits for the end, at most so long. Gives whether the turn has ended."""
+        """Waits for the end, at most so long. Returns whether the turn has ended."""
         return self._ended.wait(seconds)
 
     @property
@@ -82,7 +82,7 @@ class Turn:
         return self._log.find_index(number)
 
     def watch(self) -> Callable[[], None]:
-        """Counts one more watcher, and gives the function to call when it leaves. Raises Overloaded at 16."""
+        """Counts one more watcher, and returns the function to call when it leaves. Raises Overloaded at 16."""
         if not self._watchers.acquire(blocking=False):
             raise Overloaded
         return self._watchers.release

@@ -74,7 +74,7 @@ class Turns:
     def start(
         self, session_id: str, question: TurnRequest, *, slot: bool = True, observer: Observer | None = None
     ) -> tuple[Turn, bool]:
-        """Starts a turn with a question, which is durable when this returns. Gives the turn and False.
+        """Starts a turn with a question, which is durable when this returns. Returns the turn and False.
 
         Where the idempotency key is that of an earlier request for the same, gives the turn of that request and
         whether it has ended: running, recently ended, or replayed from what is stored. A failed turn that is the
@@ -133,7 +133,7 @@ class Turns:
         return self.storage.running(session_id)
 
     def cancel(self, session_id: str) -> bool:
-        """Cancels the session's turn and waits until it has ended. Gives False if none runs.
+        """Cancels the session's turn and waits until it has ended. Returns False if none runs.
 
         Raises SessionNotFound and StorageUnavailable. Where the turn runs in another process, raises ShuttingDown, or
         SessionBusy if it cannot be followed from here.
@@ -159,7 +159,7 @@ class Turns:
             self._recent.remove(session_id)
 
     def create(self, settings: Mapping[str, str | None], messages: Any = (), last_error: str | None = None) -> str:
-        """Creates a session, durably, and gives its id. Raises ModelRefused and StorageUnavailable."""
+        """Creates a session, durably, and returns its id. Raises ModelRefused and StorageUnavailable."""
         self.models.check(settings.get("model"))
         return self.storage.create(messages, last_error, **settings)
 

@@ -26,7 +26,7 @@ def boolean(text: str) -> bool:
 
 
 def whole_number(least: int, most: int = 10**9) -> Callable[[str], int]:
-    """Gives a function that reads a number from `least` to `most`."""
+    """Returns a function that reads a number from `least` to `most`."""
 
     def read(text: str) -> int:
         if not re.fullmatch(r"[0-9]{1,10}", text) or not least <= int(text) <= most:
@@ -122,7 +122,7 @@ def token(text: str) -> str:
 
 
 def one_of(*words: str) -> Callable[[str], str]:
-    """Gives a function that reads one of these words."""
+    """Returns a function that reads one of these words."""
 
     def read(text: str) -> str:
         if text not in words:

@@ -137,7 +137,7 @@ def stay_on_one_cpu() -> None:
 
 @contextlib.contextmanager
 def _first_signal() -> Iterator[Callable[[], None]]:
-    """Gives a function that waits for SIGINT or SIGTERM. After the block, a signal ends the process at once.
+    """Yields a function that waits for SIGINT or SIGTERM. After the block, a signal ends the process at once.
 
     Each signal writes its number, which the function reads. A thread that is only about to wait would miss the signal
     itself, which happens on a busy machine.

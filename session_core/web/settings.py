@@ -203,7 +203,7 @@ def _checked(values: dict[str, Any]) -> Settings:
 
 
 def raise_open_file_limit() -> int:
-    """Raises the limit of open files as far as the system allows. Gives how many the process may have open."""
+    """Raises the limit of open files as far as the system allows. Returns how many the process may have open."""
     try:
         import resource
     except ImportError:  # Windows
