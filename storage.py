@@ -248,7 +248,7 @@ class LockedSession(ABC):
     def append(
         self, fields: Mapping[str, Any], message_id: str | None = None, created_at: str | None = None
     ) -> dict[str, Any]:
-        """Adds a message of these fields. Returns a copy with its `id` and `created_at`, new ones where none are given.
+        """Adds a message of these fields. Returns a copy with `id` and `created_at`, new ones where none are given.
 
         A user's message may have `replaces`, the id of another one: that one and all behind it leave the conversation
         in the same write, and stay stored. It may have `history`, whole messages that stand before it. Then the first

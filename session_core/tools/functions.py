@@ -57,8 +57,8 @@ class Abandonment:
 class AnyTool(Protocol):
     """What the agent and `GET /tools` need of a tool, wherever it comes from.
 
-    A call gets a JSON object of arguments, and returns its result as text for the model. It raises ValueError in words
-    for the model. A call that can be interrupted hears of that by `abandonment`.
+    A call gets a JSON object of arguments, and returns its result as text for the model. It raises ValueError in
+    words for the model. A call that can be interrupted hears of that by `abandonment`.
     """
 
     name: str

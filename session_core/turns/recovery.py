@@ -57,7 +57,7 @@ def _changed_since(storage: Storage, when: float) -> list[str]:
 
 
 def _go_on(runs: Turns, storage: Storage, session_id: str) -> bool:
-    """Goes on with the session's last turn if that is interrupted. Returns False where it may be worth another look."""
+    """Goes on with the last turn if that is interrupted. Returns False where it may be worth another look."""
     try:
         session = storage.get(session_id)
         turn = last_turn(session)
