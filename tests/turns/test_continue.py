@@ -21,7 +21,7 @@ from session_core.stores.files import FileStorage
 from session_core.turns.event_log import LoggedEvent, encode_event
 from session_core.turns.journal import identity, journal_lines, partial_answer
 from storage import MemoryStorage, Session, Storage
-from tests.support.client import BreakableStorage, Client, json_of, said
+from tests.support.client import BreakableStorage, Client, error_of, json_of
 from tests.support.model_server import BREAK, STALL, ModelServer, ReplyTo, answer, frames, status, tool_call, wait
 from tests.support.redis_server import NEEDED, RedisServer
 from tests.support.server import TIMEOUT, Server, wait_until
@@ -131,10 +131,10 @@ def test_a_call_without_a_result_is_told_to_be_interrupted(client: Client, effec
 
 def test_a_session_whose_last_turn_is_complete_has_nothing_to_go_on_with(client: Client) -> None:
     session = client.create()
-    assert said(go_on(client, session)) == (409, "nothing_to_continue")
+    assert error_of(go_on(client, session)) == (409, "nothing_to_continue")
     client.run(session)
-    assert said(go_on(client, session)) == (409, "nothing_to_continue")
-    assert said(go_on(client, "session-0")) == (404, "session_not_found")
+    assert error_of(go_on(client, session)) == (409, "nothing_to_continue")
+    assert error_of(go_on(client, "session-0")) == (404, "session_not_found")
     assert len(client.messages(session)) == 2
 
 
@@ -150,7 +150,7 @@ def test_an_imported_question_is_answered_by_going_on(client: Client) -> None:
     [{"continue": 1}, {"continue": "yes"}, {"continue": True, "message": "x"}, {"continue": True, "replaces": "m"}],
 )
 def test_a_wish_that_is_not_clear_is_refused(client: Client, body: dict[str, Any]) -> None:
-    assert said(client.request("POST", f"/sessions/{client.create()}/run", body)) == (400, "invalid_request")
+    assert error_of(client.request("POST", f"/sessions/{client.create()}/run", body)) == (400, "invalid_request")
 
 
 def test_going_on_under_a_key_happens_once(client: Client) -> None:
@@ -161,7 +161,7 @@ def test_going_on_under_a_key_happens_once(client: Client) -> None:
     again = go_on(client, session, **KEY)
     assert json_of(again) == json_of(first)
     assert again.headers["Idempotency-Replayed"] == "true"
-    assert said(client.run(session, "Hi", Idempotency_Key="k")) == (422, "idempotency_key_reused")
+    assert error_of(client.run(session, "Hi", Idempotency_Key="k")) == (422, "idempotency_key_reused")
     client.run(session, "next")
     assert json_of(go_on(client, session, **KEY)) == json_of(first)
     assert len(client.model.requests) == 3
@@ -186,7 +186,7 @@ def test_the_key_of_the_question_gets_the_answer_of_the_attempt_that_went_on(cli
     client.run(session, "Hi", Idempotency_Key="k")
     done = go_on(client, session)
     assert json_of(client.run(session, "Hi", Idempotency_Key="k")) == json_of(done)
-    assert said(go_on(client, session, **KEY)) == (422, "idempotency_key_reused")
+    assert error_of(go_on(client, session, **KEY)) == (422, "idempotency_key_reused")
 
 
 def test_a_retry_from_the_start_leaves_out_what_the_attempts_before_it_did(
@@ -231,8 +231,8 @@ def test_going_on_is_watched_resumed_and_cancelled_like_any_turn(client: Client)
     assert [watcher.next()["type"], watcher.next()["data"]["content"]] == ["stream_start", "One"]
     go.set()
     watcher.next("stream_chunk")
-    assert said(client.run(session)) == (409, "session_busy")
-    assert said(go_on(client, session)) == (409, "session_busy")
+    assert error_of(client.run(session)) == (409, "session_busy")
+    assert error_of(go_on(client, session)) == (409, "session_busy")
     assert client.cancel(session)
     assert json_of(response.result(TIMEOUT))["message"]["status"] == "cancelled"
     assert json_of(go_on(client, session))["message"]["content"] == "OK"
@@ -258,7 +258,7 @@ def test_a_shutdown_ends_an_attempt_and_a_later_one_goes_on(tmp_path: Path) -> N
             model.wait_for(2)
             wait_until(lambda: client.watch(session).next()["type"] == "stream_start")
             client.shut_down()
-            assert said(response.result(TIMEOUT)) == (503, "shutting_down")
+            assert error_of(response.result(TIMEOUT)) == (503, "shutting_down")
         with Client(storage=FileStorage(str(tmp_path)), model=model) as client:
             assert json_of(go_on(client, session))["message"]["content"] == "OK"
 
@@ -277,8 +277,8 @@ def test_a_full_disk_in_the_second_round_costs_no_second_effect(effects: list[st
 
     with Client(tool_call("book", {}), fill, storage=storage, tools=[book]) as client:
         session = client.create()
-        assert said(client.run(session)) == (503, "storage_unavailable")
-        assert said(go_on(client, session)) == (503, "storage_unavailable")
+        assert error_of(client.run(session)) == (503, "storage_unavailable")
+        assert error_of(go_on(client, session)) == (503, "storage_unavailable")
         storage.broken = False
         assert json_of(go_on(client, session))["message"]["content"] == "OK"
     assert effects == ["Ann"]
@@ -470,7 +470,7 @@ def test_what_could_not_be_stored_at_the_end_is_taken_over_later(tmp_path: Path,
         go.set()
         assert stream.last()["data"]["code"] == "storage_unavailable"
         assert brief(client.messages(session))[-1] == ("assistant", "Hello", "interrupted")
-        assert said(client.run(session)) == (503, "storage_unavailable")
+        assert error_of(client.run(session)) == (503, "storage_unavailable")
         full.clear()
         client.run(session, "next")
         assert brief(client.messages(session))[1:3] == [("assistant", "Hello", "interrupted"), ("user", "next", None)]

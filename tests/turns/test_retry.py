@@ -18,7 +18,7 @@ from werkzeug.test import TestResponse
 from session_core.model.demo import Exchange
 from session_core.stores.files import FileStorage
 from storage import LockedSession, MemoryStorage, SessionBusy, StorageUnavailable
-from tests.support.client import BreakableStorage, Client, Stream, json_of, said, storages
+from tests.support.client import BreakableStorage, Client, Stream, error_of, json_of, storages
 from tests.support.model_server import BREAK, STALL, ModelServer, ReplyTo, answer, status, tool_call, wait
 from tests.support.server import TIMEOUT, Server, wait_until
 
@@ -278,7 +278,7 @@ def test_another_message_under_a_key_that_is_being_stored_is_refused(slow: tuple
     session = client.create()
     first = client.later(client.run, session, **KEY)
     assert storage.begun.wait(TIMEOUT)
-    assert said(client.run(session, "Other", **KEY)) == (422, "idempotency_key_reused")
+    assert error_of(client.run(session, "Other", **KEY)) == (422, "idempotency_key_reused")
     storage.go_on.set()
     answered(first.result(TIMEOUT))
 
@@ -288,7 +288,7 @@ def test_another_key_is_refused_while_a_message_is_being_stored(slow: tuple[Clie
     session = client.create()
     first = client.later(client.run, session, **KEY)
     assert storage.begun.wait(TIMEOUT)
-    assert said(client.run(session, Idempotency_Key="key-2")) == (409, "session_busy")
+    assert error_of(client.run(session, Idempotency_Key="key-2")) == (409, "session_busy")
     storage.go_on.set()
     answered(first.result(TIMEOUT))
 
@@ -314,7 +314,7 @@ def test_all_callers_are_told_when_the_message_cannot_be_stored(slow: tuple[Clie
     callers = [first, *(client.later(client.run, session, **KEY) for _ in range(5))]
     arrivals.wait_for(7)
     storage.go_on.set()
-    assert {said(caller.result(TIMEOUT)) for caller in callers} == {(503, "storage_unavailable")}
+    assert {error_of(caller.result(TIMEOUT)) for caller in callers} == {(503, "storage_unavailable")}
     assert client.model.requests == []
 
 
@@ -323,7 +323,7 @@ def test_a_key_whose_message_could_not_be_stored_can_be_used_again(slow: tuple[C
     storage.error = StorageUnavailable("full")
     storage.go_on.set()
     session = client.create()
-    assert said(client.run(session, **KEY)) == (503, "storage_unavailable")
+    assert error_of(client.run(session, **KEY)) == (503, "storage_unavailable")
     storage.error = None
     answered(client.run(session, "Something else", **KEY))
     assert contents(client, session) == [("user", "Something else"), ("assistant", "OK")]
@@ -477,9 +477,9 @@ def test_a_replay_works_while_another_turn_runs(client: Client) -> None:
 def test_a_new_key_is_refused_while_another_turn_runs(client: Client) -> None:
     session, first, gate = halted(client)
     response = client.run(session, Idempotency_Key="key-2")
-    assert said(response) == (409, "session_busy")
+    assert error_of(response) == (409, "session_busy")
     assert response.headers["Retry-After"] == "1"
-    assert said(client.run(session)) == (409, "session_busy")
+    assert error_of(client.run(session)) == (409, "session_busy")
     gate.open()
     first.rest()
 
@@ -500,7 +500,7 @@ def test_a_replay_works_while_the_server_shuts_down() -> None:
         first = answered(client.run(session, **KEY))
         client.shut_down()
         assert answered(client.run(session, **KEY)) == first
-        assert said(client.run(session, "Other", **KEY)) == (422, "idempotency_key_reused")
+        assert error_of(client.run(session, "Other", **KEY)) == (422, "idempotency_key_reused")
 
 
 def test_a_turn_that_runs_on_while_the_server_shuts_down_can_be_joined() -> None:
@@ -519,8 +519,8 @@ def test_while_the_server_shuts_down_nothing_is_tried_again() -> None:
     with Client() as client:
         session = failed(client)
         client.shut_down()
-        assert said(client.run(session, **KEY)) == (503, "shutting_down")
-        assert said(client.run(session, Idempotency_Key="key-2")) == (503, "shutting_down")
+        assert error_of(client.run(session, **KEY)) == (503, "shutting_down")
+        assert error_of(client.run(session, Idempotency_Key="key-2")) == (503, "shutting_down")
 
 
 # Trying again what failed
@@ -540,7 +540,7 @@ FAILURES: dict[str, list[ReplyTo]] = {
 def test_a_failed_turn_is_tried_again_and_its_message_is_stored_once(client: Client, code: str) -> None:
     client.model.then(*FAILURES[code])
     session = client.create()
-    assert said(client.run(session, **KEY))[1] == code
+    assert error_of(client.run(session, **KEY))[1] == code
     asked = len(client.model.requests)
     response = client.run(session, **KEY)
     assert not replayed(response)
@@ -611,7 +611,7 @@ def test_the_answer_of_a_second_try_is_replayed_without_what_the_first_one_left(
 def test_a_try_that_fails_again_can_be_tried_again(client: Client) -> None:
     session = failed(client, *[answer(f"Try {number}", BREAK) for number in range(4)])
     for _ in range(3):
-        assert said(client.run(session, **KEY)) == (502, "model_error")
+        assert error_of(client.run(session, **KEY)) == (502, "model_error")
     assert answered(client.run(session, **KEY))["content"] == "OK"
     assert contents(client, session)[0] == ("user", "Hi")
     assert contents(client, session)[1:] == [("assistant", f"Try {n}") for n in range(4)] + [("assistant", "OK")]
@@ -621,7 +621,7 @@ def test_a_try_that_fails_again_can_be_tried_again(client: Client) -> None:
 def test_a_turn_that_took_too_long_is_tried_again() -> None:
     with Client(answer("One", STALL), timeout=0.3) as hasty:
         session = hasty.create()
-        assert said(hasty.run(session, **KEY)) == (504, "model_timeout")
+        assert error_of(hasty.run(session, **KEY)) == (504, "model_timeout")
         with Client(storage=hasty.storage) as client:
             assert answered(client.run(session, **KEY))["content"] == "OK"
             assert sent(client) == [("user", "Hi")]
@@ -642,7 +642,7 @@ def test_a_turn_whose_answer_could_not_be_stored_is_tried_again() -> None:
     breaks: ReplyTo = answer("One", lambda exchange: setattr(storage, "broken", True))
     with Client(breaks, storage=storage) as client:
         session = client.create()
-        assert said(client.run(session, **KEY)) == (503, "storage_unavailable")
+        assert error_of(client.run(session, **KEY)) == (503, "storage_unavailable")
         storage.broken = False
         assert contents(client, session) == [("user", "Hi")]
         assert answered(client.run(session, **KEY))["content"] == "OK"
@@ -655,7 +655,7 @@ def test_a_turn_that_our_own_fault_ended_is_tried_again() -> None:
     breaks: ReplyTo = answer("One", lambda exchange: setattr(storage, "error", ZeroDivisionError()))
     with Client(breaks, storage=storage) as client:
         session = client.create()
-        assert said(client.run(session, **KEY)) == (500, "internal_error")
+        assert error_of(client.run(session, **KEY)) == (500, "internal_error")
         storage.error = None
         assert answered(client.run(session, **KEY))["content"] == "OK"
         assert contents(client, session) == [("user", "Hi"), ("assistant", "OK")]
@@ -736,10 +736,10 @@ def test_a_failed_turn_that_was_followed_by_another_gives_its_error_again(
 ) -> None:
     client = reopen(*FAILURES[code])
     session = client.create()
-    error = said(client.run(session, **KEY))
+    error = error_of(client.run(session, **KEY))
     answered(client.run(session, "Next"))
     asked = len(client.model.requests)
-    assert said(client.run(session, **KEY)) == error
+    assert error_of(client.run(session, **KEY)) == error
     again = client.stream(session, **KEY)
     assert replayed(again)
     assert (again.status, again.last()["data"]["code"]) == (200, code)
@@ -747,7 +747,7 @@ def test_a_failed_turn_that_was_followed_by_another_gives_its_error_again(
     client = reopen()
     response = client.run(session, **KEY)
     assert replayed(response)
-    assert said(response) == error
+    assert error_of(response) == error
     assert client.model.requests == []
 
 
@@ -791,7 +791,7 @@ def test_a_turn_that_a_crash_ended_and_another_followed_gives_an_error(
     answered(after.run(session, "Next"))
     response = after.run(session, **KEY)
     assert replayed(response)
-    assert said(response) == (500, "internal_error")
+    assert error_of(response) == (500, "internal_error")
     assert len(after.model.requests) == 1
     gate.open()
     stream.rest()
@@ -812,7 +812,7 @@ REUSED = (422, "idempotency_key_reused")
 
 def test_another_message_is_refused_while_the_turn_runs(client: Client) -> None:
     session, first, gate = halted(client)
-    assert said(client.run(session, "Other", **KEY)) == REUSED
+    assert error_of(client.run(session, "Other", **KEY)) == REUSED
     gate.open()
     first.rest()
 
@@ -820,28 +820,28 @@ def test_another_message_is_refused_while_the_turn_runs(client: Client) -> None:
 def test_another_message_is_refused_after_the_turn_has_ended(client: Client) -> None:
     session = client.create()
     client.run(session, **KEY)
-    assert said(client.run(session, "Other", **KEY)) == REUSED
-    assert said(client.run(session, "Hi ", **KEY)) == REUSED
+    assert error_of(client.run(session, "Other", **KEY)) == REUSED
+    assert error_of(client.run(session, "Hi ", **KEY)) == REUSED
 
 
 def test_another_message_is_refused_after_later_turns(client: Client) -> None:
     session = client.create()
     client.run(session, **KEY)
     client.run(session, "Other")
-    assert said(client.run(session, "Other", **KEY)) == REUSED
+    assert error_of(client.run(session, "Other", **KEY)) == REUSED
 
 
 def test_another_message_is_refused_after_the_turn_has_failed(client: Client) -> None:
     session = failed(client)
-    assert said(client.run(session, "Other", **KEY)) == REUSED
+    assert error_of(client.run(session, "Other", **KEY)) == REUSED
     client.run(session, "Next")
-    assert said(client.run(session, "Other", **KEY)) == REUSED
+    assert error_of(client.run(session, "Other", **KEY)) == REUSED
 
 
 def test_another_message_is_refused_after_the_turn_was_cancelled(client: Client) -> None:
     session, first, _ = halted(client)
     client.cancel(session)
-    assert said(client.run(session, "Other", **KEY)) == REUSED
+    assert error_of(client.run(session, "Other", **KEY)) == REUSED
     first.close()
 
 
@@ -853,7 +853,7 @@ def test_another_message_is_refused_while_another_turn_runs(client: Client) -> N
     client.model.then(answer(gate))
     second = client.later(client.run, session, "Next")
     assert gate.reached.wait(TIMEOUT)
-    assert said(client.run(session, "Other", **KEY)) == REUSED
+    assert error_of(client.run(session, "Other", **KEY)) == REUSED
     gate.open()
     answered(second.result(TIMEOUT))
 
@@ -868,7 +868,7 @@ def test_another_message_is_refused_after_a_restart(reopen: Callable[..., Client
     session = client.create()
     client.run(session, **KEY)
     client = reopen()
-    assert said(client.run(session, "Other", **KEY)) == REUSED
+    assert error_of(client.run(session, "Other", **KEY)) == REUSED
     assert client.model.requests == []
 
 
@@ -916,23 +916,23 @@ def test_a_malformed_key_is_refused(key: str, path: str) -> None:
         session = client.create()
         headers = {"Idempotency-Key": key}
         response = client.request("POST", f"/sessions/{session}/{path}", {"message": "Hi"}, headers)
-        assert said(response) == (400, "invalid_request")
+        assert error_of(response) == (400, "invalid_request")
         assert client.messages(session) == []
 
 
 def test_a_malformed_key_is_said_before_that_there_is_no_session(client: Client) -> None:
-    assert said(client.run("session-never", Idempotency_Key="")) == (400, "invalid_request")
+    assert error_of(client.run("session-never", Idempotency_Key="")) == (400, "invalid_request")
 
 
 def test_a_key_for_a_session_that_does_not_exist_is_404(client: Client) -> None:
-    assert said(client.run("session-never", **KEY)) == (404, "session_not_found")
+    assert error_of(client.run("session-never", **KEY)) == (404, "session_not_found")
 
 
 def test_a_deleted_session_takes_its_keys_along(client: Client) -> None:
     session = client.create()
     client.run(session, **KEY)
     client.request("DELETE", f"/sessions/{session}")
-    assert said(client.run(session, **KEY)) == (404, "session_not_found")
+    assert error_of(client.run(session, **KEY)) == (404, "session_not_found")
 
 
 def test_a_session_that_another_process_deleted_is_not_replayed(tmp_path: Path) -> None:
@@ -943,7 +943,7 @@ def test_a_session_that_another_process_deleted_is_not_replayed(tmp_path: Path) 
         session = one.create()
         one.run(session, **KEY)
         assert two.request("DELETE", f"/sessions/{session}").status_code == 200
-        assert said(one.run(session, **KEY)) == (404, "session_not_found")
+        assert error_of(one.run(session, **KEY)) == (404, "session_not_found")
 
 
 def test_a_turn_of_another_process_is_busy_and_then_replayed(tmp_path: Path) -> None:
@@ -952,8 +952,8 @@ def test_a_turn_of_another_process_is_busy_and_then_replayed(tmp_path: Path) -> 
         Client(storage=FileStorage(str(tmp_path))) as two,
     ):
         session, first, gate = halted(one)
-        assert said(two.run(session, **KEY)) == (409, "session_busy")
-        assert said(two.run(session, "Other", **KEY)) == REUSED
+        assert error_of(two.run(session, **KEY)) == (409, "session_busy")
+        assert error_of(two.run(session, "Other", **KEY)) == REUSED
         gate.open()
         last = first.last()["data"]
         response = two.run(session, **KEY)
@@ -982,7 +982,7 @@ def test_keys_and_outcomes_survive_a_new_title(reopen: Callable[..., Client]) ->
     client = reopen()
     assert answered(client.run(session, **KEY)) == original
     answered(client.run(session, "Later"))
-    assert said(client.run(session, "Next", Idempotency_Key="key-2")) == (502, "model_unauthorized")
+    assert error_of(client.run(session, "Next", Idempotency_Key="key-2")) == (502, "model_unauthorized")
 
 
 def test_a_failed_turn_is_tried_again_after_a_new_title(client: Client) -> None:
@@ -1005,7 +1005,7 @@ def test_keys_survive_a_torn_file(tmp_path: Path) -> None:
             response = client.run(session, **KEY)
             assert replayed(response)
             assert answered(response) == original
-            assert said(client.run(session, "Other", **KEY)) == REUSED
+            assert error_of(client.run(session, "Other", **KEY)) == REUSED
 
 
 def test_a_turn_whose_answer_was_torn_is_tried_again(tmp_path: Path) -> None:

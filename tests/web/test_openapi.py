@@ -365,7 +365,7 @@ def _(world: World, operation: str) -> TestResponse:
 
 @cause("forbidden_origin")
 def _(world: World, operation: str) -> TestResponse:
-    return world.ask(operation, ModelId="https://chat.example.org")
+    return world.ask(operation, Origin="https://chat.example.org")
 
 
 @cause("session_not_found")

@@ -14,7 +14,7 @@ import pytest
 
 from session_core.stores.files import FileStorage
 from storage import Storage
-from tests.support.client import BreakableStorage, Client, json_of, said, storages
+from tests.support.client import BreakableStorage, Client, error_of, json_of, storages
 from tests.support.model_server import BREAK, STALL, answer, frames, status, tool_call, wait
 from tests.support.server import TIMEOUT
 
@@ -72,7 +72,7 @@ def test_a_session_is_created_with_any_object_or_none(client: Client, body: byte
 def test_a_body_of_another_type_creates_no_session(client: Client) -> None:
     before = json_of(client.get("/sessions"))
     response = client.request("POST", "/sessions", b"a=b", {"Content-Type": "application/x-www-form-urlencoded"})
-    assert said(response) == (415, "unsupported_media_type")
+    assert error_of(response) == (415, "unsupported_media_type")
     assert json_of(client.get("/sessions")) == before
 
 
@@ -132,19 +132,19 @@ def test_next_is_told_only_where_pages_are_asked_for(anywhere: Client) -> None:
 @pytest.mark.parametrize("after", ["session-unknown", "nonsense", "", "../../etc/passwd"])
 def test_an_unknown_after_is_refused(client: Client, after: str) -> None:
     client.create()
-    assert said(client.get(f"/sessions?after={after}")) == (400, "invalid_request")
+    assert error_of(client.get(f"/sessions?after={after}")) == (400, "invalid_request")
 
 
 @pytest.mark.parametrize("path", ["/sessions", "/sessions/{}"])
 def test_a_limit_that_is_no_number_from_1_to_1000_is_refused(client: Client, path: str) -> None:
     path = path.format(client.create())
     for limit in ("0", "-1", "1001", "", "x", "1.5", "1e2", "%D9%A1", "9" * 5000, "1%00", "+1", " 1"):
-        assert said(client.get(f"{path}?limit={limit}")) == (400, "invalid_request"), limit
+        assert error_of(client.get(f"{path}?limit={limit}")) == (400, "invalid_request"), limit
 
 
 def test_details_must_be_true_or_false(client: Client) -> None:
     for details in ("yes", "", "TRUE!", "2"):
-        assert said(client.get(f"/sessions?details={details}")) == (400, "invalid_request")
+        assert error_of(client.get(f"/sessions?details={details}")) == (400, "invalid_request")
 
 
 def test_details_give_objects(anywhere: Client) -> None:
@@ -307,8 +307,8 @@ def test_a_before_that_is_no_message_of_the_session_is_refused(client: Client) -
     client.run(session_id)
     client.run(other)
     message_id = client.messages(other)[0]["id"]
-    assert said(client.get(f"/sessions/{session_id}?before={message_id}")) == (400, "invalid_request")
-    assert said(client.get(f"/sessions/{session_id}?before=")) == (400, "invalid_request")
+    assert error_of(client.get(f"/sessions/{session_id}?before={message_id}")) == (400, "invalid_request")
+    assert error_of(client.get(f"/sessions/{session_id}?before=")) == (400, "invalid_request")
 
 
 def test_what_is_stored_of_a_key_is_not_shown(anywhere: Client) -> None:
@@ -356,14 +356,14 @@ def test_a_title_stays_when_messages_are_added(anywhere: Client) -> None:
 def test_a_title_of_200_characters_is_taken_and_a_longer_one_is_not(client: Client) -> None:
     path = f"/sessions/{client.create()}"
     assert json_of(client.request("PATCH", path, {"title": "é" * 200}))["title"] == "é" * 200
-    assert said(client.request("PATCH", path, {"title": "é" * 201})) == (400, "invalid_request")
+    assert error_of(client.request("PATCH", path, {"title": "é" * 201})) == (400, "invalid_request")
 
 
 def test_a_title_that_is_no_text_is_refused(client: Client) -> None:
     path = f"/sessions/{client.create()}"
     bodies: list[object] = [{}, {"titel": "x"}, {"title": 5}, {"title": ["x"]}, {"title": {}}, {"title": True}, []]
     for body in bodies:
-        assert said(client.request("PATCH", path, body)) == (400, "invalid_request"), body
+        assert error_of(client.request("PATCH", path, body)) == (400, "invalid_request"), body
 
 
 def test_a_session_is_not_renamed_while_a_turn_runs(anywhere: Client) -> None:
@@ -371,7 +371,7 @@ def test_a_session_is_not_renamed_while_a_turn_runs(anywhere: Client) -> None:
     session_id = anywhere.create()
     anywhere.stream(session_id).next("stream_chunk")
     response = anywhere.request("PATCH", f"/sessions/{session_id}", {"title": "x"})
-    assert said(response) == (409, "session_busy")
+    assert error_of(response) == (409, "session_busy")
     assert response.headers["Retry-After"] == "1"
 
 
@@ -384,14 +384,14 @@ def test_a_deleted_session_is_gone(anywhere: Client) -> None:
     response = anywhere.request("DELETE", f"/sessions/{session_id}")
     assert response.status_code == 200
     assert json_of(response) == {"success": True, "message": f"Session {session_id} deleted"}
-    assert said(anywhere.get(f"/sessions/{session_id}")) == (404, "session_not_found")
+    assert error_of(anywhere.get(f"/sessions/{session_id}")) == (404, "session_not_found")
     assert json_of(anywhere.get("/sessions")) == {"sessions": []}
 
 
 def test_deleting_twice_is_404(anywhere: Client) -> None:
     session_id = anywhere.create()
     anywhere.request("DELETE", f"/sessions/{session_id}")
-    assert said(anywhere.request("DELETE", f"/sessions/{session_id}")) == (404, "session_not_found")
+    assert error_of(anywhere.request("DELETE", f"/sessions/{session_id}")) == (404, "session_not_found")
 
 
 def test_other_sessions_stay(anywhere: Client) -> None:
@@ -454,7 +454,7 @@ def test_a_body_that_is_no_message_is_refused(body: bytes) -> None:
         session_id = client.create()
         for path in ("run", "run_stream"):
             response = client.request("POST", f"/sessions/{session_id}/{path}", body)
-            assert said(response) == (400, "invalid_request")
+            assert error_of(response) == (400, "invalid_request")
         assert client.messages(session_id) == []
         assert client.model.requests == []
 
@@ -509,7 +509,7 @@ def test_a_malformed_idempotency_key_is_refused(path: str) -> None:
         for key in ("", " ", "two words", "é", "x" * 256, "tab\there", "\x7f"):
             environ = {"HTTP_IDEMPOTENCY_KEY": key}
             response = client.request("POST", url, {"message": "Hi"}, environ_overrides=environ)
-            assert said(response) == (400, "invalid_request"), key
+            assert error_of(response) == (400, "invalid_request"), key
 
 
 def test_an_idempotency_key_of_255_characters_is_taken(client: Client) -> None:
@@ -545,14 +545,14 @@ def test_ready_is_200_while_the_store_can_be_written(client: Client) -> None:
 def test_ready_is_503_and_health_200_when_the_store_is_gone(tmp_path: Path) -> None:
     with Client(storage=FileStorage(str(tmp_path / "sessions"))) as client:
         shutil.rmtree(tmp_path / "sessions")
-        assert said(client.get("/ready")) == (503, "storage_unavailable")
+        assert error_of(client.get("/ready")) == (503, "storage_unavailable")
         assert client.get("/health").status_code == 200
 
 
 def test_ready_is_503_and_health_200_when_shutting_down() -> None:
     with Client() as client:
         client.shut_down()
-        assert said(client.get("/ready")) == (503, "shutting_down")
+        assert error_of(client.get("/ready")) == (503, "shutting_down")
         assert client.get("/health").status_code == 200
 
 
@@ -597,7 +597,7 @@ BODIES: dict[tuple[str, str], object] = {
 @pytest.mark.parametrize(("method", "path"), FOR_ONE_SESSION)
 def test_a_session_that_is_not_there_is_404(anywhere: Client, method: str, path: str) -> None:
     response = anywhere.request(method, f"/sessions/{UNKNOWN}{path}", BODIES.get((method, path)))
-    assert said(response) == (404, "session_not_found")
+    assert error_of(response) == (404, "session_not_found")
     assert json_of(response)["error"] == f"Session {UNKNOWN} not found"
 
 
@@ -612,7 +612,7 @@ def test_an_id_of_another_form_is_404_before_the_disk_is_touched(tmp_path: Path,
         shutil.rmtree(tmp_path / "sessions")  # whatever looks there fails with 503
         for id in ILL_FORMED:
             response = client.request(method, f"/sessions/{id}{path}", BODIES.get((method, path)))
-            assert said(response) == (404, "session_not_found"), id
+            assert error_of(response) == (404, "session_not_found"), id
 
 
 @pytest.mark.parametrize(
@@ -622,7 +622,7 @@ def test_an_id_of_another_form_is_404_before_the_disk_is_touched(tmp_path: Path,
      "/../setup.cfg", "/index.html", "/__init__.py", "/%00"],
 )  # fmt: skip
 def test_what_is_not_in_the_table_is_404(client: Client, path: str) -> None:
-    assert said(client.get(path)) == (404, "not_found")
+    assert error_of(client.get(path)) == (404, "not_found")
 
 
 @pytest.mark.parametrize(
@@ -646,7 +646,7 @@ def test_a_method_that_is_not_in_the_table_is_405_with_those_that_are(
 ) -> None:
     response = client.request(method, path)
     assert response.status_code == 405
-    assert method == "HEAD" or said(response) == (405, "method_not_allowed")
+    assert method == "HEAD" or error_of(response) == (405, "method_not_allowed")
     assert set(response.headers["Allow"].split(", ")) == set(allowed.split(", "))
 
 
@@ -666,7 +666,7 @@ def test_a_body_that_is_not_application_json_is_415(method: str, path: str) -> N
         body = b'{"message": "x", "title": "x"}'
         for content_type in CONTENT_TYPES:
             response = client.request(method, path.format(session_id), body, {"Content-Type": content_type})
-            assert said(response) == (415, "unsupported_media_type"), content_type
+            assert error_of(response) == (415, "unsupported_media_type"), content_type
         assert client.messages(session_id) == []
 
 
@@ -680,7 +680,7 @@ def test_json_is_taken_under_every_spelling_of_its_type(client: Client, content_
 
 def test_an_unknown_position_in_a_stream_is_410(client: Client) -> None:
     session_id = client.create()
-    assert said(client.get(f"/sessions/{session_id}/run_stream?after=evt-x-1")) == (410, "event_gone")
+    assert error_of(client.get(f"/sessions/{session_id}/run_stream?after=evt-x-1")) == (410, "event_gone")
 
 
 @pytest.mark.parametrize(
@@ -702,13 +702,13 @@ def test_an_unknown_position_in_a_stream_is_410(client: Client) -> None:
 )
 def test_each_failure_of_the_model_server_has_its_status(replies: list[Any], expected: tuple[int, str]) -> None:
     with Client(*replies) as client:
-        assert said(client.run(client.create())) == expected
+        assert error_of(client.run(client.create())) == expected
 
 
 def test_the_wait_that_the_model_server_asks_for_is_passed_on() -> None:
     with Client(status(429, {"error": "slow down"}, {"Retry-After": "77"}), timeout=20) as client:
         response = client.run(client.create())
-        assert said(response) == (429, "model_rate_limited")
+        assert error_of(response) == (429, "model_rate_limited")
         assert response.headers["Retry-After"] == "77"
 
 
@@ -719,7 +719,7 @@ def test_a_session_that_cannot_be_understood_is_500_and_left_as_it_is(tmp_path: 
         file = tmp_path / f"{session_id}.json"
         file.write_bytes(b"no session at all")
         response = client.request(method, f"/sessions/{session_id}{path}", BODIES.get((method, path)))
-        assert said(response) == (500, "session_corrupt")
+        assert error_of(response) == (500, "session_corrupt")
         assert file.read_bytes() == b"no session at all"
 
 
@@ -744,7 +744,7 @@ def test_without_its_directory_the_store_is_unavailable(tmp_path: Path, method: 
         session_id = client.create()
         shutil.rmtree(tmp_path / "sessions")
         body = BODIES.get((method, path.removeprefix("/sessions/{}")))
-        assert said(client.request(method, path.format(session_id), body)) == (503, "storage_unavailable")
+        assert error_of(client.request(method, path.format(session_id), body)) == (503, "storage_unavailable")
         assert client.model.requests == []
 
 
@@ -758,7 +758,7 @@ class FaultyStorage(BreakableStorage):
 def test_an_error_of_our_own_is_500_without_its_words() -> None:
     with Client(storage=FaultyStorage()) as client:
         response = client.get("/sessions")
-        assert said(response) == (500, "internal_error")
+        assert error_of(response) == (500, "internal_error")
         assert "secret" not in response.text
         assert "Traceback" not in response.text
 
@@ -768,15 +768,18 @@ def test_an_error_of_our_own_is_500_without_its_words() -> None:
 
 def test_401_comes_before_404_and_405_of_the_route() -> None:
     with Client(auth_token="secret") as client:
-        assert said(client.get("/nothing")) == (401, "unauthorized")
-        assert said(client.request("PUT", "/sessions")) == (401, "unauthorized")
+        assert error_of(client.get("/nothing")) == (401, "unauthorized")
+        assert error_of(client.request("PUT", "/sessions")) == (401, "unauthorized")
 
 
 def test_403_comes_before_404_and_405_of_the_route() -> None:
     with Client() as client:
-        assert said(client.get("/nothing", Host="evil.example")) == (403, "forbidden_host")
-        assert said(client.get("/nothing", ModelId="http://evil.example")) == (403, "forbidden_origin")
-        assert said(client.request("PUT", "/sessions", headers={"Host": "evil.example"})) == (403, "forbidden_host")
+        assert error_of(client.get("/nothing", Host="evil.example")) == (403, "forbidden_host")
+        assert error_of(client.get("/nothing", Origin="http://evil.example")) == (403, "forbidden_origin")
+        assert error_of(client.request("PUT", "/sessions", headers={"Host": "evil.example"})) == (
+            403,
+            "forbidden_host",
+        )
 
 
 LARGE = b"x" * ((1 << 20) + 1)
@@ -785,22 +788,22 @@ TEXT = {"Content-Type": "text/plain"}
 
 def test_404_and_405_of_the_route_come_before_413() -> None:
     with Client() as client:
-        assert said(client.request("POST", "/nothing", LARGE)) == (404, "not_found")
-        assert said(client.request("PUT", "/sessions", LARGE)) == (405, "method_not_allowed")
+        assert error_of(client.request("POST", "/nothing", LARGE)) == (404, "not_found")
+        assert error_of(client.request("PUT", "/sessions", LARGE)) == (405, "method_not_allowed")
 
 
 def test_413_comes_before_415() -> None:
     with Client() as client:
         for path in ("/sessions", f"/sessions/{client.create()}/run"):
-            assert said(client.request("POST", path, LARGE, TEXT)) == (413, "request_too_large")
+            assert error_of(client.request("POST", path, LARGE, TEXT)) == (413, "request_too_large")
 
 
 def test_415_comes_before_400() -> None:
     with Client() as client:
         path = f"/sessions/{client.create()}/run"
-        assert said(client.request("POST", path, b"no JSON", TEXT)) == (415, "unsupported_media_type")
+        assert error_of(client.request("POST", path, b"no JSON", TEXT)) == (415, "unsupported_media_type")
         key = {**TEXT, "Idempotency-Key": "not good"}
-        assert said(client.request("POST", path, b"{}", key)) == (415, "unsupported_media_type")
+        assert error_of(client.request("POST", path, b"{}", key)) == (415, "unsupported_media_type")
 
 
 @pytest.mark.parametrize(
@@ -816,7 +819,7 @@ def test_415_comes_before_400() -> None:
 )
 def test_400_comes_before_404_of_the_session(method: str, path: str, body: bytes | None) -> None:
     with Client() as client:
-        assert said(client.request(method, f"/sessions/{UNKNOWN}{path}", body)) == (400, "invalid_request")
+        assert error_of(client.request(method, f"/sessions/{UNKNOWN}{path}", body)) == (400, "invalid_request")
 
 
 def test_404_of_the_session_comes_before_replay_and_422() -> None:
@@ -824,8 +827,8 @@ def test_404_of_the_session_comes_before_replay_and_422() -> None:
         session_id = client.create()
         assert client.run(session_id, "Hi", Idempotency_Key="k").status_code == 200
         client.request("DELETE", f"/sessions/{session_id}")
-        assert said(client.run(session_id, "Hi", Idempotency_Key="k")) == (404, "session_not_found")
-        assert said(client.run(session_id, "Ho", Idempotency_Key="k")) == (404, "session_not_found")
+        assert error_of(client.run(session_id, "Hi", Idempotency_Key="k")) == (404, "session_not_found")
+        assert error_of(client.run(session_id, "Ho", Idempotency_Key="k")) == (404, "session_not_found")
 
 
 def test_422_comes_before_shutting_down() -> None:
@@ -833,7 +836,7 @@ def test_422_comes_before_shutting_down() -> None:
         session_id = client.create()
         client.run(session_id, "Hi", Idempotency_Key="k")
         client.shut_down()
-        assert said(client.run(session_id, "Ho", Idempotency_Key="k")) == (422, "idempotency_key_reused")
+        assert error_of(client.run(session_id, "Ho", Idempotency_Key="k")) == (422, "idempotency_key_reused")
 
 
 def test_replay_comes_before_shutting_down() -> None:
@@ -866,7 +869,7 @@ def test_joining_comes_before_shutting_down_and_409_and_overloaded() -> None:
 def test_404_of_the_session_comes_before_shutting_down() -> None:
     with Client() as client:
         client.shut_down()
-        assert said(client.run(UNKNOWN)) == (404, "session_not_found")
+        assert error_of(client.run(UNKNOWN)) == (404, "session_not_found")
 
 
 def test_shutting_down_comes_before_409() -> None:
@@ -878,7 +881,7 @@ def test_shutting_down_comes_before_409() -> None:
         ending = client.later(client.shut_down, TIMEOUT)
         while client.get("/ready").status_code == 200:
             pass
-        assert said(client.run(session_id)) == (503, "shutting_down")
+        assert error_of(client.run(session_id)) == (503, "shutting_down")
         go.set()
         ending.result(TIMEOUT)
         stream.close()
@@ -888,13 +891,13 @@ def test_409_comes_before_overloaded() -> None:
     with Client(answer("Hel", STALL), max_streams=1) as client:
         session_id = client.create()
         client.stream(session_id).next("stream_chunk")
-        assert said(client.run(session_id)) == (409, "session_busy")
+        assert error_of(client.run(session_id)) == (409, "session_busy")
 
 
 def test_404_of_the_session_comes_before_overloaded() -> None:
     with Client(answer("Hel", STALL), max_streams=1) as client:
         client.stream(client.create()).next("stream_chunk")
-        assert said(client.run(UNKNOWN)) == (404, "session_not_found")
+        assert error_of(client.run(UNKNOWN)) == (404, "session_not_found")
 
 
 def test_watchers_take_no_place_of_a_turn() -> None:
@@ -918,9 +921,9 @@ def test_the_order_is_the_same_when_slow_readers_have_taken_every_place() -> Non
         streams = [client.stream(session_id, Idempotency_Key="k") for _ in range(client.settings.max_responses)]
         for stream in streams:
             stream.next("stream_chunk")
-        assert said(client.run(other)) == (503, "overloaded")
-        assert said(client.run(session_id)) == (409, "session_busy")
-        assert said(client.run(UNKNOWN)) == (404, "session_not_found")
+        assert error_of(client.run(other)) == (503, "overloaded")
+        assert error_of(client.run(session_id)) == (409, "session_busy")
+        assert error_of(client.run(UNKNOWN)) == (404, "session_not_found")
         for stream in streams:
             stream.close()
 
@@ -931,7 +934,7 @@ def test_a_session_that_is_not_there_is_404_for_many_at_once() -> None:
 
         def ask() -> tuple[int, str]:
             together.wait(TIMEOUT)
-            return said(client.run(UNKNOWN))
+            return error_of(client.run(UNKNOWN))
 
         for _ in range(5):
             asked = [client.later(ask) for _ in range(12)]
