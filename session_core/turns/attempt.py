@@ -56,7 +56,7 @@ def _continue(session: LockedSession, request: TurnRequest) -> tuple[dict[str, A
     stored = last_turn(session.session)
     if stored is None or stored.complete:
         raise NothingToContinue
-    fields = {"attempt": 1 + stored.attempt, "goes_on": True}
+    fields: dict[str, Any] = {"attempt": 1 + stored.attempt, "goes_on": True}
     fields |= {} if request.key is None else {"idempotency_key": request.key}
     session.set_continuation({**fields, "recovery": request.recovery})
     return stored.messages[0], fields

@@ -59,7 +59,7 @@ def openai_dialect(responses: TurnResponses, agent: Agent, session_headers: Sequ
         body = json_body()
         asked = _parse_request(body, images=True)
         with _model_errors():
-            responses.turns.models.check(asked.model)
+            responses.sessions.models.check(asked.model)
             reader = start(body, asked)
         if asked.stream:
             renderer = CompletionRenderer(reader.turn, asked.model or agent.model, with_usage=asked.with_usage)
@@ -68,20 +68,20 @@ def openai_dialect(responses: TurnResponses, agent: Agent, session_headers: Sequ
 
     def start(body: Mapping[str, Any], asked: ChatRequest) -> TurnReader:
         key = idempotency_key()
-        session_id = None if _is_task(asked) else find_session_id(responses.turns.storage, session_headers)
+        session_id = None if _is_task(asked) else find_session_id(responses.sessions.storage, session_headers)
         if session_id is None:
             return start_one_shot(responses, asked)
         return start_in_session(responses, session_id, _parse_request(body, images=False), key)
 
     @blueprint.get("/models")
     def list_openai_models() -> Response:
-        names = responses.turns.models.names()
+        names = responses.sessions.models.names()
         return json_response({"object": "list", "data": [_render_model(name) for name in names]})
 
     @blueprint.get("/models/<path:model>")
     def get_openai_model(model: str) -> Response:
         with _model_errors():
-            responses.turns.models.check(model)
+            responses.sessions.models.check(model)
         return json_response(_render_model(model))
 
     return blueprint
