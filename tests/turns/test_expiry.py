@@ -68,7 +68,7 @@ def test_more_sessions_than_are_listed_at_once_expire(
     store: Callable[[], Storage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for room, number in (("redis", "_LISTED_AT_ONCE"), ("files", "_SCANNED_AT_ONCE")):
-        monkeypatch.setattr(f"stores.{room}.{number}", 2)
+        monkeypatch.setattr(f"session_core.stores.{room}.{number}", 2)
     storage = store()
     with Client(storage=storage) as anywhere:
         for _ in range(3):
