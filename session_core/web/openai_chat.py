@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from agent import Agent
 from session_core.turns.models import ModelRefused
-from session_core.web.bodies import check_model, check_question, idempotency_key, json_body, parse_body
+from session_core.web.bodies import ModelName, check_question, idempotency_key, json_body, parse_body
 from session_core.web.errors import ApiError, json_response, set_error_form
 from session_core.web.openai_events import CompletionRenderer, openai_error, render_completion
 from session_core.web.openai_history import ChatRequest, find_session_id, start_in_session, start_one_shot
@@ -44,7 +44,8 @@ class _Body(BaseModel, strict=True):
     """What `POST /v1/chat/completions` takes."""
 
     messages: list[_Message]
-    model: str | None = None
+    model: ModelName | None = None
+    n: Literal[1] | None = None
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
 
@@ -91,20 +92,8 @@ def _parse_request(body: Mapping[str, Any], *, images: bool) -> ChatRequest:
     """The request in a body. Without `images`, one that has any is refused. Raises ApiError."""
     if body.get("tools") or body.get("functions"):
         raise ApiError("invalid_request", "Tools run on this server: leave tools and functions out.")
-    if body.get("n") not in (None, 1):
-        raise ApiError("invalid_request", "n must be 1.")
     asked = parse_body(_Body, body)
-    parsed = [
-        (message.role, *_parse_content(message.content, index, images))
-        for index, message in enumerate(asked.messages)
-        if message.role not in ("tool", "function")  # of tools that ran here, or elsewhere
-    ]
-    system = [text for role, text, _ in parsed if role in ("system", "developer")]
-    messages = [
-        {"id": new_id("msg"), "role": role, "content": text, "created_at": timestamp(), **parts}
-        for role, text, parts in parsed
-        if role == "user" or (role == "assistant" and (text or parts))
-    ]
+    system, messages = _parse_messages(asked.messages, images)
     if not messages or messages[-1]["role"] != "user":
         raise ApiError("invalid_request", "The last message must be the user's.")
     if "parts" not in messages[-1]:
@@ -112,11 +101,26 @@ def _parse_request(body: Mapping[str, Any], *, images: bool) -> ChatRequest:
     return ChatRequest(
         messages,
         "\n\n".join(system) if system else None,
-        check_model(asked.model),
+        asked.model,
         bool(asked.stream),
         bool(asked.stream_options and asked.stream_options.include_usage),
         {name: body[name] for name in _OPTIONS if body.get(name) is not None},
     )
+
+
+def _parse_messages(sent: list[_Message], images: bool) -> tuple[list[str], list[dict[str, Any]]]:
+    """The texts of the system messages, and the messages of the conversation as they are stored."""
+    system, messages = [], []
+    for index, message in enumerate(sent):
+        if message.role in ("tool", "function"):  # of tools that ran here, or elsewhere
+            continue
+        text, parts = _parse_content(message.content, index, images)
+        if message.role in ("system", "developer"):
+            system.append(text)
+        elif message.role == "user" or text or parts:
+            stored = {"id": new_id("msg"), "role": message.role, "content": text, "created_at": timestamp()}
+            messages.append({**stored, **parts})
+    return system, messages
 
 
 def _parse_content(content: Any, index: int, images: bool) -> tuple[str, dict[str, Any]]:

@@ -21,7 +21,7 @@ from session_core.turns.turn_request import NothingToContinue, TurnRequest
 from session_core.turns.turns import Turns
 from session_core.web.errors import ApiError
 from session_core.web.turn_responses import TurnReader, TurnResponses
-from storage import SESSION_ID, SessionBusy, SessionNotFound, Storage
+from storage import SESSION_ID, Session, SessionBusy, SessionNotFound, Storage
 
 _MAX_LOOKS = 3  # at a session in which turns start and end meanwhile
 
@@ -112,23 +112,28 @@ def _look(
     question = TurnRequest(asked.question, key=key)
     if key is not None and (known := find_turn(session, key)):
         stored = TurnRequest.stored(known.messages[0], key)
-        question = dataclasses.replace(question, replaces=stored.replaces, continues=stored.continues)
-    elif wish.kind == "again":
-        last, turn, id = last_turn(session), turns.attach(session_id), users[-1]["id"]
-        own = turn if turn is not None and turn.message_id == id else None
-        ended = own is None or own.ended  # else the caller cannot have seen its end
-        if last is None or (last.complete and ended and id not in unanswered):
-            return TurnRequest(None, id, key=key)
-        unanswered.add(id)
-        if own is not None and _has_an_answer(own, turns):
-            return own
-        replaces = id if last.complete else None
-        question = TurnRequest(None, replaces, continues=not last.complete, key=key)
-    elif wish.kind == "instead":
+        return dataclasses.replace(question, replaces=stored.replaces, continues=stored.continues)
+    if wish.kind == "again":
+        return _retry(turns, session, users[-1]["id"], key, unanswered)
+    if wish.kind == "instead":
         replaced = users[wish.at]["id"] if wish.at < len(users) else None
         history = tuple(asked.messages[sent[wish.since] : -1])
-        question = TurnRequest(asked.question, replaced, history=history, key=key)
+        return TurnRequest(asked.question, replaced, history=history, key=key)
     return question
+
+
+def _retry(turns: Turns, session: Session, id: str, key: str | None, unanswered: set[str]) -> Turn | TurnRequest:
+    """The turn of the session's last question, where it has an answer that the caller cannot have seen, or the wish
+    for another answer."""
+    last, turn = last_turn(session), turns.attach(session.id)
+    own = turn if turn is not None and turn.message_id == id else None
+    ended = own is None or own.ended  # else the caller cannot have seen its end
+    if last is None or (last.complete and ended and id not in unanswered):
+        return TurnRequest(None, id, key=key)
+    unanswered.add(id)
+    if own is not None and _has_an_answer(own, turns):
+        return own
+    return TurnRequest(None, id if last.complete else None, continues=not last.complete, key=key)
 
 
 def _has_an_answer(turn: Turn, turns: Turns) -> bool:

@@ -17,8 +17,8 @@ from session_core.turns.stored import session_usage
 from session_core.turns.turn import Turn
 from session_core.turns.turn_request import TurnRequest
 from session_core.web.bodies import (
+    ModelName,
     check_id,
-    check_model,
     check_question,
     check_settings,
     flag_argument,
@@ -50,7 +50,7 @@ class _TurnBody(BaseModel, strict=True):
     message: str | None = None
     replaces: str | None = None
     continues: bool = Field(False, alias="continue")
-    model: str | None = None
+    model: ModelName | None = None
 
 
 def native_dialect(responses: TurnResponses, *, show_reasoning: bool) -> Blueprint:
@@ -207,8 +207,7 @@ def _parse_turn_request(body: Mapping[str, Any]) -> TurnRequest:
         raise ApiError("invalid_request", 'A body with "continue" has neither message nor replaces.')
     if not asked.continues and (text is not None or replaces is None):
         check_question(text)
-    model = check_model(asked.model)
-    return TurnRequest(text, replaces, continues=asked.continues, key=idempotency_key(), model=model)
+    return TurnRequest(text, replaces, continues=asked.continues, key=idempotency_key(), model=asked.model)
 
 
 def _cut_before(messages: list[dict[str, Any]], before: str | None) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import threading
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -70,28 +71,21 @@ class TurnResponses:
         self._responses = threading.BoundedSemaphore(settings.max_responses)
         self._watchers = threading.BoundedSemaphore(settings.max_watchers)
         self._lock = threading.Lock()
-        self._readers: dict[Turn, int] = {}
+        self._readers: Counter[Turn] = Counter()
         self._stoppable: weakref.WeakSet[Turn] = weakref.WeakSet()  # that end when nobody reads them any more
-        self._kept: weakref.WeakSet[Turn] = weakref.WeakSet()  # that run on all the same
 
     @property
     def turns(self) -> Turns:
         """The turns of the user who asks."""
         return self._turns_by_user.of(g.get("user", ""))
 
-    @property
-    def reader_count(self) -> int:
-        """How many requests read turns now."""
-        with self._lock:
-            return sum(self._readers.values())
-
     def start(
         self, session_id: str, question: TurnRequest, *, keeps_running: bool = True, turns: Turns | None = None
     ) -> TurnReader:
         """Reads the turn that a request asks for. Raises what `Turns.start` raises.
 
-        Unless it `keeps_running`, or a request asks for it that wants it to, the turn is cancelled when nobody reads
-        it any more.
+        A turn that starts is cancelled when nobody reads it any more, unless it, or a request that joins it, wants it
+        to run on (`keeps_running`).
         """
         turns = turns or self.turns
         turns.models.check(question.model)
@@ -102,8 +96,11 @@ class TurnResponses:
             turn, replayed = turns.start(session_id, question, slot=slot, observer=g.observed)
             if not slot:
                 raise Overloaded
-            headers = {"Idempotency-Replayed": "true"} if replayed else {}
-            return self._read(turn, headers, stack.pop_all(), keeps_running=keeps_running)
+            if keeps_running:
+                self._stoppable.discard(turn)
+            elif turn.question is question:
+                self._stoppable.add(turn)
+            return self._read(turn, stack.pop_all(), {"Idempotency-Replayed": "true"} if replayed else {})
 
     def join(self, turn: Turn) -> TurnReader:
         """Reads a turn that another request asked for, on behalf of a client that asks for the same."""
@@ -111,7 +108,7 @@ class TurnResponses:
             raise Overloaded
         with contextlib.ExitStack() as stack:
             stack.callback(self._responses.release)
-            return self._read(turn, {}, stack.pop_all(), keeps_running=False)
+            return self._read(turn, stack.pop_all(), {})
 
     def watch(self, turn: Turn | None, index: Callable[[], int], renderer: Callable[[Turn], Renderer]) -> Response:
         """A stream of the events behind the first `index()` ones. 204 where none comes."""
@@ -127,9 +124,7 @@ class TurnResponses:
             if not slot:
                 raise Overloaded
             stack.callback(turn.watch())
-            self._count(turn, 1)
-            stack.callback(self._leave, turn)
-            return self.stream(TurnReader(turn, {}, stack.pop_all().close), renderer(turn), after)
+            return self.stream(self._read(turn, stack.pop_all(), {}), renderer(turn), after)
 
     def stream(self, reader: TurnReader, renderer: Renderer, after: int = 0) -> Response:
         """The turn's events behind the first `after` ones, as they come, until the last."""
@@ -158,34 +153,26 @@ class TurnResponses:
         response.headers.update(reader.headers)
         return response
 
-    def _read(
-        self, turn: Turn, headers: Mapping[str, str], stack: contextlib.ExitStack, *, keeps_running: bool
-    ) -> TurnReader:
-        (self._kept if keeps_running else self._stoppable).add(turn)
-        self._count(turn, 1)
+    def _read(self, turn: Turn, stack: contextlib.ExitStack, headers: Mapping[str, str]) -> TurnReader:
+        """Counts one more reader, whose `stack` is closed when it leaves."""
+        with self._lock:
+            self._readers[turn] += 1
         stack.callback(self._leave, turn)
         return TurnReader(turn, headers, stack.close)
 
-    def _client_left(self, turn: Turn) -> Callable[[], bool] | None:
-        """A function that tells whether the client of this request has left, where that is of interest and the WSGI
-        server tells it."""
-        left: Callable[[], bool] | None = request.environ.get("waitress.client_disconnected")
-        return left if self._is_stoppable(turn) else None
-
-    def _count(self, turn: Turn, change: int) -> int:
-        with self._lock:
-            count = self._readers.get(turn, 0) + change
-            self._readers[turn] = count
-            if not count:
-                del self._readers[turn]
-            return count
-
     def _leave(self, turn: Turn) -> None:
-        if not self._count(turn, -1) and not turn.ended and self._is_stoppable(turn):
+        with self._lock:
+            self._readers[turn] -= 1
+            unread = not self._readers[turn]
+            if unread:
+                del self._readers[turn]
+        if unread and not turn.ended and turn in self._stoppable:
             _cancel_in_background(turn)
 
-    def _is_stoppable(self, turn: Turn) -> bool:
-        return turn in self._stoppable and turn not in self._kept
+    def _client_left(self, turn: Turn) -> Callable[[], bool] | None:
+        """A function that tells whether the client of this request has left, where that ends the turn and the WSGI
+        server tells it."""
+        return request.environ.get("waitress.client_disconnected") if turn in self._stoppable else None
 
 
 def event_blocks(

@@ -17,7 +17,7 @@ from session_core.turns.stored import turn_at
 from session_core.turns.turn_request import TurnRequest
 from session_core.web.bodies import (
     IDEMPOTENCY_KEY,
-    check_model,
+    ModelName,
     check_question,
     idempotency_key,
     json_body,
@@ -50,7 +50,7 @@ class _Body(BaseModel, strict=True):
     message: dict[str, Any] | None = None
     trigger: Literal["submit-message", "regenerate-message"] = "submit-message"
     messageId: str | None = None
-    model: str | None = None
+    model: ModelName | None = None
 
 
 def ui_dialect(responses: TurnResponses) -> Blueprint:
@@ -86,18 +86,22 @@ def _parse_turn_request(body: Mapping[str, Any], get: Callable[[str], Session]) 
     """
     asked = parse_body(_Body, body)
     again = asked.trigger == "regenerate-message"
-    sent = [asked.message] if asked.message else asked.messages
-    last = [one for one in sent if not again or one.get("role") == "user"][-1:]
-    message = parse_body(_Message, last[0] if last else {})
+    message = _last_message(asked, again)
     named, key = asked.messageId, idempotency_key()
-    model = check_model(asked.model)
     session = get(asked.id) if again or named else None
     if session and (target := _question(session, named) or (_question(session, message.id) if again else None)):
         answered = bool(named and named.endswith(ANSWER))
         text = None if again else _text(message)
         replaces = _replaced(session, target, text, key, answered=answered)
-        return asked.id, TurnRequest(text, replaces, key=key or _replacing_key(replaces, text), model=model)
-    return asked.id, TurnRequest(_text(message), key=key or _key(message.id), model=model)
+        return asked.id, TurnRequest(text, replaces, key=key or _replacing_key(replaces, text), model=asked.model)
+    return asked.id, TurnRequest(_text(message), key=key or _key(message.id), model=asked.model)
+
+
+def _last_message(asked: _Body, again: bool) -> _Message:
+    """The message that is sent, or the question of the answer that is to be tried again."""
+    sent = [asked.message] if asked.message else asked.messages
+    last = [one for one in sent if not again or one.get("role") == "user"][-1:]
+    return parse_body(_Message, last[0] if last else {})
 
 
 def _text(message: _Message) -> str:
