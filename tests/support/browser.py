@@ -82,7 +82,7 @@ class Page:
             return bool(condition())
 
         wait = WebDriverWait(self.driver, TIMEOUT, 0.05, [StaleElementReferenceException])
-        wait.wait_until(holds, f"{what or 'a condition'}; the page says: {self.text('body')}")
+        wait.until(holds, f"{what or 'a condition'}; the page says: {self.text('body')}")
 
     def all(self, selector: str) -> list[WebElement]:
         return self.driver.find_elements(By.CSS_SELECTOR, selector)
