@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from session_core.model.events import Chunk, Reasoning, ToolCall, ToolResult
 from session_core.turns.event_log import Ended, Failed, LoggedEvent, Started
@@ -21,6 +21,7 @@ _PUBLIC_FIELDS = (
 class EventRenderer:
     """The events of a turn, each as one frame. With `resumable` a frame has an `id:` line."""
 
+    headers: ClassVar[Mapping[str, str]] = {}
     comment = b": keep-alive\n\n"
     broken_off = b""  # a client can resume the stream
 

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_TRACE_HEADERS = ("traceparent", "tracestate")
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 
@@ -80,10 +79,9 @@ def add_metrics_route(app: Flask, metrics: Metrics) -> None:
 
 
 def _describe_request() -> RequestSpan:
-    rule = request.url_rule.rule if request.url_rule else ""
     return RequestSpan(
         request.method,
-        re.sub(r"<(?:[^<>]*:)?(?:session_)?(\w+)>", r"{\1}", rule),
+        re.sub(r"<(?:[^<>]*:)?(?:session_)?(\w+)>", r"{\1}", request.url_rule.rule if request.url_rule else ""),
         path=request.path,
         scheme=request.scheme,
         host=request.headers.get("Host", ""),

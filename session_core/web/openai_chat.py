@@ -57,22 +57,23 @@ def openai_dialect(responses: TurnResponses, agent: Agent, session_headers: Sequ
 
     @blueprint.post("/chat/completions")
     def complete_chat() -> Response:
-        body = json_body()
-        asked = _parse_request(body, images=True)
+        asked = _parse_request(json_body())
         with _model_errors():
             responses.turns.models.check(asked.model)
-            reader = start(body, asked)
+            reader = start(asked)
         if asked.stream:
             renderer = CompletionRenderer(reader.turn, asked.model or agent.model, with_usage=asked.with_usage)
             return responses.stream(reader, renderer)
         return responses.whole(reader, render_completion)
 
-    def start(body: Mapping[str, Any], asked: ChatRequest) -> TurnReader:
-        key = idempotency_key()
-        session_id = None if _is_task(asked) else find_session_id(responses.turns.storage, session_headers)
+    def start(asked: ChatRequest) -> TurnReader:
+        is_task = request.headers.get(_TASK_HEADER) or _TASK.search(asked.messages[-1]["content"])
+        session_id = None if is_task else find_session_id(responses.turns.storage, session_headers)
         if session_id is None:
             return start_one_shot(responses, asked)
-        return start_in_session(responses, session_id, _parse_request(body, images=False), key)
+        if any("parts" in message for message in asked.messages):
+            raise ApiError("invalid_request", "A session takes no pictures.")
+        return start_in_session(responses, session_id, asked, idempotency_key())
 
     @blueprint.get("/models")
     def list_openai_models() -> Response:
@@ -88,12 +89,12 @@ def openai_dialect(responses: TurnResponses, agent: Agent, session_headers: Sequ
     return blueprint
 
 
-def _parse_request(body: Mapping[str, Any], *, images: bool) -> ChatRequest:
-    """The request in a body. Without `images`, one that has any is refused. Raises ApiError."""
+def _parse_request(body: Mapping[str, Any]) -> ChatRequest:
+    """The request in a body. Raises ApiError."""
     if body.get("tools") or body.get("functions"):
         raise ApiError("invalid_request", "Tools run on this server: leave tools and functions out.")
     asked = parse_body(_Body, body)
-    system, messages = _parse_messages(asked.messages, images)
+    system, messages = _parse_messages(asked.messages)
     if not messages or messages[-1]["role"] != "user":
         raise ApiError("invalid_request", "The last message must be the user's.")
     if "parts" not in messages[-1]:
@@ -108,13 +109,13 @@ def _parse_request(body: Mapping[str, Any], *, images: bool) -> ChatRequest:
     )
 
 
-def _parse_messages(sent: list[_Message], images: bool) -> tuple[list[str], list[dict[str, Any]]]:
+def _parse_messages(sent: list[_Message]) -> tuple[list[str], list[dict[str, Any]]]:
     """The texts of the system messages, and the messages of the conversation as they are stored."""
     system, messages = [], []
     for index, message in enumerate(sent):
         if message.role in ("tool", "function"):  # of tools that ran here, or elsewhere
             continue
-        text, parts = _parse_content(message.content, index, images)
+        text, parts = _parse_content(message.content, index)
         if message.role in ("system", "developer"):
             system.append(text)
         elif message.role == "user" or text or parts:
@@ -123,19 +124,14 @@ def _parse_messages(sent: list[_Message], images: bool) -> tuple[list[str], list
     return system, messages
 
 
-def _parse_content(content: Any, index: int, images: bool) -> tuple[str, dict[str, Any]]:
+def _parse_content(content: Any, index: int) -> tuple[str, dict[str, Any]]:
     """The text of a message, and its parts as they are sent, where it has pictures."""
     parts = content if isinstance(content, list) else [{"type": "text", "text": content or ""}]
     texts = [one.get("text") if isinstance(one, dict) else None for one in parts]
     pictures = [one for one in parts if isinstance(one, dict) and one.get("type") == "image_url"]
-    if len(parts) != sum(isinstance(text, str) for text in texts) + len(pictures) or (pictures and not images):
+    if len(parts) != sum(isinstance(text, str) for text in texts) + len(pictures):
         raise ApiError("invalid_request", f"messages[{index}] has a content that is no text.")
     return "".join(text for text in texts if isinstance(text, str)), {"parts": parts} if pictures else {}
-
-
-def _is_task(asked: ChatRequest) -> bool:
-    """Whether a front end asks for itself: for a title, for tags, for what the user might ask next."""
-    return bool(request.headers.get(_TASK_HEADER)) or bool(_TASK.search(asked.question))
 
 
 def _render_model(name: str) -> dict[str, Any]:

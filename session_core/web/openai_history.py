@@ -38,11 +38,6 @@ class ChatRequest:
     with_usage: bool
     options: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def question(self) -> str:
-        """The text of the last message."""
-        return str(self.messages[-1]["content"])
-
 
 def find_session_id(storage: Storage, headers: Sequence[str]) -> str | None:
     """The id of the session that one of these headers names, None where none does. Raises ApiError.
@@ -53,8 +48,10 @@ def find_session_id(storage: Storage, headers: Sequence[str]) -> str | None:
         if (value := request.headers.get(name)) is not None:
             if not re.fullmatch(r"[\x21-\x7e]{1,128}", value):
                 raise ApiError("invalid_request", f"{name} must be 1 to 128 visible ASCII characters.")
-            if SESSION_ID.fullmatch(value) and _exists(storage, value):
-                return value
+            if SESSION_ID.fullmatch(value):
+                with contextlib.suppress(SessionNotFound):
+                    storage.running(value)
+                    return value
             return f"session-{hashlib.sha256(value.encode()).hexdigest()[:32]}"
     return None
 
@@ -109,7 +106,7 @@ def _look(
     users = [one for one in session.conversation if one["role"] == "user"]
     sent = [index for index, one in enumerate(asked.messages) if one["role"] == "user"]
     wish = wish_of([one["content"] for one in users], [asked.messages[index]["content"] for index in sent])
-    question = TurnRequest(asked.question, key=key)
+    question = TurnRequest(asked.messages[-1]["content"], key=key)
     if key is not None and (known := find_turn(session, key)):
         stored = TurnRequest.stored(known.messages[0], key)
         return dataclasses.replace(question, replaces=stored.replaces, continues=stored.continues)
@@ -118,7 +115,7 @@ def _look(
     if wish.kind == "instead":
         replaced = users[wish.at]["id"] if wish.at < len(users) else None
         history = tuple(asked.messages[sent[wish.since] : -1])
-        return TurnRequest(asked.question, replaced, history=history, key=key)
+        return TurnRequest(asked.messages[-1]["content"], replaced, history=history, key=key)
     return question
 
 
@@ -149,11 +146,3 @@ def _for_this_turn(question: TurnRequest, asked: ChatRequest) -> TurnRequest:
     return dataclasses.replace(
         question, model=asked.model, system_prompt=asked.instructions, options=asked.options or None
     )
-
-
-def _exists(storage: Storage, session_id: str) -> bool:
-    try:
-        storage.running(session_id)
-    except SessionNotFound:
-        return False
-    return True

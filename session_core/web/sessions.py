@@ -11,10 +11,8 @@ from flask import Blueprint, Response, request
 from pydantic import BaseModel, Field
 
 from session_core.data.strict_json import to_json
-from session_core.turns.event_log import Ended
 from session_core.turns.imported import copied, imported
 from session_core.turns.stored import session_usage
-from session_core.turns.turn import Turn
 from session_core.turns.turn_request import TurnRequest
 from session_core.web.bodies import (
     ModelName,
@@ -167,7 +165,9 @@ class _Sessions:
 
     def run(self, session_id: str) -> Response:
         reader = self._responses.start(session_id, _parse_turn_request(json_body()))
-        return self._responses.whole(reader, self._answer)
+        return self._responses.whole(
+            reader, lambda _, last: json_response({"message": self._render_message(last.message)})
+        )
 
     def run_stream(self, session_id: str) -> Response:
         reader = self._responses.start(session_id, _parse_turn_request(json_body()))
@@ -182,9 +182,6 @@ class _Sessions:
     def cancel(self, session_id: str) -> Response:
         json_body(optional=True)
         return json_response({"cancelled": self._responses.turns.cancel(session_id)})
-
-    def _answer(self, _turn: Turn, last: Ended) -> Response:
-        return json_response({"message": self._render_message(last.message)})
 
     def _markdown(self, session: Session) -> Response:
         head = {"Session": session.id, "Created": session.created_at, "Updated": session.updated_at}

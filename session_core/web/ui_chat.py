@@ -28,8 +28,6 @@ from session_core.web.turn_responses import TurnResponses, add_stream
 from session_core.web.ui_messages import ANSWER, UiRenderer
 from storage import Session
 
-_HEADERS = {"X-Vercel-AI-UI-Message-Stream": "v1"}
-
 
 class _Part(BaseModel, strict=True):
     type: str
@@ -61,21 +59,15 @@ def ui_dialect(responses: TurnResponses) -> Blueprint:
     def chat() -> Response:
         session_id, question = _parse_turn_request(json_body(), responses.turns.storage.get)
         reader = responses.start(session_id, question)
-        return _with_headers(responses.stream(reader, UiRenderer(reader.turn.message_id)))
+        return responses.stream(reader, UiRenderer(reader.turn.message_id))
 
     def resume_chat(session_id: str) -> Response:
         turn = responses.turns.attach(session_id)
         running = None if turn is None or turn.ended else turn  # the client has the answer of an ended turn
-        return _with_headers(responses.watch(running, lambda: 0, lambda turn: UiRenderer(turn.message_id)))
+        return responses.watch(running, lambda: 0, lambda turn: UiRenderer(turn.message_id))
 
     add_stream(blueprint, "/chat/<session_id>/stream", resume_chat)
     return blueprint
-
-
-def _with_headers(response: Response) -> Response:
-    if response.status_code == 200:
-        response.headers.update(_HEADERS)
-    return response
 
 
 def _parse_turn_request(body: Mapping[str, Any], get: Callable[[str], Session]) -> tuple[str, TurnRequest]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from session_core.data.strict_json import from_json
 from session_core.model.events import Chunk, Reasoning, ToolCall, ToolResult
@@ -39,6 +39,7 @@ class UiRenderer:
     Each step is one model call. A text, a reasoning and a call that are open when the turn ends are closed first.
     """
 
+    headers: ClassVar[Mapping[str, str]] = {"X-Vercel-AI-UI-Message-Stream": "v1"}
     comment = b": keep-alive\n\n"
     # A client takes an end without a last frame for a good one.
     broken_off = _as_data({"type": "error", "errorText": describe_error("storage_unavailable")[2]}) + _DONE
