@@ -228,7 +228,13 @@ class Api:
 
     def list_tools(self) -> Response:
         tools = [
-            {"name": tool.name, "description": tool.description, "parameters": tool.parameters, "from": tool.source}
+            {
+                "name": tool.name,
+                "description": tool.description,
+                "parameters": tool.parameters,
+                "from": tool.source,
+                "needs_approval": tool.may_need_approval,
+            }
             for tool in self.agent.tools
         ]
         return json_response({"tools": tools})
