@@ -2,8 +2,8 @@
 
 Keys begin with `session_server:`, those of a user with `session_server@<name>:`
 
-    session:<id>     a hash: times, settings and note, and the token of the caller that has locked the session;
-                     `replaced` where a question has replaced messages
+    session:<id>     a hash: times, settings, the state of the last turn, and the token of the caller that has locked
+                     the session; `replaced` where a question has replaced messages
     messages:<id>    a list: each message as JSON
     sessions         a sorted set: the ids, in the order of the list
     lease:<id>       who has locked the session; it expires unless it is renewed
@@ -86,6 +86,7 @@ if type(told) == 'table' then told = false end
 if told and redis.call('EXISTS', events .. told) == 0 then told = false end
 return {redis.call('GET', lease), told}
 """,
+    # An earlier version writes `note` and `continuation`, which are true where it has written last.
     # Changes are numbered, so that one that arrives twice, or after the next one, does nothing. `count` is how many
     # messages there should be. One more is the rest of a try that was reported as failed.
     "write": """
@@ -97,6 +98,7 @@ if line ~= '' then
     if found > tonumber(count) then redis.call('LTRIM', messages, -found, count - found - 1) end
     redis.call('RPUSH', messages, line)
 end
+redis.call('HDEL', session, 'note', 'continuation')
 redis.call('HSET', session, 'written', number, unpack(ARGV, 6))
 if id ~= '' then touch(id) end
 """,

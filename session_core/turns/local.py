@@ -12,10 +12,11 @@ import functools
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, assert_never
 
 from agent import Agent
+from session_core.data.message import AnswerFields, AttemptFields, MessageFields, StoredMessage, assistant_message
 from session_core.model.connection import Stop
 from session_core.model.events import Answer, Chunk, Message, ModelError, Reasoning, Stopped, ToolCall, ToolResult
 from session_core.telemetry.spans import Observer, Result, TurnSpan
@@ -36,7 +37,6 @@ from session_core.turns.stored import (
     last_turn,
     outgoing_messages,
     question_message,
-    stored_error,
     version_of,
 )
 from session_core.turns.turn import Turn
@@ -81,7 +81,7 @@ class LocalTurn(Turn):
         self._observer = observer
         self._silent = True  # until the first text
         self._settings: dict[str, Any] = {}  # model, instructions and options that are not the agent's own
-        self._attempt: dict[str, Any] = {}
+        self._attempt: AttemptFields = {}
         self._journal: Callable[[bytes], None] | None = None
         self._kept_until = 0  # so many events are in the journal
         self._hidden: list[str] = []  # reasoning that is neither an event nor in the journal
@@ -89,7 +89,7 @@ class LocalTurn(Turn):
         self._tool_started_at = 0.0
         self._tool_seconds = 0.0
 
-    def start(self, session: LockedSession, default_model: str) -> list[dict[str, Any]]:
+    def start(self, session: LockedSession, default_model: str) -> list[StoredMessage]:
         """Stores the user's message, and returns the messages that go to the model.
 
         Another attempt at a failed turn finds the user's message stored. Raises KeyInUse where the key's turn has
@@ -126,16 +126,16 @@ class LocalTurn(Turn):
         )
         self._log.append(Started())
         self._start_decided.set()
-        return outgoing_messages(session.session.messages, attempt, goes_on=question.continues)
+        return outgoing_messages(session.session.messages, attempt, continues=question.continues)
 
-    def _go_on(self, session: LockedSession) -> dict[str, Any]:
+    def _go_on(self, session: LockedSession) -> StoredMessage:
         """Stores that an attempt goes on with the session's last turn. Returns the turn's question."""
         stored = last_turn(session.session)
         if stored is None or stored.complete:
             raise NothingToContinue
-        attempt = {"attempt": 1 + stored.attempt, "goes_on": True}
+        attempt: AttemptFields = {"attempt": 1 + stored.attempt, "continues": True}
         self._attempt = attempt if self.question.key is None else {**attempt, "idempotency_key": self.question.key}
-        session.set_continuation({**self._attempt, "recovery": self.question.recovery})
+        session.set_continues({**self._attempt, "recovery": self.question.recovery})
         return stored.messages[0]
 
     def keep(self) -> None:
@@ -174,7 +174,7 @@ class LocalTurn(Turn):
             assert self._start_error is not None
             raise self._start_error
 
-    def run(self, agent: Agent, history: Sequence[Mapping[str, Any]]) -> None:
+    def run(self, agent: Agent, history: Sequence[StoredMessage]) -> None:
         """Runs the turn to its end, on the calling thread."""
         try:
             run = agent.run(history, self._stop, observer=self._observer, **self._settings)
@@ -275,7 +275,7 @@ class LocalTurn(Turn):
         reason: str | None,
         *,
         finish_reason: str | None = None,
-        fields: Mapping[str, Any] | None = None,
+        fields: AnswerFields | None = None,
         failure: Failed | None = None,
         refused: bool = False,
     ) -> bool:
@@ -285,15 +285,13 @@ class LocalTurn(Turn):
         if status == "cancelled" or failure:
             self._stop.set()
         with self._storing:
-            answer: dict[str, Any] = {"role": "assistant", "content": self._log.text(self._stored_until)}
-            answer |= self._partial_fields() if fields is None else fields
-            answer |= self._attempt
+            beside: AnswerFields = {**(self._partial_fields() if fields is None else fields), **self._attempt}
             if status != "completed":
-                answer |= {"status": status, "reason": reason}
-            if self.usage is not None:
-                answer["usage"] = self.usage
-            if self.question.key is not None and finish_reason is not None:
-                answer["finish_reason"] = finish_reason
+                beside |= {"status": status, "reason": reason or ""}
+            if self.question.key is not None:
+                beside["finish_reason"] = finish_reason or ""
+            beside["usage"] = self.usage or {}
+            answer = assistant_message(self._log.text(self._stored_until), **beside)
             try:
                 last = self._store_end(answer, finish_reason, failure, refused)
                 if self._journal is not None:
@@ -315,13 +313,12 @@ class LocalTurn(Turn):
         self._close(last)
         return True
 
-    def _partial_fields(self) -> dict[str, Any]:
+    def _partial_fields(self) -> AnswerFields:
         """What is stored beside the text of a partial answer."""
-        fields = {"reasoning": "".join(self._reasoning), "model": self._settings["model"]}
-        return {name: value for name, value in fields.items() if value}
+        return {"reasoning": "".join(self._reasoning), "model": self._settings["model"]}
 
     def _store_end(
-        self, answer: dict[str, Any], finish_reason: str | None, failure: Failed | None, refused: bool
+        self, answer: MessageFields, finish_reason: str | None, failure: Failed | None, refused: bool
     ) -> Ended | Failed:
         """Stores the answer, or the code of the failure where there is no text. Returns the last event."""
         if failure is None:
@@ -329,7 +326,7 @@ class LocalTurn(Turn):
         if answer["content"]:
             message_id = self._session.append(answer)["id"]
             return Failed(failure.code, failure.text, failure.retry_after, message_id)
-        self._session.set_last_error(stored_error(failure.code, refused=refused and not self._log.text()))
+        self._session.set_last_error(failure.code, refused=refused and not self._log.text())
         return failure
 
 

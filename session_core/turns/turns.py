@@ -6,10 +6,11 @@ import functools
 import logging
 import threading
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from agent import Agent
+from session_core.data.message import StoredMessage
 from session_core.telemetry.spans import Observer
 from session_core.turns.event_log import Ended, Failed, status_of
 from session_core.turns.expiry import Expiry
@@ -80,7 +81,7 @@ class Turns:
         whether it has ended: running, recently ended, or replayed from what is stored. A failed turn that is the
         session's last is tried again under its key. Without a `slot`, no new turn starts.
 
-        Raises SessionNotFound, KeyReused, ShuttingDown, SessionBusy, Overloaded (in this order), QuestionRefused,
+        Raises SessionNotFound, KeyReused, ShuttingDown, SessionBusy, Overloaded (in this order), TurnRefused,
         NothingToContinue, ModelRefused, and StorageUnavailable or SessionCorrupt.
         """
         key, observer, busy = question.key, observer or self._observer, 0
@@ -129,7 +130,7 @@ class Turns:
         return with_partial_answer(self.storage, session_id)
 
     def running(self, session_id: str) -> bool:
-        """Whether a turn runs in the session, in any process. Raises SessionNotFound and StorageUnavailable."""
+        """See `Storage.running`."""
         return self.storage.running(session_id)
 
     def cancel(self, session_id: str) -> bool:
@@ -158,16 +159,14 @@ class Turns:
         with self._lock:
             self._recent.remove(session_id)
 
-    def create(self, settings: Mapping[str, str | None], messages: Any = (), last_error: str | None = None) -> str:
-        """Creates a session, durably, and returns its id. Raises ModelRefused and StorageUnavailable."""
-        self.models.check(settings.get("model"))
-        return self.storage.create(messages, last_error, **settings)
+    def create(self, messages: Sequence[StoredMessage] = (), **fields: Any) -> str:
+        """Creates a session as `Storage.create` does. Raises ModelRefused and StorageUnavailable."""
+        self.models.check(fields.get("model"))
+        return self.storage.create(messages, **fields)
 
     def configure(self, session_id: str, settings: Mapping[str, str | None]) -> None:
-        """Sets the session's title, model or instructions, or removes them with None.
-
-        Raises ModelRefused, SessionNotFound, SessionBusy where a turn runs, SessionCorrupt and StorageUnavailable.
-        """
+        """Sets settings of the session as `LockedSession.configure` does. Raises ModelRefused, SessionNotFound,
+        SessionBusy where a turn runs, SessionCorrupt and StorageUnavailable."""
         self.models.check(settings.get("model"))
         with self.storage.lock(session_id) as session:
             session.configure(**settings)
@@ -251,7 +250,7 @@ class Turns:
             if turn.wait_for_start():
                 return turn
 
-    def _start(self, turn: LocalTurn, slot: bool) -> list[dict[str, Any]]:
+    def _start(self, turn: LocalTurn, slot: bool) -> list[StoredMessage]:
         """Locks the session and starts the turn in it, or leaves everything as it was and raises.
 
         Raises KeyInUse where a turn of the same key is in the session by now.

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
+from session_core.data.message import StoredMessage, tool_failed
 from session_core.model.events import Chunk, Reasoning, ToolCall, ToolResult
 from session_core.turns.event_log import Ended, Failed, LoggedEvent, Started
 from session_core.turns.turn import Turn
@@ -62,13 +63,16 @@ def resume_index(turn: Turn | None, event_id: str) -> int:
 
 _PUBLIC_FIELDS = (
     *("id", "role", "content", "reasoning", "tool_calls", "tool_call_id", "name", "status", "reason"),
-    *("model", "usage", "replaces", "created_at"),
+    *("is_error", "model", "usage", "replaces", "created_at"),
 )
 
 
-def public_message(message: Mapping[str, Any], *, show_reasoning: bool) -> dict[str, Any]:
+def public_message(message: StoredMessage, *, show_reasoning: bool) -> StoredMessage:
     """A stored message as callers see it, without what the server keeps beside it."""
-    shown = {name: message[name] for name in _PUBLIC_FIELDS if name in message}
+    fields: Mapping[str, object] = message
+    shown = cast(StoredMessage, {name: fields[name] for name in _PUBLIC_FIELDS if name in fields})
+    if message["role"] == "tool" and tool_failed(message):
+        shown["is_error"] = True
     if not show_reasoning:
         shown.pop("reasoning", None)
     return shown
@@ -103,8 +107,8 @@ def event_json(
             kind, data = "stream_tool_result", {"id": event.id, "name": event.name, **outcome}
         case Ended():
             message = event.message
-            data = {"complete_text": event.complete_text, "message_id": message["id"], "status": "completed"}
-            data |= {name: message[name] for name in ("status", "reason") if name in message}
+            data = {"complete_text": event.complete_text, "message_id": message["id"], "status": event.status}
+            data |= {"reason": message["reason"]} if "reason" in message else {}
             data["finish_reason"] = event.finish_reason
             if "usage" in message:
                 data["usage"] = message["usage"]

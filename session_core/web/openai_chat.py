@@ -90,7 +90,7 @@ class ChatCompletions:
         return json_response(_model(model))
 
     def _start_one_shot(self, asked: ChatRequest) -> tuple[Turn, dict[str, str], Callable[[], None]]:
-        session_id = self._api.one_shot.create({}, asked.messages)
+        session_id = self._api.one_shot.create(asked.messages)
         question = _for_this_turn(TurnRequest(continues=True), asked)
 
         def forget() -> None:
@@ -260,7 +260,7 @@ def _has_an_answer(turn: Turn, runs: Turns) -> bool:
     if not turn.ended:
         return isinstance(turn, LocalTurn) or runs.running(turn.session_id)
     last = turn.result()
-    return isinstance(last, Ended) and "status" not in last.message
+    return isinstance(last, Ended) and last.status == "completed"
 
 
 def _finish_reason(last: Ended) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from flask import request
 
+from session_core.data.message import StoredMessage
 from session_core.web.bodies import session_settings
 from session_core.web.errors import ApiError
 from storage import SESSION_ID, new_id, timestamp
@@ -31,7 +32,7 @@ class ChatRequest:
     """A request. `messages` are the user's and the assistant's, oldest first, as they are stored; the last is the
     question. `instructions` are the texts of its system messages, None where it has none."""
 
-    messages: list[dict[str, Any]]
+    messages: list[StoredMessage]
     instructions: str | None
     model: str | None
     stream: bool
@@ -41,7 +42,7 @@ class ChatRequest:
     @property
     def question(self) -> str:
         """The text of the last message."""
-        return str(self.messages[-1]["content"])
+        return self.messages[-1]["content"]
 
     @property
     def is_task(self) -> bool:
@@ -81,10 +82,10 @@ def named_session(headers: Sequence[str], known: Any) -> str | None:
     return None
 
 
-def _messages(sent: Any, images: bool) -> tuple[list[dict[str, Any]], str | None]:
+def _messages(sent: Any, images: bool) -> tuple[list[StoredMessage], str | None]:
     if not isinstance(sent, list) or not all(isinstance(one, dict) for one in sent):
         raise ApiError("invalid_request", "messages must be a list of messages.")
-    found: list[dict[str, Any]] = []
+    found: list[StoredMessage] = []
     system: list[str] = []
     for index, message in enumerate(sent):
         role, content = message.get("role"), message.get("content")
@@ -101,8 +102,9 @@ def _messages(sent: Any, images: bool) -> tuple[list[dict[str, Any]], str | None
         if role in ("system", "developer"):
             system.append(text)
         elif text or pictures or role == "user":
-            stored = {"id": new_id("msg"), "role": role, "content": text, "created_at": timestamp()}
-            found.append({**stored, "parts": parts} if pictures else stored)
+            found.append({"id": new_id("msg"), "role": role, "content": text, "created_at": timestamp()})
+            if pictures:
+                found[-1]["parts"] = parts
     if not found or found[-1]["role"] != "user":
         raise ApiError("invalid_request", "The last message must be the user's.")
     if not found[-1]["content"].strip() and "parts" not in found[-1]:

@@ -11,6 +11,7 @@ from typing import Any
 from flask import Response, g, request
 
 from agent import Agent
+from session_core.data.message import StoredMessage
 from session_core.data.strict_json import to_json
 from session_core.telemetry.spans import Observer
 from session_core.turns.event_log import Failed
@@ -102,8 +103,8 @@ class Api:
     def create_session(self) -> Response:
         body = json_body(optional=True)
         settings = session_settings(body)
-        messages: list[dict[str, Any]] = []
-        last_error = None
+        messages: list[StoredMessage] = []
+        state: dict[str, Any] = {}
         if "copy_of" in body or "until" in body:
             source = id_field(body, "copy_of", "session")
             until = id_field(body, "until", "msg") if "until" in body else None
@@ -111,12 +112,12 @@ class Api:
                 raise ApiError("invalid_request", "A copy has no messages of its own: leave copy_of or messages out.")
             session = self.runs.session(source)
             settings = {name: getattr(session, name) for name in SETTINGS} | settings
-            messages, last_error = copied(session, until)
+            messages, state = copied(session, until)
         elif "messages" in body:
             messages, system_prompt = imported(body["messages"])
             if system_prompt is not None:
                 settings = session_settings({"system_prompt": system_prompt}) | settings
-        session_id = self.runs.create(settings, messages, last_error)
+        session_id = self.runs.create(messages, **state, **settings)
         return json_response({"id": session_id}, 201, {"Location": f"{request.script_root}/sessions/{session_id}"})
 
     def list_sessions(self) -> Response:
@@ -162,7 +163,7 @@ class Api:
         by = {id: {"replaced_by": other} for id, other in replaced.items()}
         answer = {
             "id": session.id,
-            "messages": [self._public(message) | by.get(message["id"], {}) for message in newest],
+            "messages": [{**self._public(message), **by.get(message["id"], {})} for message in newest],
             "created_at": session.created_at,
             "updated_at": session.updated_at,
             "running": running,
@@ -291,7 +292,7 @@ class Api:
         text = render_markdown(self._storage.summary(session.id).title, head, map(self._public, session.conversation))
         return Response(text, mimetype="text/markdown", headers={"Vary": "Accept"})
 
-    def _public(self, message: Mapping[str, Any]) -> dict[str, Any]:
+    def _public(self, message: StoredMessage) -> StoredMessage:
         return public_message(message, show_reasoning=self._show_reasoning)
 
     def _details(self, session_id: str) -> dict[str, Any]:

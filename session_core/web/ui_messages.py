@@ -77,14 +77,14 @@ class UiFrames:
                     self._calls.remove(event.id)
                     yield _output(event.id, event.result, event.error)
             case Ended():
-                status = event.message.get("status", "completed")
-                fields = ("reason", "usage")
-                found = {name: event.message[name] for name in fields if name in event.message}
-                yield from self._end({"answerId": event.message["id"], "status": status, **found})
-                if status == "cancelled":
+                message, reason = event.message, event.message.get("reason")
+                beside = {"reason": reason, "usage": message.get("usage")}
+                known = {name: value for name, value in beside.items() if value is not None}
+                yield from self._end({"answerId": message["id"], "status": event.status, **known})
+                if event.status == "cancelled":
                     yield {"type": "abort"}
                 else:
-                    yield {"type": "finish", "finishReason": _FINISH_REASONS.get(found.get("reason"), "other")}
+                    yield {"type": "finish", "finishReason": _FINISH_REASONS.get(reason, "other")}
             case Failed():
                 code, _, text = describe_error(event.code)
                 answer = {} if event.message_id is None else {"answerId": event.message_id}
