@@ -32,10 +32,10 @@ from session_core.model.provider_metadata import ModelId
 from session_core.model.reply import Reply
 from session_core.model.stream import Body, frames, read_tail, whole
 from session_core.telemetry.spans import ModelSpan, Observer, Result
-from session_core.tools.functions import AnyTool, CallId, Tool
+from session_core.tools.functions import AnyTool, CallId, Tool, tool
 from session_core.tools.rounds import Rounds
 
-__all__ = ["Agent", "CallId", "Stop", "Tool"]
+__all__ = ["Agent", "CallId", "Stop", "Tool", "tool"]
 
 log = logging.getLogger(__name__)
 

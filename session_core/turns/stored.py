@@ -90,7 +90,7 @@ class StoredTurn:
         messages = [message for message in self.messages if message.get("attempt", 1) <= attempt]
         return replace(self, messages=messages, begun=attempt).last_event()
 
-    def events(self, *, show_reasoning: bool) -> list[Event]:
+    def events(self) -> list[Event]:
         """The events of the last attempt, made from what is stored."""
         events: list[Event] = [Started()]
         for message in self._answers():
@@ -100,7 +100,7 @@ class StoredTurn:
                 outcome = (None, text.removeprefix(ERROR)) if failed else (text, None)
                 events.append(ToolResult(call_id, name, *outcome))
                 continue
-            if show_reasoning and (reasoning := message.get("reasoning")):
+            if reasoning := message.get("reasoning"):
                 events.append(Reasoning(reasoning))
             if message["content"]:
                 events.append(Chunk(message["content"]))
