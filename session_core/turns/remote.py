@@ -10,8 +10,8 @@ import logging
 import threading
 import time
 
-from session_core.model.events import Chunk
 from session_core.data.strict_json import from_json
+from session_core.model.events import Chunk
 from session_core.turns.event_log import (
     MAX_EVENTS,
     Ended,
@@ -135,7 +135,7 @@ class RemoteTurn(Turn):
             return False
         self.feed.ask_to_end()
         last = self.result()
-        return isinstance(last, Ended) and last.message.get("status") == "cancelled"
+        return isinstance(last, Ended) and last.status == "cancelled"
 
     @property
     def failed(self) -> bool:
