@@ -15,9 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent import Agent, Stop, Tool
-from session_core.model.demo import Reply, event
-from session_core.model.events import Answer, Chunk, Event, Message, ModelError, Stopped, ToolCall, ToolResult
+from agent import Agent, Cancellation, Tool
+from session_core.model.demo import ScriptedReply, event
+from session_core.model.events import Answer, Cancelled, Chunk, Event, Message, ModelError, ToolCall, ToolResult
 from tests.support.model_server import (
     BREAK,
     HEADERS,
@@ -94,7 +94,7 @@ def agent_of() -> Iterator[MakeAgent]:
 
 
 def run(agent: Agent, *history: Mapping[str, Any]) -> list[Event]:
-    return list(agent.run(history or [QUESTION], Stop()))
+    return list(agent.run(history or [QUESTION], Cancellation()))
 
 
 def failure(agent: Agent, *history: Mapping[str, Any]) -> ModelError:
@@ -117,7 +117,7 @@ def test_an_answer_is_its_chunks_and_then_the_whole(model: ModelServer, agent_of
 def test_a_chunk_comes_before_the_model_has_said_the_next(model: ModelServer, agent_of: MakeAgent) -> None:
     go_on = threading.Event()
     model.then(answer("Hel", wait(go_on), "lo"))
-    events = agent_of(model).run([QUESTION], Stop())
+    events = agent_of(model).run([QUESTION], Cancellation())
     assert next(events) == Chunk("Hel")
     go_on.set()
     assert next(events) == Chunk("lo")
@@ -640,7 +640,7 @@ def test_an_eleventh_round_of_tools_is_an_error(model: ModelServer, agent_of: Ma
     model.default = tool_call("calculator", {"expression": "1"})
     seen = []
     with pytest.raises(ModelError) as caught:
-        for event in agent_of(model).run([QUESTION], Stop()):
+        for event in agent_of(model).run([QUESTION], Cancellation()):
             seen.append(event)
     assert caught.value.code == "too_many_tool_rounds"
     assert len([event for event in seen if isinstance(event, ToolResult)]) == 10
@@ -878,7 +878,7 @@ def test_closing_the_agent_lets_a_run_end(model: ModelServer, agent_of: MakeAgen
     go_on = threading.Event()
     model.then(answer("O", wait(go_on), "K"))
     agent = agent_of(model)
-    events = agent.run([QUESTION], Stop())
+    events = agent.run([QUESTION], Cancellation())
     assert next(events) == Chunk("O")
     agent.close()
     go_on.set()
@@ -899,7 +899,7 @@ def test_few_connections_stay_open_after_many_runs_at_once(model: ModelServer, a
 
 def test_closing_the_events_closes_the_connection(model: ModelServer, agent_of: MakeAgent) -> None:
     model.then(answer("Hel", STALL))
-    events = agent_of(model).run([QUESTION], Stop())
+    events = agent_of(model).run([QUESTION], Cancellation())
     next(events)
     events.close()
     assert model.closed.wait(TIMEOUT)
@@ -935,12 +935,12 @@ def test_a_proxy_that_cannot_be_used_is_refused_at_the_start(monkeypatch: pytest
 # Stopping
 
 
-def stop_when(happened: Callable[[], object], stop: Stop) -> threading.Thread:
+def stop_when(happened: Callable[[], object], stop: Cancellation) -> threading.Thread:
     """Stops the run from another thread after something has happened."""
 
     def work() -> None:
         happened()
-        stop.set()
+        stop.cancel()
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -955,9 +955,9 @@ def stopped(model: ModelServer, agent: Agent, happened: Callable[[], object]) ->
         happened()
         times.append(time.monotonic())
 
-    stop = Stop()
+    stop = Cancellation()
     thread = stop_when(wait_and_note, stop)
-    with pytest.raises(Stopped):
+    with pytest.raises(Cancelled):
         list(agent.run([QUESTION], stop))
     took = time.monotonic() - times[0]
     thread.join()
@@ -965,9 +965,9 @@ def stopped(model: ModelServer, agent: Agent, happened: Callable[[], object]) ->
 
 
 def test_a_run_that_is_stopped_before_it_begins_asks_nothing(model: ModelServer, agent_of: MakeAgent) -> None:
-    stop = Stop()
-    stop.set()
-    with pytest.raises(Stopped):
+    stop = Cancellation()
+    stop.cancel()
+    with pytest.raises(Cancelled):
         list(agent_of(model).run([QUESTION], stop))
     assert model.connections == 0
 
@@ -992,7 +992,7 @@ def test_stopping_reaches_a_server_that_has_not_answered_at_all(
     [
         lambda began: answer("Hel", tell(began), STALL),
         lambda began: frames(HEADERS, tell(began), STALL),
-        lambda began: lambda request: Reply([HEADERS, tell(began), STALL], 400),
+        lambda began: lambda request: ScriptedReply([HEADERS, tell(began), STALL], 400),
         lambda began: raw(b"HTTP/1.1 200 OK\r\n\r\n" + event(delta(content="Hel")), tell(began), STALL),
     ],
     ids=["in mid-stream", "after the headers", "in mid-refusal", "in a body without length"],
@@ -1013,14 +1013,14 @@ def test_stopping_ends_the_wait_before_the_next_try(model: ModelServer, agent_of
 
 
 def test_stopping_while_tools_work_leaves_their_results_alone(model: ModelServer, agent_of: MakeAgent) -> None:
-    stop = Stop()
+    stop = Cancellation()
 
     def tool(number: int) -> str:
-        stop.set()
+        stop.cancel()
         return ""
 
     model.then(tool_calls(("tool", {"number": 1}), ("tool", {"number": 2})))
-    with pytest.raises(Stopped):
+    with pytest.raises(Cancelled):
         list(agent_of(model, tools=[tool]).run([QUESTION], stop))
     assert len(model.requests) == 1
 
@@ -1028,7 +1028,7 @@ def test_stopping_while_tools_work_leaves_their_results_alone(model: ModelServer
 def test_stopping_reaches_a_server_that_does_not_answer_the_tls_handshake(agent_of: MakeAgent) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         agent = agent_of(base_url=f"https://127.0.0.1:{server.getsockname()[1]}/v1", timeout=60)
-        stop = Stop()
+        stop = Cancellation()
         accepted: list[socket.socket] = []
         began: list[float] = []
 
@@ -1038,7 +1038,7 @@ def test_stopping_reaches_a_server_that_does_not_answer_the_tls_handshake(agent_
             began.append(time.monotonic())
 
         thread = stop_when(handshake_begun, stop)
-        with pytest.raises(Stopped):
+        with pytest.raises(Cancelled):
             list(agent.run([QUESTION], stop))
         assert time.monotonic() - began[0] < 15
         thread.join()
@@ -1050,25 +1050,25 @@ def test_stopping_reaches_a_server_that_does_not_answer_the_tls_handshake(agent_
 
 def test_a_stop_may_be_set_many_times_from_many_threads(model: ModelServer, agent_of: MakeAgent) -> None:
     model.then(answer(STALL))
-    stop = Stop()
+    stop = Cancellation()
     threads = [stop_when(lambda: model.wait_for(1), stop) for _ in range(8)]
-    with pytest.raises(Stopped):
+    with pytest.raises(Cancelled):
         list(agent_of(model).run([QUESTION], stop))
     for thread in threads:
         thread.join()
-    stop.set()
-    assert stop.is_set()
+    stop.cancel()
+    assert stop.is_cancelled
 
 
 def test_a_stop_that_comes_too_late_harms_no_other_run(model: ModelServer, agent_of: MakeAgent) -> None:
     agent = agent_of(model)
-    late = Stop()
+    late = Cancellation()
     assert list(agent.run([QUESTION], late)) == OK
     go_on = threading.Event()
     model.then(answer("O", wait(go_on), "K"))
-    events = agent.run([QUESTION], Stop())
+    events = agent.run([QUESTION], Cancellation())
     assert next(events) == Chunk("O")
-    late.set()
+    late.cancel()
     go_on.set()
     assert list(events)[-1] == Answer("OK", "stop", None, None)
     assert model.connections == 1
@@ -1086,13 +1086,13 @@ def test_stopping_at_any_moment_ends_the_run_in_one_way_or_the_other(model: Mode
     model.default = answer(*"words", pause(0.005), *"words", finish_reason="stop")
     outcomes: set[type] = set()
     for number in range(40):
-        stop = Stop()
-        timer = threading.Timer(number / 4000, stop.set)
+        stop = Cancellation()
+        timer = threading.Timer(number / 4000, stop.cancel)
         timer.start()
         try:
             outcomes.add(type(list(agent.run([QUESTION], stop))[-1]))
-        except Stopped:
-            outcomes.add(Stopped)
+        except Cancelled:
+            outcomes.add(Cancelled)
         timer.join()
-    assert outcomes <= {Answer, Stopped}
-    assert Stopped in outcomes
+    assert outcomes <= {Answer, Cancelled}
+    assert Cancelled in outcomes

@@ -43,7 +43,7 @@ class ToolResult:
 class Message:
     """A complete message for the history: the assistant's with tool calls, or a tool's.
 
-    The assistant's has `reasoning`, `model` and `provider_state` where there are any, see `Answer`.
+    The assistant's has `reasoning`, `model` and `provider_metadata` where there are any, see `Answer`.
     `usage` is summed over the model calls of the run so far, if the model server tells it.
     """
 
@@ -56,8 +56,8 @@ class Answer:
     """The last event of a run that ended well, with the text after the last tool call.
 
     `reason` says why the answer is not complete: `length`, `content_filter` or `no_finish_reason`. `fields` are what
-    the history keeps beside the text: `reasoning`, the `model` that wrote it, and `provider_state`, which only this
-    room's neighbours read (see `session_core/model/provider_metadata.py`).
+    the history keeps beside the text: `reasoning`, the `model` that wrote it, and what
+    `session_core/model/provider_metadata.py` keeps.
     """
 
     content: str
@@ -86,5 +86,5 @@ class ModelError(Exception):
         self.retry_after = retry_after
 
 
-class Stopped(Exception):
-    """The `Stop` of the run ended it."""
+class Cancelled(Exception):
+    """The `Cancellation` of the run ended it."""

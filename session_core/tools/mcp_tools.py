@@ -12,7 +12,8 @@ import mcp_types
 import pydantic_core
 
 from session_core.data.text import utf8_text
-from session_core.tools.functions import Abandonment, bounded, read_arguments, tool_schema
+from session_core.model.cancellation import Cancellation
+from session_core.tools.functions import bounded, read_arguments, tool_schema
 
 Call = Callable[[str, dict[str, Any], str], Coroutine[Any, Any, mcp_types.CallToolResult]]
 
@@ -38,8 +39,8 @@ class McpTool:
         self._call = call
         self._loop = loop
 
-    def __call__(self, arguments: str, call_id: str = "", abandonment: Abandonment | None = None) -> str:
-        """Asks the server, and returns its result as text for the model. An abandonment is passed on to the server.
+    def __call__(self, arguments: str, call_id: str = "", cancellation: Cancellation | None = None) -> str:
+        """Asks the server, and returns its result as text for the model. A cancellation is passed on to the server.
 
         Raises ValueError in words for the model.
         """
@@ -50,10 +51,9 @@ class McpTool:
         except RuntimeError:  # the loop is closed
             coroutine.close()
             raise ValueError("the MCP server has been ended") from None
-        if abandonment:
-            abandonment.then(future.cancel)
         try:
-            result = future.result()
+            with (cancellation or Cancellation()).on_cancel(future.cancel):
+                result = future.result()
         except concurrent.futures.CancelledError:
             raise ValueError("the call was cancelled") from None
         text = bounded(mcp_result_text(result))

@@ -16,8 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, assert_never
 
 from agent import Agent
-from session_core.model.connection import Stop
-from session_core.model.events import Answer, Chunk, Message, ModelError, Reasoning, Stopped, ToolCall, ToolResult
+from session_core.model.cancellation import Cancellation
+from session_core.model.events import Answer, Cancelled, Chunk, Message, ModelError, Reasoning, ToolCall, ToolResult
 from session_core.telemetry.spans import Observer, Result, TurnSpan
 from session_core.turns.event_log import (
     MAX_EVENTS,
@@ -73,7 +73,7 @@ class LocalTurn(Turn):
         self._on_end = on_end
         self._start_decided = threading.Event()  # the turn has started, or `_start_error` says why it never will
         self._start_error: BaseException | None = None
-        self._stop = Stop()
+        self._cancellation = Cancellation()
         self._storing = threading.Lock()  # held to write messages: by the turn's thread, and once by who ends it
         self._stored_until = 0  # the text behind so many events is in no stored message yet
         self._reasoning: list[str] = []  # that is in no stored message yet
@@ -177,11 +177,11 @@ class LocalTurn(Turn):
     def run(self, agent: Agent, history: Sequence[Mapping[str, Any]]) -> None:
         """Runs the turn to its end, on the calling thread."""
         try:
-            run = agent.run(history, self._stop, observer=self._observer, **self._settings)
+            run = agent.run(history, self._cancellation, observer=self._observer, **self._settings)
             with contextlib.closing(run) as events:
                 for event in events:
                     self._handle(event)
-        except (TurnEnded, Stopped):
+        except (TurnEnded, Cancelled):
             pass  # the caller that ended the turn does the rest
         except ModelError as error:
             self.fail(error.code, str(error), error.retry_after, refused=error.refused)
@@ -283,7 +283,7 @@ class LocalTurn(Turn):
         if not self._log.seal():
             return False
         if status == "cancelled" or failure:
-            self._stop.set()
+            self._cancellation.cancel()
         with self._storing:
             answer: dict[str, Any] = {"role": "assistant", "content": self._log.text(self._stored_until)}
             answer |= self._partial_fields() if fields is None else fields

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from agent import Agent, Stop
+from agent import Agent, Cancellation
 from session_core.model.events import Answer, Chunk, Event, Message, ModelError, Reasoning, ToolCall, ToolResult
 from tests.support.model_server import (
     BREAK,
@@ -40,7 +40,7 @@ def calculator(expression: str) -> str:
 def converse(model: ModelServer, *history: Mapping[str, Any], **settings: Any) -> list[Event]:
     agent = Agent(api_key="sk-test-key", base_url=model.base_url, model="m", **settings)
     try:
-        return list(agent.run(history or [QUESTION], Stop()))
+        return list(agent.run(history or [QUESTION], Cancellation()))
     finally:
         agent.close()
 
@@ -149,7 +149,7 @@ def test_no_chunk_at_all_is_an_error(reply: ReplyTo) -> None:
 @pytest.mark.parametrize("cut", [BREAK, RESET])
 def test_a_break_in_mid_stream_is_an_error_after_the_text(cut: Any) -> None:
     with ModelServer(answer("Hel", cut)) as model:
-        run = Agent(api_key="k", base_url=model.base_url, model="m").run([QUESTION], Stop())
+        run = Agent(api_key="k", base_url=model.base_url, model="m").run([QUESTION], Cancellation())
         assert next(run) == Chunk("Hel")
         with pytest.raises(ModelError) as caught:
             next(run)
@@ -311,7 +311,7 @@ def test_stream_options_that_are_refused_are_left_out_from_then_on(code: int) ->
     with ModelServer(status(code, {"detail": "extra fields not permitted"})) as model:
         agent = Agent(api_key="k", base_url=model.base_url, model="m")
         for _ in range(2):
-            assert list(agent.run([QUESTION], Stop()))[-1] == Answer("OK", "stop", None, None)
+            assert list(agent.run([QUESTION], Cancellation()))[-1] == Answer("OK", "stop", None, None)
         agent.close()
         assert ["stream_options" in request for request in model.requests] == [True, False, False]
 
@@ -321,8 +321,8 @@ def test_stream_options_are_not_blamed_for_another_refusal() -> None:
     with ModelServer(wrong, wrong) as model:
         agent = Agent(api_key="k", base_url=model.base_url, model="m")
         with pytest.raises(ModelError):
-            list(agent.run([QUESTION], Stop()))
-        list(agent.run([QUESTION], Stop()))
+            list(agent.run([QUESTION], Cancellation()))
+        list(agent.run([QUESTION], Cancellation()))
         agent.close()
         assert ["stream_options" in request for request in model.requests] == [True, False, True]
 
@@ -779,7 +779,7 @@ def test_our_own_key_is_masked_in_whatever_form_it_has(caplog: pytest.LogCapture
     with ModelServer(status(401, {"error": {"message": "not good: opensesame"}})) as model:
         agent = Agent(api_key="opensesame", base_url=model.base_url, model="m")
         with pytest.raises(ModelError):
-            list(agent.run([QUESTION], Stop()))
+            list(agent.run([QUESTION], Cancellation()))
         agent.close()
     assert "not good" in caplog.text
     assert "opensesame" not in caplog.text
@@ -805,7 +805,7 @@ def test_the_text_of_an_answer_is_never_logged(caplog: pytest.LogCaptureFixture)
 def test_a_server_that_is_not_there_is_model_error() -> None:
     agent = Agent(api_key="k", base_url=nobody_listens(), model="m", timeout=10)
     with pytest.raises(ModelError) as caught:
-        list(agent.run([QUESTION], Stop()))
+        list(agent.run([QUESTION], Cancellation()))
     assert caught.value.code == "model_error"
     assert "could not be reached" in str(caught.value)
 
