@@ -22,9 +22,9 @@ from session_core.model.provider_metadata import ModelId
 from session_core.model.reply import sum_usage
 from session_core.telemetry.spans import Observer
 from session_core.tools.calls import run_calls
-from session_core.tools.functions import AnyTool, CallId, Tool
+from session_core.tools.functions import AnyTool, CallId, Tool, tool
 
-__all__ = ["Agent", "CallId", "Cancellation", "Tool"]
+__all__ = ["Agent", "CallId", "Cancellation", "Tool", "tool"]
 
 FORBIDDEN_OPTIONS = ("model", "messages", "stream", "stream_options", "tools", "n")
 
@@ -116,11 +116,11 @@ class Agent:
         self._system_prompt = utf8_text(system_prompt)
         self._own_tools: dict[str, AnyTool] = {}
         self._tool_sources = tuple(tool_sources)
-        for tool in (one if isinstance(one, Tool) else Tool(one) for one in tools):
-            if other := self._own_tools.get(tool.name):
-                where = f"one from {other.source}, one from {tool.source}"
-                raise ValueError(f"two tools have the same name, {tool.name}: {where}; rename one")
-            self._own_tools[tool.name] = tool
+        for added in (one if isinstance(one, Tool) else Tool(one) for one in tools):
+            if other := self._own_tools.get(added.name):
+                where = f"one from {other.source}, one from {added.source}"
+                raise ValueError(f"two tools have the same name, {added.name}: {where}; rename one")
+            self._own_tools[added.name] = added
         self._tool_timeout = tool_timeout
         if forbidden := [name for name in FORBIDDEN_OPTIONS if name in (options or {})]:
             raise ValueError(f"the option {forbidden[0]} is set by the agent itself")
@@ -145,6 +145,6 @@ class Agent:
     def _tools(self) -> dict[str, AnyTool]:
         tools = dict(self._own_tools)
         for source in self._tool_sources:
-            for tool in source():
-                tools.setdefault(tool.name, tool)
+            for offered in source():
+                tools.setdefault(offered.name, offered)
         return tools
