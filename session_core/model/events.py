@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from session_core.data.message import AnswerFields, MessageFields
-
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
@@ -49,7 +47,7 @@ class Message:
     `usage` is summed over the model calls of the run so far, if the model server tells it.
     """
 
-    data: MessageFields
+    data: dict[str, Any]
     usage: dict[str, Any] | None
 
 
@@ -58,15 +56,15 @@ class Answer:
     """The last event of a run that ended well, with the text after the last tool call.
 
     `reason` says why the answer is not complete: `length`, `content_filter` or `no_finish_reason`. `fields` are what
-    the history keeps beside the text: `reasoning`, the `model` that wrote it, and `provider_metadata`, which only
-    this room's neighbours read (see `session_core/model/provider_metadata.py`).
+    the history keeps beside the text: `reasoning`, the `model` that wrote it, and what
+    `session_core/model/provider_metadata.py` keeps.
     """
 
     content: str
     finish_reason: str | None
     reason: str | None
     usage: dict[str, Any] | None
-    fields: AnswerFields = field(default_factory=AnswerFields, compare=False)
+    fields: dict[str, Any] = field(default_factory=dict, compare=False)
 
 
 Event = Reasoning | Chunk | ToolCall | ToolResult | Message | Answer
@@ -88,5 +86,5 @@ class ModelError(Exception):
         self.retry_after = retry_after
 
 
-class Stopped(Exception):
-    """The `Stop` of the run ended it."""
+class Cancelled(Exception):
+    """The `Cancellation` of the run ended it."""
