@@ -114,8 +114,12 @@ class OutgoingMessages:
 
 def calling_message(text: str, calls: Sequence[ToolCall]) -> dict[str, Any]:
     """An assistant's message with tool calls as the API has it."""
-    made = [tool_call(call.id, call.name, call.arguments) for call in calls]
-    return {"role": "assistant", "content": text, "tool_calls": made}
+    return {"role": "assistant", "content": text, "tool_calls": stored_calls(calls)}
+
+
+def stored_calls(calls: Iterable[ToolCall]) -> list[dict[str, Any]]:
+    """The calls as a message has them."""
+    return [tool_call(call.id, call.name, call.arguments) for call in calls]
 
 
 def result_message(result: ToolResult) -> MessageFields:

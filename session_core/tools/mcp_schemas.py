@@ -108,5 +108,5 @@ def _with_items(schema: Any) -> Any:
         return [_with_items(one) for one in schema]
     if not isinstance(schema, dict):
         return schema
-    items = {"items": {}} if schema.get("type") == "array" and "items" not in schema else {}
+    items: dict[str, Any] = {"items": {}} if schema.get("type") == "array" and "items" not in schema else {}
     return {key: one if key in _NO_SCHEMAS else _with_items(one) for key, one in schema.items()} | items
