@@ -87,11 +87,11 @@ class Agent:
         self._system_prompt = utf8_text(system_prompt)
         self._own_tools: dict[str, AnyTool] = {}
         self._tool_sources = tuple(tool_sources)
-        for tool in (one if isinstance(one, Tool) else Tool(one) for one in tools):
-            if other := self._own_tools.get(tool.name):
-                where = f"one from {other.source}, one from {tool.source}"
-                raise ValueError(f"two tools have the same name, {tool.name}: {where}; rename one")
-            self._own_tools[tool.name] = tool
+        for given in (one if isinstance(one, Tool) else Tool(one) for one in tools):
+            if other := self._own_tools.get(given.name):
+                where = f"one from {other.source}, one from {given.source}"
+                raise ValueError(f"two tools have the same name, {given.name}: {where}; rename one")
+            self._own_tools[given.name] = given
         self._tool_timeout = tool_timeout
         self._options = dict(options or {})
         if forbidden := [name for name in FORBIDDEN_OPTIONS if name in self._options]:
@@ -170,8 +170,8 @@ class Agent:
     def _tools(self) -> dict[str, AnyTool]:
         tools = dict(self._own_tools)
         for source in self._tool_sources:
-            for tool in source():
-                tools.setdefault(tool.name, tool)
+            for found in source():
+                tools.setdefault(found.name, found)
         return tools
 
     def _ask(

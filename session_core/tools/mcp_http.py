@@ -11,8 +11,8 @@ import httpx2
 import pydantic_core
 from mcp.client.streamable_http import streamable_http_client
 
+from session_core.tools.mcp_answers import MAX_MESSAGE_BYTES, failed_answer, read_messages
 from session_core.tools.mcp_config import McpServer
-from session_core.tools.mcp_messages import MAX_MESSAGE_BYTES, failed_answer, read_messages
 
 _SECONDS = 30.0  # to connect, and to send
 
