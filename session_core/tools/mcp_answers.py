@@ -16,7 +16,7 @@ MAX_MESSAGE_BYTES = 8 << 20  # of one message of an MCP server
 
 _RESULT_FIELDS = {"content", "structuredContent", "isError", "_meta", "resultType"}
 _FILES = {
-    "iVBORw0KGgo": "image/png",
+    "iVBORw0KGg": "image/png",
     "/9j/": "image/jpeg",
     "R0lGOD": "image/gif",
     "UklGR": "image/webp",

@@ -18,7 +18,7 @@ from mcp.shared.jsonrpc_dispatcher import JSONRPCDispatcher
 from mcp.shared.transport_context import TransportContext
 from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 
-from session_core.tools.mcp_answers import read_result, without_base64
+from session_core.tools.mcp_answers import as_object, read_result, without_base64
 from session_core.tools.mcp_config import McpServer
 from session_core.tools.mcp_tools import read_tools
 
@@ -32,7 +32,7 @@ _RELIST_SECONDS = 0.1  # at least between two lists of tools
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 60.0  # before a server is asked again to tell of changes
 _MAX_TOOLS = 100  # of one server; model servers take 128 in all
 _MAX_PAGES = 100  # of a list of tools
-_NAMELESS = {"capabilities": {}, "serverInfo": {"name": "", "version": ""}}  # what a server may leave out
+_NAMELESS = {"name": "", "version": ""}  # what a server says of itself is not looked at
 
 
 class McpConnection:
@@ -158,16 +158,18 @@ class _Dispatcher(JSONRPCDispatcher[TransportContext]):
     ) -> dict[str, Any]:
         raw = await super().send_raw_request(method, params, opts, **more)
         if method == "initialize":
-            return _NAMELESS | {key: value for key, value in raw.items() if value is not None}
+            tools = as_object(as_object(raw.get("capabilities")).get("tools"))
+            version = raw.get("protocolVersion")
+            return {"protocolVersion": version, "capabilities": {"tools": tools}, "serverInfo": _NAMELESS}
         if method == "tools/call" and raw.get("resultType") != "input_required":
             return read_result(raw)
         if method != "tools/list":
             return raw
-        tools, left_out = read_tools(raw.get("tools"))
+        understood, left_out = read_tools(raw.get("tools"))
         for words in left_out:
             self.connection.warn(words)
         cursor = {"nextCursor": raw["nextCursor"]} if isinstance(raw.get("nextCursor"), str) else {}
-        return {"tools": tools, "resultType": "complete", "cacheScope": "private", "ttlMs": 0, **cursor}
+        return {"tools": understood, "resultType": "complete", "cacheScope": "private", "ttlMs": 0, **cursor}
 
 
 async def _greet(session: ClientSession, older: bool, seconds: float) -> None:

@@ -199,8 +199,9 @@ async def _lines(stream: asyncio.StreamReader, limit: int) -> AsyncIterator[tupl
 
 def _in_place_of(line: bytes, tail: bytes | None) -> list[dict[str, Any]]:
     """An answer in place of one that is too long or broken, if it shows its id."""
-    found = _ID_FIRST.match(line[:4096]) or _ID_LAST.search(tail or line[-_TAIL_BYTES:])
-    if not found:
+    beginning, end = line[:4096], tail or line[-_TAIL_BYTES:]
+    found = _ID_FIRST.match(beginning) or _ID_LAST.search(end)
+    if not found or b'"jsonrpc"' not in beginning + end:
         return []
     id = utf8_text(found[1].decode(errors="replace").strip('"'))
     return [failed_answer(id, "the answer is not JSON" if tail is None else "the answer is too long")]

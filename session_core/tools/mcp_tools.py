@@ -6,11 +6,10 @@ import asyncio
 import concurrent.futures
 import re
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, Literal
 
-import jsonschema  # type: ignore[import-untyped]
 import mcp_types
-from jsonschema.validators import validator_for  # type: ignore[import-untyped]
+import pydantic
 
 from session_core.data.text import utf8_text
 from session_core.tools.functions import Abandonment, bounded, read_arguments, tool_schema
@@ -21,6 +20,7 @@ Call = Callable[[str, dict[str, Any], str], Coroutine[Any, Any, mcp_types.CallTo
 
 _MAX_NAME = 64  # characters, of those that model servers take
 _MAX_DESCRIPTION = 16 << 10  # characters
+_Type = Literal["object", "string", "number", "integer", "boolean", "array", "null"]
 _FOLDED = ("allOf", "anyOf", "oneOf", "enum", "not", "$ref", "required")  # what OpenAI does not take at the top
 
 
@@ -133,10 +133,26 @@ def _input_schema(schema: dict[str, Any]) -> dict[str, Any]:
     merged = {name: _property(ones) for name, ones in properties.items()}
     folded = {**rest, "type": "object", "properties": merged} | ({"required": required} if required else {})
     try:
-        validator_for(folded, default=jsonschema.Draft202012Validator).check_schema(folded)
-    except (jsonschema.SchemaError, TypeError, AttributeError) as error:
-        raise ValueError(f"its schema is not understood: {str(error).splitlines()[0][:200]}") from None
+        _Schema.model_validate(folded)
+    except pydantic.ValidationError as error:
+        place = ".".join(str(step) for step in error.errors()[0]["loc"])
+        raise ValueError(f"its schema is not understood: {place}: {error.errors()[0]['msg']}"[:300]) from None
     return folded
+
+
+class _Schema(pydantic.BaseModel):
+    """As much of a JSON Schema as model servers look at."""
+
+    type: _Type | list[_Type] = "object"
+    properties: dict[str, _Schema | bool] = {}
+    required: list[str] = []
+    items: _Schema | bool | list[_Schema | bool] = True
+    additionalProperties: _Schema | bool = True
+    anyOf: list[_Schema | bool] = []
+    oneOf: list[_Schema | bool] = []
+    allOf: list[_Schema | bool] = []
+    enum: list[Any] = []
+    definitions: dict[str, _Schema | bool] = pydantic.Field({}, alias="$defs")
 
 
 def _property(ones: list[Any]) -> dict[str, Any]:
