@@ -82,7 +82,7 @@ class OutgoingHistory:
         self._keep_newest(limit, _size)
         if self._begin == before:  # turns without text
             self._begin = current
-        self._first = self._messages[self._begin].get("id")
+        self._first = utf8_text(self._messages[self._begin].get("id")) or None
         return True
 
     def messages(self, form: RequestForm = _WHOLE) -> list[dict[str, Any]]:

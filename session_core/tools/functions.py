@@ -171,7 +171,7 @@ def _without_call_id(function: Callable[..., Any]) -> tuple[Any, str | None]:
     return with_call_id, name
 
 
-def _in_place_of(target: Callable[..., Any], rule: Callable[..., Any]) -> Callable[..., Any]:
+def _in_place_of(target: Callable[..., Any], rule: Callable[..., Any]) -> Any:
     """A function that takes what `target` takes, and gives the same to `rule`, as keywords."""
     signature = inspect.signature(target)
     keywords = [one.name for one in signature.parameters.values() if one.kind is one.VAR_KEYWORD]
