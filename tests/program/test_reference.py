@@ -1,4 +1,4 @@
-"""The README's tables say what the code does."""
+"""The tables of docs/reference.md say what the code does, and the documents name what is there."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from session_core.web.settings import FLAGS
 from session_server import Settings, create_app
 from storage import MemoryStorage
 from tests.program.house import rooms
+from tests.program.limits import limits
 from tests.support.server import ROOT
 
-README = (ROOT / "README.md").read_text()
+REFERENCE = (ROOT / "docs" / "reference.md").read_text()
 
 
 def table(heading: str) -> list[list[str]]:
     """The rows of the first table under a heading, their cells without backquotes."""
-    section = README.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    section = REFERENCE.split(f"# {heading}\n")[1].split("\n## ")[0]
     rows = [line for line in section.splitlines() if line.startswith("| ")]
     return [[cell.strip().replace("`", "") for cell in row.strip("|").split(" | ")] for row in rows[1:]]
 
@@ -70,6 +71,17 @@ def test_every_event_is_in_the_table() -> None:
     assert types | {"error"} == {row[0] for row in table("Events")}
 
 
+def test_every_bound_is_in_the_table_with_its_constant_and_room() -> None:
+    told = [((room, name), value) for _, value, name, room in table("All bounds")]
+    assert len(dict(told)) == len(told)
+    assert dict(told) == limits(ROOT)
+
+
+def test_no_two_bounds_are_told_in_the_same_words() -> None:
+    words = [row[0] for row in table("All bounds")]
+    assert [one for one in words if words.count(one) > 1] == []
+
+
 DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "README.md"]
 
 
@@ -99,8 +111,9 @@ def test_every_anchor_of_a_link_is_there() -> None:
 
 
 def test_the_readme_is_short() -> None:
-    assert len(README.splitlines()) <= 300
-    assert len(README.split("transcript: begin")[1].split("transcript: end")[0].strip().splitlines()) <= 40
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(readme.splitlines()) <= 150
+    assert len(readme.split("transcript: begin")[1].split("transcript: end")[0].strip().splitlines()) <= 40
 
 
 def test_the_example_of_embedding_works_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
