@@ -11,19 +11,19 @@ from tests.program.limits import limits
 from tests.support.server import ROOT
 
 ROOMS = re.compile(r"(?<=<!-- rooms: begin -->\n).*(?=<!-- rooms: end -->)", re.DOTALL)
-BOUNDS = re.compile(r"(?<=\| what is bounded \| by \| constant \| room \|\n).*?(?=\n\n|\Z)", re.DOTALL)
+BOUNDS = re.compile(r"(?<=\| what is bounded \| by \| constant \| room \|\n).*?(?=\n\n|\n?\Z)", re.DOTALL)
 NO_WORDS = "…"  # of a bound that nobody has described yet
 
 
 def room_table(root: Path) -> str:
     """Every room with the sentence that its docstring begins with, from the top floor down."""
-    lines = ["| room | its subject |", "|---|---|"]
+    lines = ["| floor | room | its subject |", "|---|---|---|"]
     for place, floor in FLOORS.items():
         for room, file in rooms(root).items():
             if place_of(room) == place and file.name != "__init__.py":
                 sentence = (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").split("\n\n")[0]
                 lines.append(
-                    f"| {floor} `{file.relative_to(root)}` | {' '.join(sentence.split()).removesuffix('.')} |"
+                    f"| {floor} | `{file.relative_to(root)}` | {' '.join(sentence.split()).removesuffix('.')} |"
                 )
     return "".join(f"{line}\n" for line in lines)
 
