@@ -60,10 +60,9 @@ class McpTool:
         except RuntimeError:  # the loop is closed
             coroutine.close()
             raise ValueError("the MCP server has been ended") from None
-        if cancellation:
-            cancellation.on_cancel(future.cancel)
         try:
-            result = future.result()
+            with (cancellation or Cancellation()).on_cancel(future.cancel):
+                result = future.result()
         except concurrent.futures.CancelledError:
             raise ValueError("the call was cancelled") from None
         text = bounded(mcp_result_text(result))
