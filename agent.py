@@ -18,6 +18,7 @@ from typing import Any
 import openai
 import pydantic_core
 
+from session_core.data.message import MessageFields
 from session_core.data.text import utf8_text
 from session_core.model.budget import Budget
 from session_core.model.capabilities import Capabilities, Negotiation, Part, RequestForm
@@ -31,10 +32,10 @@ from session_core.model.provider_metadata import ModelId
 from session_core.model.reply import Reply
 from session_core.model.stream import Body, frames, read_tail, whole
 from session_core.telemetry.spans import ModelSpan, Observer, Result
-from session_core.tools.functions import AnyTool, CallId, Tool
+from session_core.tools.functions import AnyTool, CallId, Tool, tool
 from session_core.tools.rounds import Rounds
 
-__all__ = ["Agent", "CallId", "Stop", "Tool"]
+__all__ = ["Agent", "CallId", "Stop", "Tool", "tool"]
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +114,7 @@ class Agent:
 
     def run(
         self,
-        history: Sequence[Mapping[str, Any]],
+        history: Sequence[MessageFields],
         stop: Stop,
         *,
         model: str | None = None,

@@ -173,13 +173,14 @@ def _mcp_tools(
         from session_core.tools.mcp import McpServers
         from session_core.tools.mcp_config import McpError, read_mcp_config
     except ImportError as error:
-        if (error.name or "").partition(".")[0] not in ("mcp", "mcp_types", "anyio", "httpx2"):
+        if (error.name or "").partition(".")[0] not in ("mcp", "mcp_types", "anyio", "httpx2", "jsonschema"):
             raise
         raise SettingsError("-mcp_config needs the MCP SDK: pip install '.[mcp]'") from None
     for name in ("mcp", "client"):  # the SDK's logs, which quote messages
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         servers = McpServers(read_mcp_config(settings.mcp_config, os.environ))
+        servers.start()
     except McpError as error:
         raise SettingsError(f"-mcp_config: {error}") from None
     at_end(servers.close)

@@ -8,7 +8,7 @@ import inspect
 import re
 import threading
 import typing
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, NewType, Protocol
 
 import pydantic
@@ -22,7 +22,9 @@ MAX_RESULT_CHARACTERS = 1 << 20  # of one tool's result or error
 # stored call runs again, so a tool can do its work once.
 CallId = NewType("CallId", str)
 
-_FENCE = re.compile(r"\s*```(?:json)?\s*\n(.*?)\n?\s*```\s*", re.DOTALL | re.IGNORECASE)
+_Function = typing.TypeVar("_Function", bound=Callable[..., Any])
+
+_FENCE = "```"
 
 
 class Abandonment:
@@ -59,6 +61,8 @@ class AnyTool(Protocol):
 
     A call gets a JSON object of arguments, and returns its result as text for the model. It raises ValueError in
     words for the model. A call that can be interrupted hears of that by `abandonment`.
+
+    `may_need_approval` says whether a person must agree to calls, or to some of them, before they run.
     """
 
     name: str
@@ -66,6 +70,10 @@ class AnyTool(Protocol):
     description: str
     parameters: dict[str, Any]
     schema: dict[str, Any]
+    may_need_approval: bool
+
+    def needs_approval(self, arguments: str) -> bool:
+        """Whether a person must agree to a call with this JSON object of arguments. Never raises."""
 
     def __call__(self, arguments: str, call_id: str = "", abandonment: Abandonment | None = None) -> str: ...
 
@@ -75,10 +83,25 @@ def tool_schema(name: str, description: str, parameters: dict[str, Any]) -> dict
     return {"type": "function", "function": {"name": name, "description": description, "parameters": parameters}}
 
 
+def tool(*, needs_approval: bool | Callable[..., object]) -> Callable[[_Function], _Function]:
+    """Marks a function as a tool whose calls run only when a person agrees to them.
+
+    `needs_approval` is true, or a function that gets the arguments of a call as keywords, and returns whether this
+    call needs approval. It does where the function raises.
+    """
+
+    def marked(function: _Function) -> _Function:
+        function.needs_approval = needs_approval  # type: ignore[attr-defined]
+        return function
+
+    return marked
+
+
 class Tool:
     """A function that the model may call, plain or `async`. `schema` is its description for the model server.
 
-    `source` says where it comes from, for people. Raises ValueError where the function cannot be a tool.
+    `source` says where it comes from, for people. The function's attribute `needs_approval` says which calls need
+    approval, see `tool`. Raises ValueError where the function cannot be a tool.
     """
 
     def __init__(self, function: Callable[..., Any], source: str = "embedded") -> None:
@@ -87,9 +110,14 @@ class Tool:
         if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", self.name):
             raise ValueError(f"{function!r} cannot be a tool: it has no name of letters, digits, _ and -")
         self._async = inspect.iscoroutinefunction(function)
+        rule = getattr(function, "needs_approval", False)
+        if not isinstance(rule, bool) and (not callable(rule) or inspect.iscoroutinefunction(rule)):
+            raise ValueError(f"{self.name} cannot be a tool: its needs_approval is neither true nor a plain function")
+        self.may_need_approval = bool(rule)
         try:
             target, self._id_parameter = _without_call_id(function)
             self._adapter: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(target)
+            self._rule = pydantic.TypeAdapter(_in_place_of(target, rule)) if callable(rule) else None
             self.parameters: dict[str, Any] = self._adapter.json_schema()
         except (pydantic.errors.PydanticUserError, NameError, TypeError) as error:
             reason = str(error).splitlines()[0]
@@ -98,6 +126,18 @@ class Tool:
             raise ValueError(f"{self.name} cannot be a tool: its arguments need names")
         self.description = inspect.getdoc(function) or ""
         self.schema = tool_schema(self.name, self.description, self.parameters)
+
+    def needs_approval(self, arguments: str) -> bool:
+        """Whether a person must agree to a call with these arguments, which the function gets as it checks them.
+
+        So it is where nothing can be said, such as for arguments that do not fit.
+        """
+        if self._rule is None:
+            return self.may_need_approval
+        try:
+            return bool(self._rule.validate_json(pydantic_core.to_json(read_arguments(arguments))))
+        except Exception:  # noqa: BLE001  the rule is anybody's code
+            return True
 
     def __call__(self, arguments: str, call_id: str = "", abandonment: Abandonment | None = None) -> str:
         """Calls the function with a JSON object of arguments. Returns its result as text for the model.
@@ -148,16 +188,39 @@ def _without_call_id(function: Callable[..., Any]) -> tuple[Any, str | None]:
     if name is None or name == "return":
         return function, None
 
-    @functools.wraps(function)
-    def with_call_id(*args: Any, **kwargs: Any) -> Any:
-        return function(*args, **kwargs, **{name: CallId(_call_id.value)})
-
     signature = inspect.signature(function)
     rest = [parameter for key, parameter in signature.parameters.items() if key != name]
-    with_call_id.__signature__ = signature.replace(parameters=rest)  # type: ignore[attr-defined]
-    with_call_id.__annotations__ = {key: hint for key, hint in hints.items() if key != name}
-    del with_call_id.__wrapped__  # pydantic would read its signature
+    with_call_id = _with_signature(
+        lambda *args, **kwargs: function(*args, **kwargs, **{name: CallId(_call_id.value)}),
+        function,
+        signature.replace(parameters=rest),
+        {key: hint for key, hint in hints.items() if key != name},
+    )
     return with_call_id, name
+
+
+def _in_place_of(target: Callable[..., Any], rule: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that takes what `target` takes, and gives the same to `rule`, as keywords."""
+    signature = inspect.signature(target)
+    keywords = [one.name for one in signature.parameters.values() if one.kind is one.VAR_KEYWORD]
+
+    def ask(*args: Any, **kwargs: Any) -> Any:
+        given = dict(signature.bind(*args, **kwargs).arguments)
+        further = [given.pop(name, {}) for name in keywords]
+        return rule(**given, **(further[0] if further else {}))
+
+    return _with_signature(ask, target, signature, typing.get_type_hints(target, include_extras=True))
+
+
+def _with_signature(
+    function: Callable[..., Any], like: Callable[..., Any], signature: inspect.Signature, hints: Mapping[str, Any]
+) -> Callable[..., Any]:
+    """The function, which pydantic reads as if it had this signature."""
+    functools.update_wrapper(function, like)
+    function.__signature__ = signature  # type: ignore[attr-defined]
+    function.__annotations__ = dict(hints)
+    del function.__wrapped__  # type: ignore[attr-defined]  # pydantic would read its signature
+    return function
 
 
 def read_arguments(arguments: str) -> dict[str, Any]:
@@ -174,8 +237,10 @@ def _nearly_right(arguments: str) -> dict[str, Any] | None:
     text = arguments.strip()
     if not text:
         return {}
-    if fenced := _FENCE.fullmatch(text):
-        text = fenced[1]
+    if text.startswith(_FENCE) and text.endswith(_FENCE):
+        language, line_end, inside = text.removeprefix(_FENCE).removesuffix(_FENCE).partition("\n")
+        if line_end and language.strip().lower() in ("", "json"):
+            text = inside
     if (found := json_object(text)) is not None:
         return found
     try:
