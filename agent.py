@@ -18,6 +18,7 @@ from typing import Any
 import openai
 import pydantic_core
 
+from session_core.data.message import MessageFields
 from session_core.data.text import utf8_text
 from session_core.model.budget import Budget
 from session_core.model.capabilities import Capabilities, Negotiation, Part, RequestForm
@@ -113,7 +114,7 @@ class Agent:
 
     def run(
         self,
-        history: Sequence[Mapping[str, Any]],
+        history: Sequence[MessageFields],
         stop: Stop,
         *,
         model: str | None = None,

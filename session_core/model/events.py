@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from session_core.data.message import AnswerFields, MessageFields
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
@@ -43,11 +45,11 @@ class ToolResult:
 class Message:
     """A complete message for the history: the assistant's with tool calls, or a tool's.
 
-    The assistant's has `reasoning`, `model` and `provider_state` where there are any, see `Answer`.
+    The assistant's has `reasoning`, `model` and `provider_metadata` where there are any, see `Answer`.
     `usage` is summed over the model calls of the run so far, if the model server tells it.
     """
 
-    data: dict[str, Any]
+    data: MessageFields
     usage: dict[str, Any] | None
 
 
@@ -56,15 +58,15 @@ class Answer:
     """The last event of a run that ended well, with the text after the last tool call.
 
     `reason` says why the answer is not complete: `length`, `content_filter` or `no_finish_reason`. `fields` are what
-    the history keeps beside the text: `reasoning`, the `model` that wrote it, and `provider_state`, which only this
-    room's neighbours read (see `session_core/model/provider_metadata.py`).
+    the history keeps beside the text: `reasoning`, the `model` that wrote it, and `provider_metadata`, which only
+    this room's neighbours read (see `session_core/model/provider_metadata.py`).
     """
 
     content: str
     finish_reason: str | None
     reason: str | None
     usage: dict[str, Any] | None
-    fields: dict[str, Any] = field(default_factory=dict, compare=False)
+    fields: AnswerFields = field(default_factory=AnswerFields, compare=False)
 
 
 Event = Reasoning | Chunk | ToolCall | ToolResult | Message | Answer

@@ -11,12 +11,12 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from session_core.data.message import MessageFields, read_status, tool_call
 from session_core.data.text import json_object, utf8_text
 from session_core.model.capabilities import RequestForm
 from session_core.model.events import ToolCall
 from session_core.model.provider_metadata import ModelId, returned_calls, returned_fields, sign
 
-_Message = Mapping[str, Any]
 _WHOLE = RequestForm()
 _MAX_TRIMS = 5  # of one run, so that it takes at most six requests
 _INTERRUPTED = "error: interrupted; the tool may have run"
@@ -31,7 +31,7 @@ class Conversation:
     """
 
     def __init__(
-        self, history: Sequence[_Message], max_history: int, origin: ModelId, instructions: str = ""
+        self, history: Sequence[MessageFields], max_history: int, origin: ModelId, instructions: str = ""
     ) -> None:
         self._messages = list(history)
         self._begin = 0  # of the messages that go out, at the beginning of a turn
@@ -42,8 +42,8 @@ class Conversation:
         self._first: str | None = None  # id of the first message that fits, where earlier ones do not
         self.returned_metadata = False  # whether the last messages had something that only their own server takes
         for message in history:
-            if "provider_state" in message and origin.wrote(message):
-                self._first = message["provider_state"].get("first") or self._first
+            if "provider_metadata" in message and origin.wrote(message):
+                self._first = message["provider_metadata"].get("first") or self._first
         if self._first:
             fitting = (begin for begin in self._turns() if history[begin].get("id") == self._first)
             self._begin = next(fitting, 0)
@@ -55,7 +55,7 @@ class Conversation:
         """The name of the model that gets it."""
         return self._origin.model
 
-    def add(self, message: dict[str, Any]) -> None:
+    def add(self, message: MessageFields) -> None:
         """Adds a message to the current turn."""
         self._messages.append(message)
 
@@ -82,7 +82,7 @@ class Conversation:
         self._keep_newest(limit, _size)
         if self._begin == before:  # turns without text
             self._begin = current
-        self._first = self._messages[self._begin].get("id")
+        self._first = utf8_text(self._messages[self._begin].get("id")) or None
         return True
 
     def messages(self, shape: RequestForm = _WHOLE) -> list[dict[str, Any]]:
@@ -109,7 +109,7 @@ class Conversation:
             elif role == "assistant":
                 calls = read_tool_calls(message) if "tool_calls" in message else []
                 if not calls and (not text or text.isspace()):
-                    if message.get("status") != "cancelled" or last != "user":
+                    if read_status(message) != "cancelled" or last != "user":
                         continue
                     text = "(cancelled)"
                 if last is None:  # a conversation that was imported, and begins with a greeting
@@ -124,11 +124,11 @@ class Conversation:
                 else:
                     sent.append({"role": "assistant", "content": text})
                     last = "assistant"
-                    if "provider_state" in message:
+                    if "provider_metadata" in message:
                         self._return(message, sent[-1:], shape)
         return sent
 
-    def _fit(self, message: _Message, answered: list[dict[str, Any]], shape: RequestForm) -> str:
+    def _fit(self, message: MessageFields, answered: list[dict[str, Any]], shape: RequestForm) -> str:
         """Gives a message with tool calls, and the results behind it, the form that this server wants.
 
         Returns the role of the last message.
@@ -145,7 +145,7 @@ class Conversation:
                 answered[:] = [_as_text(answered)]
         return str(answered[-1]["role"])
 
-    def _return(self, message: _Message, answered: list[dict[str, Any]], shape: RequestForm) -> None:
+    def _return(self, message: MessageFields, answered: list[dict[str, Any]], shape: RequestForm) -> None:
         """Gives a message what its own server wants back with it, if this is the server."""
         if not shape.provider_state or not self._origin.wrote(message):
             return
@@ -175,7 +175,7 @@ class Conversation:
                 break
         return results
 
-    def _keep_newest(self, limit: int, measure: Callable[[list[_Message]], int]) -> None:
+    def _keep_newest(self, limit: int, measure: Callable[[list[MessageFields]], int]) -> None:
         turns = self._turns()
         earlier = [self._messages[begin:end] for begin, end in itertools.pairwise(turns)]
         sizes = itertools.accumulate(map(measure, reversed(earlier)))
@@ -187,14 +187,11 @@ def assistant_message(text: str, calls: Sequence[ToolCall]) -> dict[str, Any]:
     """An assistant's message as the API has it."""
     message: dict[str, Any] = {"role": "assistant", "content": text}
     if calls:
-        message["tool_calls"] = [
-            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-            for call in calls
-        ]
+        message["tool_calls"] = [tool_call(call.id, call.name, call.arguments) for call in calls]
     return message
 
 
-def read_tool_calls(message: _Message) -> list[ToolCall]:
+def read_tool_calls(message: MessageFields) -> list[ToolCall]:
     """The tool calls of a stored message, as far as they have a name."""
     found = []
     calls = message.get("tool_calls")
@@ -245,7 +242,7 @@ def _joined(one: str, other: str) -> str:
     return "\n\n".join(filter(None, (one, other)))
 
 
-def _size(messages: list[_Message]) -> int:
+def _size(messages: list[MessageFields]) -> int:
     """The characters of the messages' texts."""
     texts = (message.get(field) for message in messages for field in ("content", "reasoning"))
     arguments = (call.arguments for message in messages for call in read_tool_calls(message))

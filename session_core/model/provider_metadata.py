@@ -1,6 +1,6 @@
 """What one model server wants back with a message, and what the history keeps of it.
 
-A stored assistant's message has a field `provider_state`, which the API does not show:
+A stored assistant's message has a field `provider_metadata`, which the API does not show:
 
     server             the address that the message came from
     reasoning_field    the name under which the reasoning came: `reasoning_content` or `reasoning`
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from session_core.data.message import MessageFields
 from session_core.data.text import utf8_text
 
 log = logging.getLogger(__name__)
@@ -42,10 +43,10 @@ class ModelId:
         url = urlsplit(base_url)
         return cls(url._replace(netloc=url.netloc.rpartition("@")[2], query="", fragment="").geturl(), model)
 
-    def wrote(self, message: Mapping[str, Any]) -> bool:
+    def wrote(self, message: MessageFields) -> bool:
         """Whether a stored message is from here."""
-        state = message.get("provider_state")
-        return isinstance(state, Mapping) and (state.get("server"), message.get("model")) == (self.server, self.model)
+        state = message.get("provider_metadata", {})
+        return (state.get("server"), message.get("model")) == (self.server, self.model)
 
 
 def extra_call_fields(piece: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,9 +85,9 @@ def provider_state(
     return {"server": origin.server, **state} if state else {}
 
 
-def returned_fields(message: Mapping[str, Any]) -> dict[str, Any]:
+def returned_fields(message: MessageFields) -> dict[str, Any]:
     """The fields of a stored message that its own server gets back: reasoning, under its own name, and details."""
-    state = message["provider_state"]
+    state = message["provider_metadata"]
     fields = {}
     if (name := state.get("reasoning_field")) in ("reasoning_content", "reasoning"):
         fields[name] = utf8_text(message.get("reasoning"))
@@ -95,9 +96,9 @@ def returned_fields(message: Mapping[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def returned_calls(message: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
+def returned_calls(message: MessageFields, count: int) -> list[dict[str, Any]]:
     """For each of the `count` tool calls of a stored message, what its own server gets back with it."""
-    calls = message["provider_state"].get("calls")
+    calls = message["provider_metadata"].get("calls")
     if not isinstance(calls, list) or len(calls) != count:
         return [{}] * count
     return [extra_call_fields(call) if isinstance(call, Mapping) else {} for call in calls]

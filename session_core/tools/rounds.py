@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
+from session_core.data.message import ERROR, AnswerFields, MessageFields, assistant_message, tool_call, tool_message
 from session_core.model.budget import Budget
 from session_core.model.events import Answer, Event, Message, ModelError, ToolCall, ToolResult
 from session_core.model.finish_reasons import classify_finish_reason
-from session_core.model.history import Conversation, assistant_message
+from session_core.model.history import Conversation
 from session_core.model.provider_metadata import ModelId, provider_state
 from session_core.model.reply import Reply, sum_usage
 from session_core.telemetry.spans import Observer
@@ -52,22 +53,23 @@ class Rounds:
                 return Answer(reply.text, reply.finish_reason, reason, self._usage, fields)
             if rounds == _MAX_ROUNDS:
                 raise ModelError("too_many_tool_rounds", f"The model wanted tools more than {_MAX_ROUNDS} times.")
-            yield self._add(assistant_message(reply.text, calls) | fields)
+            called = [tool_call(call.id, call.name, call.arguments) for call in calls]
+            yield self._add(assistant_message(reply.text, called, **fields))
             yield from calls
             for call, result in zip(calls, self._results(calls), strict=True):
-                content = result.result if result.error is None else f"error: {result.error}"
-                yield self._add({"role": "tool", "tool_call_id": call.id, "name": call.name, "content": content})
+                failed = result.error is not None
+                content = f"{ERROR}{result.error}" if failed else result.result or ""
+                yield self._add(tool_message(call.id, call.name, content, failed))
                 yield result
             rounds += 1
 
-    def _fields(self, reply: Reply, calls: Sequence[ToolCall]) -> dict[str, Any]:
+    def _fields(self, reply: Reply, calls: Sequence[ToolCall]) -> AnswerFields:
         """What the history keeps of a reply beside its text and its calls."""
         extras = reply.call_extras if calls else []
         state = provider_state(self._origin, reply.reasoning_field, reply.details, extras, self.conversation.first)
-        fields: dict[str, Any] = {"reasoning": reply.reasoning} if reply.reasoning else {}
-        return {**fields, "model": self._origin.model, **({"provider_state": state} if state else {})}
+        return {"reasoning": reply.reasoning, "model": self._origin.model, "provider_metadata": state}
 
-    def _add(self, message: dict[str, Any]) -> Message:
+    def _add(self, message: MessageFields) -> Message:
         self.conversation.add(message)
         return Message(message, self._usage)
 
