@@ -66,7 +66,7 @@ def test_calls_are_stored_then_shown_and_then_their_results(model: ModelServer, 
         ToolCall("call_2", "calculator", second),
         Message(told("call_1", "<1>"), None),
         ToolResult("call_1", "calculator", result="<1>"),
-        Message(told("call_2", "error: cannot read bad"), None),
+        Message({**told("call_2", "error: cannot read bad"), "is_error": True}, None),
         ToolResult("call_2", "calculator", error="cannot read bad"),
         *OK,
     ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from session_core.data.message import ERROR, AnswerFields, MessageFields
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
@@ -38,6 +40,11 @@ class ToolResult:
     result: str | None = None
     error: str | None = None
 
+    @property
+    def content(self) -> str:
+        """What the model is told."""
+        return self.result or "" if self.error is None else f"{ERROR}{self.error}"
+
 
 @dataclass(frozen=True, slots=True)
 class Message:
@@ -47,7 +54,7 @@ class Message:
     `usage` is summed over the model calls of the run so far, if the model server tells it.
     """
 
-    data: dict[str, Any]
+    data: MessageFields
     usage: dict[str, Any] | None
 
 
@@ -64,7 +71,7 @@ class Answer:
     finish_reason: str | None
     reason: str | None
     usage: dict[str, Any] | None
-    fields: dict[str, Any] = field(default_factory=dict, compare=False)
+    fields: AnswerFields = field(default_factory=AnswerFields, compare=False)
 
 
 Event = Reasoning | Chunk | ToolCall | ToolResult | Message | Answer

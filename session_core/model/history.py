@@ -6,16 +6,16 @@ The stored history stays as it happened. It is cut and mended on its way out.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from session_core.data.message import AnswerFields, MessageFields
 from session_core.data.text import utf8_text
 from session_core.model.capabilities import RequestForm
 from session_core.model.outgoing_messages import OutgoingMessages, add_id, read_tool_calls
-from session_core.model.provider_metadata import ModelId, metadata_fields, read_metadata
+from session_core.model.provider_metadata import ModelId, provider_metadata
 from session_core.model.reply import Reply
 
-_Message = Mapping[str, Any]
 _WHOLE = RequestForm()
 _MAX_TRIMS = 5  # of one run, so that it takes at most six requests
 
@@ -28,7 +28,7 @@ class OutgoingHistory:
     """
 
     def __init__(
-        self, history: Sequence[_Message], max_history: int, model_id: ModelId, instructions: str = ""
+        self, history: Sequence[MessageFields], max_history: int, model_id: ModelId, instructions: str = ""
     ) -> None:
         self._messages = list(history)
         self._begin = 0  # of the messages that go out, at the beginning of a turn
@@ -39,8 +39,8 @@ class OutgoingHistory:
         self._first: str | None = None  # id of the first message that fits, where earlier ones do not
         self.returned_metadata = False  # whether the last messages had something that only their own server takes
         for message in history:
-            if model_id.wrote(message):
-                self._first = read_metadata(message).get("first") or self._first
+            if "provider_metadata" in message and model_id.wrote(message):
+                self._first = message["provider_metadata"].get("first") or self._first
         if self._first:
             fitting = (begin for begin in self._turns() if history[begin].get("id") == self._first)
             self._begin = next(fitting, 0)
@@ -52,7 +52,7 @@ class OutgoingHistory:
         """The name of the model that gets it."""
         return self._model_id.model
 
-    def add(self, message: dict[str, Any]) -> dict[str, Any]:
+    def add(self, message: MessageFields) -> MessageFields:
         """Adds a message to the current turn. Returns it."""
         self._messages.append(message)
         return message
@@ -62,11 +62,10 @@ class OutgoingHistory:
         self._ids = self._ids or {call.id for message in self._messages for call in read_tool_calls(message)}
         return add_id(id, self._ids)
 
-    def fields_of(self, reply: Reply) -> dict[str, Any]:
-        """What the history keeps of a reply beside its text and its calls."""
-        reasoning = {"reasoning": reply.reasoning} if reply.reasoning else {}
-        kept = metadata_fields(self._model_id, reply.reasoning_field, reply.details, reply.call_extras, self._first)
-        return {**reasoning, "model": self.model, **kept}
+    def fields_of(self, reply: Reply) -> AnswerFields:
+        """What the history keeps of a reply beside its text and its calls. Some may be empty."""
+        kept = provider_metadata(self._model_id, reply.reasoning_field, reply.details, reply.call_extras, self._first)
+        return {"reasoning": reply.reasoning, "model": self.model, "provider_metadata": kept}
 
     def trim(self) -> bool:
         """Keeps the newest half of the text before the current turn, and after four times nothing of it.
@@ -81,7 +80,7 @@ class OutgoingHistory:
         self._keep_newest(limit, _size)
         if self._begin == before:  # turns without text
             self._begin = current
-        self._first = self._messages[self._begin].get("id")
+        self._first = utf8_text(self._messages[self._begin].get("id")) or None
         return True
 
     def messages(self, form: RequestForm = _WHOLE) -> list[dict[str, Any]]:
@@ -97,7 +96,7 @@ class OutgoingHistory:
         later = range(self._begin + 1, len(self._messages))
         return [self._begin, *(at for at in later if self._messages[at].get("role") == "user")]
 
-    def _keep_newest(self, limit: int, measure: Callable[[list[_Message]], int]) -> None:
+    def _keep_newest(self, limit: int, measure: Callable[[list[MessageFields]], int]) -> None:
         turns = self._turns()
         earlier = [self._messages[begin:end] for begin, end in itertools.pairwise(turns)]
         sizes = itertools.accumulate(map(measure, reversed(earlier)))
@@ -105,7 +104,7 @@ class OutgoingHistory:
         self._begin = turns[len(turns) - 1 - kept]
 
 
-def _size(messages: list[_Message]) -> int:
+def _size(messages: list[MessageFields]) -> int:
     """The characters of the messages' texts."""
     texts = (message.get(field) for message in messages for field in ("content", "reasoning"))
     arguments = (call.arguments for message in messages for call in read_tool_calls(message))

@@ -7,9 +7,10 @@ import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from session_core.data.message import MessageFields, read_status, tool_call
 from session_core.data.text import json_object, utf8_text
 from session_core.model.capabilities import ForeignCalls, RequestForm
-from session_core.model.events import ToolCall, ToolResult
+from session_core.model.events import ToolCall
 from session_core.model.provider_metadata import ModelId, returned_calls, returned_fields, sign
 
 _INTERRUPTED = "error: interrupted; the tool may have run"
@@ -31,7 +32,7 @@ class OutgoingMessages:
         if instructions:
             self.sent.append({"role": "system", "content": instructions})
 
-    def add_turn(self, turn: Sequence[Mapping[str, Any]]) -> None:
+    def add_turn(self, turn: Sequence[MessageFields]) -> None:
         """Adds the messages from a user's up to the next one. Results stand behind their calls."""
         results = _results_by_id(turn)
         for message in turn:
@@ -45,7 +46,7 @@ class OutgoingMessages:
         """None before the first message of the conversation."""
         return self.sent[-1]["role"] if self.sent and self.sent[-1]["role"] != "system" else None
 
-    def _add_user(self, message: Mapping[str, Any]) -> None:
+    def _add_user(self, message: MessageFields) -> None:
         text = utf8_text(message.get("content"))
         if self._last_role == "tool":
             self._add_text("assistant", "(interrupted)")
@@ -53,11 +54,11 @@ class OutgoingMessages:
             text = _joined(self.sent.pop()["content"], text)
         self._add_text("user", message.get("parts") or text)
 
-    def _add_assistant(self, message: Mapping[str, Any], results: dict[str, list[str]]) -> None:
+    def _add_assistant(self, message: MessageFields, results: dict[str, list[str]]) -> None:
         text = utf8_text(message.get("content"))
         calls = read_tool_calls(message)
         if not calls and (not text or text.isspace()):
-            if message.get("status") != "cancelled" or self._last_role != "user":
+            if read_status(message) != "cancelled" or self._last_role != "user":
                 return
             text = "(cancelled)"
         if self._last_role is None:  # a conversation that was imported, and begins with a greeting
@@ -65,7 +66,9 @@ class OutgoingMessages:
         if self._last_role == "assistant":
             text = _joined(self.sent.pop()["content"], text)
         if calls:
-            self._add_calls(message, assistant_message(text, list(map(self._mended, calls))), results)
+            self._add_calls(
+                message, {"role": "assistant", "content": text, "tool_calls": list(map(self._mended, calls))}, results
+            )
         else:
             self._add_text("assistant", text)
             self._return_metadata(message, self.sent[-1])
@@ -73,7 +76,7 @@ class OutgoingMessages:
     def _add_text(self, role: str, content: Any) -> None:
         self.sent.append({"role": role, "content": content})
 
-    def _add_calls(self, message: Mapping[str, Any], calling: dict[str, Any], results: dict[str, list[str]]) -> None:
+    def _add_calls(self, message: MessageFields, calling: dict[str, Any], results: dict[str, list[str]]) -> None:
         """Adds a message with tool calls, and the results behind it, in the form that this server wants."""
         calls = calling["tool_calls"]
         own_ids = [call.id for call in read_tool_calls(message)]
@@ -92,13 +95,13 @@ class OutgoingMessages:
         for call, content in zip(calls, contents, strict=True):
             self.sent.append({"role": "tool", "tool_call_id": call["id"], "content": content})
 
-    def _mended(self, call: ToolCall) -> ToolCall:
+    def _mended(self, call: ToolCall) -> dict[str, Any]:
         """A call whose name, id and arguments servers take."""
         name = re.sub(r"[^A-Za-z0-9_-]", "_", call.name)[:64]
         arguments = call.arguments if json_object(call.arguments) is not None else "{}"
-        return ToolCall(add_id(call.id, self._ids), name, arguments)
+        return tool_call(add_id(call.id, self._ids), name, arguments)
 
-    def _return_metadata(self, message: Mapping[str, Any], sent: dict[str, Any]) -> None:
+    def _return_metadata(self, message: MessageFields, sent: dict[str, Any]) -> None:
         """Adds what the message's own server wants back with it, if this is the server."""
         if not self._form.provider_metadata or not self._model_id.wrote(message):
             return
@@ -111,22 +114,7 @@ class OutgoingMessages:
         self.returned_metadata |= bool(fields) or any(extras)
 
 
-def assistant_message(text: str, calls: Sequence[ToolCall]) -> dict[str, Any]:
-    """An assistant's message with tool calls as the API has it."""
-    made = [
-        {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-        for call in calls
-    ]
-    return {"role": "assistant", "content": text, "tool_calls": made}
-
-
-def tool_message(result: ToolResult) -> dict[str, Any]:
-    """A tool's message as it is stored."""
-    content = result.result if result.error is None else f"error: {result.error}"
-    return {"role": "tool", "tool_call_id": result.id, "name": result.name, "content": content}
-
-
-def read_tool_calls(message: Mapping[str, Any]) -> list[ToolCall]:
+def read_tool_calls(message: MessageFields) -> list[ToolCall]:
     """The tool calls of a stored message, as far as they have a name."""
     found = []
     calls = message.get("tool_calls")
@@ -145,7 +133,7 @@ def add_id(id: str, ids: set[str]) -> str:
     return id
 
 
-def _results_by_id(turn: Iterable[Mapping[str, Any]]) -> dict[str, list[str]]:
+def _results_by_id(turn: Sequence[MessageFields]) -> dict[str, list[str]]:
     """The results of a turn's tools, by the ids of their calls."""
     results: dict[str, list[str]] = {}
     for message in turn:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+
+from session_core.data.message import StoredMessage
 
 _ROLES = {"user": "User", "assistant": "Assistant", "tool": "Tool result"}
 
 
-def render_markdown(title: str | None, head: Mapping[str, str], messages: Iterable[Mapping[str, Any]]) -> str:
+def render_markdown(title: str | None, head: Mapping[str, str], messages: Iterable[StoredMessage]) -> str:
     """The document: a title, a line for each field of `head`, and a section for each message.
 
     Each text stands in a fenced block of its own, with a fence that is longer than any in the text (CommonMark 0.31,

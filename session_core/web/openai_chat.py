@@ -11,6 +11,7 @@ from flask import Blueprint, Response, request
 from pydantic import BaseModel
 
 from agent import Agent
+from session_core.data.message import StoredMessage
 from session_core.turns.models import ModelRefused
 from session_core.web.bodies import ModelName, check_question, idempotency_key, json_body, parse_body
 from session_core.web.errors import ApiError, json_response, set_error_form
@@ -109,9 +110,10 @@ def _parse_request(body: Mapping[str, Any]) -> ChatRequest:
     )
 
 
-def _parse_messages(sent: list[_Message]) -> tuple[list[str], list[dict[str, Any]]]:
+def _parse_messages(sent: list[_Message]) -> tuple[list[str], list[StoredMessage]]:
     """The texts of the system messages, and the messages of the conversation as they are stored."""
-    system, messages = [], []
+    system: list[str] = []
+    messages: list[StoredMessage] = []
     for index, message in enumerate(sent):
         if message.role in ("tool", "function"):  # of tools that ran here, or elsewhere
             continue
@@ -119,19 +121,20 @@ def _parse_messages(sent: list[_Message]) -> tuple[list[str], list[dict[str, Any
         if message.role in ("system", "developer"):
             system.append(text)
         elif message.role == "user" or text or parts:
-            stored = {"id": new_id("msg"), "role": message.role, "content": text, "created_at": timestamp()}
-            messages.append({**stored, **parts})
+            messages.append({"id": new_id("msg"), "role": message.role, "content": text, "created_at": timestamp()})
+            if parts:
+                messages[-1]["parts"] = parts
     return system, messages
 
 
-def _parse_content(content: Any, index: int) -> tuple[str, dict[str, Any]]:
+def _parse_content(content: Any, index: int) -> tuple[str, list[dict[str, Any]]]:
     """The text of a message, and its parts as they are sent, where it has pictures."""
     parts = content if isinstance(content, list) else [{"type": "text", "text": content or ""}]
     texts = [one.get("text") if isinstance(one, dict) else None for one in parts]
     pictures = [one for one in parts if isinstance(one, dict) and one.get("type") == "image_url"]
     if len(parts) != sum(isinstance(text, str) for text in texts) + len(pictures):
         raise ApiError("invalid_request", f"messages[{index}] has a content that is no text.")
-    return "".join(text for text in texts if isinstance(text, str)), {"parts": parts} if pictures else {}
+    return "".join(text for text in texts if isinstance(text, str)), parts if pictures else []
 
 
 def _render_model(name: str) -> dict[str, Any]:

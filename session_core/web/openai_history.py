@@ -12,6 +12,7 @@ from typing import Any
 
 from flask import request
 
+from session_core.data.message import StoredMessage
 from session_core.turns.client_history import wish_of
 from session_core.turns.event_log import Ended
 from session_core.turns.local import LocalTurn
@@ -31,7 +32,7 @@ class ChatRequest:
     """A request. `messages` are the user's and the assistant's, oldest first, as they are stored; the last is the
     question. `instructions` are the texts of its system messages, None where it has none."""
 
-    messages: list[dict[str, Any]]
+    messages: list[StoredMessage]
     instructions: str | None
     model: str | None
     stream: bool
@@ -58,7 +59,7 @@ def find_session_id(storage: Storage, headers: Sequence[str]) -> str | None:
 
 def start_one_shot(responses: TurnResponses, asked: ChatRequest) -> TurnReader:
     """Reads a turn in a session in memory, which goes with its answer."""
-    session_id = responses.one_shot.create({}, asked.messages)
+    session_id = responses.one_shot.create(asked.messages)
 
     def forget() -> None:
         with contextlib.suppress(SessionNotFound):
@@ -138,7 +139,7 @@ def _has_an_answer(turn: Turn, turns: Turns) -> bool:
     if not turn.ended:
         return isinstance(turn, LocalTurn) or turns.running(turn.session_id)
     last = turn.result()
-    return isinstance(last, Ended) and "status" not in last.message
+    return isinstance(last, Ended) and last.status == "completed"
 
 
 def _for_this_turn(question: TurnRequest, asked: ChatRequest) -> TurnRequest:

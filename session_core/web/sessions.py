@@ -10,6 +10,7 @@ from typing import Any
 from flask import Blueprint, Response, request
 from pydantic import BaseModel, Field
 
+from session_core.data.message import StoredMessage
 from session_core.data.strict_json import to_json
 from session_core.turns.imported import copied, imported
 from session_core.turns.stored import session_usage
@@ -82,8 +83,8 @@ class _Sessions:
     def create_session(self) -> Response:
         body = json_body(optional=True)
         settings = check_settings(body)
-        messages: list[dict[str, Any]] = []
-        last_error = None
+        messages: list[StoredMessage] = []
+        state: dict[str, Any] = {}
         if "copy_of" in body or "until" in body:
             source = check_id(body.get("copy_of"), "copy_of", "session")
             until = check_id(body["until"], "until", "msg") if "until" in body else None
@@ -91,12 +92,12 @@ class _Sessions:
                 raise ApiError("invalid_request", "A copy has no messages of its own: leave copy_of or messages out.")
             session = self._responses.turns.session(source)
             settings = {name: getattr(session, name) for name in SETTINGS} | settings
-            messages, last_error = copied(session, until)
+            messages, state = copied(session, until)
         elif "messages" in body:
             messages, system_prompt = imported(body["messages"])
             if system_prompt is not None:
                 settings = check_settings({"system_prompt": system_prompt}) | settings
-        session_id = self._responses.turns.create(settings, messages, last_error)
+        session_id = self._responses.turns.create(messages, **state, **settings)
         return json_response({"id": session_id}, 201, {"Location": f"{request.script_root}/sessions/{session_id}"})
 
     def list_sessions(self) -> Response:
@@ -136,7 +137,7 @@ class _Sessions:
         by = {id: {"replaced_by": other} for id, other in replaced.items()}
         answer = {
             "id": session.id,
-            "messages": [self._render_message(message) | by.get(message["id"], {}) for message in newest],
+            "messages": [{**self._render_message(message), **by.get(message["id"], {})} for message in newest],
             "created_at": session.created_at,
             "updated_at": session.updated_at,
             "running": running,
@@ -207,7 +208,7 @@ def _parse_turn_request(body: Mapping[str, Any]) -> TurnRequest:
     return TurnRequest(text, replaces, continues=asked.continues, key=idempotency_key(), model=asked.model)
 
 
-def _cut_before(messages: list[dict[str, Any]], before: str | None) -> list[dict[str, Any]]:
+def _cut_before(messages: list[StoredMessage], before: str | None) -> list[StoredMessage]:
     """The messages before the one of this id, all without one. Raises ApiError where there is no such message."""
     if before is None:
         return messages

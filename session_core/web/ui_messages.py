@@ -96,14 +96,13 @@ class UiRenderer:
         yield {"type": f"{kind}-delta", "id": str(self._parts), "delta": text}
 
     def _ended(self, event: Ended) -> Iterator[_Json]:
-        status = event.message.get("status", "completed")
-        fields = ("reason", "usage")
-        found = {name: event.message[name] for name in fields if name in event.message}
-        yield from self._end({"answerId": event.message["id"], "status": status, **found})
-        if status == "cancelled":
+        fields: Mapping[str, object] = event.message
+        found = {name: fields[name] for name in ("reason", "usage") if name in fields}
+        yield from self._end({"answerId": fields["id"], "status": event.status, **found})
+        if event.status == "cancelled":
             yield {"type": "abort"}
         else:
-            yield {"type": "finish", "finishReason": _FINISH_REASONS.get(found.get("reason"), "other")}
+            yield {"type": "finish", "finishReason": _FINISH_REASONS.get(event.message.get("reason"), "other")}
 
     def _next_step(self) -> Iterator[_Json]:
         if self._called:

@@ -35,8 +35,8 @@ def entries(*events: Any) -> list[LoggedEvent]:
 
 def session_of(*messages: dict[str, Any], error: str | None = None, begun: int | None = None) -> Session:
     whole = [{"id": f"msg-{n}", "content": "", "created_at": "t", **one} for n, one in enumerate(messages)]
-    continuation = None if begun is None else {"attempt": begun}
-    return Session("session-0", "t", "t", messages=whole, last_error=error, continuation=continuation)
+    continues = None if begun is None else {"attempt": begun}
+    return Session("session-0", "t", "t", messages=whole, last_error=error, continues=continues)
 
 
 FIRST = identity("turn", "msg-0", 1, {"model": "m"})
@@ -100,11 +100,11 @@ def test_what_a_journal_gives_to_a_session(session: Session, lines: list[bytes],
 
 
 def test_a_later_attempt_has_left_its_own() -> None:
-    first = identity("turn", "msg-0", 2, {"attempt": 2, "goes_on": True})
+    first = identity("turn", "msg-0", 2, {"attempt": 2, "continues": True})
     session = session_of(QUESTION, {"role": "assistant", "content": "A", "status": "incomplete", "reason": "x"})
     found = partial_answer(session, [first, *LINES[1:]])
     assert found is not None
-    assert (found["content"], found["attempt"], found["goes_on"]) == ("Hello", 2, True)
+    assert (found["content"], found["attempt"], found["continues"]) == ("Hello", 2, True)
 
 
 EVENTS = st.lists(
