@@ -11,7 +11,8 @@ from typing import Any
 import mcp_types
 
 from session_core.data.text import utf8_text
-from session_core.tools.functions import Abandonment, bounded, read_arguments, tool_schema
+from session_core.model.cancellation import Cancellation
+from session_core.tools.functions import bounded, read_arguments, tool_schema
 from session_core.tools.mcp_config import McpServer
 from session_core.tools.mcp_results import mcp_result_text
 
@@ -44,8 +45,8 @@ class McpTool:
         """Whether a person must agree to a call with these arguments."""
         return self.may_need_approval
 
-    def __call__(self, arguments: str, call_id: str = "", abandonment: Abandonment | None = None) -> str:
-        """Asks the server, and returns its result as text for the model. An abandonment is passed on to the server.
+    def __call__(self, arguments: str, call_id: str = "", cancellation: Cancellation | None = None) -> str:
+        """Asks the server, and returns its result as text for the model. A cancellation is passed on to the server.
 
         Raises ValueError in words for the model.
         """
@@ -56,10 +57,9 @@ class McpTool:
         except RuntimeError:  # the loop is closed
             coroutine.close()
             raise ValueError("the MCP server has been ended") from None
-        if abandonment:
-            abandonment.then(future.cancel)
         try:
-            result = future.result()
+            with (cancellation or Cancellation()).on_cancel(future.cancel):
+                result = future.result()
         except concurrent.futures.CancelledError:
             raise ValueError("the call was cancelled") from None
         text = bounded(mcp_result_text(result))
