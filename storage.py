@@ -5,8 +5,8 @@ Reading needs no lock. To change a session, a caller locks it first, and is then
 between threads and between processes alike.
 
 A store writes six primitives of `Storage` and five of `LockedSession`. `tests/support/storage_conformance.py` checks
-it. A store that servers on several machines share also lets them follow one another's turns, by
-`LockedSession.publish_turn` and `Storage.turn_feed`.
+it. A store whose turns survive the process, or can be followed by other servers, also has `LockedSession.record`,
+`Storage.journal` and `Storage.turn_feed`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from session_core.data.session import (
     SESSION_ID,
@@ -55,6 +55,7 @@ __all__ = [
     "StorageUnavailable",
     "Summary",
     "TurnFeed",
+    "TurnLines",
     "checked_id",
     "expanded",
     "is_message",
@@ -167,12 +168,27 @@ class Storage(ABC):
                     return
                 yield session_id
 
-    def lock(self, session_id: str, *, turn: bool = False) -> LockedSession:
-        """Locks the session until it is released. With `turn`, `running` is true meanwhile.
+    def for_user(self, name: str) -> Storage:
+        """A store of this user's own, apart from this one and from those of all others. It shares with this one what
+        can be shared: connections, threads, caches. Raises StorageUnavailable."""
+        raise NotImplementedError("this store cannot keep users apart")
 
-        Waits up to one second for a short lock (rename, delete). Raises SessionNotFound, SessionBusy,
-        StorageUnavailable.
+    def lock(self, session_id: str) -> LockedSession:
+        """Locks the session for a change, until it is released.
+
+        Waits up to one second for another short lock. Raises SessionNotFound, SessionBusy, StorageUnavailable.
         """
+        return self._lock_soon(session_id, turn=False)
+
+    def lock_for_turn(self, session_id: str) -> LockedSession:
+        """Locks the session for a turn, until it is released. `running` is true meanwhile.
+
+        What this returns is alone to store messages in the session, and to record what the turn says (see
+        `LockedSession.record`). Waits and raises like `lock`.
+        """
+        return self._lock_soon(session_id, turn=True)
+
+    def _lock_soon(self, session_id: str, *, turn: bool) -> LockedSession:
         give_up = time.monotonic() + _SHORT_LOCK_SECONDS
         while (locked := self._lock(checked_id(session_id), turn)) is None:
             if self.running(session_id) or time.monotonic() > give_up:
@@ -188,17 +204,17 @@ class Storage(ABC):
         return self._running(checked_id(session_id))
 
     def turn_feed(self, session_id: str) -> TurnFeed | None:
-        """The session's newest turn, if another process has published it (see `LockedSession.publish_turn`). Raises
-        SessionNotFound and StorageUnavailable."""
+        """The session's newest turn, if another process records it (see `LockedSession.record`). Waits a moment for
+        one that is only starting. Raises SessionNotFound and StorageUnavailable."""
         return None
 
     def journal(self, session_id: str) -> list[bytes]:
-        """The lines that the session's newest turn has written to its journal (see `LockedSession.journal`), also
-        where its process is gone. Raises SessionNotFound and StorageUnavailable."""
+        """The lines that the session's newest turn has recorded (see `LockedSession.record`), also where its process
+        is gone. Raises SessionNotFound and StorageUnavailable."""
         return []
 
     def flush(self) -> None:
-        """Waits, for some seconds at most, until other processes can read what ended turns have published."""
+        """Waits, for some seconds at most, until what ended turns have recorded is written."""
         return None
 
     @abstractmethod
@@ -313,28 +329,20 @@ class LockedSession(ABC):
             self._released = True
             self._release()
 
-    def publish_turn(self, first: bytes, on_end: Callable[[bool], None]) -> Callable[[bytes, bool], None] | None:
-        """Lets other processes follow the turn for which the session is locked, by `Storage.turn_feed`.
+    def record(self, first: bytes, lines: TurnLines, on_end: Callable[[bool], None]) -> None:
+        """Records the turn for which the session is locked: a first line now, then its lines as they come.
 
-        Publishes a first line. Returns a function that publishes a further one, and takes whether it is the last. It
-        works after the release too, never waits and never raises. None where no other process could follow.
+        What is recorded survives the process (see `Storage.journal`), and other processes can follow it (see
+        `Storage.turn_feed`), each as far as the store can. Never raises: a turn that cannot be recorded runs all the
+        same. A thread of the store's writes, and goes on after the release until the last line is written.
 
-        Another thread calls `on_end(True)` when another process asks for the end of the turn, and `on_end(False)`
-        when this process has lost the lock.
-        """
-        return None
-
-    def journal(self, first: bytes) -> Callable[[bytes], None] | None:
-        """Begins a journal of the turn for which the session is locked, in place of the one before.
-
-        Returns a function that adds lines to it, each with its line end. It waits for no disk and never raises. The
-        journal survives the process, until `drop_journal` or the deletion of the session. None where a journal could
-        not survive the process, or where what `publish_turn` publishes does.
+        That thread calls `on_end(True)` when another process asks for the end of the turn, and `on_end(False)` when
+        this process has lost the lock.
         """
         return None
 
     def drop_journal(self) -> None:
-        """Removes the journal. Never raises."""
+        """Removes what `record` keeps for the case that the process dies, once all of it is stored. Never raises."""
         return None
 
     def __enter__(self) -> Self:
@@ -368,14 +376,34 @@ class LockedSession(ABC):
             raise RuntimeError(f"{self.id} was changed after its release")
 
 
-class TurnFeed(ABC):
-    """A turn that another process publishes. Not safe for several threads at once.
+class TurnLines(Protocol):
+    """What a turn has said so far, as lines without line ends. Safe for any number of threads."""
 
-    `id` is the same for the same turn. Every method raises StorageUnavailable; `read` and `interrupted` raise FeedGap
-    too.
+    def events(self, after: int) -> tuple[list[bytes], bool]:
+        """The events behind the first `after` ones, each on a line, and whether the last is the turn's last event."""
+
+    def partial_text(self, after: int) -> tuple[list[bytes], int]:
+        """What a partial answer can be made of, in fewer lines: what stands behind the first `after` events, and how
+        many events there are."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the turn's last event is there."""
+
+    @property
+    def size(self) -> int:
+        """About how many bytes of memory the events take."""
+
+
+class TurnFeed(ABC):
+    """A turn that another process records. Not safe for several threads at once.
+
+    `id` is the same for the same turn. `substituted` says whether the lines of the last `read` are those of `end`.
+    Every method raises StorageUnavailable; `read` and `interrupted` raise FeedGap too.
     """
 
     id: str
+    substituted: bool = False
 
     @abstractmethod
     def read(self, seconds: float) -> list[bytes]:
@@ -388,8 +416,8 @@ class TurnFeed(ABC):
 
     @abstractmethod
     def end(self, lines: list[bytes]) -> None:
-        """Publishes the last lines of an interrupted turn in place of its process, unless another process has. All
-        readers then read the lines that were published."""
+        """Adds the last lines of an interrupted turn in place of its process, unless another process has, or there
+        are lines that were not read yet. All readers then read the lines that were added."""
 
     @abstractmethod
     def ask_to_end(self) -> None:
@@ -426,6 +454,9 @@ class MemoryStorage(Storage):
     def __init__(self) -> None:
         self._sessions: dict[str, _MemorySession] = {}
         self._mutex = threading.Lock()
+
+    def for_user(self, name: str) -> Storage:
+        return MemoryStorage()
 
     def check(self) -> None:
         pass

@@ -82,7 +82,7 @@ class StoredTurn:
         messages = [message for message in self.messages if _attempt(message) <= attempt]
         return replace(self, messages=messages, begun=attempt).last_event()
 
-    def events(self, *, show_reasoning: bool) -> list[Event]:
+    def events(self) -> list[Event]:
         """The events of the last attempt, made from what is stored."""
         events: list[Event] = [Started()]
         for message in self._answers():
@@ -92,7 +92,7 @@ class StoredTurn:
                 events.append(ToolResult(*call, result=text if error is None else None, error=error))
                 continue
             reasoning = message.get("reasoning")
-            if show_reasoning and reasoning and isinstance(reasoning, str):
+            if reasoning and isinstance(reasoning, str):
                 events.append(Reasoning(reasoning))
             if message["content"]:
                 events.append(Chunk(message["content"]))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 import sys
 import threading
-from collections.abc import Callable
 from typing import Self
 
 from session_core.turns.event_log import Ended, EventLog, Failed, LoggedEvent
@@ -19,28 +18,56 @@ class Overloaded(Exception):
     """As many turns run, or as many clients watch this one, as are allowed."""
 
 
+class Readers:
+    """How many clients read a turn: the one that started it, and those that have joined it or watch it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.count = 0
+        self._joined = 0
+
+    def add(self) -> None:
+        """Counts the client that started the turn."""
+        with self._lock:
+            self.count += 1
+
+    def join(self) -> None:
+        """Counts a further client. Raises Overloaded at 16."""
+        with self._lock:
+            if self._joined == MAX_WATCHERS:
+                raise Overloaded
+            self._joined += 1
+            self.count += 1
+
+    def leave(self, *, joined: bool) -> int:
+        """Counts a client no more. Returns how many are left."""
+        with self._lock:
+            self.count -= 1
+            self._joined -= joined
+            return self.count
+
+
 class Turn:
     """One turn of a session: running, or ended and still readable. `Turns` gives them out."""
 
-    def __init__(self, session_id: str, question: TurnRequest) -> None:
+    def __init__(self, session_id: str, request: TurnRequest) -> None:
         self.id = secrets.token_hex(16)
         self.session_id = session_id
-        self.question = question
-        self.message_id = ""  # of the user's message, once it is stored
+        self.request = request
+        self.message_id = ""  # of the user's message
+        self.readers = Readers()
         self._log = EventLog()
-        self._ended = threading.Event()
-        self._watchers = threading.Semaphore(MAX_WATCHERS)
 
     @classmethod
-    def replay(cls, session_id: str, stored: StoredTurn, *, show_reasoning: bool) -> Self:
+    def replay(cls, session_id: str, stored: StoredTurn) -> Self:
         """An ended turn, whose events are made from what is stored."""
         turn = cls(session_id, TurnRequest(stored.messages[0]["content"]))
         turn.message_id = stored.messages[0]["id"]
-        *events, last = stored.events(show_reasoning=show_reasoning)
+        *events, last = stored.events()
         for event in events:
             turn._log.append(event)
         assert isinstance(last, Ended | Failed)
-        turn._close(last)
+        turn._log.close(last)
         return turn
 
     def read(self, after: int, seconds: float) -> list[LoggedEvent]:
@@ -52,14 +79,18 @@ class Turn:
 
     def result(self) -> Ended | Failed:
         """Waits until the turn has ended, and returns its last event."""
-        self._ended.wait()
+        self._log.wait()
         last = self._log.read(len(self._log) - 1, 0)[0].event
         assert isinstance(last, Ended | Failed)
         return last
 
+    def cancel(self) -> bool:
+        """Ends the turn and waits until it has ended. Returns whether this call ended it: not one that has ended."""
+        return False
+
     def wait(self, seconds: float) -> bool:
         """Waits for the end, at most so long. Returns whether the turn has ended."""
-        return self._ended.wait(seconds)
+        return self._log.wait(seconds)
 
     @property
     def ended(self) -> bool:
@@ -69,24 +100,14 @@ class Turn:
     @property
     def size(self) -> int:
         """About how many bytes of memory the turn takes."""
-        return self._log.size() + sys.getsizeof(self.question.text)
+        return self._log.size() + sys.getsizeof(self.request.text)
 
     @property
     def length(self) -> int:
         """How many events there are so far."""
         return len(self._log)
 
-    def find_index(self, number: int) -> int | None:
+    def find_index(self, number: int, *, substituted: bool = False) -> int | None:
         """How many events there are up to the one of this number, which is what to read behind. None if there is no
         such event."""
-        return self._log.find_index(number)
-
-    def watch(self) -> Callable[[], None]:
-        """Counts one more watcher, and returns the function to call when it leaves. Raises Overloaded at 16."""
-        if not self._watchers.acquire(blocking=False):
-            raise Overloaded
-        return self._watchers.release
-
-    def _close(self, last: Ended | Failed) -> None:
-        self._log.close(last)
-        self._ended.set()
+        return self._log.find_index(number, substituted=substituted)
