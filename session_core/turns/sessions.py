@@ -27,10 +27,7 @@ class Sessions:
         self._turns = turns
 
     def create(
-        self,
-        settings: Mapping[str, str | None],
-        messages: Sequence[Mapping[str, Any]] = (),
-        last_error: str | None = None,
+        self, settings: Mapping[str, str | None], messages: Sequence[Mapping[str, Any]] = (), last_error: str | None = None
     ) -> str:
         """Creates a session, durably, and returns its id. Raises ModelRefused and StorageUnavailable."""
         self.models.check(settings.get("model"))
