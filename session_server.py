@@ -180,6 +180,7 @@ def _mcp_tools(
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         servers = McpServers(read_mcp_config(settings.mcp_config, os.environ))
+        servers.start()
     except McpError as error:
         raise SettingsError(f"-mcp_config: {error}") from None
     at_end(servers.close)

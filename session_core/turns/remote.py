@@ -135,7 +135,7 @@ class RemoteTurn(Turn):
             return False
         self.feed.ask_to_end()
         last = self.result()
-        return isinstance(last, Ended) and last.message.get("status") == "cancelled"
+        return isinstance(last, Ended) and last.status == "cancelled"
 
     @property
     def failed(self) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 
 from flask import request
 
+from session_core.data.message import StoredMessage
 from session_core.turns.client_history import wish_of
 from session_core.turns.event_log import Ended
 from session_core.turns.local import LocalTurn
@@ -21,7 +22,7 @@ from session_core.turns.turn import Turn
 from session_core.turns.turn_request import NothingToContinue, TurnRequest
 from session_core.web.errors import ApiError
 from session_core.web.turn_responses import TurnReader, TurnResponses
-from storage import SESSION_ID, SessionBusy, SessionNotFound, Storage
+from storage import SESSION_ID, Session, SessionBusy, SessionNotFound, Storage
 
 _MAX_LOOKS = 3  # at a session in which turns start and end meanwhile
 
@@ -31,17 +32,12 @@ class ChatRequest:
     """A request. `messages` are the user's and the assistant's, oldest first, as they are stored; the last is the
     question. `instructions` are the texts of its system messages, None where it has none."""
 
-    messages: list[dict[str, Any]]
+    messages: list[StoredMessage]
     instructions: str | None
     model: str | None
     stream: bool
     with_usage: bool
     options: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def question(self) -> str:
-        """The text of the last message."""
-        return str(self.messages[-1]["content"])
 
 
 def find_session_id(storage: Storage, headers: Sequence[str]) -> str | None:
@@ -53,15 +49,17 @@ def find_session_id(storage: Storage, headers: Sequence[str]) -> str | None:
         if (value := request.headers.get(name)) is not None:
             if not re.fullmatch(r"[\x21-\x7e]{1,128}", value):
                 raise ApiError("invalid_request", f"{name} must be 1 to 128 visible ASCII characters.")
-            if SESSION_ID.fullmatch(value) and _exists(storage, value):
-                return value
+            if SESSION_ID.fullmatch(value):
+                with contextlib.suppress(SessionNotFound):
+                    storage.running(value)
+                    return value
             return f"session-{hashlib.sha256(value.encode()).hexdigest()[:32]}"
     return None
 
 
 def start_one_shot(responses: TurnResponses, asked: ChatRequest) -> TurnReader:
     """Reads a turn in a session in memory, which goes with its answer."""
-    session_id = responses.one_shot.create({}, asked.messages)
+    session_id = responses.one_shot.create(asked.messages)
 
     def forget() -> None:
         with contextlib.suppress(SessionNotFound):
@@ -109,26 +107,33 @@ def _look(
     users = [one for one in session.conversation if one["role"] == "user"]
     sent = [index for index, one in enumerate(asked.messages) if one["role"] == "user"]
     wish = wish_of([one["content"] for one in users], [asked.messages[index]["content"] for index in sent])
-    question = TurnRequest(asked.question, key=key)
+    question = TurnRequest(asked.messages[-1]["content"], key=key)
     if key is not None and (known := find_turn(session, key)):
         stored = TurnRequest.stored(known.messages[0], key)
-        question = dataclasses.replace(question, replaces=stored.replaces, continues=stored.continues)
-    elif wish.kind == "again":
-        last, turn, id = last_turn(session), sessions.attach(session_id), users[-1]["id"]
-        own = turn if turn is not None and turn.message_id == id else None
-        ended = own is None or own.ended  # else the caller cannot have seen its end
-        if last is None or (last.complete and ended and id not in unanswered):
-            return TurnRequest(None, id, key=key)
-        unanswered.add(id)
-        if own is not None and _has_an_answer(own, sessions):
-            return own
-        replaces = id if last.complete else None
-        question = TurnRequest(None, replaces, continues=not last.complete, key=key)
-    elif wish.kind == "instead":
+        return dataclasses.replace(question, replaces=stored.replaces, continues=stored.continues)
+    if wish.kind == "again":
+        return _retry(sessions, session, users[-1]["id"], key, unanswered)
+    if wish.kind == "instead":
         replaced = users[wish.at]["id"] if wish.at < len(users) else None
         history = tuple(asked.messages[sent[wish.since] : -1])
-        question = TurnRequest(asked.question, replaced, history=history, key=key)
+        return TurnRequest(asked.messages[-1]["content"], replaced, history=history, key=key)
     return question
+
+
+def _retry(
+    sessions: Sessions, session: Session, id: str, key: str | None, unanswered: set[str]
+) -> Turn | TurnRequest:
+    """The turn of the session's last question, where it has an answer that the caller cannot have seen, or the wish
+    for another answer."""
+    last, turn = last_turn(session), sessions.attach(session.id)
+    own = turn if turn is not None and turn.message_id == id else None
+    ended = own is None or own.ended  # else the caller cannot have seen its end
+    if last is None or (last.complete and ended and id not in unanswered):
+        return TurnRequest(None, id, key=key)
+    unanswered.add(id)
+    if own is not None and _has_an_answer(own, sessions):
+        return own
+    return TurnRequest(None, id if last.complete else None, continues=not last.complete, key=key)
 
 
 def _has_an_answer(turn: Turn, sessions: Sessions) -> bool:
@@ -136,7 +141,7 @@ def _has_an_answer(turn: Turn, sessions: Sessions) -> bool:
     if not turn.ended:
         return isinstance(turn, LocalTurn) or sessions.running(turn.session_id)
     last = turn.result()
-    return isinstance(last, Ended) and "status" not in last.message
+    return isinstance(last, Ended) and last.status == "completed"
 
 
 def _for_this_turn(question: TurnRequest, asked: ChatRequest) -> TurnRequest:
@@ -144,11 +149,3 @@ def _for_this_turn(question: TurnRequest, asked: ChatRequest) -> TurnRequest:
     return dataclasses.replace(
         question, model=asked.model, system_prompt=asked.instructions, options=asked.options or None
     )
-
-
-def _exists(storage: Storage, session_id: str) -> bool:
-    try:
-        storage.running(session_id)
-    except SessionNotFound:
-        return False
-    return True

@@ -19,7 +19,13 @@ def service_routes(agent: Agent, sessions: SessionsOfUsers, responses: TurnRespo
     @blueprint.get("/tools")
     def list_tools() -> Response:
         tools = [
-            {"name": tool.name, "description": tool.description, "parameters": tool.parameters, "from": tool.source}
+            {
+                "name": tool.name,
+                "description": tool.description,
+                "parameters": tool.parameters,
+                "from": tool.source,
+                "needs_approval": tool.may_need_approval,
+            }
             for tool in agent.tools
         ]
         return json_response({"tools": tools})

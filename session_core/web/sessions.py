@@ -10,15 +10,14 @@ from typing import Any
 from flask import Blueprint, Response, request
 from pydantic import BaseModel, Field
 
+from session_core.data.message import StoredMessage
 from session_core.data.strict_json import to_json
-from session_core.turns.event_log import Ended
 from session_core.turns.imported import copied, imported
 from session_core.turns.stored import session_usage
-from session_core.turns.turn import Turn
 from session_core.turns.turn_request import TurnRequest
 from session_core.web.bodies import (
+    ModelName,
     check_id,
-    check_model,
     check_question,
     check_settings,
     flag_argument,
@@ -50,7 +49,7 @@ class _TurnBody(BaseModel, strict=True):
     message: str | None = None
     replaces: str | None = None
     continues: bool = Field(False, alias="continue")
-    model: str | None = None
+    model: ModelName | None = None
 
 
 def native_dialect(responses: TurnResponses, *, show_reasoning: bool) -> Blueprint:
@@ -84,8 +83,8 @@ class _Sessions:
     def create_session(self) -> Response:
         body = json_body(optional=True)
         settings = check_settings(body)
-        messages: list[dict[str, Any]] = []
-        last_error = None
+        messages: list[StoredMessage] = []
+        state: dict[str, Any] = {}
         if "copy_of" in body or "until" in body:
             source = check_id(body.get("copy_of"), "copy_of", "session")
             until = check_id(body["until"], "until", "msg") if "until" in body else None
@@ -93,12 +92,12 @@ class _Sessions:
                 raise ApiError("invalid_request", "A copy has no messages of its own: leave copy_of or messages out.")
             session = self._responses.sessions.session(source)
             settings = {name: getattr(session, name) for name in SETTINGS} | settings
-            messages, last_error = copied(session, until)
+            messages, state = copied(session, until)
         elif "messages" in body:
             messages, system_prompt = imported(body["messages"])
             if system_prompt is not None:
                 settings = check_settings({"system_prompt": system_prompt}) | settings
-        session_id = self._responses.sessions.create(settings, messages, last_error)
+        session_id = self._responses.sessions.create(messages, **state, **settings)
         return json_response({"id": session_id}, 201, {"Location": f"{request.script_root}/sessions/{session_id}"})
 
     def list_sessions(self) -> Response:
@@ -138,7 +137,7 @@ class _Sessions:
         by = {id: {"replaced_by": other} for id, other in replaced.items()}
         answer = {
             "id": session.id,
-            "messages": [self._render_message(message) | by.get(message["id"], {}) for message in newest],
+            "messages": [{**self._render_message(message), **by.get(message["id"], {})} for message in newest],
             "created_at": session.created_at,
             "updated_at": session.updated_at,
             "running": running,
@@ -167,7 +166,9 @@ class _Sessions:
 
     def run(self, session_id: str) -> Response:
         reader = self._responses.start(session_id, _parse_turn_request(json_body()))
-        return self._responses.whole(reader, self._answer)
+        return self._responses.whole(
+            reader, lambda _, last: json_response({"message": self._render_message(last.message)})
+        )
 
     def run_stream(self, session_id: str) -> Response:
         reader = self._responses.start(session_id, _parse_turn_request(json_body()))
@@ -182,9 +183,6 @@ class _Sessions:
     def cancel(self, session_id: str) -> Response:
         json_body(optional=True)
         return json_response({"cancelled": self._responses.sessions.cancel(session_id)})
-
-    def _answer(self, _turn: Turn, last: Ended) -> Response:
-        return json_response({"message": self._render_message(last.message)})
 
     def _markdown(self, session: Session) -> Response:
         head = {"Session": session.id, "Created": session.created_at, "Updated": session.updated_at}
@@ -207,11 +205,10 @@ def _parse_turn_request(body: Mapping[str, Any]) -> TurnRequest:
         raise ApiError("invalid_request", 'A body with "continue" has neither message nor replaces.')
     if not asked.continues and (text is not None or replaces is None):
         check_question(text)
-    model = check_model(asked.model)
-    return TurnRequest(text, replaces, continues=asked.continues, key=idempotency_key(), model=model)
+    return TurnRequest(text, replaces, continues=asked.continues, key=idempotency_key(), model=asked.model)
 
 
-def _cut_before(messages: list[dict[str, Any]], before: str | None) -> list[dict[str, Any]]:
+def _cut_before(messages: list[StoredMessage], before: str | None) -> list[StoredMessage]:
     """The messages before the one of this id, all without one. Raises ApiError where there is no such message."""
     if before is None:
         return messages

@@ -9,7 +9,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from flask import Blueprint, Response, g, request
 
@@ -39,6 +39,7 @@ def sse_data(text: str) -> bytes:
 class Renderer(Protocol):
     """Makes the frames of a dialect from the events of one turn."""
 
+    headers: ClassVar[Mapping[str, str]]  # of the stream
     comment: bytes  # while the turn is silent
     broken_off: bytes  # where the turn can be followed no more
 
@@ -88,8 +89,8 @@ class TurnResponses:
     ) -> TurnReader:
         """Reads the turn that a request asks for. Raises what `Turns.start` raises.
 
-        Unless it `keeps_running`, or a request asks for it that wants it to, the turn is cancelled when nobody reads
-        it any more.
+        A turn that starts is cancelled when nobody reads it any more, unless it, or a request that joins it, wants it
+        to run on (`keeps_running`).
         """
         sessions = sessions or self.sessions
         sessions.models.check(asked.model)
@@ -133,6 +134,7 @@ class TurnResponses:
         """The turn's events behind the first `after` ones, as they come, until the last."""
         blocks = event_blocks(reader.turn, after, renderer, self._keep_alive, self._client_left(reader.turn))
         response = Response(blocks, content_type="text/event-stream; charset=utf-8", headers=reader.headers)
+        response.headers.update(renderer.headers)
         response.headers["Cache-Control"] = "no-cache, no-transform"
         response.headers["X-Accel-Buffering"] = "no"
         response.call_on_close(reader.close)

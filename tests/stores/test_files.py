@@ -59,7 +59,7 @@ def test_a_title_stands_in_the_first_line_and_a_note_in_the_last(storage: FileSt
         locked.set_last_error("model_error")
         lines = path.read_text().splitlines()
         assert lines[:-1] == laid_out(ONE, TWO, head=',"title":"Größe"').decode().splitlines()[:-1]
-        assert lines[-1] == f'],"updated_at":"{locked.session.updated_at}","note":"model_error"}}'
+        assert lines[-1] == f'],"updated_at":"{locked.session.updated_at}","last_error":"model_error"}}'
         locked.configure(title=None)
         assert path.read_text().splitlines() == [laid_out().decode().splitlines()[0], *lines[1:]]
 
@@ -72,7 +72,7 @@ def test_jq_reads_a_file(storage: FileStorage, directory: Path) -> None:
         locked.append(user("two"))
         locked.set_last_error("x")
     query = subprocess.run(
-        ["jq", "-r", ".id, .note, .messages[].content", str(directory / f"{id}.json")],
+        ["jq", "-r", ".id, .last_error, .messages[].content", str(directory / f"{id}.json")],
         capture_output=True,
         text=True,
         check=True,
@@ -189,7 +189,7 @@ def test_a_file_in_another_layout_can_be_given_a_title_and_a_note(storage: FileS
     assert (storage.get(ID).title, storage.get(ID).last_error) == ("old", "old")
     with storage.lock(ID) as locked:
         locked.configure(title="new")
-    assert path.read_bytes() == laid_out(ONE, head=',"title":"new"', tail=',"note":"old"')
+    assert path.read_bytes() == laid_out(ONE, head=',"title":"new"', tail=',"last_error":"old"')
     assert path.stat().st_mtime_ns == THEN
     put(directory, pretty)
     with storage.lock(ID) as locked:

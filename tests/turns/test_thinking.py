@@ -79,7 +79,7 @@ def test_reasoning_is_told_and_stored_apart_from_the_text(client: Client, deltas
         "Let me think.",
         "gpt-3.5-turbo",
     )
-    assert "provider_state" not in answered
+    assert "provider_metadata" not in answered
 
 
 def test_reasoning_is_no_part_of_the_complete_text(client: Client) -> None:

@@ -147,7 +147,7 @@ def test_images_are_passed_on_in_a_one_shot_request_and_refused_in_a_session(cli
         ({"messages": []}, "last message"),
         ({"messages": [assistant("x")]}, "last message"),
         ({"messages": [user(" ")]}, "blank"),
-        ({"messages": "x"}, "messages must be a list"),
+        ({"messages": "x"}, "messages must be a valid list"),
         ({"messages": [{"role": "narrator", "content": "x"}, user("x")]}, "messages[0]"),
         ({"messages": [{"role": "user", "content": 7}]}, "messages[0]"),
         ({"messages": [user("x")], "stream": "yes"}, "stream"),
