@@ -103,6 +103,10 @@ class LocalTurn(Turn):
         self._log.wait()
         return cancelled
 
+    def _leave_alone(self) -> None:
+        if self.readers.may_end_it:
+            self.end_in_background(self.cancel)
+
     def end_in_background(self, end: Callable[[], object]) -> None:
         """Calls `end` on a thread of its own. Returns at once."""
         try:

@@ -47,8 +47,6 @@ BUSY = {
     "session_core.stores.files.FileStorage.__init__ calls make_directory",
     "session_core.stores.files.FileStorage.__init__ calls open",
     "session_core.stores.files.FileStorage.__init__ calls synced",
-    "session_core.tools.mcp.McpServers.__init__ calls self._thread.start",
-    "session_core.tools.mcp_stdio.Guard.__init__ calls subprocess.Popen",
     "session_core.turns.turns.Turns.__init__ calls self._expiry.start",
 }
 DEAD: set[str] = set()
