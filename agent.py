@@ -29,6 +29,7 @@ __all__ = ["Agent", "CallId", "Cancellation", "Tool", "tool"]
 FORBIDDEN_OPTIONS = ("model", "messages", "stream", "stream_options", "tools", "n")
 
 _MAX_ROUNDS = 10  # of tool calls
+_MAX_ORDERED = 10_000  # names of tools whose order is kept
 
 
 class Agent:
@@ -118,6 +119,7 @@ class Agent:
         self._system_prompt = utf8_text(system_prompt)
         self._own_tools: dict[str, AnyTool] = {}
         self._tool_sources = tuple(tool_sources)
+        self._order: dict[str, None] = {}  # of the names of tools: one that comes later stands behind the others
         for added in (one if isinstance(one, Tool) else Tool(one) for one in tools):
             if other := self._own_tools.get(added.name):
                 where = f"one from {other.source}, one from {added.source}"
@@ -149,4 +151,7 @@ class Agent:
         for source in self._tool_sources:
             for offered in source():
                 tools.setdefault(offered.name, offered)
-        return tools
+        if len(self._order) > _MAX_ORDERED:
+            self._order = {}
+        self._order |= dict.fromkeys(tools)
+        return {name: tools[name] for name in list(self._order) if name in tools}

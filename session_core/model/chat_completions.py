@@ -7,7 +7,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Collection, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -15,7 +15,7 @@ import openai
 import pydantic_core
 
 from session_core.model.budget import Budget
-from session_core.model.capabilities import Capabilities, Negotiation, OptionalPart, RequestForm
+from session_core.model.capabilities import Capabilities, Negotiation, RequestForm, tool_part
 from session_core.model.client import ModelClient
 from session_core.model.connection import ModelConnection, http_library
 from session_core.model.events import Cancelled, Chunk, Event, ModelError, Reasoning
@@ -71,7 +71,8 @@ class ChatCompletions:
         with self._lock:
             if model not in self._capabilities and len(self._capabilities) >= _MAX_MODELS:
                 del self._capabilities[next(iter(self._capabilities))]
-            return self._capabilities.setdefault(model, Capabilities(RequestForm(usage=self.stream)))
+            form = RequestForm() if self.stream else RequestForm().without({"usage"})
+            return self._capabilities.setdefault(model, Capabilities(form))
 
     def list_models(self) -> list[str]:
         """The names of the models that the server lists."""
@@ -98,50 +99,63 @@ class Completions:
         self._budget = budget
         self._observer = observer
         self._options = {**server.options, **options}
+        self._callers = options.keys()  # options of the caller's own
+        self._share = 1.0  # of the time that is left, which one request may use
 
     def ask(self, outgoing: OutgoingHistory, tools: Mapping[str, OfferedTool]) -> Generator[Event, None, Reply]:
         """One answer. Asks again where that may help and nothing of the answer has been seen."""
-        negotiation = Negotiation(self._server.capabilities(outgoing.model))
+        negotiation = Negotiation(self._server.capabilities(outgoing.model), self._callers)
         retries = 0
         while True:
-            request = self._request(outgoing, tools.values(), negotiation)
+            request = self._request(outgoing, tools, negotiation)
             try:
                 reply = yield from self._observed_answer(request)
             except Failure as failure:
                 if failure.begun:
                     raise
-                if not (failure.too_long and outgoing.trim()) and not negotiation.change(failure):
-                    self._wait(failure, retries)
-                    retries += 1
+                if failure.too_long and outgoing.trim(keep=failure.overflows):
+                    continue
+                if negotiation.change(failure) or self._leaves_out(failure, outgoing, retries):
+                    continue
+                if not self._can_wait(failure, retries):
+                    raise failure.blame(self._callers) from None
+                retries += 1
             else:
                 negotiation.accept()
                 return reply
 
     def _request(
-        self, outgoing: OutgoingHistory, tools: Collection[OfferedTool], negotiation: Negotiation
+        self, outgoing: OutgoingHistory, tools: Mapping[str, OfferedTool], negotiation: Negotiation
     ) -> dict[str, Any]:
         form = negotiation.form
         request: dict[str, Any] = {"model": outgoing.model, "messages": outgoing.messages(form)}
-        if tools and form.tools:
-            request["tools"] = [tool.schema for tool in tools]
+        offered = [name for name in tools if form.offers(name)]
+        if offered:
+            request["tools"] = [tools[name].schema for name in offered]
         request["stream"] = self._server.stream
-        if form.usage:
+        if form.has("usage"):
             request["stream_options"] = {"include_usage": True}
-        parts: dict[OptionalPart, bool] = {
-            "provider_metadata": outgoing.returned_metadata,
-            "tools": "tools" in request,
-            "usage": form.usage,
-        }
-        negotiation.sent = {part for part, is_sent in parts.items() if is_sent}
+        parts = {"usage": form.has("usage"), "provider_metadata": outgoing.returned_metadata, "tools": bool(offered)}
+        negotiation.send([part for part, is_sent in parts.items() if is_sent] + list(map(tool_part, offered)))
+        self._share = 0.5 if outgoing.has_unanswered else 1.0
         return {**request, **self._options}
 
-    def _wait(self, failure: Failure, retries: int) -> None:
-        """Waits before the next try. Raises the failure where none may help, or there is no time for it."""
+    def _leaves_out(self, failure: Failure, outgoing: OutgoingHistory, retries: int) -> bool:
+        """Leaves out the unanswered questions of earlier turns, where nothing else helps and they may be the cause.
+
+        After a time-out there is no time for the same request again.
+        """
+        is_last_try = failure.code == "model_timeout" or not failure.may_pass or retries == _MAX_RETRIES
+        return failure.reached and is_last_try and outgoing.leave_out_unanswered()
+
+    def _can_wait(self, failure: Failure, retries: int) -> bool:
+        """Waits before the next try. Returns False at once where none may help, or there is no time for it."""
         delay = failure.delay if failure.delay is not None else random.uniform(0.4, 0.6) * 2**retries
         if not failure.may_pass or retries == _MAX_RETRIES or delay >= self._budget.remaining():
-            raise failure
+            return False
         if self._budget.cancellation.wait(delay):
             raise Cancelled
+        return True
 
     def _observed_answer(self, request: dict[str, Any]) -> Generator[Event, None, Reply]:
         span = self._observer.start_span(ModelSpan(request["model"], self._server.base_url))
@@ -180,7 +194,7 @@ class Completions:
         return reply
 
     def _post(self, request: dict[str, Any], headers: Mapping[str, str]) -> Any:
-        left = self._budget.remaining()
+        left = self._budget.remaining() * self._share
         log.debug("Asking %s with %d messages, %.0f s left", request["model"], len(request["messages"]), left)
         client = self._server.client
         return client.over(self._connection).post(

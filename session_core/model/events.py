@@ -80,7 +80,7 @@ Event = Reasoning | Chunk | ToolCall | ToolResult | Message | Answer
 class ModelError(Exception):
     """There is no answer. The text is a sentence for people, without the model server's own words.
 
-    `code` is `context_length_exceeded`, `model_rate_limited`, `model_error`, `model_unauthorized`,
+    `code` is `context_length_exceeded`, `invalid_request`, `model_rate_limited`, `model_error`, `model_unauthorized`,
     `too_many_tool_rounds` or `model_timeout`. `retry_after` is the model server's header, where it limits the rate.
     `refused` says that the model server refuses the question, so that it must not be sent again with later ones.
     """

@@ -7,7 +7,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -27,6 +27,8 @@ _OVERFLOW = re.compile(
     r"|input token count|reduce the length",
     re.IGNORECASE,
 )
+_OVERFLOW_CODE = re.compile("context_length_exceeded|exceed_context_size_error")
+_BAD_CALL = re.compile(r"tool_use_failed|failed to call a function|failed_generation", re.IGNORECASE)  # Groq
 _BAD_KEY = re.compile(
     r"api[ _-]?key|auth\w{0,30}[ _-]error|authenticat|unauthori[sz]ed|no_db_connection",  # the last one: litellm
     re.IGNORECASE,
@@ -57,16 +59,33 @@ class Failure(ModelError):
     """A failed request.
 
     `begun` says whether some of the answer was there, `may_pass` whether another try may succeed after `delay`
-    seconds. `status` is the HTTP status, if there is one. `words` are the model server's own. `too_long` says that
-    the request may be too long for the model.
+    seconds. `status` is the HTTP status, if there is one. `words` are the model server's own, and `reason` is what a
+    log may hold of them. `too_long` says that the request may be too long for the model, and `overflows` that the
+    server says so clearly. `reached` says whether the server has seen the messages at all.
     """
 
     begun = False
     may_pass = False
     too_long = False
+    overflows = False
+    reached = True
     words = ""
+    reason = ""
     status: int | None = None
     delay: float | None = None
+
+    @property
+    def is_bad_call(self) -> bool:
+        """Whether the model called a tool in a wrong way, as its server says."""
+        return bool(_BAD_CALL.search(self.words))
+
+    def blame(self, options: Collection[str]) -> Failure:
+        """This failure, or the one of a request whose `options` are the caller's own and which the server refuses."""
+        if not options or self.code != "model_error" or self.status not in (400, 422):
+            return self
+        named = [name for name in options if re.search(rf"\b{re.escape(name)}\b", self.words)]
+        what = f"the parameter {named[0]}" if named else "the parameters of this request"
+        return Failure("invalid_request", f"The model server refuses {what} (status {self.status}).")
 
 
 class _Evidence(NamedTuple):
@@ -87,6 +106,12 @@ class _Evidence(NamedTuple):
         return isinstance(self.error, (openai.APIConnectionError, http_library.HTTPError, OSError))
 
     @property
+    def not_connected(self) -> bool:
+        return isinstance(
+            self.error.__cause__ or self.error, (http_library.ConnectError, http_library.ConnectTimeout)
+        )
+
+    @property
     def overflows(self) -> bool:
         named = self.status in (None, 400, 422, 500) and not _GO_TIMEOUT.search(self.words)
         return self.status == 413 or (named and bool(_OVERFLOW.search(self.words)))
@@ -103,16 +128,20 @@ def classify_failure(error: Exception, begun: bool, sent: list[str], options: It
     evidence = _Evidence(error, begun, status, _words(body))
     said = evidence.words or ("" if status else str(error.__cause__ or error))
     asked = f" (with -model_options {', '.join(options)})" if status in (400, 422) and options else ""
-    log.warning("Model server: %s %s %r%s", type(error).__name__, status or "", _masked(said, sent), asked)
+    reason = _masked(said, sent)
+    log.warning("Model server: %s %s %r%s", type(error).__name__, status or "", reason, asked)
 
     code, sentence = _meaning(evidence)
     failure = Failure(code, sentence)
-    failure.begun, failure.status, failure.words = begun, status, evidence.words
+    failure.begun, failure.status, failure.words, failure.reason = begun, status, evidence.words, reason
     failure.delay = _delay(error.response.headers if isinstance(error, openai.APIStatusError) else {})
-    failure.too_long = code == "context_length_exceeded" or isinstance(error, NoEvent)
-    failure.refused = code == "context_length_exceeded" or (code == "model_error" and status in (400, 413, 422))
+    overflow, empty = code == "context_length_exceeded", isinstance(error, NoEvent)
+    failure.too_long = overflow or empty
+    failure.overflows = overflow and (status in (400, 413, 422) or bool(_OVERFLOW_CODE.search(evidence.words)))
+    failure.refused = overflow or empty or (code == "model_error" and status in (400, 413, 422))
+    failure.reached = code in ("model_error", "model_timeout") and status != 404 and not evidence.not_connected
     failure.may_pass = code in ("model_rate_limited", "model_timeout") or (
-        code == "model_error" and (evidence.unreachable or (status or 0) >= 500)
+        code == "model_error" and (evidence.unreachable or (status or 0) >= 500 or failure.is_bad_call)
     )
     if code == "model_rate_limited" and failure.delay is not None:
         failure.retry_after = str(math.ceil(failure.delay))
@@ -153,14 +182,16 @@ def _sentence(evidence: _Evidence) -> str:
         return "The model server could not be reached: check base_url, and whether it runs."
     if evidence.words:
         return "The model server answered with an error."
+    if isinstance(evidence.error, NoEvent):
+        return "The model server answered with nothing. The message may be too long for the model."
     return "The model server sent something that is not an answer: check base_url."
 
 
 def _status_within(body: object) -> int | None:
     """The status in the code of an error that came in a stream, if there is one."""
-    error = body.get("error") if isinstance(body, dict) else None
-    code = str(error.get("code")) if isinstance(error, dict) else ""
-    return int(code) if re.fullmatch("[45][0-9][0-9]", code) else None
+    error = body.get("error", body) if isinstance(body, dict) else None
+    codes = [str(error.get(key)) for key in ("code", "status", "status_code")] if isinstance(error, dict) else []
+    return next((int(code) for code in codes if re.fullmatch("[45][0-9][0-9]", code)), None)
 
 
 def _words(body: object, depth: int = 0) -> str:
@@ -170,7 +201,7 @@ def _words(body: object, depth: int = 0) -> str:
     if isinstance(body, list) and depth < 5:
         return " ".join(_words(item, depth + 1) for item in body[:5])
     if isinstance(body, dict) and depth < 5:
-        keys = ("code", "type", "message", "msg", "detail", "error")
+        keys = ("code", "type", "param", "loc", "message", "msg", "detail", "error")
         return " ".join(_words(body[key], depth + 1) for key in keys if body.get(key))
     return ""
 

@@ -5,6 +5,7 @@ The stored history stays as it happened. It is cut and mended on its way out.
 
 from __future__ import annotations
 
+import bisect
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 from session_core.data.message import AnswerFields, MessageFields
 from session_core.data.text import utf8_text
 from session_core.model.capabilities import RequestForm
-from session_core.model.outgoing_messages import OutgoingMessages, add_id, read_tool_calls
+from session_core.model.outgoing_messages import PORTABLE_ID, OutgoingMessages, add_id, read_tool_calls
 from session_core.model.provider_metadata import ModelId, provider_metadata
 from session_core.model.reply import Reply
 
@@ -45,7 +46,8 @@ class OutgoingHistory:
             fitting = (begin for begin in self._turns() if history[begin].get("id") == self._first)
             self._begin = next(fitting, 0)
         if max_history:
-            self._keep_newest(max_history, len)
+            self._cut_in_steps(max_history)
+        self._left_out: list[str] = []  # ids of questions
 
     @property
     def model(self) -> str:
@@ -64,13 +66,42 @@ class OutgoingHistory:
 
     def fields_of(self, reply: Reply) -> AnswerFields:
         """What the history keeps of a reply beside its text and its calls. Some may be empty."""
-        kept = provider_metadata(self._model_id, reply.reasoning_field, reply.details, reply.call_extras, self._first)
-        return {"reasoning": reply.reasoning, "model": self.model, "provider_metadata": kept}
+        metadata = provider_metadata(
+            self._model_id,
+            reply.reasoning_field,
+            reply.verbatim_fields,
+            reply.call_extras,
+            self._first,
+            keep_server=not all(map(PORTABLE_ID.fullmatch, reply.call_ids)),
+        )
+        return {
+            "reasoning": reply.reasoning,
+            "model": self.model,
+            "provider_metadata": metadata,
+            "leaves_out": self._left_out,
+        }
 
-    def trim(self) -> bool:
+    @property
+    def has_unanswered(self) -> bool:
+        """Whether questions of earlier turns go out that were never answered."""
+        return len(self._turns_to_answer()) > 1
+
+    def leave_out_unanswered(self) -> bool:
+        """Leaves out the turns directly before the current one that were never answered.
+
+        Returns whether there were any.
+        """
+        *unanswered, current = self._turns_to_answer()
+        if not unanswered:
+            return False
+        self._left_out += [utf8_text(self._messages[turn].get("id")) for turn in unanswered]
+        del self._messages[unanswered[0] : current]
+        return True
+
+    def trim(self, *, keep: bool) -> bool:
         """Keeps the newest half of the text before the current turn, and after four times nothing of it.
 
-        Returns whether anything was left to cut.
+        Returns whether anything was left to cut. With `keep`, the session's next turns begin there too.
         """
         before, current = self._begin, self._turns()[-1]
         if before == current:
@@ -80,7 +111,8 @@ class OutgoingHistory:
         self._keep_newest(limit, _size)
         if self._begin == before:  # turns without text
             self._begin = current
-        self._first = utf8_text(self._messages[self._begin].get("id")) or None
+        if keep:
+            self._first = utf8_text(self._messages[self._begin].get("id")) or None
         return True
 
     def messages(self, form: RequestForm = _WHOLE) -> list[dict[str, Any]]:
@@ -96,12 +128,37 @@ class OutgoingHistory:
         later = range(self._begin + 1, len(self._messages))
         return [self._begin, *(at for at in later if self._messages[at].get("role") == "user")]
 
+    def _turns_to_answer(self) -> list[int]:
+        """Where the turns begin that have no answer yet. The last one is the current turn."""
+        turns = self._turns()
+        for number, (begin, end) in reversed(list(enumerate(itertools.pairwise(turns)))):
+            if any(map(_is_answer, self._messages[begin:end])):
+                return turns[number + 1 :]
+        return turns
+
+    def _cut_in_steps(self, limit: int) -> None:
+        """Cuts as all earlier turns did, so that the same message stays the first for many turns.
+
+        A turn that reaches the limit cuts down to two thirds of it, or to the turn before where that alone is larger
+        and within the limit.
+        """
+        turns = self._turns()
+        for last, current in itertools.pairwise(turns):
+            if current - self._begin > limit:
+                newest = current - last if current - last <= limit else 0
+                self._begin = turns[bisect.bisect_left(turns, current - max(2 * limit // 3, newest))]
+
     def _keep_newest(self, limit: int, measure: Callable[[list[MessageFields]], int]) -> None:
         turns = self._turns()
         earlier = [self._messages[begin:end] for begin, end in itertools.pairwise(turns)]
         sizes = itertools.accumulate(map(measure, reversed(earlier)))
         kept = sum(1 for size in sizes if size <= limit)
         self._begin = turns[len(turns) - 1 - kept]
+
+
+def _is_answer(message: MessageFields) -> bool:
+    text = utf8_text(message.get("content"))
+    return message.get("role") == "assistant" and "tool_calls" not in message and not (not text or text.isspace())
 
 
 def _size(messages: list[MessageFields]) -> int:

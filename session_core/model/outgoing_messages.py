@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +13,8 @@ from session_core.model.capabilities import ForeignCalls, RequestForm
 from session_core.model.events import ToolCall
 from session_core.model.provider_metadata import ModelId, returned_calls, returned_fields, sign
 
+PORTABLE_ID = re.compile(r"[A-Za-z0-9_-]{1,40}")  # of a call, as OpenAI and Anthropic take it
+_SHORT_ID = re.compile(r"[A-Za-z0-9]{9}")  # as Mistral takes it, and all others
 _INTERRUPTED = "error: interrupted; the tool may have run"
 
 
@@ -66,9 +68,8 @@ class OutgoingMessages:
         if self._last_role == "assistant":
             text = _joined(self.sent.pop()["content"], text)
         if calls:
-            self._add_calls(
-                message, {"role": "assistant", "content": text, "tool_calls": list(map(self._mended, calls))}, results
-            )
+            made = [self._mended(call, keep_id=self._keeps_id(call.id, message)) for call in calls]
+            self._add_calls(message, {"role": "assistant", "content": text, "tool_calls": made}, results)
         else:
             self._add_text("assistant", text)
             self._return_metadata(message, self.sent[-1])
@@ -95,15 +96,23 @@ class OutgoingMessages:
         for call, content in zip(calls, contents, strict=True):
             self.sent.append({"role": "tool", "tool_call_id": call["id"], "content": content})
 
-    def _mended(self, call: ToolCall) -> dict[str, Any]:
+    def _keeps_id(self, id: str, message: MessageFields) -> bool:
+        """Whether an id goes out as it came: its own server gets it back, as far as that is known."""
+        if self._form.short_ids:
+            return False
+        portable = PORTABLE_ID.fullmatch(id) and self._model_id.may_have_written(message)
+        return bool(portable) or self._model_id.wrote(message)
+
+    def _mended(self, call: ToolCall, *, keep_id: bool) -> dict[str, Any]:
         """A call whose name, id and arguments servers take."""
         name = re.sub(r"[^A-Za-z0-9_-]", "_", call.name)[:64]
         arguments = call.arguments if json_object(call.arguments) is not None else "{}"
-        return tool_call(add_id(call.id, self._ids), name, arguments)
+        id = call.id if keep_id or _SHORT_ID.fullmatch(call.id) else _short_id(call.id)
+        return tool_call(add_id(id, self._ids), name, arguments)
 
     def _return_metadata(self, message: MessageFields, sent: dict[str, Any]) -> None:
         """Adds what the message's own server wants back with it, if this is the server."""
-        if not self._form.provider_metadata or not self._model_id.wrote(message):
+        if not self._form.has("provider_metadata") or not self._model_id.wrote(message):
             return
         fields = returned_fields(message)
         sent.update(fields)
@@ -126,11 +135,18 @@ def read_tool_calls(message: MessageFields) -> list[ToolCall]:
 
 
 def add_id(id: str, ids: set[str]) -> str:
-    """Adds an id, or a new one if it is empty or in use. Returns the one that it added."""
+    """Adds an id, or a new one if it is empty or in use. Returns the one that it added, the same for the same ids."""
+    number = len(ids)
     while not id or id in ids:
-        id = secrets.token_hex(5)[:9]  # Mistral takes nine letters or digits
+        id = _short_id(str(number))
+        number += 1
     ids.add(id)
     return id
+
+
+def _short_id(id: str) -> str:
+    """Nine letters or digits, which all servers take, for an id."""
+    return hashlib.sha256(id.encode()).hexdigest()[:9]
 
 
 def _results_by_id(turn: Sequence[MessageFields]) -> dict[str, list[str]]:

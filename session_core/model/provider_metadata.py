@@ -3,8 +3,9 @@
 A stored assistant's message has a field `provider_metadata`, which the API does not show:
 
     server             the address that the message came from
-    reasoning_field    the name under which the reasoning came: `reasoning_content` or `reasoning`
+    reasoning_field    the name under which the reasoning came, such as `reasoning_content`
     reasoning_details  OpenRouter's list, verbatim
+    reasoning_opaque   Copilot's text, verbatim
     calls              for each tool call, what it carried beside its known fields (Gemini's `extra_content`)
     first              the id of the first message that fitted into the model's context, where earlier ones did not
 """
@@ -20,11 +21,13 @@ from urllib.parse import urlsplit
 
 from session_core.data.message import MessageFields
 from session_core.data.text import utf8_text
+from session_core.model.thinking import REASONING_FIELDS
 
 log = logging.getLogger(__name__)
 
 MAX_METADATA_BYTES = 256 << 10  # of one message
 
+VERBATIM_FIELDS = ("reasoning_details", "reasoning_opaque")  # of a message
 _KNOWN_CALL_FIELDS = ("id", "type", "index", "function")
 # Google names this signature for calls that its model did not make itself.
 _FOREIGN_SIGNATURE = {"google": {"thought_signature": "skip_thought_signature_validator"}}
@@ -48,6 +51,11 @@ class ModelId:
         metadata = message.get("provider_metadata", {})
         return (metadata.get("server"), message.get("model")) == (self.server, self.model)
 
+    def may_have_written(self, message: MessageFields) -> bool:
+        """Whether a stored message may be from here, where only its model is known, or not even that."""
+        known = "provider_metadata" in message
+        return self.wrote(message) if known else message.get("model", self.model) == self.model
+
 
 def extra_call_fields(piece: Mapping[str, Any]) -> dict[str, Any]:
     """What a piece of a tool call carries beside its known fields."""
@@ -57,22 +65,23 @@ def extra_call_fields(piece: Mapping[str, Any]) -> dict[str, Any]:
 def provider_metadata(
     model_id: ModelId,
     reasoning_field: str | None,
-    details: Sequence[Mapping[str, Any]],
+    verbatim_fields: Mapping[str, Any],
     calls: Sequence[Mapping[str, Any]],
     first: str | None,
+    *,
+    keep_server: bool = False,
 ) -> dict[str, Any]:
     """What to store beside a message, empty where there is nothing.
 
-    Drops, with a warning, what is too large or no JSON in UTF-8.
+    `keep_server` says that the server is to be known in any case. Drops, with a warning, what is too large or no JSON
+    in UTF-8.
     """
     metadata: dict[str, Any] = {}
     if reasoning_field:
         metadata["reasoning_field"] = reasoning_field
     if first:
         metadata["first"] = first
-    verbatim: dict[str, Any] = {}
-    if details:
-        verbatim["reasoning_details"] = details
+    verbatim = {name: value for name, value in verbatim_fields.items() if value}
     if any(calls):
         verbatim["calls"] = calls
     if verbatim:
@@ -84,18 +93,17 @@ def provider_metadata(
             metadata |= json.loads(text)
         else:
             log.warning("What %s wants back with a message is too large or no JSON, and is dropped", model_id.model)
-    return {"server": model_id.server, **metadata} if metadata else {}
+    return {"server": model_id.server, **metadata} if metadata or keep_server else {}
 
 
 def returned_fields(message: MessageFields) -> dict[str, Any]:
-    """The fields of a stored message that its own server gets back: reasoning, under its own name, and details."""
+    """The fields of a stored message that its own server gets back: reasoning, under its own name, and what is kept
+    verbatim."""
     metadata = message["provider_metadata"]
     fields = {}
-    if (name := metadata.get("reasoning_field")) in ("reasoning_content", "reasoning"):
+    if (name := metadata.get("reasoning_field")) in REASONING_FIELDS:
         fields[name] = utf8_text(message.get("reasoning"))
-    if details := metadata.get("reasoning_details"):
-        fields["reasoning_details"] = details
-    return fields
+    return fields | {name: metadata[name] for name in VERBATIM_FIELDS if metadata.get(name)}
 
 
 def returned_calls(message: MessageFields, count: int) -> list[dict[str, Any]]:

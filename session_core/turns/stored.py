@@ -30,7 +30,9 @@ from storage import Session, expanded, replaced_messages
 
 INTERRUPTED_TEXT = "The turn was interrupted."
 
-_FIELDS_THAT_LEAVE_OUT = frozenset(("attempt", "previous_refused", "replaces", "history"))  # see `outgoing_messages`
+_FIELDS_THAT_LEAVE_OUT = frozenset(
+    ("attempt", "previous_refused", "leaves_out", "replaces", "history")
+)  # see `outgoing_messages`
 _INCOMPLETE = ("length", "content_filter", "no_finish_reason")  # the model ended here, and nothing failed
 
 
@@ -186,8 +188,8 @@ def outgoing_messages(
 ) -> list[StoredMessage]:
     """The messages that go to the model, where this attempt runs now in the last turn.
 
-    They are all but those of failed attempts, those of earlier turns whose question the model server refused, and
-    those that a later question has replaced.
+    They are all but those of failed attempts, those of earlier turns whose question the model server refused or which
+    a later answer leaves out, and those that a later question has replaced.
     """
     if attempt == 1 and _FIELDS_THAT_LEAVE_OUT.isdisjoint(chain.from_iterable(messages)):
         return list(messages)  # in one pass, since histories are long
@@ -197,11 +199,12 @@ def outgoing_messages(
 
 
 def _without_refused_turns(kept: list[StoredMessage]) -> list[StoredMessage]:
+    left_out = {id for message in kept for id in message.get("leaves_out", ())}
     found: list[StoredMessage] = []
     turn: list[StoredMessage] = []
     for message in kept:
         if message["role"] == "user":
-            found += [] if message.get("previous_refused") else turn
+            found += [] if message.get("previous_refused") or (turn and turn[0]["id"] in left_out) else turn
             turn = []
         turn.append(message)
     return found + turn
