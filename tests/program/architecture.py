@@ -29,13 +29,16 @@ def room_table(root: Path) -> str:
 
 
 def bound_table(root: Path, before: str) -> str:
-    """Every bound with its number, its constant and its room, in the words that the table had for it before."""
-    words = {
-        (room, name): told for told, name, room in re.findall(r"\| (.+?) \| [^|]+ \| `(\w+)` \| `(.+?)` \|", before)
-    }
+    """Every bound with its number, its constant and its room, in the words that the table had for it before. Words
+    follow a constant that moves to another room."""
+    rows = re.findall(r"\| (.+?) \| [^|]+ \| `(\w+)` \| `(.+?)` \|", before)
+    words = {(room, name): told for told, name, room in rows}
+    bounds = limits(root)
+    gone = {name: told for (room, name), told in words.items() if (room, name) not in bounds}
     lines = ["|---|---|---|---|"]
-    for (room, name), value in limits(root).items():
-        lines.append(f"| {words.get((room, name), NO_WORDS)} | {value} | `{name}` | `{room}` |")
+    for (room, name), value in bounds.items():
+        told = words.get((room, name)) or gone.get(name) or NO_WORDS
+        lines.append(f"| {told} | {value} | `{name}` | `{room}` |")
     return "\n".join(lines)
 
 
