@@ -11,14 +11,13 @@ import itertools
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
-from session_core.data.message import MessageFields, assistant_message
+from session_core.data.message import MessageFields, assistant_message, tool_call, tool_message
 from session_core.data.text import utf8_text
 from session_core.model.budget import Budget
 from session_core.model.cancellation import Cancellation
 from session_core.model.chat_completions import ChatCompletions
 from session_core.model.events import Answer, Event, Message, ModelError
 from session_core.model.history import OutgoingHistory
-from session_core.model.outgoing_messages import result_message, stored_calls
 from session_core.model.provider_metadata import ModelId
 from session_core.model.reply import sum_usage
 from session_core.telemetry.spans import Observer
@@ -74,10 +73,12 @@ class Agent:
                     break
                 if finished_rounds == _MAX_ROUNDS:
                     raise ModelError("too_many_tool_rounds", f"The model wanted tools more than {_MAX_ROUNDS} times.")
-                yield Message(outgoing.add(assistant_message(reply.text, stored_calls(calls), **fields)), usage)
+                made = [tool_call(call.id, call.name, call.arguments) for call in calls]
+                yield Message(outgoing.add(assistant_message(reply.text, made, **fields)), usage)
                 yield from calls
                 for result in run_calls(tools, calls, budget, self._tool_timeout, observer):
-                    yield Message(outgoing.add(result_message(result)), usage)
+                    told = tool_message(result.id, result.name, result.content, result.error is not None)
+                    yield Message(outgoing.add(told), usage)
                     yield result
         yield Answer(reply.text, reply.finish_reason, reply.incomplete_reason, usage, fields)
 

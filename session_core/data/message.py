@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
-from itertools import chain
 from typing import Any, Literal, Required, TypedDict, TypeGuard, Unpack, cast, get_args, get_origin, get_type_hints
 
 Status = Literal["completed", "incomplete", "cancelled", "waiting"]
@@ -12,6 +11,7 @@ Status = Literal["completed", "incomplete", "cancelled", "waiting"]
 ERROR = "error: "  # what the text of a tool's result begins with where the tool failed
 _REFUSED = " refused"  # stood behind the code of an error where the model server refused the question
 _OLD_NAMES = {"provider_state": "provider_metadata", "goes_on": "continues"}
+_REWRITTEN = {*_OLD_NAMES, "previous_error", "history"}  # where they stand, a message may have to be changed
 
 
 class AttemptFields(TypedDict, total=False):
@@ -64,7 +64,6 @@ class StoredMessage(MessageFields):
 
 
 _ALWAYS = ("id", "role", "content", "created_at")  # of every message, all strings
-_required_fields = operator.itemgetter(*_ALWAYS)
 _OPTIONAL_TYPES = {
     name: get_origin(hint) or hint for name, hint in get_type_hints(StoredMessage).items() if name not in _ALWAYS
 }
@@ -115,7 +114,7 @@ def read_error(stored: str | None) -> tuple[str | None, bool]:
 def answer_fields(value: dict[str, Any]) -> AnswerFields:
     """What an assistant's message may have of the fields of a JSON object."""
     copy = dict(value)
-    normalize([copy])
+    _normalize(copy)
     return cast(AnswerFields, {name: copy[name] for name in copy if name in AnswerFields.__annotations__})
 
 
@@ -127,7 +126,7 @@ def is_message(value: Any) -> TypeGuard[StoredMessage]:
 def are_messages(values: list[Any]) -> TypeGuard[list[StoredMessage]]:
     """Whether all these JSON values are messages."""
     try:
-        return set(map(type, chain.from_iterable(map(_required_fields, values)))) <= {str}
+        return all(set(map(type, map(operator.itemgetter(name), values))) <= {str} for name in _ALWAYS)
     except (KeyError, TypeError):  # a field is missing, or the value is no object
         return False
 
@@ -135,25 +134,29 @@ def are_messages(values: list[Any]) -> TypeGuard[list[StoredMessage]]:
 def normalize(messages: list[Any]) -> None:
     """Gives stored messages the fields of this version: those of earlier ones get their new names, and known fields
     whose values are of a wrong type are left out. Fields that are not known stay."""
-    names = set(chain.from_iterable(messages))  # in a few passes, since histories are long
-    for old in names & _OLD_NAMES.keys():
-        names.add(new := _OLD_NAMES[old])
-        for message in messages:
-            if old in message:
-                message[new] = message.pop(old)
+    names: set[str] = set().union(*messages)  # in one pass for each name, since histories are long
+    odd = names & _REWRITTEN
     for name in names & _OPTIONAL_TYPES.keys():
         if {type(message[name]) for message in messages if name in message} != {_OPTIONAL_TYPES[name]}:
-            for message in messages:
-                if type(message.get(name)) is not _OPTIONAL_TYPES[name]:
-                    message.pop(name, None)
-    for message in messages if "previous_error" in names else ():
-        code, refused = read_error(message.get("previous_error"))
-        if refused:
-            message |= {"previous_error": code, "previous_refused": True}
-    for message in messages if "history" in names else ():
-        if "history" in message:
-            message["history"] = [one for one in message["history"] if is_message(one)]
-            normalize(message["history"])
+            odd.add(name)
+    for message in messages if odd else ():
+        if not odd.isdisjoint(message):
+            _normalize(message)
+
+
+def _normalize(message: dict[str, Any]) -> None:
+    for old, new in _OLD_NAMES.items():
+        if old in message:
+            message[new] = message.pop(old)
+    for name in message.keys() & _OPTIONAL_TYPES.keys():
+        if type(message[name]) is not _OPTIONAL_TYPES[name]:
+            del message[name]
+    code, refused = read_error(message.get("previous_error"))
+    if refused:
+        message |= {"previous_error": code, "previous_refused": True}
+    if "history" in message:
+        message["history"] = [one for one in message["history"] if is_message(one)]
+        normalize(message["history"])
 
 
 def _message(role: str, content: str, fields: dict[str, Any]) -> MessageFields:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from session_core.data.message import AnswerFields, MessageFields
+from session_core.data.message import ERROR, AnswerFields, MessageFields
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,11 @@ class ToolResult:
     name: str
     result: str | None = None
     error: str | None = None
+
+    @property
+    def content(self) -> str:
+        """What the model is told."""
+        return self.result or "" if self.error is None else f"{ERROR}{self.error}"
 
 
 @dataclass(frozen=True, slots=True)

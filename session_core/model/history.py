@@ -13,7 +13,7 @@ from session_core.data.message import AnswerFields, MessageFields
 from session_core.data.text import utf8_text
 from session_core.model.capabilities import RequestForm
 from session_core.model.outgoing_messages import OutgoingMessages, add_id, read_tool_calls
-from session_core.model.provider_metadata import ModelId, metadata_fields, read_metadata
+from session_core.model.provider_metadata import ModelId, provider_metadata
 from session_core.model.reply import Reply
 
 _WHOLE = RequestForm()
@@ -39,8 +39,8 @@ class OutgoingHistory:
         self._first: str | None = None  # id of the first message that fits, where earlier ones do not
         self.returned_metadata = False  # whether the last messages had something that only their own server takes
         for message in history:
-            if model_id.wrote(message):
-                self._first = read_metadata(message).get("first") or self._first
+            if "provider_metadata" in message and model_id.wrote(message):
+                self._first = message["provider_metadata"].get("first") or self._first
         if self._first:
             fitting = (begin for begin in self._turns() if history[begin].get("id") == self._first)
             self._begin = next(fitting, 0)
@@ -63,11 +63,9 @@ class OutgoingHistory:
         return add_id(id, self._ids)
 
     def fields_of(self, reply: Reply) -> AnswerFields:
-        """What the history keeps of a reply beside its text and its calls."""
-        metadata = metadata_fields(
-            self._model_id, reply.reasoning_field, reply.details, reply.call_extras, self._first
-        )
-        return {"reasoning": reply.reasoning, "model": self.model, "provider_metadata": metadata}
+        """What the history keeps of a reply beside its text and its calls. Some may be empty."""
+        kept = provider_metadata(self._model_id, reply.reasoning_field, reply.details, reply.call_extras, self._first)
+        return {"reasoning": reply.reasoning, "model": self.model, "provider_metadata": kept}
 
     def trim(self) -> bool:
         """Keeps the newest half of the text before the current turn, and after four times nothing of it.

@@ -7,10 +7,10 @@ import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from session_core.data.message import ERROR, MessageFields, read_status, tool_call, tool_message
+from session_core.data.message import MessageFields, read_status, tool_call
 from session_core.data.text import json_object, utf8_text
 from session_core.model.capabilities import ForeignCalls, RequestForm
-from session_core.model.events import ToolCall, ToolResult
+from session_core.model.events import ToolCall
 from session_core.model.provider_metadata import ModelId, returned_calls, returned_fields, sign
 
 _INTERRUPTED = "error: interrupted; the tool may have run"
@@ -66,7 +66,9 @@ class OutgoingMessages:
         if self._last_role == "assistant":
             text = _joined(self.sent.pop()["content"], text)
         if calls:
-            self._add_calls(message, calling_message(text, list(map(self._mended, calls))), results)
+            self._add_calls(
+                message, {"role": "assistant", "content": text, "tool_calls": list(map(self._mended, calls))}, results
+            )
         else:
             self._add_text("assistant", text)
             self._return_metadata(message, self.sent[-1])
@@ -93,11 +95,11 @@ class OutgoingMessages:
         for call, content in zip(calls, contents, strict=True):
             self.sent.append({"role": "tool", "tool_call_id": call["id"], "content": content})
 
-    def _mended(self, call: ToolCall) -> ToolCall:
+    def _mended(self, call: ToolCall) -> dict[str, Any]:
         """A call whose name, id and arguments servers take."""
         name = re.sub(r"[^A-Za-z0-9_-]", "_", call.name)[:64]
         arguments = call.arguments if json_object(call.arguments) is not None else "{}"
-        return ToolCall(add_id(call.id, self._ids), name, arguments)
+        return tool_call(add_id(call.id, self._ids), name, arguments)
 
     def _return_metadata(self, message: MessageFields, sent: dict[str, Any]) -> None:
         """Adds what the message's own server wants back with it, if this is the server."""
@@ -110,22 +112,6 @@ class OutgoingMessages:
         for call, extra in zip(calls, extras, strict=True):
             call.update(extra)
         self.returned_metadata |= bool(fields) or any(extras)
-
-
-def calling_message(text: str, calls: Sequence[ToolCall]) -> dict[str, Any]:
-    """An assistant's message with tool calls as the API has it."""
-    return {"role": "assistant", "content": text, "tool_calls": stored_calls(calls)}
-
-
-def stored_calls(calls: Iterable[ToolCall]) -> list[dict[str, Any]]:
-    """The calls as a message has them."""
-    return [tool_call(call.id, call.name, call.arguments) for call in calls]
-
-
-def result_message(result: ToolResult) -> MessageFields:
-    """A tool's message as it is stored."""
-    failed = result.error is not None
-    return tool_message(result.id, result.name, f"{ERROR}{result.error}" if failed else result.result or "", failed)
 
 
 def read_tool_calls(message: MessageFields) -> list[ToolCall]:
@@ -147,7 +133,7 @@ def add_id(id: str, ids: set[str]) -> str:
     return id
 
 
-def _results_by_id(turn: Iterable[MessageFields]) -> dict[str, list[str]]:
+def _results_by_id(turn: Sequence[MessageFields]) -> dict[str, list[str]]:
     """The results of a turn's tools, by the ids of their calls."""
     results: dict[str, list[str]] = {}
     for message in turn:

@@ -1,6 +1,6 @@
 """What one model server wants back with a message, and what the history keeps of it.
 
-A stored assistant's message has a field `provider_state`, which the API does not show:
+A stored assistant's message has a field `provider_metadata`, which the API does not show:
 
     server             the address that the message came from
     reasoning_field    the name under which the reasoning came: `reasoning_content` or `reasoning`
@@ -45,13 +45,8 @@ class ModelId:
 
     def wrote(self, message: MessageFields) -> bool:
         """Whether a stored message is from here."""
-        server = read_metadata(message).get("server")
-        return server is not None and (server, message.get("model")) == (self.server, self.model)
-
-
-def read_metadata(message: MessageFields) -> Mapping[str, Any]:
-    """What a stored message has of its server. Empty where it has nothing."""
-    return message.get("provider_metadata", {})
+        metadata = message.get("provider_metadata", {})
+        return (metadata.get("server"), message.get("model")) == (self.server, self.model)
 
 
 def extra_call_fields(piece: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,14 +54,14 @@ def extra_call_fields(piece: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in piece.items() if key not in _KNOWN_CALL_FIELDS and value is not None}
 
 
-def metadata_fields(
+def provider_metadata(
     model_id: ModelId,
     reasoning_field: str | None,
     details: Sequence[Mapping[str, Any]],
     calls: Sequence[Mapping[str, Any]],
     first: str | None,
 ) -> dict[str, Any]:
-    """What is stored beside a message, empty where there is nothing.
+    """What to store beside a message, empty where there is nothing.
 
     Drops, with a warning, what is too large or no JSON in UTF-8.
     """
@@ -94,7 +89,7 @@ def metadata_fields(
 
 def returned_fields(message: MessageFields) -> dict[str, Any]:
     """The fields of a stored message that its own server gets back: reasoning, under its own name, and details."""
-    metadata = read_metadata(message)
+    metadata = message["provider_metadata"]
     fields = {}
     if (name := metadata.get("reasoning_field")) in ("reasoning_content", "reasoning"):
         fields[name] = utf8_text(message.get("reasoning"))
@@ -105,7 +100,7 @@ def returned_fields(message: MessageFields) -> dict[str, Any]:
 
 def returned_calls(message: MessageFields, count: int) -> list[dict[str, Any]]:
     """For each of the `count` tool calls of a stored message, what its own server gets back with it."""
-    calls = read_metadata(message).get("calls")
+    calls = message["provider_metadata"].get("calls")
     if not isinstance(calls, list) or len(calls) != count:
         return [{}] * count
     return [extra_call_fields(call) if isinstance(call, Mapping) else {} for call in calls]

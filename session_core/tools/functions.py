@@ -89,7 +89,8 @@ class Tool:
         try:
             target, self._id_parameter = _without_call_id(function)
             self._adapter: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(target)
-            self._rule = pydantic.TypeAdapter(_in_place_of(target, rule)) if callable(rule) else None
+            self._checked = pydantic.TypeAdapter(_keywords_of(target)) if callable(rule) else None
+            self._rule: Any = rule
             self.parameters: dict[str, Any] = self._adapter.json_schema()
         except (pydantic.errors.PydanticUserError, NameError, TypeError) as error:
             reason = str(error).splitlines()[0]
@@ -100,15 +101,17 @@ class Tool:
         self.schema = tool_schema(self.name, self.description, self.parameters)
 
     def needs_approval(self, arguments: str) -> bool:
-        """Whether a person must agree to a call with these arguments, which the function gets as it checks them.
+        """Whether a person must agree to a call with these arguments, which the function gets as the tool does.
 
         So it is where nothing can be said, such as for arguments that do not fit.
         """
-        if self._rule is None:
+        if self._checked is None:
             return self.may_need_approval
         try:
-            return bool(self._rule.validate_json(pydantic_core.to_json(read_arguments(arguments))))
-        except Exception:  # noqa: BLE001  the rule is anybody's code
+            given = read_arguments(arguments)
+            checked = self._checked.validate_json(pydantic_core.to_json(given))
+            return bool(self._rule(**{name: value for name, value in checked.items() if name in given}))
+        except Exception:  # noqa: BLE001  the function is anybody's code
             return True
 
     def __call__(self, arguments: str, call_id: str = "", cancellation: Cancellation | None = None) -> str:
@@ -171,17 +174,18 @@ def _without_call_id(function: Callable[..., Any]) -> tuple[Any, str | None]:
     return with_call_id, name
 
 
-def _in_place_of(target: Callable[..., Any], rule: Callable[..., Any]) -> Any:
-    """A function that takes what `target` takes, and gives the same to `rule`, as keywords."""
+def _keywords_of(target: Callable[..., Any]) -> Any:
+    """A function that takes what `target` takes, and gives it by name."""
     signature = inspect.signature(target)
-    keywords = [one.name for one in signature.parameters.values() if one.kind is one.VAR_KEYWORD]
+    further = [one.name for one in signature.parameters.values() if one.kind is one.VAR_KEYWORD]
 
-    def ask(*args: Any, **kwargs: Any) -> Any:
-        given = dict(signature.bind(*args, **kwargs).arguments)
-        further = [given.pop(name, {}) for name in keywords]
-        return rule(**given, **(further[0] if further else {}))
+    def keywords(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        given = signature.bind(*args, **kwargs).arguments
+        return {name: value for name, value in given.items() if name not in further} | dict(
+            *(given.get(name, {}) for name in further)
+        )
 
-    return _with_signature(ask, target, signature, typing.get_type_hints(target, include_extras=True))
+    return _with_signature(keywords, target, signature, typing.get_type_hints(target, include_extras=True))
 
 
 def _with_signature(

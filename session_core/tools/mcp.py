@@ -101,7 +101,7 @@ class _Server:
         self.name = settings.name
         self.settings = settings
         self._guard = guard
-        self._first: concurrent.futures.Future[None] = concurrent.futures.Future()  # try to start
+        self._first: concurrent.futures.Future[str] = concurrent.futures.Future()  # try to start
         self._older = False  # it knows the older handshake alone
         self._stderr = Stderr()
         self._connection = McpConnection(settings)  # the last one that stood
@@ -121,13 +121,10 @@ class _Server:
     def wait(self, began_at: float) -> None:
         """Waits for the end of the first try to start. Raises McpError where the server must start, and does not."""
         seconds = self.settings.start_seconds
-        reason = ""
         try:
-            self._first.result(max(0.0, began_at + seconds - time.monotonic()))
+            reason = self._first.result(max(0.0, began_at + seconds - time.monotonic()))
         except TimeoutError:
             reason = self._with_last_line(f"it did not answer within {seconds:g} s")
-        except McpError as error:
-            reason = str(error)
         if reason and not self.settings.optional:
             raise McpError(f"the MCP server {self.name} does not start: {reason}")
         if reason:
@@ -143,7 +140,7 @@ class _Server:
                 if self._ending:
                     return
                 if not self._first.done() and not self.settings.optional:
-                    self._first.set_exception(McpError(reason))
+                    self._first.set_result(reason)
                     return
                 if time.monotonic() - began_at > _LONGEST_PAUSE_SECONDS:
                     pause = _FIRST_PAUSE_SECONDS
@@ -195,7 +192,7 @@ class _Server:
 
     def _tried(self) -> None:
         if not self._first.done():
-            self._first.set_result(None)
+            self._first.set_result("")
 
     def _with_last_line(self, reason: str) -> str:
         written = self._stderr.last_line

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import re
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Literal
 
 import mcp_types
@@ -117,18 +117,11 @@ def _input_schema(schema: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"its arguments are no object but {kind}")
     properties: dict[str, list[Any]] = {}
     required: list[Any] = []
-    parts: list[tuple[Any, bool]] = [(schema, True)]
-    seen: set[int] = set()
-    for part, certain in parts:  # which grows meanwhile
-        if id(part) in seen:
-            continue
-        seen.add(id(part))
-        for name, one in _fields(as_object(part).get("properties")).items():
+    for part, certain in _parts(schema):
+        for name, one in _fields(part.get("properties")).items():
             if one is not False and one not in properties.setdefault(name, []):
                 properties[name].append(one)
         required += [name for name in _list(part, "required") if certain and name not in required]
-        parts += [(one, certain) for one in [*_list(part, "allOf"), _target(schema, part)]]
-        parts += [(one, False) for one in _list(part, "anyOf") + _list(part, "oneOf")]
     rest = {key: value for key, value in schema.items() if value is not None and key not in _FOLDED}
     merged = {name: _property(ones) for name, ones in properties.items()}
     folded = {**rest, "type": "object", "properties": merged} | ({"required": required} if required else {})
@@ -138,6 +131,18 @@ def _input_schema(schema: dict[str, Any]) -> dict[str, Any]:
         place = ".".join(str(step) for step in error.errors()[0]["loc"])
         raise ValueError(f"its schema is not understood: {place}: {error.errors()[0]['msg']}"[:300]) from None
     return folded
+
+
+def _parts(schema: dict[str, Any]) -> Iterator[tuple[dict[str, Any], bool]]:
+    """The schema, and all schemas that stand at its top, each once; and whether each holds for every call."""
+    pending: list[tuple[Any, bool]] = [(schema, True)]
+    seen: set[int] = set()
+    for part, certain in pending:  # which grows meanwhile
+        if isinstance(part, dict) and id(part) not in seen:
+            seen.add(id(part))
+            yield part, certain
+            pending += [(one, certain) for one in [*_list(part, "allOf"), _target(schema, part)]]
+            pending += [(one, False) for one in _list(part, "anyOf") + _list(part, "oneOf")]
 
 
 class _Schema(pydantic.BaseModel):
@@ -168,13 +173,13 @@ def _fields(value: object) -> dict[str, Any]:
     return as_object(value)
 
 
-def _list(part: Any, key: str) -> list[Any]:
-    value = as_object(part).get(key)
+def _list(part: dict[str, Any], key: str) -> list[Any]:
+    value = part.get(key)
     return value if isinstance(value, list) else []
 
 
-def _target(schema: Any, part: Any) -> Any:
+def _target(schema: Any, part: dict[str, Any]) -> Any:
     """What the `$ref` of a part into its own schema names, or None."""
-    for step in str(as_object(part).get("$ref")).removeprefix("#/").split("/"):
+    for step in str(part.get("$ref")).removeprefix("#/").split("/"):
         schema = as_object(schema).get(step.replace("~1", "/").replace("~0", "~"))
     return schema

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from session_core.data.message import StoredMessage
+from session_core.model.outgoing_messages import read_tool_calls
 
 _ROLES = {"user": "User", "assistant": "Assistant", "tool": "Tool result"}
 
@@ -27,9 +28,8 @@ def render_markdown(title: str | None, head: Mapping[str, str], messages: Iterab
             parts.append(f"Reasoning:\n\n{_block(message['reasoning'], 'text')}\n")
         if message["content"]:
             parts.append(_block(message["content"], "markdown" if role == "Assistant" else "text"))
-        for call in message.get("tool_calls", ()):
-            function = call["function"]
-            parts.append(f"\nTool call of {_plain(function['name'])}:\n\n{_block(function['arguments'], 'json')}")
+        for call in read_tool_calls(message):
+            parts.append(f"\nTool call of {_plain(call.name)}:\n\n{_block(call.arguments, 'json')}")
     return "\n".join(parts) + "\n"
 
 

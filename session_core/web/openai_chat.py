@@ -68,13 +68,14 @@ def openai_dialect(responses: TurnResponses, agent: Agent, session_headers: Sequ
         return responses.whole(reader, render_completion)
 
     def start(asked: ChatRequest) -> TurnReader:
+        key = idempotency_key()
         is_task = request.headers.get(_TASK_HEADER) or _TASK.search(asked.messages[-1]["content"])
         session_id = None if is_task else find_session_id(responses.sessions.storage, session_headers)
         if session_id is None:
             return start_one_shot(responses, asked)
         if any("parts" in message for message in asked.messages):
             raise ApiError("invalid_request", "A session takes no pictures.")
-        return start_in_session(responses, session_id, asked, idempotency_key())
+        return start_in_session(responses, session_id, asked, key)
 
     @blueprint.get("/models")
     def list_openai_models() -> Response:

@@ -20,7 +20,7 @@ from session_core.model.cancellation import Cancellation
 from session_core.model.events import Cancelled, ModelError, ToolCall
 from session_core.tools.calls import MAX_AT_ONCE, run_calls
 from session_core.tools.files import ToolFileError, load_tools
-from session_core.tools.functions import CallId, Tool, result_text
+from session_core.tools.functions import CallId, Tool, read_arguments, result_text
 from tests.support.server import TIMEOUT, wait_until
 
 
@@ -308,3 +308,25 @@ def test_a_file_that_cannot_be_used_is_named_with_its_line(tmp_path: Path, text:
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ToolFileError, match=r"none\.py cannot be read"):
         load_tools(str(tmp_path / "none.py"))
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["```json\n" + " \n" * 400_000, "```" * 400_000, "```\n" + "`" * 800_000, "\n" * 800_000 + "```", "{" * 800_000],
+)
+def test_arguments_that_are_nearly_right_are_read_in_linear_time(given: str) -> None:
+    began_at = time.process_time()
+    with pytest.raises(ValueError, match="the arguments are not a JSON object"):
+        read_arguments(given)
+    assert time.process_time() - began_at < 2
+
+
+@pytest.mark.parametrize("given", ["```\n{}\n```", "```json\n{}```", " ```JSON \r\n\n {} \n``` ", '```\n"{}"\n```'])
+def test_a_fence_around_the_arguments_is_understood(given: str) -> None:
+    assert read_arguments(given) == {}
+
+
+@pytest.mark.parametrize("given", ["```{}```", "```python\n{}\n```", "```", "``````", "````"])
+def test_another_fence_is_not(given: str) -> None:
+    with pytest.raises(ValueError, match="the arguments are not a JSON object"):
+        read_arguments(given)

@@ -7,10 +7,12 @@ import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -136,8 +138,8 @@ def test_a_server_that_hangs_in_the_handshake_is_named_when_its_time_is_up(
     start: Callable[..., McpServers], tmp_path: Path
 ) -> None:
     began_at = time.monotonic()
-    with pytest.raises(McpError, match="one does not start: it did not answer within 2 s"):
-        start(script(tmp_path), script(tmp_path, "silent", timeout=2.0))
+    with pytest.raises(McpError, match=r"one does not start: it did not answer within 1\.5 s"):
+        start(script(tmp_path), script(tmp_path, "silent", timeout=1.5))
     assert time.monotonic() - began_at < 15
 
 
@@ -156,6 +158,44 @@ def test_an_optional_server_is_tried_again(
     (tmp_path / "one.ready").touch()
     wait_until(lambda: "one__echo" in by_name(servers))
     assert call(servers, "one__echo", text="late") == "late"
+
+
+def test_a_program_that_is_slow_has_its_time(start: Callable[..., McpServers], tmp_path: Path) -> None:
+    ready = threading.Timer(0.7, (tmp_path / "one.ready").touch)
+    ready.start()
+    assert call(start(script(tmp_path, "slow", timeout=TIMEOUT)), "one__echo", text="slow") == "slow"
+
+
+def test_an_optional_program_that_is_slow_is_not_ended_while_it_starts(
+    start: Callable[..., McpServers], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    servers = start(script(tmp_path, "slow", optional=True, timeout=0.3), script(tmp_path, name="other"))
+    assert {tool.source for tool in servers.tools()} == {"MCP server other"}
+    assert "MCP server one: it did not answer within 0.3 s; going on without it for now" in caplog.text
+    (tmp_path / "one.ready").touch()
+    wait_until(lambda: "one__echo" in by_name(servers))
+    assert call(servers, "one__echo", text="slow") == "slow"
+    assert methods(tmp_path).count("initialize") == 1
+    assert list(by_name(servers))[-1].startswith("one__")
+
+
+def test_an_optional_program_that_is_still_starting_is_ended_with_the_server(
+    start: Callable[..., McpServers], tmp_path: Path
+) -> None:
+    servers = start(script(tmp_path, "slow", optional=True, timeout=0.3))
+    began_at = time.monotonic()
+    servers.close()
+    assert time.monotonic() - began_at < 8
+
+
+def test_an_address_that_is_silent_is_tried_again(start: Callable[..., McpServers]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/mcp"
+        start(McpServer("silent", url=url, optional=True, timeout=0.2))
+        listener.settimeout(TIMEOUT)
+        with contextlib.ExitStack() as stack:
+            for _ in range(3):  # one for each handshake of the first try, and one for the next try
+                stack.enter_context(listener.accept()[0])
 
 
 def test_a_server_gets_its_variables_and_no_keys(
@@ -189,9 +229,9 @@ def test_of_500_tools_as_many_as_model_servers_take_are_offered(
 
 def test_a_list_of_tools_that_changed_is_followed(start: Callable[..., McpServers], tmp_path: Path) -> None:
     servers = start(script(tmp_path))
-    assert "one__tool_13" not in by_name(servers)
+    assert "one__tool_14" not in by_name(servers)
     call(servers, "one__grow")
-    wait_until(lambda: "one__tool_13" in by_name(servers))
+    wait_until(lambda: "one__tool_14" in by_name(servers))
 
 
 def test_a_server_that_dies_is_started_again(start: Callable[..., McpServers], tmp_path: Path) -> None:
@@ -255,6 +295,24 @@ def test_a_server_that_does_not_want_to_end_is_killed_with_its_children(
     assert all(map(alive, pids))
     servers.close()
     assert not any(map(alive, pids))
+
+
+def test_a_child_that_a_tool_has_forked_holds_up_no_end(start: Callable[..., McpServers], tmp_path: Path) -> None:
+    servers = start(script(tmp_path))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of threads that a child does not have
+        child = os.fork()
+    if child == 0:
+        time.sleep(2 * TIMEOUT)
+        os._exit(0)
+    try:
+        closer = threading.Thread(target=servers.close)
+        closer.start()
+        closer.join(TIMEOUT / 2)
+        assert not closer.is_alive()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 # --- the SDK's own server ---

@@ -14,6 +14,8 @@ from tests.support.server import wait_until
 
 pytest.importorskip("mcp", reason="needs the MCP SDK")
 
+from opentelemetry import trace
+
 from session_core.tools.mcp import McpServers
 from tests.support.mcp_servers import call
 
@@ -86,6 +88,17 @@ def test_a_redirect_within_the_origin_is_followed(
     server.redirect = status
     servers = start(McpServer("web", url=server.url))
     assert call(servers, "web__raw", body=RESULT) == "fine"
+
+
+def test_the_header_of_a_trace_goes_where_the_redirect_leads(
+    start: Callable[..., McpServers], server: McpHttpServer
+) -> None:
+    server.redirect = 307
+    servers = start(McpServer("web", url=server.url))
+    context = trace.SpanContext(0xA, 0xB, is_remote=False, trace_flags=trace.TraceFlags(1))
+    with trace.use_span(trace.NonRecordingSpan(context)):
+        assert call(servers, "web__raw", body=RESULT) == "fine"
+    assert server.traces == [f"00-{0xA:032x}-{0xB:016x}-01"]
 
 
 def test_a_redirect_to_another_origin_is_named(start: Callable[..., McpServers], server: McpHttpServer) -> None:

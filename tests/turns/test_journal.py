@@ -107,6 +107,26 @@ def test_a_later_attempt_has_left_its_own() -> None:
     assert (found["content"], found["attempt"], found["continues"]) == ("Hello", 2, True)
 
 
+def test_a_journal_of_another_hand_leaves_its_session_usable(tmp_path: Path) -> None:
+    odd = {
+        "content": 5,
+        "role": "user",
+        "id": "msg-0",
+        "created_at": 7,
+        "tool_calls": [5],
+        "model": [],
+        "attempt": "2",
+    }
+    with Client(storage=FileStorage(str(tmp_path))) as client:
+        session = client.storage.create([{"id": "msg-0", "role": "user", "content": "Hi", "created_at": "t"}])
+        lines = [identity("turn", "msg-0", 1, odd), *LINES[1:]]
+        (tmp_path / f".{session}.journal").write_bytes(b"\n".join(lines))
+        assert client.run(session, "Next").status_code == 200
+        _, partial, *_ = client.messages(session)
+        assert partial.keys() == {"id", "role", "content", "reasoning", "status", "reason", "created_at"}
+        assert (partial["role"], partial["content"], partial["reason"]) == ("assistant", "Hello", "interrupted")
+
+
 EVENTS = st.lists(
     st.builds(Chunk, st.text(min_size=1))
     | st.builds(Reasoning, st.text(min_size=1))

@@ -466,6 +466,8 @@ MESSAGE = st.fixed_dictionaries(
         "idempotency_key": st.one_of(st.just("key"), ODD),
         "previous_error": st.one_of(st.just("no such code"), ODD),
         "refusal": ODD,
+        **dict.fromkeys(("reasoning", "model", "provider_metadata", "provider_state", "is_error"), ODD),
+        **dict.fromkeys(("replaces", "history", "previous_refused", "continues", "goes_on"), ODD),
     },
 )
 
@@ -545,3 +547,6 @@ def test_a_history_of_any_shape_can_be_read(by_hand: tuple[Client, Path], messag
     assert [(message["role"], message["content"]) for message in stored] == [
         (message["role"], message["content"]) for message in messages
     ]
+    for form in ("text/markdown", "application/vnd.ai-sdk.ui-messages+json"):
+        assert client.get(f"/sessions/{session}", Accept=form).status_code == 200
+    assert client.request("POST", "/sessions", {"copy_of": session}).status_code == 201

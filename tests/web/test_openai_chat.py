@@ -56,7 +56,8 @@ def chunks(response: TestResponse) -> list[Any]:
 
 def _readers(client: Client) -> int:
     """How many requests wait for a turn. Nothing that a client sees tells of it."""
-    return sum(client.app.extensions["turn_responses"]._readers.values())
+    count: int = client.app.extensions["turn_responses"].reader_count
+    return count
 
 
 # --- one-shot ---
