@@ -79,11 +79,6 @@ class TurnResponses:
         """The sessions of the user who asks."""
         return self._sessions_of_users.of(g.get("user", ""))
 
-    @property
-    def reader_count(self) -> int:
-        """How many requests read turns now."""
-        return self._responses.taken + self._watchers.taken
-
     def start(
         self, session_id: str, asked: TurnRequest, *, keeps_running: bool = True, sessions: Sessions | None = None
     ) -> TurnReader:
