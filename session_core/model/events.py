@@ -58,8 +58,8 @@ class Answer:
     """The last event of a run that ended well, with the text after the last tool call.
 
     `reason` says why the answer is not complete: `length`, `content_filter` or `no_finish_reason`. `fields` are what
-    the history keeps beside the text: `reasoning`, the `model` that wrote it, and `provider_metadata`, which only
-    this room's neighbours read (see `session_core/model/provider_metadata.py`).
+    the history keeps beside the text: `reasoning`, the `model` that wrote it, and what
+    `session_core/model/provider_metadata.py` keeps.
     """
 
     content: str
@@ -88,5 +88,5 @@ class ModelError(Exception):
         self.retry_after = retry_after
 
 
-class Stopped(Exception):
-    """The `Stop` of the run ended it."""
+class Cancelled(Exception):
+    """The `Cancellation` of the run ended it."""

@@ -253,4 +253,6 @@ def decode_event(line: bytes) -> LoggedEvent | None:
     if not isinstance(created_at, str) or not isinstance(number, int) or not isinstance(sequence, int):
         raise TypeError("an entry without its number and time")
     known = _EVENTS.get(kind)
-    return known and LoggedEvent(number, created_at, sequence, known(*fields[: len(known.__slots__)]))
+    if known is None:
+        return None
+    return LoggedEvent(number, created_at, sequence, known(*fields[: len(known.__slots__)]))

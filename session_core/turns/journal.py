@@ -39,7 +39,7 @@ class LogLines:
 
     def partial_text(self, after: int) -> tuple[list[bytes], int]:
         entries = self._log.read(after, 0, MAX_EVENTS + 1)
-        return list(_joined(entries)), after + len(entries)
+        return list(journal_lines(entries)), after + len(entries)
 
     @property
     def ended(self) -> bool:
@@ -50,7 +50,7 @@ class LogLines:
         return self._log.size()
 
 
-def _joined(entries: Iterable[LoggedEvent]) -> Iterator[bytes]:
+def journal_lines(entries: Iterable[LoggedEvent]) -> Iterator[bytes]:
     """The entries in fewer lines. Texts in a row are joined, and of tools only the kind of event is kept."""
     for kind, group in groupby(entries, key=lambda entry: type(entry.event)):
         first, *rest = group

@@ -22,7 +22,7 @@ from session_core.data.message import (
     user_message,
 )
 from session_core.model.events import Chunk, Reasoning, ToolResult
-from session_core.model.history import read_tool_calls
+from session_core.model.outgoing_messages import read_tool_calls
 from session_core.model.reply import sum_usage
 from session_core.turns.event_log import Ended, Event, Failed, Started
 from session_core.turns.turn_request import TurnRefused, TurnRequest

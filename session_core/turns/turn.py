@@ -19,32 +19,38 @@ class Overloaded(Exception):
 
 
 class Readers:
-    """How many clients read a turn: the one that started it, and those that have joined it or watch it."""
+    """The clients that read a turn: the one that started it, and those that have joined it or watch it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self.count = 0
         self._joined = 0
+        self._stoppable = False  # a client wants the turn to end when nobody reads it any more
+        self._kept = False  # a client wants it to run on all the same
+        self.count = 0
 
-    def add(self) -> None:
-        """Counts the client that started the turn."""
-        with self._lock:
-            self.count += 1
+    def add(self, *, joined: bool, keeps_running: bool | None = None) -> None:
+        """Counts a client. Raises Overloaded for the seventeenth that has `joined`.
 
-    def join(self) -> None:
-        """Counts a further client. Raises Overloaded at 16."""
+        Unless it `keeps_running`, the turn is to end when nobody reads it any more. None leaves that as it is.
+        """
         with self._lock:
-            if self._joined == MAX_WATCHERS:
+            if joined and self._joined == MAX_WATCHERS:
                 raise Overloaded
-            self._joined += 1
+            self._joined += joined
             self.count += 1
+            self._stoppable |= keeps_running is False
+            self._kept |= keeps_running is True
 
-    def leave(self, *, joined: bool) -> int:
-        """Counts a client no more. Returns how many are left."""
+    def leave(self, *, joined: bool) -> None:
+        """Counts a client no more."""
         with self._lock:
-            self.count -= 1
             self._joined -= joined
-            return self.count
+            self.count -= 1
+
+    @property
+    def may_end_it(self) -> bool:
+        """Whether the turn ends when nobody reads it any more."""
+        return self._stoppable and not self._kept
 
 
 class Turn:
@@ -76,6 +82,15 @@ class Turn:
         Waits for one event, and returns an empty list if none comes within `seconds`.
         """
         return self._log.read(after, seconds)
+
+    def leave(self, *, joined: bool) -> None:
+        """Counts a reader no more. A turn that nobody reads any more is cancelled, if its readers wanted that."""
+        self.readers.leave(joined=joined)
+        if not self.readers.count and not self.ended:
+            self._leave_alone()
+
+    def _leave_alone(self) -> None:
+        """Nobody reads the turn here any more."""
 
     def result(self) -> Ended | Failed:
         """Waits until the turn has ended, and returns its last event."""

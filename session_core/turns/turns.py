@@ -175,8 +175,10 @@ class Turns:
             return None  # it was a retry of a turn that has ended
         if request.key is None:
             storage.running(session_id)  # a session that does not exist is the first error
-        elif earlier := self._earlier_turn(place, request, storage.get(session_id), other and other.wait()):
-            return earlier
+        else:
+            running = other.wait() if other is not None else None
+            if earlier := self._earlier_turn(place, request, storage.get(session_id), running):
+                return earlier
         raise ShuttingDown if self._closing else SessionBusy(session_id)
 
     def _take(
@@ -331,7 +333,8 @@ class Turns:
 def _turn_of_key(session: Session, request: TurnRequest) -> StoredTurn | None:
     """The stored turn that has the key of the request. Raises KeyReused where it asked for something else."""
     stored = find_turn(session, request.key)
-    if stored is not None and request.key is not None:
-        if not request.is_same(TurnRequest.stored(stored.messages[0], request.key)):
-            raise KeyReused
+    if stored is None or request.key is None:
+        return None
+    if not request.is_same(TurnRequest.stored(stored.messages[0], request.key)):
+        raise KeyReused
     return stored

@@ -17,6 +17,7 @@ _PUBLIC_FIELDS = (
     *("id", "role", "content", "reasoning", "tool_calls", "tool_call_id", "name", "status", "reason"),
     *("is_error", "model", "usage", "replaces", "created_at"),
 )
+_SUBSTITUTED = "-s"  # ends the id of an event that stands in place of events of a server that is gone
 
 
 class EventRenderer:
@@ -32,7 +33,7 @@ class EventRenderer:
 
     def render(self, entry: LoggedEvent) -> bytes:
         """The frame of the next event."""
-        event_id = f"evt-{self._turn_id}-{entry.number}"
+        event_id = f"evt-{self._turn_id}-{entry.number}{_SUBSTITUTED if entry.substituted else ''}"
         if isinstance(entry.event, Chunk):  # most events are chunks; encoding a dict of one takes nine times as long
             data = f'{{"content":{encode_json(entry.event.content)},"sequence":{entry.sequence}}}'
             text = f'{{"type":"stream_chunk","id":"{event_id}","created_at":"{entry.created_at}","data":{data}}}'
@@ -50,8 +51,8 @@ def find_resume_index(turn: Turn | None, event_id: str) -> int:
     """
     if not event_id:
         return 0
-    found = re.fullmatch(rf"evt-{turn.id}-([1-9][0-9]{{0,9}})", event_id) if turn else None
-    index = turn.find_index(int(found[1])) if turn and found else None
+    found = re.fullmatch(rf"evt-{turn.id}-([1-9][0-9]{{0,9}})({_SUBSTITUTED})?", event_id) if turn else None
+    index = turn.find_index(int(found[1]), substituted=bool(found[2])) if turn and found else None
     if index is None:
         raise ApiError("event_gone")
     return index

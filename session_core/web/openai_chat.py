@@ -60,7 +60,7 @@ def openai_dialect(responses: TurnResponses, agent: Agent, session_headers: Sequ
     def complete_chat() -> Response:
         asked = _parse_request(json_body())
         with _model_errors():
-            responses.turns.models.check(asked.model)
+            responses.sessions.models.check(asked.model)
             reader = start(asked)
         if asked.stream:
             renderer = CompletionRenderer(reader.turn, asked.model or agent.model, with_usage=asked.with_usage)
@@ -69,7 +69,7 @@ def openai_dialect(responses: TurnResponses, agent: Agent, session_headers: Sequ
 
     def start(asked: ChatRequest) -> TurnReader:
         is_task = request.headers.get(_TASK_HEADER) or _TASK.search(asked.messages[-1]["content"])
-        session_id = None if is_task else find_session_id(responses.turns.storage, session_headers)
+        session_id = None if is_task else find_session_id(responses.sessions.storage, session_headers)
         if session_id is None:
             return start_one_shot(responses, asked)
         if any("parts" in message for message in asked.messages):
@@ -78,13 +78,13 @@ def openai_dialect(responses: TurnResponses, agent: Agent, session_headers: Sequ
 
     @blueprint.get("/models")
     def list_openai_models() -> Response:
-        names = responses.turns.models.names()
+        names = responses.sessions.models.names()
         return json_response({"object": "list", "data": [_render_model(name) for name in names]})
 
     @blueprint.get("/models/<path:model>")
     def get_openai_model(model: str) -> Response:
         with _model_errors():
-            responses.turns.models.check(model)
+            responses.sessions.models.check(model)
         return json_response(_render_model(model))
 
     return blueprint

@@ -58,14 +58,14 @@ def ui_dialect(responses: TurnResponses) -> Blueprint:
 
     @blueprint.post("/chat")
     def chat() -> Response:
-        session_id, question = _parse_turn_request(json_body(), responses.turns.storage.get)
+        session_id, question = _parse_turn_request(json_body(), responses.sessions.storage.get)
         reader = responses.start(session_id, question)
         return responses.stream(reader, UiRenderer(reader.turn.message_id))
 
     def resume_chat(session_id: str) -> Response:
-        turn = responses.turns.attach(session_id)
+        turn = responses.sessions.attach(session_id)
         running = None if turn is None or turn.ended else turn  # the client has the answer of an ended turn
-        return responses.watch(running, lambda: 0, lambda turn: UiRenderer(turn.message_id))
+        return responses.watch(running, lambda _: 0, lambda turn: UiRenderer(turn.message_id))
 
     add_stream(blueprint, "/chat/<session_id>/stream", resume_chat)
     return blueprint

@@ -152,7 +152,8 @@ def _answer(turn: StoredTurn, show_reasoning: bool) -> _Json:
     kept = without_failed_attempts(turn.messages, attempt)
     stored = StoredTurn([{**one, "attempt": attempt} for one in kept], turn.error, turn.is_last, attempt)
     renderer = UiRenderer(turn.messages[0]["id"])
-    made = [chunk for event in stored.events(show_reasoning=show_reasoning) for chunk in renderer.ui_chunks(event)]
+    events = [event for event in stored.events() if show_reasoning or not isinstance(event, Reasoning)]
+    made = [chunk for event in events for chunk in renderer.ui_chunks(event)]
     metadata = next(chunk["messageMetadata"] for chunk in made if chunk["type"] == "message-metadata")
     return {"id": made[0]["messageId"], "role": "assistant", "metadata": metadata, "parts": _parts(made)}
 

@@ -117,7 +117,7 @@ def test_a_path_that_is_not_absolute_stays_where_it_was(
 
 def test_nothing_but_sessions_is_left_in_the_directory(storage: FileStorage, directory: Path) -> None:
     id, deleted = storage.create(), storage.create()
-    with storage.lock(id, turn=True) as locked:
+    with storage.lock_for_turn(id) as locked:
         locked.append(user("x"))
         locked.configure(title="x")
     with storage.lock(deleted) as locked:
@@ -129,13 +129,13 @@ def test_nothing_but_sessions_is_left_in_the_directory(storage: FileStorage, dir
 def test_no_file_is_left_open(storage: FileStorage) -> None:
     before = open_files()
     id = storage.create()
-    with storage.lock(id, turn=True) as locked:
+    with storage.lock_for_turn(id) as locked:
         locked.append(user("x"))
         locked.configure(title="x")
         locked.configure(title="y")
     for ask in (storage.get, storage.summary, storage.running):
         ask(id)
-    with storage.lock(id, turn=True), pytest.raises(SessionBusy):
+    with storage.lock_for_turn(id), pytest.raises(SessionBusy):
         storage.lock(id)
     with storage.lock(id) as locked:
         locked.delete()
@@ -257,7 +257,7 @@ def test_a_file_that_is_no_session_is_corrupt_and_is_left_as_it_is(
         storage.get(ID)
     assert f"{ID}.json" in caplog.text and "Traceback" not in caplog.text
     assert storage.running(ID) is False
-    with storage.lock(ID, turn=True) as locked:
+    with storage.lock_for_turn(ID) as locked:
         for change in (
             lambda: locked.session,
             lambda: locked.append(user("x")),

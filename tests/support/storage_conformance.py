@@ -79,7 +79,7 @@ class StorageConformance(LockConformance):
             with pytest.raises(SessionNotFound):
                 ask(bad)
         with pytest.raises(SessionNotFound):
-            storage.lock(bad, turn=True)
+            storage.lock_for_turn(bad)
         with pytest.raises(SessionNotFound):
             storage.page(after=bad)
 
@@ -403,7 +403,7 @@ class StorageConformance(LockConformance):
 
     def test_taking_a_session_and_reading_it_leave_the_list_alone(self, storage: Storage, id: str) -> None:
         order = [storage.create(), id]
-        with storage.lock(id, turn=True) as locked:
+        with storage.lock_for_turn(id) as locked:
             assert locked.session == storage.get(id)
         storage.summary(id)
         storage.running(id)

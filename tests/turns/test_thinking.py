@@ -200,7 +200,7 @@ def test_what_goes_out_changes_nothing_of_what_a_store_keeps_for_the_next_turn(s
         locked.append({"role": "assistant", "content": "Too long."})
     with ModelServer(default=SERVERS[server]()) as model, Client(model=model, storage=storage) as client:
         converse(client, session, 3)
-    with storage.lock(session, turn=True) as locked:
+    with storage.lock_for_turn(session) as locked:
         assert locked.session == FileStorage(str(tmp_path)).get(session)
 
 
