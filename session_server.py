@@ -173,7 +173,7 @@ def _mcp_tools(
         from session_core.tools.mcp import McpServers
         from session_core.tools.mcp_config import McpError, read_mcp_config
     except ImportError as error:
-        if (error.name or "").partition(".")[0] not in ("mcp", "mcp_types", "anyio", "httpx2", "jsonschema"):
+        if (error.name or "").partition(".")[0] not in ("mcp", "mcp_types", "anyio", "httpx2"):
             raise
         raise SettingsError("-mcp_config needs the MCP SDK: pip install '.[mcp]'") from None
     for name in ("mcp", "client"):  # the SDK's logs, which quote messages

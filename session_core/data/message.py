@@ -33,6 +33,7 @@ class AnswerFields(AttemptFields, total=False):
     reason: str
     usage: dict[str, Any]
     finish_reason: str
+    leaves_out: list[str]  # ids of earlier questions without which alone the model server answers
 
 
 class QuestionFields(TypedDict, total=False):

@@ -15,6 +15,7 @@ import pydantic
 import pydantic_core
 
 from session_core.data.text import json_object, utf8_text
+from session_core.model.cancellation import Cancellation
 
 MAX_RESULT_CHARACTERS = 1 << 20  # of one tool's result or error
 
@@ -27,40 +28,11 @@ _Function = typing.TypeVar("_Function", bound=Callable[..., Any])
 _FENCE = "```"
 
 
-class Abandonment:
-    """Tells a call of a tool that nobody waits for its result any more."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._abandoned = False
-        self._actions: list[Callable[[], object]] = []
-
-    def set(self) -> None:
-        """Abandons the call, and runs what `then` was given. May be repeated."""
-        with self._lock:
-            self._abandoned = True
-            actions, self._actions = self._actions, []
-        for action in actions:
-            action()
-
-    def is_set(self) -> bool:
-        """Whether `set` was called."""
-        return self._abandoned
-
-    def then(self, action: Callable[[], object]) -> None:
-        """Has `set` run this, which must not block; runs it now if the call is abandoned already."""
-        with self._lock:
-            if not self._abandoned:
-                self._actions.append(action)
-                return
-        action()
-
-
 class AnyTool(Protocol):
     """What the agent and `GET /tools` need of a tool, wherever it comes from.
 
     A call gets a JSON object of arguments, and returns its result as text for the model. It raises ValueError in
-    words for the model. A call that can be interrupted hears of that by `abandonment`.
+    words for the model. A call that can be interrupted hears of that by `cancellation`.
 
     `may_need_approval` says whether a person must agree to calls, or to some of them, before they run.
     """
@@ -75,7 +47,7 @@ class AnyTool(Protocol):
     def needs_approval(self, arguments: str) -> bool:
         """Whether a person must agree to a call with this JSON object of arguments. Never raises."""
 
-    def __call__(self, arguments: str, call_id: str = "", abandonment: Abandonment | None = None) -> str: ...
+    def __call__(self, arguments: str, call_id: str = "", cancellation: Cancellation | None = None) -> str: ...
 
 
 def tool_schema(name: str, description: str, parameters: dict[str, Any]) -> dict[str, Any]:
@@ -117,7 +89,8 @@ class Tool:
         try:
             target, self._id_parameter = _without_call_id(function)
             self._adapter: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(target)
-            self._rule = pydantic.TypeAdapter(_in_place_of(target, rule)) if callable(rule) else None
+            self._checked = pydantic.TypeAdapter(_keywords_of(target)) if callable(rule) else None
+            self._rule: Any = rule
             self.parameters: dict[str, Any] = self._adapter.json_schema()
         except (pydantic.errors.PydanticUserError, NameError, TypeError) as error:
             reason = str(error).splitlines()[0]
@@ -128,21 +101,23 @@ class Tool:
         self.schema = tool_schema(self.name, self.description, self.parameters)
 
     def needs_approval(self, arguments: str) -> bool:
-        """Whether a person must agree to a call with these arguments, which the function gets as it checks them.
+        """Whether a person must agree to a call with these arguments, which the function gets as the tool does.
 
         So it is where nothing can be said, such as for arguments that do not fit.
         """
-        if self._rule is None:
+        if self._checked is None:
             return self.may_need_approval
         try:
-            return bool(self._rule.validate_json(pydantic_core.to_json(read_arguments(arguments))))
-        except Exception:  # noqa: BLE001  the rule is anybody's code
+            given = read_arguments(arguments)
+            checked = self._checked.validate_json(pydantic_core.to_json(given))
+            return bool(self._rule(**{name: value for name, value in checked.items() if name in given}))
+        except Exception:  # noqa: BLE001  the function is anybody's code
             return True
 
-    def __call__(self, arguments: str, call_id: str = "", abandonment: Abandonment | None = None) -> str:
+    def __call__(self, arguments: str, call_id: str = "", cancellation: Cancellation | None = None) -> str:
         """Calls the function with a JSON object of arguments. Returns its result as text for the model.
 
-        A function cannot be interrupted: it does not hear of `abandonment`. Raises ValueError, in words for the
+        A function cannot be interrupted: it does not hear of `cancellation`. Raises ValueError, in words for the
         model, if the arguments do not fit, and whatever the function raises.
         """
         given = read_arguments(arguments)
@@ -199,17 +174,18 @@ def _without_call_id(function: Callable[..., Any]) -> tuple[Any, str | None]:
     return with_call_id, name
 
 
-def _in_place_of(target: Callable[..., Any], rule: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that takes what `target` takes, and gives the same to `rule`, as keywords."""
+def _keywords_of(target: Callable[..., Any]) -> Any:
+    """A function that takes what `target` takes, and gives it by name."""
     signature = inspect.signature(target)
-    keywords = [one.name for one in signature.parameters.values() if one.kind is one.VAR_KEYWORD]
+    further = [one.name for one in signature.parameters.values() if one.kind is one.VAR_KEYWORD]
 
-    def ask(*args: Any, **kwargs: Any) -> Any:
-        given = dict(signature.bind(*args, **kwargs).arguments)
-        further = [given.pop(name, {}) for name in keywords]
-        return rule(**given, **(further[0] if further else {}))
+    def keywords(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        given = signature.bind(*args, **kwargs).arguments
+        return {name: value for name, value in given.items() if name not in further} | dict(
+            *(given.get(name, {}) for name in further)
+        )
 
-    return _with_signature(ask, target, signature, typing.get_type_hints(target, include_extras=True))
+    return _with_signature(keywords, target, signature, typing.get_type_hints(target, include_extras=True))
 
 
 def _with_signature(

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import functools
 import logging
+import math
 import threading
 import time
 from collections.abc import Sequence
@@ -99,10 +101,11 @@ class _Server:
         self.name = settings.name
         self.settings = settings
         self._guard = guard
-        self._first: concurrent.futures.Future[None] = concurrent.futures.Future()  # try to start
+        self._first: concurrent.futures.Future[str] = concurrent.futures.Future()  # try to start
         self._older = False  # it knows the older handshake alone
         self._stderr = Stderr()
-        self._connection = McpConnection(settings)  # the last one that was ready
+        self._connection = McpConnection(settings)  # the last one that stood
+        self._connection.gone.set()
         self._scope: anyio.CancelScope | None = None
         self._ending = False
 
@@ -118,13 +121,10 @@ class _Server:
     def wait(self, began_at: float) -> None:
         """Waits for the end of the first try to start. Raises McpError where the server must start, and does not."""
         seconds = self.settings.start_seconds
-        reason = ""
         try:
-            self._first.result(max(0.0, began_at + seconds - time.monotonic()))
+            reason = self._first.result(max(0.0, began_at + seconds - time.monotonic()))
         except TimeoutError:
             reason = self._with_last_line(f"it did not answer within {seconds:g} s")
-        except McpError as error:
-            reason = str(error)
         if reason and not self.settings.optional:
             raise McpError(f"the MCP server {self.name} does not start: {reason}")
         if reason:
@@ -140,7 +140,7 @@ class _Server:
                 if self._ending:
                     return
                 if not self._first.done() and not self.settings.optional:
-                    self._first.set_exception(McpError(reason))
+                    self._first.set_result(reason)
                     return
                 if time.monotonic() - began_at > _LONGEST_PAUSE_SECONDS:
                     pause = _FIRST_PAUSE_SECONDS
@@ -152,60 +152,47 @@ class _Server:
     def end(self) -> None:
         """Ends `keep`."""
         self._ending = True
-        if self._connection.ready.is_set() and not self._connection.gone.is_set():
-            self._connection.gone.set()
-        elif self._scope:
+        if self._scope and self._connection.gone.is_set():
             self._scope.cancel()
+        self._connection.gone.set()
 
     async def _connect(self) -> str:
         """Makes a connection, waits for its end, and returns the reason."""
         connection = McpConnection(self.settings)
         reason = await self._attempt(connection)
-        if connection.gone.is_set() and not connection.ready.is_set() and not self._older:
+        if connection.gone.is_set() and connection is not self._connection and not self._older:
             # Some older servers end at the first request of the newer handshake, which they do not know.
-            self._older = True
-            connection = McpConnection(self.settings)
+            self._older, connection = True, McpConnection(self.settings)
             reason = await self._attempt(connection)
-        self._older = self._older and connection.ready.is_set()  # or it may have become a newer one
+        was_up = connection is self._connection
+        self._older = self._older and was_up  # or it may have become a newer one
         # What it writes later may quote a message, and is not for the log.
-        return reason if connection.ready.is_set() else self._with_last_line(reason)
+        return reason if was_up else self._with_last_line(reason)
 
     async def _attempt(self, connection: McpConnection) -> str:
         """A connection from its beginning to its end. An address that is silent is given up; a program that is still
         starting is not."""
         self._stderr = Stderr()
-        seconds = self.settings.start_seconds
+        if self.settings.url:
+            transport = http_transport(self.settings)
+        else:
+            rubbish = functools.partial(connection.warn, "it writes lines to its output that are no messages")
+            transport = stdio_transport(self.settings, self._guard, self._stderr, connection.gone.set, rubbish)
+        seconds = self.settings.start_seconds if self.settings.url else None
         try:
-            if self.settings.url:
-                transport = http_transport(self.settings)
-            else:
-                rubbish = "writes lines to its output that are no messages"
-                transport = stdio_transport(
-                    self.settings, self._guard, self._stderr, connection.gone.set, lambda: connection.warn(rubbish)
-                )
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._watch, connection, tasks.cancel_scope)
-                await connection.keep(transport, self._older)
-                tasks.cancel_scope.cancel()
+            with anyio.move_on_after(seconds) as deadline:
+                async with connection.opened(transport, self._older):
+                    deadline.deadline = math.inf
+                    self._connection = connection
+                    self._tried()
+                    await connection.follow()
         except Exception as error:  # noqa: BLE001  whatever a server does costs its own tools
             return words_of(error)
-        return "it ended" if connection.ready.is_set() else f"it did not answer within {seconds:g} s"
-
-    async def _watch(self, connection: McpConnection, scope: anyio.CancelScope) -> None:
-        """Offers the tools of a connection as soon as it is ready."""
-        if self.settings.url:
-            with anyio.move_on_after(self.settings.start_seconds) as deadline:
-                await connection.ready.wait()
-            if deadline.cancelled_caught:
-                scope.cancel()
-                return
-        await connection.ready.wait()
-        self._connection = connection
-        self._tried()
+        return f"it did not answer within {seconds:g} s" if deadline.cancelled_caught else "it ended"
 
     def _tried(self) -> None:
         if not self._first.done():
-            self._first.set_result(None)
+            self._first.set_result("")
 
     def _with_last_line(self, reason: str) -> str:
         written = self._stderr.last_line

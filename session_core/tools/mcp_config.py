@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import field
 from typing import Annotated, Any
-from urllib.parse import urlsplit
 
 import pydantic
 from pydantic.dataclasses import dataclass
@@ -14,30 +13,31 @@ from pydantic.dataclasses import dataclass
 from session_core.data.text import json_object
 
 _VARIABLE = re.compile(r"\$\{(?:([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}|[^}]{0,40}\}?)")
-_PROGRAM_SECONDS = 60.0  # to start: `npx` and `uvx` may have to install it
-_ADDRESS_SECONDS = 10.0  # to be reached, and to list its tools
 _SPOKEN = {"command": ("stdio", "local"), "url": ("http", "streamablehttp")}  # without hyphens and underscores
-_WORDS = {
+_REMEDIES = {"command": "leave it out, or write stdio", "url": "give the address for streamable HTTP"}
+_FAULTS = {
     "string_type": "must be a string",
+    "too_short": "is empty: name a program",
+    "string_pattern_mismatch": "must be a URL such as http://localhost:8000/mcp",
     "tuple_type": "must be a list of strings",
     "mapping_type": "must be an object of strings",
-    "dict_type": "must be an object of strings",
     "bool_type": "must be true or false",
     "float_type": "must be a number of seconds",
-    "greater_than": "must be a number of seconds above 0",
+    "greater_than": "must be a number of seconds",
     "finite_number": "must be a number of seconds",
-}  # by the kind of an error of pydantic
+}  # by the type that pydantic gives an error
 
 
 class McpError(ValueError):
     """An MCP server that cannot be used, or a file that cannot be read. The text names it and the remedy."""
 
 
-def _expanded(text: str, info: pydantic.ValidationInfo) -> str:
-    """The text with the variables of the environment, which is the context of the validation."""
+def _expand(text: str, info: pydantic.ValidationInfo) -> str:
+    """The text with the variables of the environment, which is the context of the validation, if it has one."""
     if "\0" in text:
-        raise ValueError("a string holds a NUL")
-    return text if info.context is None else _VARIABLE.sub(lambda found: _value(found, info.context), text)
+        raise ValueError("a string in it holds a NUL")
+    environment = info.context
+    return text if environment is None else _VARIABLE.sub(lambda found: _value(found, environment), text)
 
 
 def _value(found: re.Match[str], environment: Mapping[str, str]) -> str:
@@ -45,30 +45,15 @@ def _value(found: re.Match[str], environment: Mapping[str, str]) -> str:
     if name is None or "${" in (default or ""):
         raise ValueError(f"{found[0]} is not understood: write ${{VARIABLE}} or ${{VARIABLE:-default}}")
     value = environment.get(name)
-    if default is not None:
-        return value or default
-    if value is None:
+    if value is None and default is None:
         raise ValueError(f"the variable {name} is not set: set it, or write ${{{name}:-default}}")
-    return value
+    return value or default or ""
 
 
-def _named(command: str) -> str:
-    if not command:
-        raise ValueError("command is empty: name a program")
-    return command
-
-
-def _url(text: str) -> str:
-    try:
-        parts = urlsplit(text)
-        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
-            return text
-    except ValueError:  # of the port or of an IPv6 address
-        pass
-    raise ValueError("url must be a URL such as http://localhost:8000/mcp")
-
-
-_Text = Annotated[str, pydantic.AfterValidator(_expanded)]
+_Text = Annotated[str, pydantic.AfterValidator(_expand)]
+_Url = Annotated[
+    _Text, pydantic.Field(pattern=r"^https?://([^\s/?#@]*@)?([^\s/?#:@\[]+|\[[^\]/?#]+\])(:\d{1,5})?([/?#]|$)")
+]
 
 
 @dataclass(frozen=True)
@@ -80,23 +65,20 @@ class McpServer:
     """
 
     name: str
-    command: Annotated[_Text, pydantic.AfterValidator(_named)] = ""
+    command: Annotated[_Text, pydantic.Field(min_length=1)] = ""
     args: tuple[_Text, ...] = ()
     env: Mapping[str, _Text] = field(default_factory=dict)
     cwd: _Text | None = None
-    url: Annotated[_Text, pydantic.AfterValidator(_url)] = ""
+    url: _Url = ""
     headers: Mapping[str, _Text] = field(default_factory=dict)
     optional: pydantic.StrictBool = False
-    timeout: Annotated[float, pydantic.Field(strict=True, gt=0, allow_inf_nan=False)] | None = None
+    timeout: Annotated[float, pydantic.Field(strict=True, gt=0, allow_inf_nan=False)] = 0.0
     approve: tuple[str, ...] = ()
 
     @property
     def start_seconds(self) -> float:
-        """How long the server may take to start or to be reached, and to list its tools."""
-        return self.timeout or (_ADDRESS_SECONDS if self.url else _PROGRAM_SECONDS)
-
-
-_entry = pydantic.TypeAdapter(McpServer)
+        """How long it may take to start, or to be reached, and to list its tools. `npx` may have to install it."""
+        return self.timeout or (10.0 if self.url else 60.0)
 
 
 def read_mcp_config(path: str, environment: Mapping[str, str]) -> list[McpServer]:
@@ -115,45 +97,40 @@ def read_mcp_config(path: str, environment: Mapping[str, str]) -> list[McpServer
     servers = (json_object(text) or {}).get("mcpServers")
     if not isinstance(servers, dict):
         raise McpError(f'{path} is not a JSON object such as {{"mcpServers": {{"time": {{"command": "…"}}}}}}')
-    found = []
-    for name, entry in servers.items():
-        try:
-            if server := _server(name, entry, environment):
-                found.append(server)
-        except pydantic.ValidationError as error:
-            raise McpError(f"{path}: {name}: {_fault(error)}") from None
-        except ValueError as error:
-            raise McpError(f"{path}: {name}: {error}") from None
-    return found
+    return [
+        server for name, entry in servers.items() for server in _server(f"{path}: {name}", name, entry, environment)
+    ]
 
 
-def _server(name: str, entry: object, environment: Mapping[str, str]) -> McpServer | None:
-    """The server of an entry, if it is not switched off."""
+def _server(where: str, name: str, entry: object, environment: Mapping[str, str]) -> list[McpServer]:
+    """The server of an entry. None if it is switched off."""
     if not isinstance(entry, dict):
-        raise ValueError('it is not an object: give it a "command" or a "url"')
+        raise McpError(f'{where} is not an object: give it a "command" or a "url"')
     given = {key: value for key, value in entry.items() if value is not None}
-    switches = {"disabled": given.get("disabled", False), "enabled": given.get("enabled", True)}
-    if strange := [key for key, value in switches.items() if not isinstance(value, bool)]:
-        raise ValueError(f"{strange[0]} must be true or false")
-    if switches["disabled"] or not switches["enabled"]:
-        return None
+    for switch, off in (("disabled", True), ("enabled", False)):
+        if not isinstance(given.get(switch, False), bool):
+            raise McpError(f"{where}: {switch} must be true or false")
+        if given.get(switch) is off:
+            return []
     if ("command" in given) == ("url" in given):
-        raise ValueError('give it either a "command" or a "url"')
-    _check_transport(given, "command" if "command" in given else "url")
-    return _entry.validate_python({**given, "name": name}, context=environment)
+        raise McpError(f'{where}: give it either a "command" or a "url"')
+    kind = "command" if "command" in given else "url"
+    for transport in (given[key] for key in ("type", "transport") if key in given):
+        if re.sub("[-_]", "", str(transport).lower()) not in _SPOKEN[kind]:
+            raise McpError(f"{where}: the transport {transport} is not supported: {_REMEDIES[kind]}")
+    try:
+        return [_entry.validate_python({**given, "name": name}, context=environment)]
+    except pydantic.ValidationError as error:
+        raise McpError(f"{where}: {_fault(error.errors()[0])}") from None
 
 
-def _check_transport(given: Mapping[str, Any], kind: str) -> None:
-    for key in ("type", "transport"):
-        if key in given and re.sub("[-_]", "", str(given[key]).lower()) not in _SPOKEN[kind]:
-            remedy = "give the address for streamable HTTP" if kind == "url" else "leave it out, or write stdio"
-            raise ValueError(f"the transport {given[key]} is not supported: {remedy}")
+_entry = pydantic.TypeAdapter(McpServer)
 
 
-def _fault(error: pydantic.ValidationError) -> str:
-    first = error.errors()[0]
-    if first["type"] == "value_error":
-        return str(first["ctx"]["error"])
-    place = " ".join(str(part) for part in first["loc"] if isinstance(part, str))
-    each = "each of " if any(isinstance(part, int) for part in first["loc"]) else ""
-    return f"{each}{place} {_WORDS.get(first['type'], first['msg'])}"
+def _fault(error: Any) -> str:
+    """The words for an error of pydantic."""
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"])
+    place = " ".join(part if isinstance(part, str) else "" for part in error["loc"]).strip()
+    each = "each of " if any(isinstance(part, int) for part in error["loc"]) else ""
+    return f"{each}{place} {_FAULTS.get(error['type'], error['msg'])}"

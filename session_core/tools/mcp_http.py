@@ -11,8 +11,8 @@ import httpx2
 import pydantic_core
 from mcp.client.streamable_http import streamable_http_client
 
+from session_core.tools.mcp_answers import MAX_MESSAGE_BYTES, failed_answer, read_messages
 from session_core.tools.mcp_config import McpServer
-from session_core.tools.mcp_messages import MAX_MESSAGE_BYTES, failed_answer, read_messages
 
 _SECONDS = 30.0  # to connect, and to send
 
@@ -101,7 +101,7 @@ async def _events(received: httpx2.Response, asked: Any) -> AsyncGenerator[bytes
         head = f"id: {event.id}\n" if event.id else ""
         head += f"retry: {event.retry}\n" if event.retry is not None else ""
         messages = _for(asked, read_messages(event.data))
-        if not messages and asked is not None and '"id"' in event.data:
+        if not messages and asked is not None and '"jsonrpc"' in event.data:
             messages = [failed_answer(asked, "the answer is no message")]
         for data in [pydantic_core.to_json(message, inf_nan_mode="null") for message in messages] or [b""]:
             yield head.encode() + b"data: " + data + b"\n\n"

@@ -22,8 +22,8 @@ from mcp.os.posix.utilities import terminate_posix_process_tree
 from mcp.shared.message import SessionMessage
 
 from session_core.data.text import utf8_text
+from session_core.tools.mcp_answers import MAX_MESSAGE_BYTES, failed_answer, read_messages
 from session_core.tools.mcp_config import McpServer
-from session_core.tools.mcp_messages import MAX_MESSAGE_BYTES, failed_answer, read_messages
 
 _CHUNK_BYTES = 1 << 16
 _END_SECONDS = 2.0  # that a server gets to end by itself, and again after SIGTERM
@@ -70,36 +70,19 @@ class Guard:
                     cwd="/",
                     start_new_session=True,
                 )
-                os.register_at_fork(after_in_child=self._let_go)
 
-    def add(self, group: int) -> None:
-        """Has this process group killed when this process ends."""
-        self._tell(f"+ {group}\n")
-
-    def remove(self, group: int) -> None:
-        """Forgets a process group, which has ended."""
-        self._tell(f"- {group}\n")
+    def tell(self, line: str) -> None:
+        """`+ 123` has the process group 123 killed when this process ends, and `- 123` forgets it."""
+        if self._shell and self._shell.stdin:
+            with suppress(OSError, ValueError):  # it has ended, or is closed
+                self._shell.stdin.write(f"{line}\n".encode())
+                self._shell.stdin.flush()
 
     def close(self) -> None:
         """Kills the process groups that are left."""
-        self._tell(".\n")  # a child that a tool has forked may hold the pipe open
-        if self._shell and self._shell.stdin:
-            with suppress(OSError):
-                self._shell.stdin.close()
-            self._shell.wait()
-
-    def _tell(self, line: str) -> None:
-        if self._shell and self._shell.stdin:
-            with suppress(OSError, ValueError):  # it has ended, or is closed
-                self._shell.stdin.write(line.encode())
-                self._shell.stdin.flush()
-
-    def _let_go(self) -> None:
-        """Has a forked child not hold the pipe, whose end tells that this process is gone."""
-        if self._shell and self._shell.stdin and not self._shell.stdin.closed:
-            nothing = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nothing, self._shell.stdin.fileno(), inheritable=False)
-            os.close(nothing)
+        self.tell(".")  # a child that a tool has forked may hold the pipe open
+        if self._shell:
+            self._shell.communicate()
 
 
 class Stderr:
@@ -137,7 +120,7 @@ async def stdio_transport(
         start_new_session=True,
     )
     assert process.stdin and process.stdout and process.stderr
-    guard.add(process.pid)
+    guard.tell(f"+ {process.pid}")
     sender, incoming = anyio.create_memory_object_stream[SessionMessage | Exception](0)
     outgoing, receiver = anyio.create_memory_object_stream[SessionMessage](0)
     asked: set[str] = set()
@@ -156,7 +139,7 @@ async def stdio_transport(
                         await stderr.ended.wait()
                 tasks.cancel_scope.cancel()
     finally:
-        guard.remove(process.pid)
+        guard.tell(f"- {process.pid}")
         for stream in (sender, incoming, outgoing, receiver):
             stream.close()
 
@@ -189,13 +172,10 @@ async def _write(
 ) -> None:
     with suppress(OSError):
         async for item in receiver:
-            match item.message:
-                case mcp_types.JSONRPCRequest(id=request):
-                    asked.add(str(request))
-                case mcp_types.JSONRPCNotification(params={"requestId": request}):
-                    asked.discard(str(request))
-            text = item.message.model_dump_json(by_alias=True, exclude_unset=True)
-            stdin.write(text.encode() + b"\n")
+            asked.discard(str((getattr(item.message, "params", None) or {}).get("requestId")))  # that is cancelled
+            if isinstance(item.message, mcp_types.JSONRPCRequest):
+                asked.add(str(item.message.id))
+            stdin.write(item.message.model_dump_json(by_alias=True, exclude_unset=True).encode() + b"\n")
             await stdin.drain()
 
 
@@ -219,8 +199,9 @@ async def _lines(stream: asyncio.StreamReader, limit: int) -> AsyncIterator[tupl
 
 def _in_place_of(line: bytes, tail: bytes | None) -> list[dict[str, Any]]:
     """An answer in place of one that is too long or broken, if it shows its id."""
-    found = _ID_FIRST.match(line[:4096]) or _ID_LAST.search(tail or line[-_TAIL_BYTES:])
-    if not found:
+    beginning, end = line[:4096], tail or line[-_TAIL_BYTES:]
+    found = _ID_FIRST.match(beginning) or _ID_LAST.search(end)
+    if not found or b'"jsonrpc"' not in beginning + end:
         return []
     id = utf8_text(found[1].decode(errors="replace").strip('"'))
     return [failed_answer(id, "the answer is not JSON" if tail is None else "the answer is too long")]

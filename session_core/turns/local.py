@@ -17,8 +17,8 @@ from typing import Any, assert_never
 
 from agent import Agent
 from session_core.data.message import AnswerFields, MessageFields, StoredMessage, assistant_message
-from session_core.model.connection import Stop
-from session_core.model.events import Answer, Chunk, Message, ModelError, Reasoning, Stopped, ToolCall, ToolResult
+from session_core.model.cancellation import Cancellation
+from session_core.model.events import Answer, Cancelled, Chunk, Message, ModelError, Reasoning, ToolCall, ToolResult
 from session_core.turns.attempt import Attempt
 from session_core.turns.event_log import MAX_EVENTS, Ended, Failed, Started, TurnEnded
 from session_core.turns.journal import LogLines, identity
@@ -52,7 +52,7 @@ class LocalTurn(Turn):
         self._attempt = replace(attempt, history=[])  # which a running turn does not need any more
         self._recorder = recorder
         self._storing = threading.Lock()  # held to store messages: by the turn's thread, and once by who ends it
-        self._stop = Stop()
+        self._cancellation = Cancellation()
         self._on_end = on_end
 
     def start(self) -> None:
@@ -68,11 +68,11 @@ class LocalTurn(Turn):
     def run(self, agent: Agent, history: Sequence[StoredMessage]) -> None:
         """Runs the turn to its end, on the calling thread."""
         try:
-            run = agent.run(history, self._stop, observer=self.report.span, **self._attempt.settings)
+            run = agent.run(history, self._cancellation, observer=self.report.span, **self._attempt.settings)
             with contextlib.closing(run) as events:
                 for event in events:
                     self._handle(event)
-        except (TurnEnded, Stopped):
+        except (TurnEnded, Cancelled):
             pass  # the caller that ended the turn does the rest
         except ModelError as error:
             self.fail(error.code, str(error), error.retry_after, refused=error.refused)
@@ -165,7 +165,7 @@ class LocalTurn(Turn):
         if not self._log.seal():
             return False
         if status == "cancelled" or failure:
-            self._stop.set()
+            self._cancellation.cancel()
         with self._storing:
             beside: AnswerFields = {**(self._partial_fields() if fields is None else fields), **self._attempt.fields}
             if status != "completed":

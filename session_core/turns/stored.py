@@ -23,7 +23,7 @@ from session_core.data.message import (
 )
 from session_core.data.versions import BEGINNING
 from session_core.model.events import Chunk, Reasoning, ToolResult
-from session_core.model.history import read_tool_calls
+from session_core.model.outgoing_messages import read_tool_calls
 from session_core.model.reply import sum_usage
 from session_core.turns.event_log import Ended, Event, Failed, Started
 from session_core.turns.turn_request import TurnRefused, TurnRequest
@@ -32,7 +32,7 @@ from storage import Session, expanded, replaced_messages
 INTERRUPTED_TEXT = "The turn was interrupted."
 
 _FIELDS_THAT_LEAVE_OUT = frozenset(
-    ("attempt", "previous_refused", "replaces", "after", "history")
+    ("attempt", "previous_refused", "leaves_out", "replaces", "after", "history")
 )  # see `outgoing_messages`
 _INCOMPLETE = ("length", "content_filter", "no_finish_reason")  # the model ended here, and nothing failed
 
@@ -198,8 +198,8 @@ def outgoing_messages(
 ) -> list[StoredMessage]:
     """The messages that go to the model, where this attempt runs now in the last turn.
 
-    They are all but those of failed attempts, those of earlier turns whose question the model server refused, and
-    those that a later question has replaced.
+    They are all but those of failed attempts, those of earlier turns whose question the model server refused or which
+    a later answer leaves out, and those that a later question has replaced.
     """
     if attempt == 1 and _FIELDS_THAT_LEAVE_OUT.isdisjoint(chain.from_iterable(messages)):
         return list(messages)  # in one pass, since histories are long
@@ -209,11 +209,12 @@ def outgoing_messages(
 
 
 def _without_refused_turns(kept: list[StoredMessage]) -> list[StoredMessage]:
+    left_out = {id for message in kept for id in message.get("leaves_out", ())}
     found: list[StoredMessage] = []
     turn: list[StoredMessage] = []
     for message in kept:
         if message["role"] == "user":
-            found += [] if message.get("previous_refused") else turn
+            found += [] if message.get("previous_refused") or (turn and turn[0]["id"] in left_out) else turn
             turn = []
         turn.append(message)
     return found + turn

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from session_core.data.message import StoredMessage
-from session_core.model.history import read_tool_calls
+from session_core.model.outgoing_messages import read_tool_calls
 
 _ROLES = {"user": "User", "assistant": "Assistant", "tool": "Tool result"}
 

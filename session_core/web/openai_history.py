@@ -173,26 +173,26 @@ def _retry(
     question, turn = last.messages[0], sessions.attach(session_id)
     own = turn if turn is not None and turn.message_id == question["id"] else None
     runs = own is not None and not own.ended
-    if asked.terms != _terms_of(own, question) or (runs and own is not None and key not in (None, own.request.key)):
+    another_answer = asked.turn_request(TurnRequest(asked.messages[-1]["content"], question["id"]), key)
+    continued = asked.turn_request(TurnRequest(continues=True), key)
+    if not _is_same_wish(own, question, asked, key):
         if runs:
             raise SessionBusy(session_id)
-        if not last.complete and asked.prefix and agrees_with_answer(last.messages[1:], asked.prefix):
-            return asked.turn_request(TurnRequest(continues=True), key)
-        return asked.turn_request(TurnRequest(asked.messages[-1]["content"], question["id"]), key)
+        begun = asked.prefix and not last.complete and agrees_with_answer(last.messages[1:], asked.prefix)
+        return continued if begun else another_answer
     if last.complete and not runs and question["id"] not in unanswered:  # the caller can have seen the answer
-        return asked.turn_request(TurnRequest(asked.messages[-1]["content"], question["id"]), key)
+        return another_answer
     unanswered.add(question["id"])
     if own is not None and _has_an_answer(own, sessions):
         return own
-    if last.complete:
-        return asked.turn_request(TurnRequest(asked.messages[-1]["content"], question["id"]), key)
-    return asked.turn_request(TurnRequest(continues=True), key)
+    return another_answer if last.complete else continued
 
 
-def _terms_of(turn: Turn | None, question: StoredMessage) -> str | None:
-    """With what the last turn was asked for."""
-    known = turn.request.terms if isinstance(turn, LocalTurn) else None
-    return known or question.get("terms")
+def _is_same_wish(turn: Turn | None, question: StoredMessage, asked: ChatRequest, key: str | None) -> bool:
+    """Whether the session's last turn was asked for with the same as is asked for now, beside the transcript."""
+    terms = turn.request.terms if isinstance(turn, LocalTurn) else None
+    may_join = turn is None or turn.ended or key in (None, turn.request.key)
+    return may_join and asked.terms == (terms or question.get("terms"))
 
 
 def _has_an_answer(turn: Turn, sessions: Sessions) -> bool:

@@ -15,7 +15,7 @@ from flask import Blueprint, Response, g, request
 
 from session_core.turns.event_log import Ended, Failed, LoggedEvent
 from session_core.turns.sessions import Sessions, SessionsOfUsers
-from session_core.turns.turn import Overloaded, Turn
+from session_core.turns.turn import Overloaded, Role, Turn
 from session_core.turns.turn_request import TurnRequest
 from session_core.web.errors import error_response
 from session_core.web.settings import Settings
@@ -79,11 +79,6 @@ class TurnResponses:
         """The sessions of the user who asks."""
         return self._sessions_of_users.of(g.get("user", ""))
 
-    @property
-    def reader_count(self) -> int:
-        """How many requests read turns now."""
-        return self._responses.taken + self._watchers.taken
-
     def start(
         self, session_id: str, asked: TurnRequest, *, keeps_running: bool = True, sessions: Sessions | None = None
     ) -> TurnReader:
@@ -98,16 +93,16 @@ class TurnResponses:
             admit = functools.partial(self._responses.take, stack)
             turn, replayed = sessions.start(session_id, asked, admit=admit, observer=g.observed)
             headers = {"Idempotency-Replayed": "true"} if replayed else {}
-            joined = turn.request is not asked
-            if joined:
-                self._take_further(turn, stack)
-            return self._read(turn, headers, stack, joined=joined, keeps_running=keeps_running)
+            if turn.request is asked:
+                return self._read(turn, headers, stack, "first", keeps_running=keeps_running)
+            self._take_further(turn, stack)
+            return self._read(turn, headers, stack, "joined", keeps_running=keeps_running)
 
     def join(self, turn: Turn) -> TurnReader:
         """Reads a turn that another request asked for, on behalf of a client that asks for the same."""
         with contextlib.ExitStack() as stack:
             self._take_further(turn, stack)
-            return self._read(turn, {}, stack, joined=True, keeps_running=False)
+            return self._read(turn, {}, stack, "joined", keeps_running=False)
 
     def watch(
         self, turn: Turn | None, index: Callable[[Turn | None], int], renderer: Callable[[Turn], Renderer]
@@ -127,7 +122,7 @@ class TurnResponses:
                 return Response(status=204)
             if not slot:
                 raise Overloaded
-            reader = self._read(turn, {}, stack, joined=True, keeps_running=None)
+            reader = self._read(turn, {}, stack, "watching", keeps_running=None)
             return self.stream(dataclasses.replace(reader, turn=shown), renderer(shown), after)
 
     def stream(self, reader: TurnReader, renderer: Renderer, after: int = 0) -> Response:
@@ -176,14 +171,14 @@ class TurnResponses:
         turn: Turn,
         headers: Mapping[str, str],
         stack: contextlib.ExitStack,
+        role: Role,
         *,
-        joined: bool,
         keeps_running: bool | None,
     ) -> TurnReader:
         """A reader of the turn. Its `close` is that of what the stack holds."""
-        joined = joined and not turn.ended
-        turn.readers.add(joined=joined, keeps_running=keeps_running)
-        stack.callback(turn.leave, joined=joined)
+        if role == "watching" or not turn.ended:
+            turn.readers.add(role, keeps_running=keeps_running)
+            stack.callback(turn.leave, role)
         return TurnReader(turn if self._show_reasoning else ShownTurn(turn), headers, stack.pop_all().close)
 
     def _client_left(self, turn: Turn) -> Callable[[], bool] | None:

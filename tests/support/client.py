@@ -236,8 +236,8 @@ def json_of(response: TestResponse) -> Any:
 
 
 def error_of(response: TestResponse) -> tuple[int, str]:
-    """Status and code of an error, which must have the form of one: that of OpenAI's API below `/v1`, a sentence below
-    `/ui`, which the AI SDK shows as it is."""
+    """Status and code of an error, which must have the form of one: that of OpenAI's API below `/v1`, a sentence
+    below `/ui`, which the AI SDK shows as it is."""
     if response.request.path.startswith("/ui/"):
         assert response.headers["Content-Type"] == "text/plain; charset=utf-8"
         return response.status_code, code_of(response.status_code, response.text)

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from session_core.model.demo import Exchange, Reply, chunk
+from session_core.model.demo import Exchange, ScriptedReply, chunk
 from session_core.stores.files import FileStorage
 from storage import MemoryStorage
 from tests.support.client import Client, error_of, json_of
@@ -118,7 +118,7 @@ class Scripts:
     def add(self, message: str, *replies: ReplyTo) -> None:
         self._replies[message] = iter(replies)
 
-    def __call__(self, request: dict[str, Any]) -> Reply:
+    def __call__(self, request: dict[str, Any]) -> ScriptedReply:
         asked = [sent["content"] for sent in request["messages"] if sent["role"] == "user"][-1]
         message = asked.split("\n\n")[-1]  # a message that was never answered may stand before it
         self.requests.setdefault(message.partition(":")[0], []).append(request)
