@@ -38,7 +38,9 @@ _ERRORS = (openai.OpenAIError, http_library.HTTPError, OSError, ValueError, Runt
 class OfferedTool(Protocol):
     """What a model server is told of a tool."""
 
-    schema: dict[str, Any]
+    @property
+    def schema(self) -> dict[str, Any]:
+        """Its name, what it does, and its parameters, as the API has them."""
 
 
 class ChatCompletions:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from session_core.data.message import ERROR, AnswerFields, MessageFields
+from session_core.data.message import ERROR, NOT_EXECUTED, AnswerFields, MessageFields
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,9 @@ class ToolResult:
     @property
     def content(self) -> str:
         """What the model is told."""
-        return self.result or "" if self.error is None else f"{ERROR}{self.error}"
+        if self.error is None:
+            return self.result or ""
+        return self.error if self.error.startswith(NOT_EXECUTED) else f"{ERROR}{self.error}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,14 @@ class Answer:
     fields: AnswerFields = field(default_factory=AnswerFields, compare=False)
 
 
-Event = Reasoning | Chunk | ToolCall | ToolResult | Message | Answer
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """The last event of a run whose last calls wait for answers. Their `Message` has `pending`, and the usage."""
+
+    finish_reason: str | None
+
+
+Event = Reasoning | Chunk | ToolCall | ToolResult | Message | Answer | Waiting
 
 
 class ModelError(Exception):

@@ -7,7 +7,14 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from session_core.data.message import MessageFields, read_status, tool_call
+from session_core.data.message import (
+    ERROR,
+    INTERRUPTED_CALL,
+    WENT_ON,
+    MessageFields,
+    read_status,
+    tool_call,
+)
 from session_core.data.text import json_object, utf8_text
 from session_core.model.capabilities import ForeignCalls, RequestForm
 from session_core.model.events import ToolCall
@@ -15,7 +22,6 @@ from session_core.model.provider_metadata import ModelId, returned_calls, return
 
 PORTABLE_ID = re.compile(r"[A-Za-z0-9_-]{1,40}")  # of a call, as OpenAI and Anthropic take it
 _SHORT_ID = re.compile(r"[A-Za-z0-9]{9}")  # as Mistral takes it, and all others
-_INTERRUPTED = "error: interrupted; the tool may have run"
 
 
 class OutgoingMessages:
@@ -81,7 +87,9 @@ class OutgoingMessages:
         """Adds a message with tool calls, and the results behind it, in the form that this server wants."""
         calls = calling["tool_calls"]
         own_ids = [call.id for call in read_tool_calls(message)]
-        contents = [results[id].pop(0) if results.get(id) else _INTERRUPTED for id in own_ids]
+        pending = message.get("pending", {})
+        missing = {id: WENT_ON if id in pending else f"{ERROR}{INTERRUPTED_CALL}" for id in own_ids}
+        contents = [results[id].pop(0) if results.get(id) else missing[id] for id in own_ids]
         self._return_metadata(message, calling)
         if self._form.reasoning_everywhere and "reasoning_content" not in calling:
             own = self._model_id.wrote(message)

@@ -147,7 +147,7 @@ def _look(
     """
     session = sessions.session(chat.session_id)
     if key is not None and (known := find_turn(session, key)):
-        stored = dataclasses.replace(TurnRequest.stored(known.messages[0], key), text=asked.messages[-1]["content"])
+        stored = dataclasses.replace(known.request(key), text=asked.messages[-1]["content"])
         return asked.turn_request(stored, key)
     intent = _compare(session, chat, asked)
     last = last_turn(session)

@@ -95,8 +95,8 @@ def _find_request(sessions: Sessions, asked: _Body) -> TurnRequest:
         raise ApiError("invalid_request", "A message must have no files.")
     key = idempotency_key() or _find_key(session, asked, question)
     if known := find_turn(session, key):
-        found = TurnRequest.stored(known.messages[0], str(key))
-        found = found if found.continues or question is None else dataclasses.replace(found, text=question.text)
+        found = known.request(str(key))
+        found = found if found.goes_on or question is None else dataclasses.replace(found, text=question.text)
     elif asked.messages and asked.message is None:
         found = _compare(session, sent)
     else:

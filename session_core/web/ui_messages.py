@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
+from session_core.data.message import INTERRUPTED_CALL
 from session_core.data.strict_json import from_json
 from session_core.model.events import Chunk, Reasoning, ToolCall, ToolResult
 from session_core.turns.event_log import Ended, Event, Failed, LoggedEvent, Started
@@ -23,7 +24,6 @@ UI_MESSAGES = "application/vnd.ai-sdk.ui-messages+json"
 ANSWER = "-answer"  # behind the id of the question in the id of the assistant's message, which is known at the start
 
 _DONE = b"data: [DONE]\n\n"
-_INTERRUPTED_CALL = "interrupted; the tool may have run"
 _FINISH_REASONS = {None: "stop", "length": "length", "content_filter": "content-filter"}  # by the answer's reason
 
 _Json = dict[str, Any]
@@ -119,7 +119,7 @@ class UiRenderer:
     def _end(self, metadata: _Json) -> Iterator[_Json]:
         yield from self._close()
         for call_id in self._calls:
-            yield _output(call_id, None, _INTERRUPTED_CALL)
+            yield _output(call_id, None, INTERRUPTED_CALL)
         yield {"type": "finish-step"}
         yield {"type": "message-metadata", "messageMetadata": self._metadata | metadata}
 
@@ -150,9 +150,10 @@ def _answer(turn: StoredTurn, show_reasoning: bool) -> _Json:
     """The assistant's message of an ended turn: of its last attempt, and of those with which that one went on."""
     attempt = turn.attempt
     kept = without_failed_attempts(turn.messages, attempt)
-    stored = StoredTurn([{**one, "attempt": attempt} for one in kept], turn.error, turn.is_last, attempt)
+    stored = StoredTurn([{**one, "attempt": attempt} for one in kept], turn.error, turn.is_last)
     renderer = UiRenderer(turn.messages[0]["id"])
-    events = [event for event in stored.events() if show_reasoning or not isinstance(event, Reasoning)]
+    told = [*stored.events()[:-1], turn.last_event()]
+    events = [event for event in told if show_reasoning or not isinstance(event, Reasoning)]
     made = [chunk for event in events for chunk in renderer.ui_chunks(event)]
     metadata = next(chunk["messageMetadata"] for chunk in made if chunk["type"] == "message-metadata")
     return {"id": made[0]["messageId"], "role": "assistant", "metadata": metadata, "parts": _parts(made)}
