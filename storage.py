@@ -31,13 +31,13 @@ from session_core.data.session import (
     configured,
     expanded,
     new_id,
-    replaced_messages,
     session_from,
     summarize,
     timestamp,
 )
 from session_core.data.strict_json import to_json
 from session_core.data.turn_feed import TurnFeed, TurnLines
+from session_core.data.versions import replaced_messages
 
 __all__ = [
     "SESSION_ID",
@@ -266,9 +266,10 @@ class LockedSession(ABC):
     ) -> StoredMessage:
         """Adds a message of these fields. Returns a copy with `id` and `created_at`, new ones where none are given.
 
-        A user's message may have `replaces`, the id of another one: that one and all behind it leave the conversation
-        in the same write, and stay stored. It may have `history`, whole messages that stand before it. Then the first
-        of them has the `replaces`.
+        A user's message may have `replaces`, the id of another one, or `after`, the id of any message: it stands in
+        place of that one, or behind it, and what stood there leaves the conversation in the same write, and stays
+        stored. It may have `history`, whole messages that stand before it. Then the first of them has the `replaces`
+        or `after`.
 
         The message is durable when this returns. Where this raises StorageUnavailable, the session is as it was
         before. Raises ValueError or TypeError for what JSON in UTF-8 cannot hold (NaN, lone

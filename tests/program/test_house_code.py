@@ -39,11 +39,7 @@ BUSY = {
     "session_core.stores.files.FileStorage.__init__ calls open",
     "session_core.stores.files.FileStorage.__init__ calls synced",
 }
-DEAD = {
-    "session_core.turns.transcripts.agrees_with_answer",
-    "session_core.turns.transcripts.compare_histories",
-    "session_core.turns.transcripts.compare_question",
-}
+DEAD: set[str] = set()
 
 
 @pytest.fixture(scope="module")
