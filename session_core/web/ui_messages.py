@@ -149,7 +149,8 @@ def ui_messages(session: Session, *, running: bool, show_reasoning: bool) -> lis
 def _answer(turn: StoredTurn, show_reasoning: bool) -> _Json:
     """The assistant's message of an ended turn: of its last attempt, and of those with which that one went on."""
     attempt = turn.attempt
-    kept = without_failed_attempts(turn.messages, attempt)
+    question, *answers = turn.messages
+    kept = [question, *without_failed_attempts(answers, attempt)]
     stored = StoredTurn([{**one, "attempt": attempt} for one in kept], turn.error, turn.is_last, attempt)
     renderer = UiRenderer(turn.messages[0]["id"])
     events = [event for event in stored.events() if show_reasoning or not isinstance(event, Reasoning)]
