@@ -10,7 +10,7 @@ import pytest
 from werkzeug.test import TestResponse
 
 from session_core.stores.files import FileStorage
-from session_core.turns.turn import MAX_WATCHERS
+from session_core.turns.turn import MAX_READERS
 from session_core.web.hardened_waitress import MAX_BODY_BYTES
 from session_core.web.ui_messages import UI_MESSAGES
 from storage import LockedSession, MemoryStorage
@@ -178,7 +178,9 @@ def _(world: World, operation: str) -> TestResponse:
 def _(world: World, operation: str) -> TestResponse:
     app = world.app(max_streams=1)
     turn = world.begin_turn(app)
-    watchers = [app.watch(world.session_id) for _ in range(MAX_WATCHERS if operation.startswith("resume") else 0)]
+    watchers = [
+        app.watch(world.session_id) for _ in range(MAX_READERS["watching"] if operation.startswith("resume") else 0)
+    ]
     if not operation.startswith("resume"):
         world.session_id = app.create()
     response = world.ask(operation, app=app)
