@@ -20,16 +20,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, Self
 
+from session_core.data.message import MessageFields, StoredMessage, are_messages, is_message
 from session_core.data.session import (
     SESSION_ID,
     SETTINGS,
+    STATE,
     TITLE_LENGTH,
     Session,
     Summary,
-    are_messages,
     configured,
     expanded,
-    is_message,
     new_id,
     replaced_messages,
     session_from,
@@ -41,6 +41,7 @@ from session_core.data.strict_json import to_json
 __all__ = [
     "SESSION_ID",
     "SETTINGS",
+    "STATE",
     "TITLE_LENGTH",
     "FeedGap",
     "LockLost",
@@ -100,20 +101,18 @@ class FeedGap(StorageUnavailable):
 class Storage(ABC):
     """Sessions by id. Every method may be called from any thread."""
 
-    def create(
-        self, messages: Sequence[Mapping[str, Any]] = (), last_error: str | None = None, **settings: str | None
-    ) -> str:
+    def create(self, messages: Sequence[StoredMessage] = (), **fields: Any) -> str:
         """Creates a session and returns its id. The session is durable when this returns.
 
-        `messages` are whole messages, with ids. `settings` are those of `LockedSession.configure`. Raises ValueError
-        for what JSON in UTF-8 cannot hold, and for messages without the fields that every message has.
+        `messages` are whole messages, with ids. `fields` are further ones of `Session`. Raises ValueError for what
+        JSON in UTF-8 cannot hold, and for messages without the fields that every message has.
         """
         now = timestamp()
-        copies: list[dict[str, Any]] = [json.loads(to_json(message)) for message in messages]
+        copies = json.loads(to_json(list(messages)))
         if not are_messages(copies):
             raise ValueError("a message needs an id, a role, a content and a time, all strings")
-        session = Session(new_id("session"), now, now, messages=copies, last_error=last_error)
-        session = configured(session, settings)
+        to_json(fields)
+        session = Session(new_id("session"), now, now, messages=copies, **fields)
         self._create(session)
         return session.id
 
@@ -262,8 +261,8 @@ class LockedSession(ABC):
         return self._session
 
     def append(
-        self, fields: Mapping[str, Any], message_id: str | None = None, created_at: str | None = None
-    ) -> dict[str, Any]:
+        self, fields: MessageFields, message_id: str | None = None, created_at: str | None = None
+    ) -> StoredMessage:
         """Adds a message of these fields. Returns a copy with `id` and `created_at`, new ones where none are given.
 
         A user's message may have `replaces`, the id of another one: that one and all behind it leave the conversation
@@ -276,35 +275,35 @@ class LockedSession(ABC):
         """
         now = timestamp()
         line = to_json({"id": None, **fields} | {"id": message_id or new_id("msg"), "created_at": created_at or now})
-        message: dict[str, Any] = json.loads(line)
-        if not are_messages([message]):
+        message = json.loads(line)
+        if not is_message(message):
             raise ValueError("a message needs a role and a content, both strings")
-        changed = replace(self.session, updated_at=now, last_error=None)
-        if message["role"] == "user":
-            changed = replace(changed, continuation=None)
+        continues = None if message["role"] == "user" else self.session.continues
+        changed = replace(self.session, updated_at=now, last_error=None, last_refused=False, continues=continues)
         self._append(changed, line)
         changed.messages.append(json.loads(line))
         self._session = changed
         return message
 
-    def set_last_error(self, code: str) -> None:
-        """Stores the code of the error that ended the turn, in force until the next message.
+    def set_last_error(self, code: str, *, refused: bool = False) -> None:
+        """Stores the code of the error that ended the turn, and whether the model server refused the question. Both
+        are in force until the next message.
 
         Durable when this returns. Raises ValueError for what JSON in UTF-8 cannot hold.
         """
         to_json(code)
-        changed = replace(self.session, updated_at=timestamp(), last_error=code)
+        changed = replace(self.session, updated_at=timestamp(), last_error=code, last_refused=refused)
         self._append(changed, None)
         self._session = changed
 
-    def set_continuation(self, continuation: Mapping[str, Any]) -> None:
+    def set_continues(self, attempt: Mapping[str, Any]) -> None:
         """Stores what tells of an attempt that goes on with the last turn, in force until the next user's message.
 
         It ends the force of `last_error`. Durable when this returns. Raises ValueError for what JSON in UTF-8 cannot
         hold.
         """
-        copy = json.loads(to_json(continuation))
-        changed = replace(self.session, updated_at=timestamp(), last_error=None, continuation=copy)
+        copy = json.loads(to_json(attempt))
+        changed = replace(self.session, updated_at=timestamp(), last_error=None, last_refused=False, continues=copy)
         self._append(changed, None)
         self._session = changed
 
@@ -357,7 +356,7 @@ class LockedSession(ABC):
 
     @abstractmethod
     def _append(self, session: Session, line: bytes | None) -> None:
-        """Adds a message, given as JSON on one line (if any), and the `updated_at` and `last_error` of `session`."""
+        """Adds a message, given as JSON on one line (if any), and the `updated_at` and the `STATE` of `session`."""
 
     @abstractmethod
     def _rewrite(self, session: Session) -> None:

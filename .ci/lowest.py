@@ -1,4 +1,4 @@
-"""Prints the lowest versions that setup.cfg allows of what the program and its extras need, as constraints for pip."""
+"""Prints the lowest versions that setup.cfg allows, of the program and its extras, as constraints for pip."""
 
 from __future__ import annotations
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from itertools import chain
 from typing import Any
 
 import pydantic_core
@@ -45,7 +44,7 @@ def from_json(data: bytes) -> Any:
     except ValueError:  # broken, with lone surrogates, or nested more than 200 levels deep
         return _from_odd_json(data)
     for level in _levels(value):
-        if not all(map(math.isfinite, (item for item in level if type(item) is float))):
+        if float in map(type, level) and not all(math.isfinite(item) for item in level if type(item) is float):
             raise ValueError("a number in it is not finite")  # too large for a float, such as 1e999
     return value
 
@@ -71,6 +70,5 @@ def _levels(value: Any) -> Iterator[list[Any]]:
     level = [value]
     while level:
         yield level
-        inner = [item for item in level if type(item) in (dict, list)]
-        items = chain.from_iterable(item.values() if type(item) is dict else item for item in inner)
-        level = [item for item in items if type(item) is not str]
+        inner = (item.values() if type(item) is dict else item for item in level if type(item) in (dict, list))
+        level = [item for items in inner for item in items if type(item) is not str]

@@ -27,7 +27,8 @@ class BackgroundWriter:
         self._changed = threading.Condition()
         self._recordings: dict[Recording, object] = {}  # each with what its last `add` has made
         self._thread: threading.Thread | None = None
-        self._woken = False
+        self._woken = False  # not to wait before the next flush
+        self._ending = False  # not to wait for something to write
 
     def add(self, recording: Recording) -> None:
         """Flushes this from now on. Raises RuntimeError where the system gives no more threads."""
@@ -37,12 +38,13 @@ class BackgroundWriter:
                 thread.start()
                 self._thread = thread
             self._recordings[recording] = object()
+            self._ending = False
             self._changed.notify_all()
 
     def flush(self, seconds: float) -> None:
         """Waits, at most so long, until what has ended is written. Then the thread ends, if it has no more to do."""
         with self._changed:
-            self._woken = True
+            self._woken = self._ending = True
             self._changed.notify_all()
             self._changed.wait_for(lambda: not any(one.pending for one in self._recordings), seconds)
 
@@ -50,9 +52,9 @@ class BackgroundWriter:
         while True:
             with self._changed:
                 if not self._recordings:
-                    self._changed.wait_for(lambda: self._recordings or self._woken, _IDLE_SECONDS)
+                    self._changed.wait_for(lambda: self._recordings or self._ending, _IDLE_SECONDS)
                     if not self._recordings:
-                        self._thread, self._woken = None, False
+                        self._thread = None
                         return
                 self._changed.wait_for(lambda: self._woken, self._seconds)
                 self._woken = False

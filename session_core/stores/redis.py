@@ -19,6 +19,7 @@ from session_core.stores.redis_keys import RedisKeys
 from session_core.stores.redis_scripts import LEASE_MILLISECONDS, SHORT_LEASE_MILLISECONDS
 from storage import (
     SETTINGS,
+    STATE,
     LockedSession,
     LockLost,
     Session,
@@ -36,7 +37,7 @@ from storage import (
 
 log = logging.getLogger(__name__)
 
-_JSON_FIELDS = (*SETTINGS, "note", "continuation", "replaced")  # of a session's hash
+_JSON_FIELDS = (*SETTINGS, *STATE, "note", "continuation", "replaced")  # of a session's hash, in all versions
 _LISTED_AT_ONCE = 500
 _FLUSH_SECONDS = 0.05  # in which events gather that go to Redis together
 _FIRST_LINE_SECONDS = 1.0  # how long to wait for the first line of a turn that another process starts
@@ -180,9 +181,8 @@ class RedisStorage(Storage):
 
 def _fields(session: Session) -> dict[str, str]:
     """The fields of a session's hash."""
-    values = {**{name: getattr(session, name) for name in SETTINGS}, "note": session.last_error}
-    values["continuation"] = session.continuation
-    return {"updated_at": session.updated_at, **{name: to_json(value).decode() for name, value in values.items()}}
+    values = {name: to_json(getattr(session, name)).decode() for name in (*SETTINGS, *STATE)}
+    return {"updated_at": session.updated_at, **values}
 
 
 class _LockedRedis(LockedSession):

@@ -2,7 +2,7 @@
 
 Keys begin with `session_server:`, those of a user with `session_server@<name>:`
 
-    session:<id>     a hash: times, settings and note; `token`, the fence of the caller that has locked the session;
+    session:<id>     a hash: times, settings, state; `token`, the fence of the caller that has locked the session;
                      `published`, the fence of the newest turn that was recorded (`told` by earlier versions);
                      `replaced` where a question has replaced messages
     messages:<id>    a list: each message as JSON
@@ -24,7 +24,6 @@ LEASE_MILLISECONDS = 5000  # after which a lock for a turn is free whose process
 SHORT_LEASE_MILLISECONDS = 2000  # the same for a short lock, which is not renewed
 KEEP_MILLISECONDS = 60_000  # for which a turn's events are kept after its end
 DELETED_MILLISECONDS = 5000  # the same after the session's deletion, so that who watches gets its end
-READER_SECONDS = 5  # for which another process counts as a reader that says nothing more
 DURABLE = ("create", "write", "delete")  # scripts that wait for replicas
 
 # All scripts begin with this. A session exists if its hash does.
@@ -98,6 +97,7 @@ local newest = published()
 if not newest or redis.call('EXISTS', events .. newest) == 0 then newest = false end
 return {redis.call('GET', lease), newest}
 """,
+    # Earlier versions write `note` and `continuation`, which are true where one has written last.
     # Changes are numbered, so that one that arrives twice, or after the next one, does nothing. `count` is how many
     # messages there should be. One more is the rest of a try that was reported as failed.
     "write": """
@@ -111,6 +111,7 @@ if line ~= '' then
     if found > tonumber(count) then redis.call('LTRIM', messages, -found, count - found - 1) end
     redis.call('RPUSH', messages, line)
 end
+redis.call('HDEL', session, 'note', 'continuation')
 redis.call('HSET', session, 'written', number, unpack(ARGV, 6))
 if id ~= '' then touch(id) end
 """,

@@ -15,6 +15,7 @@ import pydantic
 import pydantic_core
 
 from session_core.data.text import json_object, utf8_text
+from session_core.model.cancellation import Cancellation
 
 MAX_RESULT_CHARACTERS = 1 << 20  # of one tool's result or error
 
@@ -27,40 +28,11 @@ _Function = typing.TypeVar("_Function", bound=Callable[..., Any])
 _FENCE = "```"
 
 
-class Abandonment:
-    """Tells a call of a tool that nobody waits for its result any more."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._abandoned = False
-        self._actions: list[Callable[[], object]] = []
-
-    def set(self) -> None:
-        """Abandons the call, and runs what `then` was given. May be repeated."""
-        with self._lock:
-            self._abandoned = True
-            actions, self._actions = self._actions, []
-        for action in actions:
-            action()
-
-    def is_set(self) -> bool:
-        """Whether `set` was called."""
-        return self._abandoned
-
-    def then(self, action: Callable[[], object]) -> None:
-        """Has `set` run this, which must not block; runs it now if the call is abandoned already."""
-        with self._lock:
-            if not self._abandoned:
-                self._actions.append(action)
-                return
-        action()
-
-
 class AnyTool(Protocol):
     """What the agent and `GET /tools` need of a tool, wherever it comes from.
 
     A call gets a JSON object of arguments, and returns its result as text for the model. It raises ValueError in
-    words for the model. A call that can be interrupted hears of that by `abandonment`.
+    words for the model. A call that can be interrupted hears of that by `cancellation`.
 
     `may_need_approval` says whether a person must agree to calls, or to some of them, before they run.
     """
@@ -75,7 +47,7 @@ class AnyTool(Protocol):
     def needs_approval(self, arguments: str) -> bool:
         """Whether a person must agree to a call with this JSON object of arguments. Never raises."""
 
-    def __call__(self, arguments: str, call_id: str = "", abandonment: Abandonment | None = None) -> str: ...
+    def __call__(self, arguments: str, call_id: str = "", cancellation: Cancellation | None = None) -> str: ...
 
 
 def tool_schema(name: str, description: str, parameters: dict[str, Any]) -> dict[str, Any]:
@@ -142,10 +114,10 @@ class Tool:
         except Exception:  # noqa: BLE001  the function is anybody's code
             return True
 
-    def __call__(self, arguments: str, call_id: str = "", abandonment: Abandonment | None = None) -> str:
+    def __call__(self, arguments: str, call_id: str = "", cancellation: Cancellation | None = None) -> str:
         """Calls the function with a JSON object of arguments. Returns its result as text for the model.
 
-        A function cannot be interrupted: it does not hear of `abandonment`. Raises ValueError, in words for the
+        A function cannot be interrupted: it does not hear of `cancellation`. Raises ValueError, in words for the
         model, if the arguments do not fit, and whatever the function raises.
         """
         given = read_arguments(arguments)

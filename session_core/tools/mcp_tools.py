@@ -12,7 +12,8 @@ import mcp_types
 import pydantic
 
 from session_core.data.text import utf8_text
-from session_core.tools.functions import Abandonment, bounded, read_arguments, tool_schema
+from session_core.model.cancellation import Cancellation
+from session_core.tools.functions import bounded, read_arguments, tool_schema
 from session_core.tools.mcp_answers import as_object, mcp_result_text
 from session_core.tools.mcp_config import McpServer
 
@@ -47,8 +48,8 @@ class McpTool:
         """Whether a person must agree to a call with these arguments."""
         return self.may_need_approval
 
-    def __call__(self, arguments: str, call_id: str = "", abandonment: Abandonment | None = None) -> str:
-        """Asks the server, and returns its result as text for the model. An abandonment is passed on to the server.
+    def __call__(self, arguments: str, call_id: str = "", cancellation: Cancellation | None = None) -> str:
+        """Asks the server, and returns its result as text for the model. A cancel is passed on to the server.
 
         Raises ValueError in words for the model.
         """
@@ -59,10 +60,9 @@ class McpTool:
         except RuntimeError:  # the loop is closed
             coroutine.close()
             raise ValueError("the MCP server has been ended") from None
-        if abandonment:
-            abandonment.then(future.cancel)
         try:
-            result = future.result()
+            with (cancellation or Cancellation()).on_cancel(future.cancel):
+                result = future.result()
         except concurrent.futures.CancelledError:
             raise ValueError("the call was cancelled") from None
         text = bounded(mcp_result_text(result))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from session_core.data.message import AttemptFields, StoredMessage
 from session_core.turns.stored import find_turn, last_turn, outgoing_messages, question_message
 from session_core.turns.turn_request import NothingToContinue, TurnRequest
 from storage import LockedSession
@@ -20,9 +21,9 @@ class Attempt:
 
     message_id: str
     number: int
-    fields: dict[str, Any]
+    fields: AttemptFields
     settings: dict[str, Any]
-    history: list[dict[str, Any]]
+    history: list[StoredMessage]
 
 
 def begin_attempt(session: LockedSession, request: TurnRequest, default_model: str) -> Attempt:
@@ -31,7 +32,7 @@ def begin_attempt(session: LockedSession, request: TurnRequest, default_model: s
 
     Raises TurnRefused, NothingToContinue, StorageUnavailable and SessionCorrupt; then nothing has begun.
     """
-    fields: dict[str, Any] = {}
+    fields: AttemptFields = {}
     stored = find_turn(session.session, request.key)
     if request.continues:
         message, fields = _continue(session, request)
@@ -47,16 +48,17 @@ def begin_attempt(session: LockedSession, request: TurnRequest, default_model: s
         "options": request.options,
     }
     number = fields.get("attempt", 1)
-    history = outgoing_messages(found.messages, number, goes_on=request.continues)
+    history = outgoing_messages(found.messages, number, continues=request.continues)
     return Attempt(message["id"], number, fields, settings, history)
 
 
-def _continue(session: LockedSession, request: TurnRequest) -> tuple[dict[str, Any], dict[str, Any]]:
+def _continue(session: LockedSession, request: TurnRequest) -> tuple[StoredMessage, AttemptFields]:
     """Stores that an attempt continues the session's last turn. Returns the turn's question, and the fields."""
     stored = last_turn(session.session)
     if stored is None or stored.complete:
         raise NothingToContinue
-    fields = {"attempt": 1 + stored.attempt, "goes_on": True}
-    fields |= {} if request.key is None else {"idempotency_key": request.key}
-    session.set_continuation({**fields, "recovery": request.recovery})
+    fields: AttemptFields = {"attempt": 1 + stored.attempt, "continues": True}
+    if request.key is not None:
+        fields["idempotency_key"] = request.key
+    session.set_continues({**fields, "recovery": request.recovery})
     return stored.messages[0], fields

@@ -13,8 +13,9 @@ import threading
 import time
 from bisect import bisect_right
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from session_core.data.message import Status, StoredMessage, read_status
 from session_core.data.strict_json import from_json, to_json
 from session_core.model.events import Chunk, Reasoning, ToolCall, ToolResult
 from storage import timestamp
@@ -37,13 +38,18 @@ class Started:
 class Ended:
     """The last event of a turn that the model finished or that was cancelled.
 
-    `message` is stored; its `status` and `reason` say whether it is complete. `complete_text` is all text of the
+    `message` is stored. `complete_text` is all text of the
     turn.
     """
 
-    message: dict[str, Any]
+    message: StoredMessage
     complete_text: str
     finish_reason: str | None
+
+    @property
+    def status(self) -> Status:
+        """Whether the answer is complete, and why not."""
+        return read_status(self.message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +68,7 @@ class Failed:
 
 def status_of(last: Ended | Failed) -> str:
     """The status of a turn, or the code of the error that ended it."""
-    return last.code if isinstance(last, Failed) else str(last.message.get("status", "completed"))
+    return last.code if isinstance(last, Failed) else last.status
 
 
 Event = Started | Reasoning | Chunk | ToolCall | ToolResult | Ended | Failed
@@ -247,4 +253,6 @@ def decode_event(line: bytes) -> LoggedEvent | None:
     if not isinstance(created_at, str) or not isinstance(number, int) or not isinstance(sequence, int):
         raise TypeError("an entry without its number and time")
     known = _EVENTS.get(kind)
-    return known and LoggedEvent(number, created_at, sequence, known(*fields[: len(known.__slots__)]))
+    if known is None:
+        return None
+    return LoggedEvent(number, created_at, sequence, known(*fields[: len(known.__slots__)]))

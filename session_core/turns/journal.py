@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
+from session_core.data.message import StoredMessage, answer_fields, assistant_message
 from session_core.data.strict_json import from_json, to_json
 from session_core.model.events import Chunk, Reasoning, ToolCall, ToolResult
 from session_core.turns.event_log import MAX_EVENTS, Ended, EventLog, Failed, LoggedEvent, decode_event, encode_event
@@ -38,7 +39,7 @@ class LogLines:
 
     def partial_text(self, after: int) -> tuple[list[bytes], int]:
         entries = self._log.read(after, 0, MAX_EVENTS + 1)
-        return list(_joined(entries)), after + len(entries)
+        return list(journal_lines(entries)), after + len(entries)
 
     @property
     def ended(self) -> bool:
@@ -49,7 +50,7 @@ class LogLines:
         return self._log.size()
 
 
-def _joined(entries: Iterable[LoggedEvent]) -> Iterator[bytes]:
+def journal_lines(entries: Iterable[LoggedEvent]) -> Iterator[bytes]:
     """The entries in fewer lines. Texts in a row are joined, and of tools only the kind of event is kept."""
     for kind, group in groupby(entries, key=lambda entry: type(entry.event)):
         first, *rest = group
@@ -62,7 +63,7 @@ def _joined(entries: Iterable[LoggedEvent]) -> Iterator[bytes]:
             yield encode_event(first._replace(event=ToolResult("", "")))
 
 
-def partial_answer(session: Session, lines: Sequence[bytes]) -> dict[str, Any] | None:
+def partial_answer(session: Session, lines: Sequence[bytes]) -> StoredMessage | None:
     """The message that an interrupted turn has left, None where it has left nothing that is not stored.
 
     The lines may be torn, foreign, or of an earlier turn. The message has the same id however often it is made.
@@ -82,10 +83,8 @@ def partial_answer(session: Session, lines: Sequence[bytes]) -> dict[str, Any] |
     if len(stored) > rounds or not (reasoning or text):
         return None  # the text was stored with the tool calls behind it
     digest = hashlib.sha256(lines[0] + b"%d" % rounds).hexdigest()
-    kept = {"reasoning": reasoning} if reasoning else {}
-    mark = {"status": "incomplete", "reason": "interrupted"}
-    beside = {"id": f"msg-{digest[:32]}", "role": "assistant", "content": text, **kept, **fields, **mark}
-    return {**beside, "created_at": created_at}
+    beside = answer_fields(fields) | {"reasoning": reasoning, "status": "incomplete", "reason": "interrupted"}
+    return {**assistant_message(text, **beside), "id": f"msg-{digest[:32]}", "created_at": created_at}
 
 
 def take_over(storage: Storage, session: LockedSession) -> None:

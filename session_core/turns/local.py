@@ -11,18 +11,19 @@ import contextlib
 import functools
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, assert_never
 
 from agent import Agent
-from session_core.model.connection import Stop
-from session_core.model.events import Answer, Chunk, Message, ModelError, Reasoning, Stopped, ToolCall, ToolResult
+from session_core.data.message import AnswerFields, MessageFields, StoredMessage, assistant_message
+from session_core.model.cancellation import Cancellation
+from session_core.model.events import Answer, Cancelled, Chunk, Message, ModelError, Reasoning, ToolCall, ToolResult
 from session_core.turns.attempt import Attempt
 from session_core.turns.event_log import MAX_EVENTS, Ended, Failed, Started, TurnEnded
 from session_core.turns.journal import LogLines, identity
 from session_core.turns.report import TurnReport
-from session_core.turns.stored import INTERRUPTED_TEXT, stored_error, version_of
+from session_core.turns.stored import INTERRUPTED_TEXT, version_of
 from session_core.turns.turn import Turn
 from session_core.turns.turn_request import TurnRequest
 from storage import LockedSession, LockLost, StorageUnavailable
@@ -51,7 +52,7 @@ class LocalTurn(Turn):
         self._attempt = replace(attempt, history=[])  # which a running turn does not need any more
         self._recorder = recorder
         self._storing = threading.Lock()  # held to store messages: by the turn's thread, and once by who ends it
-        self._stop = Stop()
+        self._cancellation = Cancellation()
         self._on_end = on_end
 
     def start(self) -> None:
@@ -62,14 +63,14 @@ class LocalTurn(Turn):
         self._recorder.record(first, LogLines(self._log), self._end_from_elsewhere)
         self._log.append(Started())
 
-    def run(self, agent: Agent, history: Sequence[Mapping[str, Any]]) -> None:
+    def run(self, agent: Agent, history: Sequence[StoredMessage]) -> None:
         """Runs the turn to its end, on the calling thread."""
         try:
-            run = agent.run(history, self._stop, observer=self.report.span, **self._attempt.settings)
+            run = agent.run(history, self._cancellation, observer=self.report.span, **self._attempt.settings)
             with contextlib.closing(run) as events:
                 for event in events:
                     self._handle(event)
-        except (TurnEnded, Stopped):
+        except (TurnEnded, Cancelled):
             pass  # the caller that ended the turn does the rest
         except ModelError as error:
             self.fail(error.code, str(error), error.retry_after, refused=error.refused)
@@ -101,6 +102,10 @@ class LocalTurn(Turn):
         cancelled = self._end("cancelled", "cancelled")
         self._log.wait()
         return cancelled
+
+    def _leave_alone(self) -> None:
+        if self.readers.may_end_it:
+            self.end_in_background(self.cancel)
 
     def end_in_background(self, end: Callable[[], object]) -> None:
         """Calls `end` on a thread of its own. Returns at once."""
@@ -147,7 +152,7 @@ class LocalTurn(Turn):
         reason: str | None,
         *,
         finish_reason: str | None = None,
-        fields: Mapping[str, Any] | None = None,
+        fields: AnswerFields | None = None,
         failure: Failed | None = None,
         refused: bool = False,
     ) -> bool:
@@ -155,17 +160,15 @@ class LocalTurn(Turn):
         if not self._log.seal():
             return False
         if status == "cancelled" or failure:
-            self._stop.set()
+            self._cancellation.cancel()
         with self._storing:
-            answer: dict[str, Any] = {"role": "assistant", "content": self._log.unstored(Chunk)}
-            answer |= self._partial_fields() if fields is None else fields
-            answer |= self._attempt.fields
+            beside: AnswerFields = {**(self._partial_fields() if fields is None else fields), **self._attempt.fields}
             if status != "completed":
-                answer |= {"status": status, "reason": reason}
-            if self.report.usage is not None:
-                answer["usage"] = self.report.usage
-            if self.request.key is not None and finish_reason is not None:
-                answer["finish_reason"] = finish_reason
+                beside |= {"status": status, "reason": reason or ""}
+            if self.request.key is not None:
+                beside["finish_reason"] = finish_reason or ""
+            beside["usage"] = self.report.usage or {}
+            answer = assistant_message(self._log.unstored(Chunk), **beside)
             last = self._store_end(answer, finish_reason, failure, refused)
             version = version_of(self._recorder.session)
             self._recorder.release()
@@ -175,13 +178,12 @@ class LocalTurn(Turn):
         self._log.close(last)
         return True
 
-    def _partial_fields(self) -> dict[str, Any]:
+    def _partial_fields(self) -> AnswerFields:
         """What is stored beside the text of a partial answer."""
-        fields = {"reasoning": self._log.unstored(Reasoning), "model": self._attempt.settings["model"]}
-        return {name: value for name, value in fields.items() if value}
+        return {"reasoning": self._log.unstored(Reasoning), "model": self._attempt.settings["model"]}
 
     def _store_end(
-        self, answer: dict[str, Any], finish_reason: str | None, failure: Failed | None, refused: bool
+        self, answer: MessageFields, finish_reason: str | None, failure: Failed | None, refused: bool
     ) -> Ended | Failed:
         """Stores the answer, or the code of the failure where there is no text. Returns the last event. Never
         raises: what could not be stored stays recorded."""
@@ -198,14 +200,14 @@ class LocalTurn(Turn):
             return Failed("internal_error")
 
     def _store(
-        self, answer: dict[str, Any], finish_reason: str | None, failure: Failed | None, refused: bool
+        self, answer: MessageFields, finish_reason: str | None, failure: Failed | None, refused: bool
     ) -> Ended | Failed:
         if failure is None:
             return Ended(self._recorder.append(answer), self._log.text, finish_reason)
         if answer["content"]:
             message_id = self._recorder.append(answer)["id"]
             return Failed(failure.code, failure.text, failure.retry_after, message_id)
-        self._recorder.set_last_error(stored_error(failure.code, refused=refused and not self._log.text))
+        self._recorder.set_last_error(failure.code, refused=refused and not self._log.text)
         return failure
 
 

@@ -77,7 +77,7 @@ def _continue(sessions: Sessions, session_id: str) -> bool:
             return False
         if not turn.interrupted and not partial_answer(session, storage.journal(session_id)):
             return True
-        recovery = (session.continuation or {}).get("recovery", 0)
+        recovery = (session.continues or {}).get("recovery", 0)
         if not isinstance(recovery, int) or recovery >= _MAX_RECOVERIES:
             log.warning("the turn of %s was interrupted again and again, and is left as it is", session_id)
             return True

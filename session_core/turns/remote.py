@@ -10,8 +10,8 @@ import logging
 import threading
 import time
 
-from session_core.model.events import Chunk
 from session_core.data.strict_json import from_json
+from session_core.model.events import Chunk
 from session_core.turns.event_log import (
     MAX_EVENTS,
     Ended,
@@ -59,7 +59,7 @@ class RemoteTurn(Turn):
         super().__init__(session_id, TurnRequest())
         self.feed = feed
         self._storage = storage
-        self._leave = threading.Event()
+        self._left = threading.Event()
         identity, *lines = feed.read(_READ_SECONDS) or [b""]
         if not identity:
             raise FeedGap(f"nothing is published of the turn of {session_id}")
@@ -73,7 +73,7 @@ class RemoteTurn(Turn):
         heard_at = time.monotonic()
         ended_here = False
         try:
-            while not self.ended and not self._leave.is_set() and time.monotonic() < heard_at + SILENT_SECONDS:
+            while not self.ended and not self._left.is_set() and time.monotonic() < heard_at + SILENT_SECONDS:
                 try:
                     lines = self.feed.read(_READ_SECONDS)
                     if not lines and ended_here:
@@ -85,7 +85,7 @@ class RemoteTurn(Turn):
                 except FeedGap:
                     return
                 except StorageUnavailable:
-                    self._leave.wait(0.2)
+                    self._left.wait(0.2)
                 else:
                     heard_at = time.monotonic()
                     self._copy(lines)
@@ -96,9 +96,9 @@ class RemoteTurn(Turn):
         finally:
             self._log.give_up()
 
-    def leave(self) -> None:
+    def unfollow(self) -> None:
         """Stops following soon."""
-        self._leave.set()
+        self._left.set()
 
     def read(self, after: int, seconds: float) -> list[LoggedEvent]:
         """See Turn.read. Raises StorageUnavailable where the turn can be followed no more."""
@@ -135,7 +135,7 @@ class RemoteTurn(Turn):
             return False
         self.feed.ask_to_end()
         last = self.result()
-        return isinstance(last, Ended) and last.message.get("status") == "cancelled"
+        return isinstance(last, Ended) and last.status == "cancelled"
 
     @property
     def failed(self) -> bool:
@@ -223,7 +223,7 @@ class RemoteTurns:
         for turn in turns:
             if turn.readers.count:
                 turn.wait(until - time.monotonic())
-            turn.leave()
+            turn.unfollow()
 
     def _follow(self, turn: RemoteTurn) -> None:
         turn.follow()

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from session_core.data.message import StoredMessage
 from session_core.telemetry.spans import Observer
 from session_core.turns.expiry import Sweeps
 from session_core.turns.journal import with_partial_answer
@@ -26,12 +27,10 @@ class Sessions:
         self.models = turns.models
         self._turns = turns
 
-    def create(
-        self, settings: Mapping[str, str | None], messages: Sequence[Mapping[str, Any]] = (), last_error: str | None = None
-    ) -> str:
-        """Creates a session, durably, and returns its id. Raises ModelRefused and StorageUnavailable."""
-        self.models.check(settings.get("model"))
-        return self.storage.create(messages, last_error, **settings)
+    def create(self, messages: Sequence[StoredMessage] = (), **fields: Any) -> str:
+        """Creates a session as `Storage.create` does. Raises ModelRefused and StorageUnavailable."""
+        self.models.check(fields.get("model"))
+        return self.storage.create(messages, **fields)
 
     def configure(self, session_id: str, settings: Mapping[str, str | None]) -> None:
         """Sets the session's title, model or instructions, or removes them with None.

@@ -5,13 +5,16 @@ from __future__ import annotations
 import secrets
 import sys
 import threading
-from typing import Self
+from typing import Literal, Self
 
 from session_core.turns.event_log import Ended, EventLog, Failed, LoggedEvent
 from session_core.turns.stored import StoredTurn
 from session_core.turns.turn_request import TurnRequest
 
-MAX_WATCHERS = 16  # of one turn, beside the client that started it
+# How many clients may read one turn: the one that started it, those that asked for the same, those that watch.
+MAX_READERS = {"first": 1, "joined": 32, "watching": 16}
+
+Role = Literal["first", "joined", "watching"]
 
 
 class Overloaded(Exception):
@@ -19,32 +22,40 @@ class Overloaded(Exception):
 
 
 class Readers:
-    """How many clients read a turn: the one that started it, and those that have joined it or watch it."""
+    """The clients that read a turn."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self.count = 0
-        self._joined = 0
+        self._roles: list[Role] = []
+        self._stoppable = False  # a client wants the turn to end when nobody reads it any more
+        self._kept = False  # a client wants it to run on all the same
 
-    def add(self) -> None:
-        """Counts the client that started the turn."""
-        with self._lock:
-            self.count += 1
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self._roles)
 
-    def join(self) -> None:
-        """Counts a further client. Raises Overloaded at 16."""
+    def add(self, role: Role, *, keeps_running: bool | None = None) -> None:
+        """Counts a client. Raises Overloaded where there are as many in its role as may be.
+
+        Unless it `keeps_running`, the turn is to end when nobody reads it any more. None leaves that as it is.
+        """
         with self._lock:
-            if self._joined == MAX_WATCHERS:
+            if self._roles.count(role) >= MAX_READERS[role]:
                 raise Overloaded
-            self._joined += 1
-            self.count += 1
+            self._roles.append(role)
+            self._stoppable |= keeps_running is False
+            self._kept |= keeps_running is True
 
-    def leave(self, *, joined: bool) -> int:
-        """Counts a client no more. Returns how many are left."""
+    def leave(self, role: Role) -> None:
+        """Counts a client no more."""
         with self._lock:
-            self.count -= 1
-            self._joined -= joined
-            return self.count
+            self._roles.remove(role)
+
+    @property
+    def may_end_it(self) -> bool:
+        """Whether the turn ends when nobody reads it any more."""
+        return self._stoppable and not self._kept
 
 
 class Turn:
@@ -76,6 +87,15 @@ class Turn:
         Waits for one event, and returns an empty list if none comes within `seconds`.
         """
         return self._log.read(after, seconds)
+
+    def leave(self, role: Role) -> None:
+        """Counts a reader no more. A turn that nobody reads any more is cancelled, if its readers wanted that."""
+        self.readers.leave(role)
+        if not self.readers.count and not self.ended:
+            self._leave_alone()
+
+    def _leave_alone(self) -> None:
+        """Nobody reads the turn here any more."""
 
     def result(self) -> Ended | Failed:
         """Waits until the turn has ended, and returns its last event."""

@@ -41,6 +41,7 @@ class _Start:
 
     request: TurnRequest
     began_at: float
+    looked: threading.Event = field(default_factory=threading.Event)  # its key is that of no earlier turn, or decided
     decided: Future[LocalTurn | None] = field(default_factory=Future)
 
     @property
@@ -171,12 +172,14 @@ class Turns:
                 raise KeyReused
             turn = other.decided.result()
             return None if turn is None else (turn, False)
-        if other is not None and other.request.key is not None and other.wait() is None:
+        if other is not None and other.looked.wait() and other.decided.done() and other.wait() is None:
             return None  # it was a retry of a turn that has ended
         if request.key is None:
             storage.running(session_id)  # a session that does not exist is the first error
-        elif earlier := self._earlier_turn(place, request, storage.get(session_id), other and other.wait()):
-            return earlier
+        else:
+            running = other.turn if other is not None else None
+            if earlier := self._earlier_turn(place, request, storage.get(session_id), running):
+                return earlier
         raise ShuttingDown if self._closing else SessionBusy(session_id)
 
     def _take(
@@ -213,6 +216,7 @@ class Turns:
             start.decided.set_exception(outcome)
         else:
             start.decided.set_result(outcome)
+        start.looked.set()
 
     def _start_in(
         self, place: Place, locked: LockedSession, start: _Start, admit: _Admit | None, observer: Observer
@@ -224,6 +228,7 @@ class Turns:
             stored = _turn_of_key(session, request)
             if stored is not None and not stored.can_be_retried:
                 return None, session
+            start.looked.set()
             self._admit(start, admit)
             undo.callback(self._slots.release)
             self.models.check(request.model or session.model)
@@ -331,7 +336,8 @@ class Turns:
 def _turn_of_key(session: Session, request: TurnRequest) -> StoredTurn | None:
     """The stored turn that has the key of the request. Raises KeyReused where it asked for something else."""
     stored = find_turn(session, request.key)
-    if stored is not None and request.key is not None:
-        if not request.is_same(TurnRequest.stored(stored.messages[0], request.key)):
-            raise KeyReused
+    if stored is None or request.key is None:
+        return None
+    if not request.is_same(TurnRequest.stored(stored.messages[0], request.key)):
+        raise KeyReused
     return stored

@@ -11,6 +11,7 @@ from flask import Blueprint, Response, request
 from pydantic import BaseModel
 
 from agent import Agent
+from session_core.data.message import StoredMessage
 from session_core.turns.models import ModelRefused
 from session_core.web.bodies import ModelName, check_question, idempotency_key, json_body, parse_body
 from session_core.web.errors import ApiError, json_response, set_error_form
@@ -59,7 +60,7 @@ def openai_dialect(responses: TurnResponses, agent: Agent, session_headers: Sequ
     def complete_chat() -> Response:
         asked = _parse_request(json_body())
         with _model_errors():
-            responses.turns.models.check(asked.model)
+            responses.sessions.models.check(asked.model)
             reader = start(asked)
         if asked.stream:
             renderer = CompletionRenderer(reader.turn, asked.model or agent.model, with_usage=asked.with_usage)
@@ -67,23 +68,24 @@ def openai_dialect(responses: TurnResponses, agent: Agent, session_headers: Sequ
         return responses.whole(reader, render_completion)
 
     def start(asked: ChatRequest) -> TurnReader:
+        key = idempotency_key()
         is_task = request.headers.get(_TASK_HEADER) or _TASK.search(asked.messages[-1]["content"])
-        session_id = None if is_task else find_session_id(responses.turns.storage, session_headers)
+        session_id = None if is_task else find_session_id(responses.sessions.storage, session_headers)
         if session_id is None:
             return start_one_shot(responses, asked)
         if any("parts" in message for message in asked.messages):
             raise ApiError("invalid_request", "A session takes no pictures.")
-        return start_in_session(responses, session_id, asked, idempotency_key())
+        return start_in_session(responses, session_id, asked, key)
 
     @blueprint.get("/models")
     def list_openai_models() -> Response:
-        names = responses.turns.models.names()
+        names = responses.sessions.models.names()
         return json_response({"object": "list", "data": [_render_model(name) for name in names]})
 
     @blueprint.get("/models/<path:model>")
     def get_openai_model(model: str) -> Response:
         with _model_errors():
-            responses.turns.models.check(model)
+            responses.sessions.models.check(model)
         return json_response(_render_model(model))
 
     return blueprint
@@ -109,9 +111,10 @@ def _parse_request(body: Mapping[str, Any]) -> ChatRequest:
     )
 
 
-def _parse_messages(sent: list[_Message]) -> tuple[list[str], list[dict[str, Any]]]:
+def _parse_messages(sent: list[_Message]) -> tuple[list[str], list[StoredMessage]]:
     """The texts of the system messages, and the messages of the conversation as they are stored."""
-    system, messages = [], []
+    system: list[str] = []
+    messages: list[StoredMessage] = []
     for index, message in enumerate(sent):
         if message.role in ("tool", "function"):  # of tools that ran here, or elsewhere
             continue
@@ -119,19 +122,20 @@ def _parse_messages(sent: list[_Message]) -> tuple[list[str], list[dict[str, Any
         if message.role in ("system", "developer"):
             system.append(text)
         elif message.role == "user" or text or parts:
-            stored = {"id": new_id("msg"), "role": message.role, "content": text, "created_at": timestamp()}
-            messages.append({**stored, **parts})
+            messages.append({"id": new_id("msg"), "role": message.role, "content": text, "created_at": timestamp()})
+            if parts:
+                messages[-1]["parts"] = parts
     return system, messages
 
 
-def _parse_content(content: Any, index: int) -> tuple[str, dict[str, Any]]:
+def _parse_content(content: Any, index: int) -> tuple[str, list[dict[str, Any]]]:
     """The text of a message, and its parts as they are sent, where it has pictures."""
     parts = content if isinstance(content, list) else [{"type": "text", "text": content or ""}]
     texts = [one.get("text") if isinstance(one, dict) else None for one in parts]
     pictures = [one for one in parts if isinstance(one, dict) and one.get("type") == "image_url"]
     if len(parts) != sum(isinstance(text, str) for text in texts) + len(pictures):
         raise ApiError("invalid_request", f"messages[{index}] has a content that is no text.")
-    return "".join(text for text in texts if isinstance(text, str)), {"parts": parts} if pictures else {}
+    return "".join(text for text in texts if isinstance(text, str)), parts if pictures else []
 
 
 def _render_model(name: str) -> dict[str, Any]:

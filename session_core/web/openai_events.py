@@ -72,8 +72,7 @@ def render_completion(turn: Turn, last: Ended) -> Response:
     choice = {"index": 0, "message": message, "finish_reason": _finish_reason(last)}
     completion = {"id": f"chatcmpl-{turn.id}", "object": "chat.completion", "created": int(time.time())}
     completion |= {"model": last.message.get("model", ""), "choices": [choice]}
-    if usage := last.message.get("usage"):
-        completion["usage"] = usage
+    completion |= {"usage": usage} if (usage := last.message.get("usage")) else {}
     return json_response(completion)
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from flask import Blueprint, Response
 from pydantic import BaseModel
 
+from session_core.data.message import StoredMessage
 from session_core.turns.stored import turn_at
 from session_core.turns.turn_request import TurnRequest
 from session_core.web.bodies import (
@@ -57,14 +58,14 @@ def ui_dialect(responses: TurnResponses) -> Blueprint:
 
     @blueprint.post("/chat")
     def chat() -> Response:
-        session_id, question = _parse_turn_request(json_body(), responses.turns.storage.get)
+        session_id, question = _parse_turn_request(json_body(), responses.sessions.storage.get)
         reader = responses.start(session_id, question)
         return responses.stream(reader, UiRenderer(reader.turn.message_id))
 
     def resume_chat(session_id: str) -> Response:
-        turn = responses.turns.attach(session_id)
+        turn = responses.sessions.attach(session_id)
         running = None if turn is None or turn.ended else turn  # the client has the answer of an ended turn
-        return responses.watch(running, lambda: 0, lambda turn: UiRenderer(turn.message_id))
+        return responses.watch(running, lambda _: 0, lambda turn: UiRenderer(turn.message_id))
 
     add_stream(blueprint, "/chat/<session_id>/stream", resume_chat)
     return blueprint
@@ -102,9 +103,9 @@ def _text(message: _Message) -> str:
     return check_question("".join(part.text for part in message.parts if part.type == "text"))
 
 
-def _question(session: Session, id: str | None) -> dict[str, Any] | None:
+def _question(session: Session, id: str | None) -> StoredMessage | None:
     """The question of this id, or the one that stands in its place by now. By the id of its answer, only itself."""
-    found: dict[str, Any] | None = None
+    found: StoredMessage | None = None
     for message in session.messages if id else ():
         if message["role"] != "user":
             continue
@@ -115,7 +116,7 @@ def _question(session: Session, id: str | None) -> dict[str, Any] | None:
     return found
 
 
-def _replaced(session: Session, target: dict[str, Any], text: str | None, key: str | None, *, answered: bool) -> str:
+def _replaced(session: Session, target: StoredMessage, text: str | None, key: str | None, *, answered: bool) -> str:
     """The id of the question that this one replaces: the target, or where the request is a retry, the same as before.
 
     Two wishes to try the last answer again look the same, unless they name the answer or have a key. The second is
@@ -125,10 +126,10 @@ def _replaced(session: Session, target: dict[str, Any], text: str | None, key: s
     if not key and not answered and _has_key(target, _replacing_key(target.get("replaces", ""), text)):
         unanswered = turn_at(session, session.messages.index(target)).can_be_retried
         earlier = [target] if unanswered or text is not None else []
-    return str(earlier[0].get("replaces", target["id"]) if earlier else target["id"])
+    return earlier[0].get("replaces", target["id"]) if earlier else target["id"]
 
 
-def _has_key(message: Mapping[str, Any], key: str | None) -> bool:
+def _has_key(message: StoredMessage, key: str | None) -> bool:
     return message.get("idempotency_key") == key
 
 

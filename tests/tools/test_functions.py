@@ -16,11 +16,11 @@ import pydantic
 import pytest
 
 from session_core.model.budget import Budget
-from session_core.model.connection import Stop
-from session_core.model.events import ModelError, Stopped, ToolCall
+from session_core.model.cancellation import Cancellation
+from session_core.model.events import Cancelled, ModelError, ToolCall
 from session_core.tools.calls import MAX_AT_ONCE, run_calls
 from session_core.tools.files import ToolFileError, load_tools
-from session_core.tools.functions import Abandonment, CallId, Tool, read_arguments, result_text
+from session_core.tools.functions import CallId, Tool, read_arguments, result_text
 from tests.support.server import TIMEOUT, wait_until
 
 
@@ -137,8 +137,10 @@ def calls(*names: str) -> list[ToolCall]:
     return [ToolCall(f"call_{number}", name, "{}") for number, name in enumerate(names)]
 
 
-def run(tools: list[Callable[..., Any]], names: list[str], timeout: float = TIMEOUT, stop: Stop | None = None) -> Any:
-    budget = Budget(stop or Stop(), 2 * TIMEOUT)
+def run(
+    tools: list[Callable[..., Any]], names: list[str], timeout: float = TIMEOUT, stop: Cancellation | None = None
+) -> Any:
+    budget = Budget(stop or Cancellation(), 2 * TIMEOUT)
     return run_calls({tool.name: tool for tool in map(Tool, tools)}, calls(*names), budget, timeout)
 
 
@@ -189,33 +191,33 @@ def test_a_call_that_hangs_is_abandoned_and_the_others_go_on() -> None:
 
 
 def test_a_stop_is_heard_while_tools_work() -> None:
-    released, began, stop = threading.Event(), threading.Event(), Stop()
+    released, began, stop = threading.Event(), threading.Event(), Cancellation()
 
     def hang() -> None:
         began.set()
         released.wait(TIMEOUT)
 
     results = run([hang], ["hang"], stop=stop)
-    threading.Thread(target=lambda: (began.wait(TIMEOUT), stop.set())).start()
-    with pytest.raises(Stopped):
+    threading.Thread(target=lambda: (began.wait(TIMEOUT), stop.cancel())).start()
+    with pytest.raises(Cancelled):
         next(results)
     released.set()
 
 
 def test_a_call_hears_that_it_is_abandoned_and_calls_that_wait_do_not_begin() -> None:
-    abandoned, stop, begun = threading.Event(), Stop(), []
+    abandoned, stop, begun = threading.Event(), Cancellation(), []
 
     class Listener(Tool):
-        def __call__(self, arguments: str, call_id: str = "", abandonment: Abandonment | None = None) -> str:
+        def __call__(self, arguments: str, call_id: str = "", cancellation: Cancellation | None = None) -> str:
             begun.append(call_id)
-            assert abandonment
-            abandonment.then(abandoned.set)
-            stop.set()
-            abandoned.wait(TIMEOUT)
+            assert cancellation
+            with cancellation.on_cancel(abandoned.set):
+                stop.cancel()
+                abandoned.wait(TIMEOUT)
             return "too late"
 
     results = run_calls({"add": Listener(add)}, calls(*["add"] * 30), Budget(stop, TIMEOUT), TIMEOUT)
-    with pytest.raises(Stopped):
+    with pytest.raises(Cancelled):
         list(results)
     assert abandoned.wait(TIMEOUT)
     assert len(begun) <= MAX_AT_ONCE
@@ -227,7 +229,7 @@ def test_the_time_of_the_turn_ends_the_wait() -> None:
     def hang() -> None:
         released.wait(TIMEOUT)
 
-    results = run_calls({"hang": Tool(hang)}, calls("hang"), Budget(Stop(), 0.3), TIMEOUT)
+    results = run_calls({"hang": Tool(hang)}, calls("hang"), Budget(Cancellation(), 0.3), TIMEOUT)
     with pytest.raises(ModelError):
         next(results)
     released.set()

@@ -21,6 +21,7 @@ from storage import Session
 from tests.support.client import Client, error_of
 from tests.support.continued import brief
 from tests.support.model_server import answer, wait
+from tests.support.recorded import Lines
 from tests.support.server import wait_until
 
 INTERRUPTED = {"status": "incomplete", "reason": "interrupted"}
@@ -35,8 +36,8 @@ def entries(*events: Any) -> list[LoggedEvent]:
 
 def session_of(*messages: dict[str, Any], error: str | None = None, begun: int | None = None) -> Session:
     whole = [{"id": f"msg-{n}", "content": "", "created_at": "t", **one} for n, one in enumerate(messages)]
-    continuation = None if begun is None else {"attempt": begun}
-    return Session("session-0", "t", "t", messages=whole, last_error=error, continuation=continuation)
+    continues = None if begun is None else {"attempt": begun}
+    return Session("session-0", "t", "t", messages=whole, last_error=error, continues=continues)
 
 
 FIRST = identity("turn", "msg-0", 1, {"model": "m"})
@@ -100,11 +101,31 @@ def test_what_a_journal_gives_to_a_session(session: Session, lines: list[bytes],
 
 
 def test_a_later_attempt_has_left_its_own() -> None:
-    first = identity("turn", "msg-0", 2, {"attempt": 2, "goes_on": True})
+    first = identity("turn", "msg-0", 2, {"attempt": 2, "continues": True})
     session = session_of(QUESTION, {"role": "assistant", "content": "A", "status": "incomplete", "reason": "x"})
     found = partial_answer(session, [first, *LINES[1:]])
     assert found is not None
-    assert (found["content"], found["attempt"], found["goes_on"]) == ("Hello", 2, True)
+    assert (found["content"], found["attempt"], found["continues"]) == ("Hello", 2, True)
+
+
+def test_a_journal_of_another_hand_leaves_its_session_usable(tmp_path: Path) -> None:
+    odd = {
+        "content": 5,
+        "role": "user",
+        "id": "msg-0",
+        "created_at": 7,
+        "tool_calls": [5],
+        "model": [],
+        "attempt": "2",
+    }
+    with Client(storage=FileStorage(str(tmp_path))) as client:
+        session = client.storage.create([{"id": "msg-0", "role": "user", "content": "Hi", "created_at": "t"}])
+        lines = [identity("turn", "msg-0", 1, odd), *LINES[1:]]
+        (tmp_path / f".{session}.journal").write_bytes(b"\n".join(lines))
+        assert client.run(session, "Next").status_code == 200
+        _, partial, *_ = client.messages(session)
+        assert partial.keys() == {"id", "role", "content", "reasoning", "status", "reason", "created_at"}
+        assert (partial["role"], partial["content"], partial["reason"]) == ("assistant", "Hello", "interrupted")
 
 
 EVENTS = st.lists(
@@ -153,8 +174,8 @@ def test_a_foreign_file_in_the_place_of_a_journal_is_no_error(tmp_path: Path, fo
     else:
         path.write_text("old\n")
     assert read_journal(str(path)) == ([b"old", b""] if foreign == "an old journal" else [])
-    journal = FileJournal(str(path), b"first")
-    journal.write(b"second\n")
+    journal = FileJournal(str(path), b"first", Lines(b"second"))
+    journal.flush()
     journal.close()
     if foreign != "a directory":
         assert read_journal(str(path)) == [b"first", b"second", b""]
@@ -167,9 +188,9 @@ def test_a_journal_that_cannot_be_written_costs_the_turn_nothing(
 ) -> None:
     if not os.path.exists("/dev/full"):
         pytest.fail("this test needs /dev/full")
-    journal = FileJournal(str(tmp_path / "nowhere" / "journal"), b"first")
-    journal.write(b"x\n")
-    journal.write(b"y\n")
+    journal = FileJournal(str(tmp_path / "nowhere" / "journal"), b"first", Lines(b"x"))
+    assert not journal.flush()
+    assert not journal.flush()
     assert [record.message for record in caplog.records if "journal" in record.message] == [
         "cannot keep a journal: No such file or directory; a crash would lose what is not stored yet"
     ]

@@ -56,7 +56,8 @@ def chunks(response: TestResponse) -> list[Any]:
 
 def _readers(client: Client) -> int:
     """How many requests wait for a turn. Nothing that a client sees tells of it."""
-    return sum(client.app.extensions["turn_responses"]._readers.values())
+    count: int = client.app.extensions["turn_responses"].reader_count
+    return count
 
 
 # --- one-shot ---
@@ -304,10 +305,10 @@ class Changing(MemoryStorage):
         super().__init__()
         self.meanwhile: list[Callable[[str], None]] = []
 
-    def lock(self, session_id: str, *, turn: bool = False) -> LockedSession:
+    def lock_for_turn(self, session_id: str) -> LockedSession:
         if self.meanwhile:
             self.meanwhile.pop()(session_id)
-        return super().lock(session_id, turn=turn)
+        return super().lock_for_turn(session_id)
 
 
 def test_a_turn_that_ends_between_the_look_and_the_start_is_no_error() -> None:
