@@ -135,6 +135,16 @@ class TurnResponses:
         response.call_on_close(reader.close)
         return response
 
+    def fail_early(self, reader: TurnReader, after: int, seconds: float) -> Response | None:
+        """The error that ends the turn, where it comes behind the first `after` events within so many seconds."""
+        with contextlib.ExitStack() as stack:
+            stack.callback(reader.close)
+            entries = reader.turn.read(after, seconds)
+            if entries and isinstance(entries[0].event, Failed):
+                return _failed(reader, entries[0].event)
+            stack.pop_all()
+        return None
+
     def whole(self, reader: TurnReader, render: Callable[[Turn, Ended], Response]) -> Response:
         """The turn's answer as `render` gives it, when the turn has ended, or the error that ended it."""
         turn, left = reader.turn, self._client_left(reader.turn)
@@ -147,8 +157,7 @@ class TurnResponses:
         finally:
             reader.close()
         if isinstance(last, Failed):
-            retry_after = {} if last.retry_after is None else {"Retry-After": last.retry_after}
-            return error_response(last.code, last.text, {**reader.headers, **retry_after})
+            return _failed(reader, last)
         response = render(turn, last)
         response.headers.update(reader.headers)
         return response
@@ -198,6 +207,11 @@ class _Places:
     def _give_back(self) -> None:
         with self._lock:
             self.taken -= 1
+
+
+def _failed(reader: TurnReader, last: Failed) -> Response:
+    retry_after = {} if last.retry_after is None else {"Retry-After": last.retry_after}
+    return error_response(last.code, last.text, {**reader.headers, **retry_after})
 
 
 def event_blocks(
