@@ -16,12 +16,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TypeVar
 
-from session_core.stores.disk_access import make_directory, read_all, synced, version_of, write_all
+from session_core.stores.disk_access import make_directory, read_all, rename_new, synced, version_of, write_all
 from session_core.stores.disk_errors import unavailable
 from session_core.stores.file_cache import FileCache, ParsedFile, is_large
 from session_core.stores.file_journal import FileJournal, read_journal, remove_journal
 from session_core.stores.file_layout import closing, layout, parse
-from session_core.stores.file_locks import SUPPORTED, lock_now, lock_waiting, mark_turn, turn_marked
+from session_core.stores.file_locks import (
+    SUPPORTED,
+    close_unlocked,
+    lock_now,
+    lock_waiting,
+    mark_turn,
+    release_in_children,
+    turn_marked,
+)
 from storage import (
     SESSION_ID,
     LockedSession,
@@ -66,6 +74,7 @@ class FileStorage(Storage):
         self._cached_summary = functools.lru_cache(_CACHED_SUMMARIES)(self._summary_of_version)
         with unavailable("open", self._directory, logging.DEBUG):  # the error is shown at the start
             make_directory(self._directory)
+            release_in_children(self._directory)
             with synced(self._directory):  # which also makes the renames of a killed process durable
                 self._sweep()
             self._try_writing()
@@ -88,7 +97,7 @@ class FileStorage(Storage):
     def _create(self, session: Session) -> None:
         with unavailable("create", session.id), contextlib.ExitStack() as stack, synced(self._directory):
             file = self._write_new(session, time.time_ns(), turn=False, new=True)
-            stack.callback(os.close, file)  # when it is durable; nobody can lock it before
+            stack.callback(close_unlocked, file)  # when it is durable; nobody can lock it before
 
     def _read(self, session_id: str) -> Session:
         with self._opened(session_id) as file:
@@ -121,7 +130,7 @@ class FileStorage(Storage):
         while True:
             with contextlib.ExitStack() as stack, unavailable("lock", session_id):
                 file = self._open(session_id, os.O_RDWR)
-                stack.callback(os.close, file)
+                stack.callback(close_unlocked, file)
                 if not lock_now(file):
                     return None
                 if self._is_current(file, session_id):  # else the file was replaced, and the lock went with it
@@ -207,16 +216,15 @@ class FileStorage(Storage):
             os.utime(file, ns=(modified, modified))
             os.fsync(file)
             if new:
-                os.link(path, self._path(session.id))  # which replaces no file, as a rename would
-                os.unlink(path)
+                rename_new(path, self._path(session.id))
             else:
                 os.rename(path, self._path(session.id))
         except FileExistsError:
-            os.close(file)
+            close_unlocked(file)
             os.unlink(path)
             raise SessionExists(session.id) from None
         except BaseException:
-            os.close(file)
+            close_unlocked(file)
             with contextlib.suppress(OSError):
                 os.unlink(path)
             raise
@@ -231,16 +239,18 @@ class FileStorage(Storage):
                 os.unlink(path)
 
     def _sweep(self) -> None:
-        """Removes the temporary files that a crash has left, and journals without a session."""
+        """Removes the temporary and empty files that a crash has left, and journals without a session."""
         with os.scandir(self._directory) as entries:
             for entry in entries:
                 journal = _JOURNAL_FILE.fullmatch(entry.name)
                 if journal and not os.path.exists(self._path(journal[1])):
                     remove_journal(entry.path)
-                if _TEMPORARY_FILE.fullmatch(entry.name):
-                    with contextlib.suppress(OSError):
-                        if entry.stat(follow_symlinks=False).st_ctime < time.time() - _ORPHAN_SECONDS:
-                            os.unlink(entry.path)
+                with contextlib.suppress(OSError):
+                    found = entry.stat(follow_symlinks=False)
+                    empty = _SESSION_FILE.fullmatch(entry.name) and found.st_size == 0  # of `rename_new`
+                    orphan = found.st_ctime < time.time() - _ORPHAN_SECONDS
+                    if orphan and (empty or _TEMPORARY_FILE.fullmatch(entry.name)):
+                        os.unlink(entry.path)
 
 
 class _LockedFile(LockedSession):
@@ -300,7 +310,7 @@ class _LockedFile(LockedSession):
         with unavailable("write", self.id), synced(self._storage._directory):
             old = self._file
             self._file = self._storage._write_new(session, self._stat().st_mtime_ns, turn=self._turn)
-            os.close(old)
+            close_unlocked(old)
             self._parsed = None
             self._end = None  # until the directory is synced, a crash may bring the old file back
         self._end = len(layout(session)) - len(closing(session))
@@ -320,7 +330,7 @@ class _LockedFile(LockedSession):
         if self._parsed is not None:
             with contextlib.suppress(OSError):
                 self._storage._cache.put(version_of(self._stat()), self._parsed)
-        os.close(self._file)  # which unlocks it
+        close_unlocked(self._file)
 
     def _stat(self) -> os.stat_result:
         found = os.fstat(self._file)

@@ -68,6 +68,7 @@ def serve(app: Flask, listener: socket.socket, settings: Settings, banner: str) 
     stay_on_one_cpu()
     server = hardened_server(app, listener, settings)
     tune_interpreter()
+    _close_in_children(server)
     _handle_hangup(app.extensions["users"])
     with _first_signal() as wait:
         threading.Thread(target=server.run, name="server", daemon=True).start()
@@ -76,6 +77,21 @@ def serve(app: Flask, listener: socket.socket, settings: Settings, banner: str) 
     log.info("shutting down: running turns get %g s", settings.grace)
     app.extensions["turns"].shut_down(settings.grace)
     _flush(server)
+
+
+def _close_in_children(server: Any) -> None:
+    """Has processes that tools fork let go of the port and of the clients. Else a client does not see that its
+    connection was closed, and after a crash the port stays taken, for as long as the child lives."""
+
+    def close() -> None:
+        with contextlib.suppress(OSError):
+            null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+            for file in server._map:
+                os.dup2(null, file, inheritable=False)
+            os.close(null)
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=close)
 
 
 def _handle_hangup(users: Users | None) -> None:
