@@ -4,7 +4,7 @@
 Reading needs no lock. To change a session, a caller locks it first, and is then the only one that can change it,
 between threads and between processes alike.
 
-A store writes six primitives of `Storage` and five of `LockedSession`. `tests/support/storage_conformance.py` checks
+A store writes seven primitives of `Storage` and five of `LockedSession`. `tests/support/storage_conformance.py` checks
 it. A store that servers on several machines share also lets them follow one another's turns, by
 `LockedSession.publish_turn` and `Storage.turn_feed`.
 """
@@ -157,13 +157,22 @@ class Storage(ABC):
         page = ids if limit is None else ids[:limit]
         return page, page[-1] if len(page) < len(ids) else None
 
+    def clock(self) -> float:
+        """The time, in seconds since 1970, by the clock by which this store says when sessions have changed."""
+        return time.time()
+
     def unchanged_since(self, when: float) -> Iterator[str]:
-        """The ids of sessions that have not changed since this time, in seconds since 1970. A caller that acts on
-        one locks it, and looks at its `updated_at` again."""
-        for session_id in reversed(self._ids()):
-            with contextlib.suppress(SessionNotFound):
-                updated = self.summary(session_id).updated_at
-                if updated is not None and updated >= timestamp(when):
+        """The ids of sessions that have not changed since this time, by `clock`. A caller that acts on one locks it,
+        and looks at its `changed_at` again."""
+        recent = set(self.changed_since(when))
+        yield from (session_id for session_id in reversed(self._ids()) if session_id not in recent)
+
+    def changed_since(self, when: float) -> Iterator[str]:
+        """The ids of sessions that have changed since this time, by `clock`, most recently changed first. One that
+        cannot be read is passed over."""
+        for session_id in self._ids():
+            with contextlib.suppress(SessionNotFound, StorageUnavailable):
+                if self.changed_at(session_id) < when:
                     return
                 yield session_id
 
@@ -204,6 +213,10 @@ class Storage(ABC):
     @abstractmethod
     def check(self) -> None:
         """Raises StorageUnavailable if sessions could not be written now."""
+
+    @abstractmethod
+    def changed_at(self, session_id: str) -> float:
+        """When the session last changed, by `clock`. Raises SessionNotFound and StorageUnavailable."""
 
     @abstractmethod
     def _create(self, session: Session) -> None:
@@ -446,6 +459,10 @@ class MemoryStorage(Storage):
     def _ids(self) -> list[str]:
         with self._mutex:
             return [id for _, id in sorted((-found.order, id) for id, found in self._sessions.items())]
+
+    def changed_at(self, session_id: str) -> float:
+        with self._mutex:
+            return self._find(session_id).order / 1e9
 
     def unchanged_since(self, when: float) -> Iterator[str]:
         with self._mutex:

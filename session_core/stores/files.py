@@ -8,7 +8,6 @@ import json
 import logging
 import operator
 import os
-import re
 import secrets
 import stat
 import time
@@ -30,8 +29,8 @@ from session_core.stores.file_locks import (
     release_in_children,
     turn_marked,
 )
+from session_core.stores.file_sweep import SESSION_FILE, sweep
 from storage import (
-    SESSION_ID,
     LockedSession,
     Session,
     SessionCorrupt,
@@ -41,16 +40,13 @@ from storage import (
     StorageUnavailable,
     Summary,
     checked_id,
+    timestamp,
 )
 
 log = logging.getLogger(__name__)
 
-_ORPHAN_SECONDS = 3600.0  # after which a temporary file is the rest of a crash
 _CACHED_SUMMARIES = 10_000
 _SCANNED_AT_ONCE = 200  # files
-_SESSION_FILE = re.compile(rf"({SESSION_ID.pattern})\.json")
-_JOURNAL_FILE = re.compile(rf"\.({SESSION_ID.pattern})\.journal")
-_TEMPORARY_FILE = re.compile(rf"\.({SESSION_ID.pattern}\.)?[0-9a-f]{{16}}\.tmp")
 
 T = TypeVar("T")
 
@@ -76,7 +72,7 @@ class FileStorage(Storage):
             make_directory(self._directory)
             release_in_children(self._directory)
             with synced(self._directory):  # which also makes the renames of a killed process durable
-                self._sweep()
+                sweep(self._directory)
             self._try_writing()
 
     def check(self) -> None:
@@ -107,7 +103,7 @@ class FileStorage(Storage):
         found = []
         with unavailable("list", self._directory), os.scandir(self._directory) as entries:
             for entry in entries:
-                if (file := _SESSION_FILE.fullmatch(entry.name)) and entry.is_file(follow_symlinks=False):
+                if (file := SESSION_FILE.fullmatch(entry.name)) and entry.is_file(follow_symlinks=False):
                     try:  # suppress() is slower, and there may be a hundred thousand files
                         found.append((entry.stat(follow_symlinks=False).st_mtime_ns, file[1]))
                     except FileNotFoundError:  # deleted meanwhile
@@ -122,9 +118,19 @@ class FileStorage(Storage):
                 if number % _SCANNED_AT_ONCE == 0:
                     time.sleep(0.005)  # so that requests go on beside a scan of a hundred thousand files
                 with contextlib.suppress(FileNotFoundError):
-                    file = _SESSION_FILE.fullmatch(entry.name)
+                    file = SESSION_FILE.fullmatch(entry.name)
                     if file and entry.stat(follow_symlinks=False).st_mtime < when:
                         yield file[1]
+
+    def changed_at(self, session_id: str) -> float:
+        return self._at(checked_id(session_id), lambda _, found: found.st_mtime)
+
+    def changed_since(self, when: float) -> Iterator[str]:
+        for session_id in super().changed_since(when):
+            with contextlib.suppress(SessionNotFound, StorageUnavailable):
+                updated = self.summary(session_id).updated_at  # an old one in a file that was copied just now
+                if updated is None or updated >= timestamp(when):
+                    yield session_id
 
     def _lock(self, session_id: str, turn: bool) -> LockedSession | None:
         while True:
@@ -237,20 +243,6 @@ class FileStorage(Storage):
                 file.write(b"the store can be written\n")
             finally:
                 os.unlink(path)
-
-    def _sweep(self) -> None:
-        """Removes the temporary and empty files that a crash has left, and journals without a session."""
-        with os.scandir(self._directory) as entries:
-            for entry in entries:
-                journal = _JOURNAL_FILE.fullmatch(entry.name)
-                if journal and not os.path.exists(self._path(journal[1])):
-                    remove_journal(entry.path)
-                with contextlib.suppress(OSError):
-                    found = entry.stat(follow_symlinks=False)
-                    empty = _SESSION_FILE.fullmatch(entry.name) and found.st_size == 0  # of `rename_new`
-                    orphan = found.st_ctime < time.time() - _ORPHAN_SECONDS
-                    if orphan and (empty or _TEMPORARY_FILE.fullmatch(entry.name)):
-                        os.unlink(entry.path)
 
 
 class _LockedFile(LockedSession):

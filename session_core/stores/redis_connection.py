@@ -69,6 +69,11 @@ class RedisConnection:
             "write to Redis", lambda: self.client.set(f"{self._prefix}check", b"", px=KEEP_MILLISECONDS), level=level
         )
 
+    def time(self) -> tuple[int, int]:
+        """Redis' time, in seconds since 1970 and microseconds. Raises StorageUnavailable."""
+        seconds, microseconds = call("ask Redis for the time", lambda: self.client.time())
+        return int(seconds), int(microseconds)
+
     def run(self, verb: str, script: str, session_id: str, *arguments: Argument, retry_seconds: float = 0) -> Any:
         """The result of a script on a session. Each script may run twice, and returns the same result then.
 

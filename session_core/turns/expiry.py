@@ -6,23 +6,57 @@ import contextlib
 import logging
 import threading
 import time
+from collections.abc import Callable
 
 from storage import SessionBusy, SessionCorrupt, SessionNotFound, Storage, StorageUnavailable, timestamp
 
 log = logging.getLogger(__name__)
 
 _MIN_SECONDS, _MAX_SECONDS = 1.0, 300.0  # between two sweeps
+_MAX_DRIFT_SECONDS = 1.0  # of a clock between two sweeps; more is a jump
+
+
+def _running_time() -> float:
+    """Seconds that no setting of the clock changes. Where the system tells, they go on while it is suspended."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+
+
+class SteadyClock:
+    """A clock that follows another one, but jumps ahead `delay` seconds later than that. Not safe for threads.
+
+    What was stamped before a jump seems older than it is. When as long has passed as it may live, it does not.
+    """
+
+    def __init__(self, read: Callable[[], float], delay: float, running_time: Callable[[], float]) -> None:
+        self._read, self._delay, self._running_time = read, delay, running_time
+        self._offset: float | None = None
+        self._newest = self._jumped_at = 0.0
+
+    def now(self) -> float:
+        """The time, in the seconds of the other clock. Raises what reading that raises."""
+        running = self._running_time()
+        offset = self._read() - running
+        if self._offset is None or offset <= self._offset + _MAX_DRIFT_SECONDS:
+            self._offset = self._newest = offset
+        elif offset > self._newest + _MAX_DRIFT_SECONDS:
+            self._newest, self._jumped_at = offset, running
+            log.warning("the clock has jumped ahead: sessions expire by its new time in %g s", self._delay)
+        elif running - self._jumped_at >= self._delay:
+            self._offset = offset
+        return running + self._offset
 
 
 class Expiry:
     """Deletes the sessions of a storage that did not change for `seconds` (0: none). Reading changes nothing.
 
-    A session that is locked is left alone, and so is one that cannot be understood.
+    A session that is locked is left alone, and so is one that cannot be read or understood. A clock that jumps
+    ahead ages nothing.
     """
 
-    def __init__(self, storage: Storage, seconds: float) -> None:
+    def __init__(self, storage: Storage, seconds: float, running_time: Callable[[], float] = _running_time) -> None:
         self._storage = storage
         self._seconds = seconds
+        self._clock = SteadyClock(storage.clock, seconds, running_time)
         self._stop = threading.Event()
 
     def start(self) -> None:
@@ -36,20 +70,26 @@ class Expiry:
 
     def sweep(self) -> int:
         """Deletes what has expired by now. Returns how many sessions that were. Raises StorageUnavailable."""
-        limit = time.time() - self._seconds
+        limit = self._clock.now() - self._seconds
         return sum(self._delete(session_id, limit) for session_id in self._storage.unchanged_since(limit))
 
     def _delete(self, session_id: str, limit: float) -> bool:
         if self._stop.is_set():
             return False
         gone = contextlib.suppress(SessionNotFound, SessionBusy, SessionCorrupt)
-        with gone, self._storage.lock(session_id) as session:
-            if session.session.updated_at < timestamp(limit):  # a turn may have ended in between
-                session.delete()
-                return True
+        try:
+            with gone, self._storage.lock(session_id) as session:
+                unchanged = self._storage.changed_at(session_id) < limit  # a turn may have ended in between
+                if unchanged and session.session.updated_at < timestamp(limit):
+                    session.delete()
+                    return True
+        except StorageUnavailable:  # which was logged, and concerns this session alone
+            self._storage.check()
         return False
 
     def _work(self) -> None:
+        with contextlib.suppress(StorageUnavailable):
+            self._clock.now()  # so that a jump before the first sweep is seen
         while not self._stop.wait(min(max(self._seconds / 10, _MIN_SECONDS), _MAX_SECONDS)):
             try:
                 if deleted := self.sweep():

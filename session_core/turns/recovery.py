@@ -13,13 +13,12 @@ from session_core.turns.stored import last_turn
 from session_core.turns.turn import Overloaded
 from session_core.turns.turn_request import KeyReused, NothingToContinue, TurnRequest
 from session_core.turns.turns import Turns
-from storage import SessionBusy, SessionCorrupt, SessionNotFound, Storage, StorageUnavailable, timestamp
+from storage import Session, SessionBusy, SessionCorrupt, SessionNotFound, Storage, StorageUnavailable
 
 log = logging.getLogger(__name__)
 
 _MAX_RECOVERIES = 2  # of one turn, so that one that ends the server each time is not tried for ever
 _WAIT_SECONDS = 10.0  # for sessions that seem to run: a lease of a process that is gone runs out in this time
-_LISTED_AT_ONCE = 100
 
 
 def continue_interrupted(runs: Turns, seconds: float) -> threading.Thread:
@@ -32,7 +31,8 @@ def continue_interrupted(runs: Turns, seconds: float) -> threading.Thread:
 def _work(runs: Turns, storage: Storage, seconds: float) -> None:
     give_up = time.monotonic() + _WAIT_SECONDS
     try:
-        left = [one for one in _changed_since(storage, time.time() - seconds) if not _go_on(runs, storage, one)]
+        recent = list(storage.changed_since(storage.clock() - seconds))  # going on changes the order
+        left = [session_id for session_id in recent if not _go_on(runs, storage, session_id)]
         while left and time.monotonic() < give_up and not runs.closing:
             time.sleep(0.2)
             left = [session_id for session_id in left if not _go_on(runs, storage, session_id)]
@@ -42,26 +42,12 @@ def _work(runs: Turns, storage: Storage, seconds: float) -> None:
         log.exception("interrupted turns could not be gone on with")
 
 
-def _changed_since(storage: Storage, when: float) -> list[str]:
-    found: list[str] = []
-    after = None
-    while True:
-        ids, after = storage.page(_LISTED_AT_ONCE, after)
-        for session_id in ids:
-            updated = storage.summary(session_id).updated_at
-            if updated is not None and updated < timestamp(when):
-                return found
-            found.append(session_id)
-        if after is None:
-            return found
-
-
 def _go_on(runs: Turns, storage: Storage, session_id: str) -> bool:
     """Goes on with the last turn if that is interrupted. Returns False where it may be worth another look."""
     try:
         session = storage.get(session_id)
         turn = last_turn(session)
-        if turn is None or turn.complete:
+        if turn is None or turn.complete or _came_in(session):
             return True
         if storage.running(session_id):
             return False
@@ -76,5 +62,13 @@ def _go_on(runs: Turns, storage: Storage, session_id: str) -> bool:
         return True
     except (SessionBusy, Overloaded):
         return False
+    except StorageUnavailable:  # which was logged, and concerns this session alone
+        storage.check()
+        return True
     except (SessionNotFound, SessionCorrupt, NothingToContinue, ModelRefused, KeyReused, ShuttingDown):
         return True
+
+
+def _came_in(session: Session) -> bool:
+    """Whether nothing has happened in the session since it was made as an import or a copy."""
+    return session.continuation is None and bool(session.messages[-1].get("imported"))

@@ -24,7 +24,7 @@ from typing import Any, Self
 
 import pytest
 
-from session_core.stores import disk_access, file_locks, files
+from session_core.stores import disk_access, file_locks, file_sweep, files
 from session_core.stores.files import FileStorage
 from storage import (
     LockedSession,
@@ -589,7 +589,7 @@ def test_files_with_other_names_are_ignored(
             file.write(laid_out(ONE, id="session-a"))
         os.utime(path, (0, 0))
     present = set(os.listdir(directory))
-    monkeypatch.setattr(files, "_ORPHAN_SECONDS", -60.0)
+    monkeypatch.setattr(file_sweep, "_ORPHAN_SECONDS", -60.0)
     again = FileStorage(str(directory))
     assert storage.page() == again.page() == ([], None)
     assert set(os.listdir(directory)) == present
@@ -604,7 +604,7 @@ def test_what_a_crash_left_is_swept_when_it_is_old(
         os.utime(path, (0, 0))  # as when an old session is given a title just now
     FileStorage(str(directory))
     assert all(path.exists() for path in left)
-    monkeypatch.setattr(files, "_ORPHAN_SECONDS", -60.0)  # an hour later
+    monkeypatch.setattr(file_sweep, "_ORPHAN_SECONDS", -60.0)  # an hour later
     FileStorage(str(directory))
     assert os.listdir(directory) == []
 
@@ -647,7 +647,7 @@ class Faults:
         self.fail: Callable[[str, int], OSError | None] = lambda name, number: None
         self.short = False  # each write writes a part only
         self.calls: list[str] = []
-        for room in (disk_access, files):
+        for room in (disk_access, file_sweep, files):
             monkeypatch.setattr(room, "os", Calls(os, self))
         monkeypatch.setattr(file_locks, "fcntl", Calls(fcntl, self))
 

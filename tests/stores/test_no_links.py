@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from session_core.stores import files
+from session_core.stores import file_sweep, files
 from session_core.stores.files import FileStorage
 from storage import Session, SessionExists, StorageUnavailable, timestamp
 
@@ -74,6 +74,6 @@ def test_what_a_crash_leaves_is_gone_an_hour_later(tmp_path: Path, monkeypatch: 
     (tmp_path / f"{ID}.json").touch()
     FileStorage(str(tmp_path))
     assert os.listdir(tmp_path) == [f"{ID}.json"]
-    monkeypatch.setattr(files, "_ORPHAN_SECONDS", -60.0)
+    monkeypatch.setattr(file_sweep, "_ORPHAN_SECONDS", -60.0)
     FileStorage(str(tmp_path))
     assert os.listdir(tmp_path) == []
