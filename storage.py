@@ -4,14 +4,15 @@
 Reading needs no lock. To change a session, a caller locks it first, and is then the only one that can change it,
 between threads and between processes alike.
 
-A store writes seven primitives of `Storage` and five of `LockedSession`. `tests/support/storage_conformance.py` checks
-it. A store that servers on several machines share also lets them follow one another's turns, by
+A store writes eight primitives of `Storage` and five of `LockedSession`. `tests/support/storage_conformance.py`
+checks it. A store that servers on several machines share also lets them follow one another's turns, by
 `LockedSession.publish_turn` and `Storage.turn_feed`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import threading
 import time
@@ -111,8 +112,7 @@ class Storage(ABC):
         copies: list[dict[str, Any]] = [json.loads(to_json(message)) for message in messages]
         if not are_messages(copies):
             raise ValueError("a message needs an id, a role, a content and a time, all strings")
-        session = Session(new_id("session"), now, now, messages=copies, last_error=last_error)
-        session = configured(session, settings)
+        session = configured(Session(new_id("session"), now, now, None, copies, last_error), settings)
         self._create(session)
         return session.id
 
@@ -122,12 +122,11 @@ class Storage(ABC):
         Raises SessionNotFound for what has not the form of an id, and StorageUnavailable.
         """
         try:
-            self._running(checked_id(session_id))
+            self.running(session_id)
         except SessionNotFound:
-            checked_id(session_id)
             now = timestamp()
             with contextlib.suppress(SessionExists):
-                self._create(Session(session_id, now, now))
+                self._create(Session(checked_id(session_id), now, now))
 
     def get(self, session_id: str) -> Session:
         """The session as it is now. While a turn runs, it holds all that the turn has stored so far.
@@ -161,20 +160,9 @@ class Storage(ABC):
         """The time, in seconds since 1970, by the clock by which this store says when sessions have changed."""
         return time.time()
 
-    def unchanged_since(self, when: float) -> Iterator[str]:
-        """The ids of sessions that have not changed since this time, by `clock`. A caller that acts on one locks it,
-        and looks at its `changed_at` again."""
-        recent = set(self.changed_since(when))
-        yield from (session_id for session_id in reversed(self._ids()) if session_id not in recent)
-
     def changed_since(self, when: float) -> Iterator[str]:
-        """The ids of sessions that have changed since this time, by `clock`, most recently changed first. One that
-        cannot be read is passed over."""
-        for session_id in self._ids():
-            with contextlib.suppress(SessionNotFound, StorageUnavailable):
-                if self.changed_at(session_id) < when:
-                    return
-                yield session_id
+        """The ids of sessions that have changed since this time, by `clock`, most recently changed first."""
+        return itertools.takewhile(lambda session_id: self.changed_at(session_id) >= when, self._ids())
 
     def lock(self, session_id: str, *, turn: bool = False) -> LockedSession:
         """Locks the session until it is released. With `turn`, `running` is true meanwhile.
@@ -219,6 +207,10 @@ class Storage(ABC):
         """When the session last changed, by `clock`. Raises SessionNotFound and StorageUnavailable."""
 
     @abstractmethod
+    def unchanged_since(self, when: float) -> Iterator[str]:
+        """The ids of sessions that did not change since this time, by `clock`, when they were looked at."""
+
+    @abstractmethod
     def _create(self, session: Session) -> None:
         """Stores a new session, durably. Where there is one of its id, leaves it, and may raise SessionExists."""
 
@@ -240,10 +232,8 @@ class Storage(ABC):
 
 
 class LockedSession(ABC):
-    """A session that this caller alone can change, until `release`. RuntimeError after that.
-
-    Not safe for several threads at once.
-    """
+    """A session that this caller alone can change, until `release`. RuntimeError after that. Not safe for several
+    threads at once."""
 
     def __init__(self, session_id: str) -> None:
         self.id = session_id
@@ -409,17 +399,11 @@ class TurnFeed(ABC):
         """Asks the process that runs the turn to end it."""
 
 
-# --- what every store needs ---
-
-
 def checked_id(session_id: str) -> str:
     """The id, if it has the form of one. Raises SessionNotFound."""
     if not SESSION_ID.fullmatch(session_id):
         raise SessionNotFound(session_id)
     return session_id
-
-
-# --- in memory ---
 
 
 @dataclass
@@ -466,8 +450,7 @@ class MemoryStorage(Storage):
 
     def unchanged_since(self, when: float) -> Iterator[str]:
         with self._mutex:
-            orders = [(found.order, id) for id, found in self._sessions.items()]
-        yield from (id for order, id in orders if order < when * 1e9)
+            return iter([id for id, found in self._sessions.items() if found.order < when * 1e9])
 
     def _lock(self, session_id: str, turn: bool) -> LockedSession | None:
         with self._mutex:

@@ -126,8 +126,10 @@ class FileStorage(Storage):
         return self._at(checked_id(session_id), lambda _, found: found.st_mtime)
 
     def changed_since(self, when: float) -> Iterator[str]:
-        for session_id in super().changed_since(when):
+        for session_id in self._ids():
             with contextlib.suppress(SessionNotFound, StorageUnavailable):
+                if self.changed_at(session_id) < when:
+                    return
                 updated = self.summary(session_id).updated_at  # an old one in a file that was copied just now
                 if updated is None or updated >= timestamp(when):
                     yield session_id

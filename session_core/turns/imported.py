@@ -29,7 +29,8 @@ def copied(session: Session, until: str | None) -> tuple[list[dict[str, Any]], s
         last_error = last_error if until == ids[-1] else None
         messages = messages[: ids.index(until) + 1]
     private = ("idempotency_key", "replaces")  # they tell of the other session's turns
-    return [{key: field for key, field in one.items() if key not in private} for one in messages], last_error
+    own = [{key: field for key, field in one.items() if key not in private} for one in messages]
+    return _marked(own), last_error
 
 
 def imported(messages: Any) -> tuple[list[dict[str, Any]], str | None]:
@@ -70,7 +71,12 @@ def imported(messages: Any) -> tuple[list[dict[str, Any]], str | None]:
         created = message.get("created_at")
         known = isinstance(created, str) and _TIME.fullmatch(created)
         found.append({**stored, "created_at": created if known else timestamp()})
-    return found, system_prompt
+    return _marked(found), system_prompt
+
+
+def _marked(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages, whose end nobody can take for a turn that a crash has cut off (see `recovery`)."""
+    return [*messages[:-1], *({**last, "imported": True} for last in messages[-1:])]
 
 
 def _text(content: Any, index: int, *, may_miss: bool) -> str:

@@ -161,8 +161,6 @@ class Turns:
     def create(self, settings: Mapping[str, str | None], messages: Any = (), last_error: str | None = None) -> str:
         """Creates a session, durably, and returns its id. Raises ModelRefused and StorageUnavailable."""
         self.models.check(settings.get("model"))
-        if messages:  # so that nobody takes its end for a turn that a crash has cut off
-            messages = [*messages[:-1], {**messages[-1], "imported": True}]
         return self.storage.create(messages, last_error, **settings)
 
     def configure(self, session_id: str, settings: Mapping[str, str | None]) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage import MemoryStorage
-from tests.support.client import Client, json_of, said, storages
+from tests.support.client import Client, error_of, json_of, storages
 from tests.support.model_server import BREAK, ReplyTo, answer, body, frames, status, tool_call, tool_calls, whole
 from tests.support.well_formed import assert_well_formed
 
@@ -192,7 +192,7 @@ def test_only_when_the_current_turn_alone_is_too_long_it_is_an_error(overflow: R
     with Client() as client:
         session = with_turns(client, "1", "2", "3", "4")
         client.model.then(*[overflow] * 6)
-        assert said(client.run(session, "5")) == (400, "context_length_exceeded")
+        assert error_of(client.run(session, "5")) == (400, "context_length_exceeded")
         assert [len(request["messages"]) for request in client.model.requests[4:]] == [9, 5, 3, 1]
 
 
@@ -207,7 +207,7 @@ def test_on_a_stream_it_is_an_error_event(client: Client) -> None:
 def test_a_first_turn_that_is_too_long_is_an_error_at_once(client: Client) -> None:
     session = client.create()
     client.model.then(OVERFLOWS["OpenAI"])
-    assert said(client.run(session, "1")) == (400, "context_length_exceeded")
+    assert error_of(client.run(session, "1")) == (400, "context_length_exceeded")
     assert len(client.model.requests) == 1
 
 
@@ -262,7 +262,7 @@ def test_within_a_turn_the_history_is_halved_again_and_again(client: Client) -> 
     session = with_turns(client, "1", "2", "3", "4")
     overflow = OVERFLOWS["OpenAI"]
     client.model.then(overflow, tool_call("calculator", {"expression": "1+1"}), overflow, overflow, overflow)
-    assert said(client.run(session, "5")) == (400, "context_length_exceeded")
+    assert error_of(client.run(session, "5")) == (400, "context_length_exceeded")
     assert [len(request["messages"]) for request in client.model.requests[4:]] == [9, 5, 7, 5, 3]
 
 
@@ -290,7 +290,7 @@ def test_another_model_gets_all_of_the_history() -> None:
 def test_a_question_that_is_too_long_by_itself_is_left_out_of_later_requests(client: Client) -> None:
     session = with_turns(client, "1")
     client.model.then(*[OVERFLOWS["OpenAI"]] * 2)
-    assert said(client.run(session, "2")) == (400, "context_length_exceeded")
+    assert error_of(client.run(session, "2")) == (400, "context_length_exceeded")
     client.run(session, "3")
     assert sent(client) == ["1", "assistant", "3"]
 
@@ -301,7 +301,7 @@ def test_a_stream_without_any_event_counts_as_too_long_a_history(client: Client)
     assert client.run(session, "3").status_code == 200
     assert sent(client) == ["2", "assistant", "3"]
     client.model.then(*[frames()] * 3)
-    assert said(client.run(session, "x" * 1000)) == (502, "model_error")
+    assert error_of(client.run(session, "x" * 1000)) == (502, "model_error")
     assert client.run(session, "4").status_code == 200
 
 
@@ -349,7 +349,7 @@ def test_other_errors_trim_nothing(reply: ReplyTo) -> None:
     with Client() as client:
         session = with_turns(client, "1", "2")
         client.model.then(*[reply] * 3)
-        assert said(client.run(session, "3"))[1] != "context_length_exceeded"
+        assert error_of(client.run(session, "3"))[1] != "context_length_exceeded"
         everything = ["1", "assistant", "2", "assistant", "3"]
         for number in range(2, len(client.model.requests)):
             assert sent(client, number) == everything

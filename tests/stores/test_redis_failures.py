@@ -19,7 +19,7 @@ import pytest
 
 from session_server import main
 from storage import SessionBusy, SessionCorrupt, StorageUnavailable
-from tests.support.client import Client, said
+from tests.support.client import Client, error_of
 from tests.support.model_server import STALL, ModelServer, answer, wait
 from tests.support.redis_server import NEEDED, Proxy, RedisServer
 from tests.support.server import ROOT, SERVER, TIMEOUT, Server, environment, wait_until
@@ -101,7 +101,7 @@ def test_without_redis_everything_is_503_and_then_works_again(
             client.request("DELETE", f"/sessions/{other}"),
             client.get("/ready"),
         ):
-            assert said(refused) == (503, "storage_unavailable")
+            assert error_of(refused) == (503, "storage_unavailable")
         go.set()
         assert stream.next("stream_chunk")["data"]["content"] == "lo"  # who watches here sees it all the same
         assert stream.last()["data"]["code"] == "storage_unavailable"
@@ -120,7 +120,7 @@ def test_a_redis_that_does_not_answer_is_503_and_then_works_again(
         redis.pause()
         began = time.monotonic()
         refused = client.run(session_id)
-        assert said(refused) == (503, "storage_unavailable")
+        assert error_of(refused) == (503, "storage_unavailable")
         assert time.monotonic() - began < 10
         redis.go_on()
         assert client.run(client.create()).status_code == 200
@@ -231,9 +231,9 @@ def test_a_redis_that_takes_no_writes_is_503_and_then_works_again(
         stream = client.stream(session_id)
         stream.next("stream_chunk")
         with refusing(redis, kind):
-            assert said(client.run(other)) == (503, "storage_unavailable")
-            assert said(client.request("POST", "/sessions")) == (503, "storage_unavailable")
-            assert said(client.get("/ready")) == (503, "storage_unavailable")
+            assert error_of(client.run(other)) == (503, "storage_unavailable")
+            assert error_of(client.request("POST", "/sessions")) == (503, "storage_unavailable")
+            assert error_of(client.get("/ready")) == (503, "storage_unavailable")
             assert contents(client, session_id) == ["Hi"]
             go.set()
             assert stream.last()["data"]["code"] == "storage_unavailable"
@@ -335,7 +335,7 @@ def test_an_answer_that_was_stored_and_not_told_is_told_whole_and_is_no_silent_g
         events = client.watch(session_id).rest()
         assert [event["type"] for event in events] == ["stream_start", "stream_chunk", "stream_end"]
         assert client.watch(session_id, "?after=evt-0a-1").rest() == events[1:]
-        assert said(client.get(f"/sessions/{session_id}/run_stream?after=evt-0a-2")) == (410, "event_gone")
+        assert error_of(client.get(f"/sessions/{session_id}/run_stream?after=evt-0a-2")) == (410, "event_gone")
 
 
 def test_who_waits_for_an_event_that_was_not_told_yet_is_one_of_those_who_watch(
@@ -348,9 +348,9 @@ def test_who_waits_for_an_event_that_was_not_told_yet_is_one_of_those_who_watch(
         with Client(model=client.model, storage=open_store(), max_streams=1) as other:
             path = f"/sessions/{session_id}/run_stream"
             refused = as_completed([pool.submit(other.get, f"{path}?after={start['id']}00") for _ in range(17)])
-            assert said(next(refused).result()) == (503, "overloaded")
+            assert error_of(next(refused).result()) == (503, "overloaded")
             go.set()
-            assert [said(one.result()) for one in refused] == [(410, "event_gone")] * 16
+            assert [error_of(one.result()) for one in refused] == [(410, "event_gone")] * 16
 
 
 # --- values that cannot be understood ---
@@ -381,7 +381,7 @@ def test_what_cannot_be_understood_costs_its_own_session_only(
     assert storage.summary(broken).created_at is None
     assert storage.page() == ([sound, broken], None)
     with Client(storage=storage) as client:
-        assert said(client.run(broken)) == (500, "session_corrupt")
+        assert error_of(client.run(broken)) == (500, "session_corrupt")
         assert len(client.get("/sessions?details=true").json["sessions"]) == 2
         assert client.run(sound).status_code == 200
 

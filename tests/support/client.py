@@ -1,10 +1,10 @@
 """The app in the test's own process: Flask over a scripted model, and a client that talks to it.
 
-    with Talk(answer("Hello"), storage=FileStorage(...), timeout=5) as talk:
-        session_id = talk.create()
-        stream = talk.stream(session_id, "Hi")
+    with Client(answer("Hello"), storage=FileStorage(...), timeout=5) as client:
+        session_id = client.create()
+        stream = client.stream(session_id, "Hi")
         assert stream.next()["type"] == "stream_start"
-        assert talk.model.requests[0]["messages"][-1]["content"] == "Hi"
+        assert client.model.requests[0]["messages"][-1]["content"] == "Hi"
 
 At the end of the `with` the app is shut down, and everything that it started must have ended; of several apps at the
 same time, when the last is closed.
@@ -234,7 +234,7 @@ def json_of(response: TestResponse) -> Any:
     return json.loads(response.data.decode())
 
 
-def said(response: TestResponse) -> tuple[int, str]:
+def error_of(response: TestResponse) -> tuple[int, str]:
     """Status and code of an error, which must have the form of one: that of OpenAI's API below `/v1`."""
     body = json_of(response)
     if response.request.path.startswith("/v1/"):

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from session_core.model.demo import Exchange, Reply, chunk
 from session_core.stores.files import FileStorage
 from storage import MemoryStorage
-from tests.support.client import Client, json_of, said
+from tests.support.client import Client, error_of, json_of
 from tests.support.model_server import (
     BREAK,
     RESET,
@@ -213,7 +213,7 @@ def test_a_model_server_that_is_not_there_leaves_a_session_that_works() -> None:
     storage = MemoryStorage()
     with Client(storage=storage, base_url=nobody_listens()) as lost:
         session = lost.create()
-        assert said(lost.run(session, "One")) == (502, "model_error")
+        assert error_of(lost.run(session, "One")) == (502, "model_error")
     with Client(storage=storage) as client:
         assert client.run(session, "Two").status_code == 200
         assert_well_formed(client.model.requests[0])
@@ -230,7 +230,7 @@ def test_a_model_server_that_vanishes_in_mid_turn_leaves_a_session_that_works() 
 
     with Client(storage=storage, base_url=model.base_url, tools=[vanish]) as lost:
         session = lost.create()
-        assert said(lost.run(session, "One")) == (502, "model_error")
+        assert error_of(lost.run(session, "One")) == (502, "model_error")
     with Client(storage=storage) as client:
         assert client.run(session, "Two").status_code == 200
         assert_well_formed(client.model.requests[0])
@@ -381,7 +381,7 @@ def test_the_result_of_a_tool_that_comes_too_late_is_dropped(end: str) -> None:
         assert last["data"].get("code", "cancelled") == codes.get(end, "cancelled")
     with Client(storage=storage) as client:
         if end == "delete":
-            assert said(client.run(session, "Two")) == (404, "session_not_found")
+            assert error_of(client.run(session, "Two")) == (404, "session_not_found")
             return
         assert client.run(session, "Two").status_code == 200
         assert_well_formed(client.model.requests[0])

@@ -19,7 +19,7 @@ from session_core.turns.turn_request import TurnRequest
 from session_core.web.events import frames
 from session_core.web.ui_messages import UI_BROKEN_OFF, UI_MESSAGES, UiFrames
 from storage import StorageUnavailable
-from tests.support.client import BreakableStorage, Client, json_of, said
+from tests.support.client import BreakableStorage, Client, error_of, json_of
 from tests.support.model_server import BREAK, STALL, answer, status, tool_call, tool_calls, wait
 from tests.support.redis_server import NEEDED, RedisServer
 from tests.support.server import TIMEOUT
@@ -252,7 +252,7 @@ def test_no_frame_comes_without_its_start_and_none_stays_open(between: list[Any]
 def test_a_request_that_says_nothing_is_refused(client: Client, body: dict[str, Any]) -> None:
     if body.get("id") == "session":
         body = {**body, "id": client.create()}
-    assert said(client.request("POST", "/ui/chat", body)) == (400, "invalid_request")
+    assert error_of(client.request("POST", "/ui/chat", body)) == (400, "invalid_request")
     assert client.model.requests == []
 
 
@@ -284,7 +284,7 @@ def test_the_id_of_a_message_is_its_key_whatever_form_it_has(client: Client, id:
 def test_the_same_id_for_another_message_is_refused(client: Client) -> None:
     session = client.create()
     assert chat(client, session, question()).status_code == 200
-    assert said(chat(client, session, question("Another"))) == (422, "idempotency_key_reused")
+    assert error_of(chat(client, session, question("Another"))) == (422, "idempotency_key_reused")
 
 
 def test_a_key_of_the_request_wins(client: Client) -> None:
@@ -297,7 +297,7 @@ def test_a_key_of_the_request_wins(client: Client) -> None:
         headers = {"Idempotency-Key": key}
         assert chat(client, session, question("Edited"), messageId="m1", headers=headers).status_code == 200
     assert len(client.model.requests) == 4
-    assert said(chat(client, session, question(), headers={"Idempotency-Key": "two words"})) == (
+    assert error_of(chat(client, session, question(), headers={"Idempotency-Key": "two words"})) == (
         400,
         "invalid_request",
     )
@@ -329,7 +329,7 @@ def test_a_question_that_another_tab_has_dropped_cannot_be_edited(client: Client
     chat(client, session, question("One", "m1"))
     chat(client, session, question("Two", "m2"))
     chat(client, session, question("Edited", "m1"), messageId="m1")
-    assert said(chat(client, session, question("Stale", "m2"), messageId="m2")) == (400, "invalid_request")
+    assert error_of(chat(client, session, question("Stale", "m2"), messageId="m2")) == (400, "invalid_request")
     assert questions(client, session) == ["Edited"]
 
 
@@ -339,7 +339,7 @@ def test_a_busy_session_refuses_another_question(client: Client) -> None:
     stream = client.stream(session)
     assert stream.next("stream_chunk")
     response = chat(client, session, question("Two", "m2"))
-    assert said(response) == (409, "session_busy")
+    assert error_of(response) == (409, "session_busy")
     assert response.headers["Retry-After"] == "1"
     stream.close()
 
@@ -349,7 +349,7 @@ def test_a_store_that_cannot_write_is_an_answer_before_the_turn() -> None:
     with Client(storage=storage) as client:
         session = client.create()
         storage.broken = True
-        assert said(chat(client, session, question())) == (503, "storage_unavailable")
+        assert error_of(chat(client, session, question())) == (503, "storage_unavailable")
         assert client.model.requests == []
 
 
@@ -393,7 +393,7 @@ def test_there_is_nothing_to_take_up_where_nothing_runs(client: Client) -> None:
     assert client.get(f"/ui/chat/{session}/stream").status_code == 204
     chat(client, session, question())
     assert client.get(f"/ui/chat/{session}/stream").status_code == 204
-    assert said(client.get("/ui/chat/session-none/stream")) == (404, "session_not_found")
+    assert error_of(client.get("/ui/chat/session-none/stream")) == (404, "session_not_found")
 
 
 def test_a_head_request_takes_up_nothing(client: Client) -> None:

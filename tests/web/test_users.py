@@ -21,7 +21,7 @@ from session_core.web.settings import Settings
 from session_core.web.users import Users
 from session_server import create_app
 from storage import MemoryStorage, Storage
-from tests.support.client import Client, said
+from tests.support.client import Client, error_of
 from tests.support.model_server import STALL, ModelServer, answer, wait
 from tests.support.redis_server import NEEDED, RedisServer
 from tests.support.server import ROOT, TIMEOUT, Reply, Server, wait_until
@@ -229,7 +229,7 @@ def test_the_limit_of_turns_is_shared_and_a_shutdown_ends_all_at_the_same_time(f
         if response.status_code == 200:
             streams.append(response)
         else:
-            assert said(response) == (503, "overloaded")
+            assert error_of(response) == (503, "overloaded")
     assert len(streams) == 2
     began = time.monotonic()
     app.extensions["turns"].shut_down(0.5)
@@ -247,6 +247,6 @@ def test_users_need_a_store_each(file: str, tmp_path: Path) -> None:
 
 
 def test_without_users_nothing_is_apart() -> None:
-    with Client() as talk:
-        session = talk.create()
-        assert talk.storage.get(session).id == session
+    with Client() as client:
+        session = client.create()
+        assert client.storage.get(session).id == session
