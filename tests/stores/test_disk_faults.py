@@ -198,7 +198,9 @@ def in_a_namespace(function: Callable[[str], None], directory: Path) -> None:
     except (FileNotFoundError, subprocess.CalledProcessError):
         pytest.skip("needs unshare(1) and leave to make namespaces, to mount a small file system")
     directory.mkdir()
-    script = f"import sys; from tests.stores import test_files; test_files.{function.__name__}(sys.argv[1])"
+    script = (
+        f"import sys; from tests.stores import test_disk_faults; test_disk_faults.{function.__name__}(sys.argv[1])"
+    )
     done = subprocess.run(
         [*unshare, sys.executable, "-c", script, str(directory)],
         env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
@@ -368,7 +370,9 @@ def _without_descriptors(directory: str) -> None:
 
 
 def test_without_file_descriptors_what_was_stored_is_intact(directory: Path) -> None:
-    script = "import sys; from tests.stores import test_files; test_files._without_descriptors(sys.argv[1])"
+    script = (
+        "import sys; from tests.stores import test_disk_faults; test_disk_faults._without_descriptors(sys.argv[1])"
+    )
     done = subprocess.run(
         [sys.executable, "-c", script, str(directory)],
         env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
