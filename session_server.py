@@ -13,6 +13,7 @@ import logging
 import os
 import socket
 import sys
+import threading
 import urllib.parse
 from collections.abc import Callable, Sequence
 
@@ -27,18 +28,21 @@ from session_core.telemetry.spans import Observer
 from session_core.tools.files import ToolFileError, load_tools
 from session_core.tools.functions import AnyTool, Tool
 from session_core.turns.recovery import continue_interrupted
+from session_core.turns.turns import Turns
 from session_core.web.access import add_common_headers, check_access
 from session_core.web.errors import answer_error
 from session_core.web.flag_values import SettingsError
 from session_core.web.hardened_waitress import MAX_BODY_BYTES
 from session_core.web.logs import set_up_logging
-from session_core.web.observing import load_metrics, load_traces, observe_requests
-from session_core.web.openai_chat import ChatCompletions
-from session_core.web.page_files import PAGE_FILE_ROUTE, page_file
+from session_core.web.observing import add_metrics_route, load_metrics, load_traces, observe_requests
+from session_core.web.openai_chat import openai_dialect
+from session_core.web.service import service_routes
 from session_core.web.serving import listen, serve, tune_interpreter
-from session_core.web.sessions import Api
+from session_core.web.sessions import native_dialect
 from session_core.web.settings import Settings, read_settings
-from session_core.web.users import Users
+from session_core.web.turn_responses import TurnResponses
+from session_core.web.ui_chat import ui_dialect
+from session_core.web.users import TurnsByUser, Users
 from storage import MemoryStorage, Storage, StorageUnavailable
 
 __all__ = ["Settings", "SettingsError", "build_app", "create_app", "main"]
@@ -75,37 +79,31 @@ def create_app(
     app.after_request(lambda response: add_common_headers(response, settings))
     app.register_error_handler(Exception, answer_error)
 
-    api = Api(store_of, agent, settings, users, metrics or observer)
-    app.extensions["turns"] = api.all_runs
-    app.extensions["users"] = users
-    app.post("/sessions")(api.create_session)
-    app.get("/sessions")(api.list_sessions)
-    app.get("/sessions/<session_id>")(api.get_session)
-    app.patch("/sessions/<session_id>")(api.configure_session)
-    app.delete("/sessions/<session_id>")(api.delete_session)
-    app.post("/sessions/<session_id>/run")(api.run)
-    app.post("/sessions/<session_id>/run_stream")(api.run_stream)
-    app.get("/sessions/<session_id>/run_stream")(api.resume_stream)
-    app.post("/sessions/<session_id>/cancel")(api.cancel)
-    app.post("/ui/chat")(api.chat)
-    app.get("/ui/chat/<session_id>/stream")(api.resume_chat)
-    completions = ChatCompletions(api, settings.session_headers)
-    app.post("/v1/chat/completions")(completions.complete_chat)
-    app.get("/v1/models")(completions.list_openai_models)
-    app.get("/v1/models/<path:model>")(completions.get_openai_model)
-    app.get("/tools")(api.list_tools)
-    app.get("/models")(api.list_models)
+    slots = threading.Semaphore(settings.max_streams)
+
+    def turns_over(storage: Storage) -> Turns:
+        return Turns(
+            storage,
+            agent,
+            timeout=settings.timeout,
+            slots=slots,
+            show_reasoning=settings.show_reasoning,
+            session_ttl=settings.session_ttl,
+            models=None if "*" in settings.models else settings.models,
+            observer=metrics or observer,
+        )
+
+    turns = TurnsByUser(lambda name: turns_over(store_of(name)), users.names if users else [""])
+    one_shot = turns_over(MemoryStorage())
+    turns.add("one shot", one_shot)
+    responses = TurnResponses(turns, one_shot, settings)
+    app.extensions.update(turns=turns, turn_responses=responses, users=users)
+    app.register_blueprint(service_routes(agent, turns, responses))
+    app.register_blueprint(native_dialect(responses, show_reasoning=settings.show_reasoning))
+    app.register_blueprint(ui_dialect(responses))
+    app.register_blueprint(openai_dialect(responses, agent, settings.session_headers))
     if metrics:
-        app.add_url_rule("/metrics", "metrics", metrics.answer)
-    app.get("/health")(api.health)
-    app.get("/ready")(api.ready)
-    app.add_url_rule("/", "page", lambda: page_file("index.html"))
-    app.add_url_rule("/openapi.json", "openapi", lambda: page_file("openapi.json"))
-    app.add_url_rule(PAGE_FILE_ROUTE, "page_file", page_file)
-    streams = [*app.url_map.iter_rules("resume_stream"), *app.url_map.iter_rules("resume_chat")]
-    for rule in streams:  # some WSGI servers send a stream's body to a HEAD too
-        assert rule.methods
-        rule.methods.discard("HEAD")
+        add_metrics_route(app, metrics)
     return app
 
 

@@ -44,7 +44,7 @@ def main() -> None:
                 for name, dark in (("page-light", False), ("page-dark", True)):
                     browser.resize(driver, 1100, 720, dark=dark)
                     page.open(server.url, "session-bill")
-                    page.until(lambda: len(page.answers) == 2 and len(page.all("#list li")) == len(OTHERS) + 1)
+                    page.wait_until(lambda: len(page.answers) == 2 and len(page.all("#list li")) == len(OTHERS) + 1)
                     (ROOT / "docs").mkdir(exist_ok=True)
                     (ROOT / "docs" / f"{name}.png").write_bytes(driver.get_screenshot_as_png())
             finally:

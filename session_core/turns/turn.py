@@ -57,6 +57,10 @@ class Turn:
         assert isinstance(last, Ended | Failed)
         return last
 
+    def cancel(self) -> bool:
+        """Ends the turn and waits until it has ended. Returns whether this call ended it: not one that has ended."""
+        return False
+
     def wait(self, seconds: float) -> bool:
         """Waits for the end, at most so long. Returns whether the turn has ended."""
         return self._ended.wait(seconds)

@@ -60,9 +60,7 @@ def observe_requests(app: Flask, observer: Observer) -> None:
     """Has each request seen, from before its checks until its response is closed. `g.observed` sees what it does."""
 
     def begin() -> None:
-        rule = request.url_rule.rule if request.url_rule else ""
-        route = re.sub(r"<(?:[^<>]*:)?(?:session_)?(\w+)>", r"{\1}", rule)
-        g.observed = observer.start_span(RequestSpan(request.method, route))
+        g.observed = observer.start_span(_describe_request())
 
     def end_when_sent(response: Response) -> Response:
         status = response.status_code
@@ -72,3 +70,28 @@ def observe_requests(app: Flask, observer: Observer) -> None:
 
     app.before_request(begin)
     app.after_request(end_when_sent)
+
+
+def add_metrics_route(app: Flask, metrics: Metrics) -> None:
+    """Serves `GET /metrics`."""
+
+    def show_metrics() -> Response:
+        return Response(metrics.render(), content_type=metrics.content_type)
+
+    app.add_url_rule("/metrics", "metrics", show_metrics)
+
+
+def _describe_request() -> RequestSpan:
+    rule = request.url_rule.rule if request.url_rule else ""
+    headers = request.headers
+    return RequestSpan(
+        request.method,
+        re.sub(r"<(?:[^<>]*:)?(?:session_)?(\w+)>", r"{\1}", rule),
+        path=request.path,
+        scheme=request.scheme,
+        host=headers.get("Host", ""),
+        protocol=request.environ.get("SERVER_PROTOCOL", ""),
+        client=request.remote_addr or "",
+        user_agent=headers.get("User-Agent", ""),
+        trace={name: headers[name] for name in ("traceparent", "tracestate") if name in headers},
+    )

@@ -1,4 +1,4 @@
-"""What the AI SDK's transport sends: a new question, an edited one, or an answer that is to be tried again.
+"""The AI SDK's dialect: what its transport sends, and the routes that it sends that to.
 
 The sources are `src/ui/http-chat-transport.ts` and `src/ui/chat.ts` of the npm package `ai`, 5 to 7. The client makes
 ids for its messages, and keeps that of one that it edits. After a reload it has the server's. Both are understood.
@@ -10,14 +10,25 @@ import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ValidationError
+from flask import Blueprint, Response
+from pydantic import BaseModel
 
 from session_core.turns.stored import turn_at
 from session_core.turns.turn_request import TurnRequest
-from session_core.web.bodies import KEY, idempotency_key, session_settings
+from session_core.web.bodies import (
+    IDEMPOTENCY_KEY,
+    check_model,
+    check_question,
+    idempotency_key,
+    json_body,
+    parse_body,
+)
 from session_core.web.errors import ApiError
-from session_core.web.ui_messages import ANSWER
+from session_core.web.turn_responses import TurnResponses, add_stream
+from session_core.web.ui_messages import ANSWER, UiRenderer
 from storage import Session
+
+_HEADERS = {"X-Vercel-AI-UI-Message-Stream": "v1"}
 
 
 class _Part(BaseModel, strict=True):
@@ -31,45 +42,68 @@ class _Message(BaseModel, strict=True):
     parts: list[_Part] = []
 
 
-class _Request(BaseModel, strict=True):
+class _Body(BaseModel, strict=True):
+    """What `DefaultChatTransport` sends."""
+
     id: str
     messages: list[dict[str, Any]] = []
     message: dict[str, Any] | None = None
     trigger: Literal["submit-message", "regenerate-message"] = "submit-message"
     messageId: str | None = None
+    model: str | None = None
 
 
-def ui_question(body: Mapping[str, Any], get: Callable[[str], Session]) -> tuple[str, TurnRequest]:
+def ui_dialect(responses: TurnResponses) -> Blueprint:
+    """The routes that `useChat` calls."""
+    blueprint = Blueprint("ui", __name__, url_prefix="/ui")
+
+    @blueprint.post("/chat")
+    def chat() -> Response:
+        session_id, question = _parse_turn_request(json_body(), responses.turns.storage.get)
+        reader = responses.start(session_id, question)
+        return _with_headers(responses.stream(reader, UiRenderer(reader.turn.message_id)))
+
+    def resume_chat(session_id: str) -> Response:
+        turn = responses.turns.attach(session_id)
+        running = None if turn is None or turn.ended else turn  # the client has the answer of an ended turn
+        return _with_headers(responses.watch(running, lambda: 0, lambda turn: UiRenderer(turn.message_id)))
+
+    add_stream(blueprint, "/chat/<session_id>/stream", resume_chat)
+    return blueprint
+
+
+def _with_headers(response: Response) -> Response:
+    if response.status_code == 200:
+        response.headers.update(_HEADERS)
+    return response
+
+
+def _parse_turn_request(body: Mapping[str, Any], get: Callable[[str], Session]) -> tuple[str, TurnRequest]:
     """The id of the session, and what the body of `POST /ui/chat` asks of it, with a key that a retry has too.
 
     The key is the request's own Idempotency-Key. Without one, that of a new question is the id of its message, and
     that of any other is made from what it replaces. `get` reads the session. Raises ApiError, and what `get` raises.
     """
-    try:
-        request = _Request.model_validate(body)
-        again = request.trigger == "regenerate-message"
-        sent = [request.message] if request.message else request.messages
-        last = [one for one in sent if not again or one.get("role") == "user"][-1:]
-        message = _Message.model_validate(last[0] if last else {})
-    except ValidationError:
-        wanted = "The body must be what DefaultChatTransport of the AI SDK sends, and the last message the user's."
-        raise ApiError("invalid_request", wanted) from None
-    named, key = request.messageId, idempotency_key()
-    model = session_settings({"model": body.get("model")})["model"]
-    session = get(request.id) if again or named else None
+    asked = parse_body(_Body, body)
+    again = asked.trigger == "regenerate-message"
+    sent = [asked.message] if asked.message else asked.messages
+    last = [one for one in sent if not again or one.get("role") == "user"][-1:]
+    message = parse_body(_Message, last[0] if last else {})
+    named, key = asked.messageId, idempotency_key()
+    model = check_model(asked.model)
+    session = get(asked.id) if again or named else None
     if session and (target := _question(session, named) or (_question(session, message.id) if again else None)):
         answered = bool(named and named.endswith(ANSWER))
         text = None if again else _text(message)
         replaces = _replaced(session, target, text, key, answered=answered)
-        return request.id, TurnRequest(text, replaces, key=key or _replacing_key(replaces, text), model=model)
-    return request.id, TurnRequest(_text(message), key=key or _key(message.id), model=model)
+        return asked.id, TurnRequest(text, replaces, key=key or _replacing_key(replaces, text), model=model)
+    return asked.id, TurnRequest(_text(message), key=key or _key(message.id), model=model)
 
 
 def _text(message: _Message) -> str:
-    text = "".join(part.text for part in message.parts if part.type == "text")
-    if not text.strip() or any(part.type == "file" for part in message.parts):
-        raise ApiError("invalid_request", "A message must have text that is not blank, and no files.")
-    return text
+    if any(part.type == "file" for part in message.parts):
+        raise ApiError("invalid_request", "A message must have no files.")
+    return check_question("".join(part.text for part in message.parts if part.type == "text"))
 
 
 def _question(session: Session, id: str | None) -> dict[str, Any] | None:
@@ -108,4 +142,4 @@ def _replacing_key(replaces: str, text: str | None) -> str:
 
 def _key(id: str | None) -> str | None:
     """The key that a message's own id stands for, whatever characters it has."""
-    return (id if KEY.fullmatch(id) else "ui-" + hashlib.sha256(id.encode()).hexdigest()) if id else None
+    return (id if IDEMPOTENCY_KEY.fullmatch(id) else "ui-" + hashlib.sha256(id.encode()).hexdigest()) if id else None

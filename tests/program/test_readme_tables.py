@@ -76,7 +76,7 @@ DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "benchmar
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_file_that_a_document_names_is_there(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
-    for name in re.findall(r"`((?:tests|docs|benchmarks|web|turns|model|stores)/[\w./-]+)`", text):
+    for name in re.findall(r"`((?:tests|docs|benchmarks|session_core)/[\w./-]+)`", text):
         assert (ROOT / name).exists(), name
     for target in re.findall(r"\]\((?!https?:)([^)#]*)(?:#[\w-]+)?\)", text):
         assert (document.parent / target).exists(), target

@@ -58,7 +58,7 @@ def resize(driver: Driver, width: int, height: int, *, scale: int = 1, dark: boo
 
 
 class Page:
-    """The chat page in the tab that is open now. Whatever is waited for must come within `PATIENCE`."""
+    """The chat page in the tab that is open now. Whatever is waited for must come within `TIMEOUT`."""
 
     def __init__(self, driver: Driver) -> None:
         self.driver = driver
@@ -105,11 +105,11 @@ class Page:
         return self.driver.execute_async_script(reported, *arguments)
 
     def click(self, selector: str) -> None:
-        self.until(lambda: self.shows(selector), f"{selector} to click")
+        self.wait_until(lambda: self.shows(selector), f"{selector} to click")
         self.all(selector)[0].click()
 
     def type(self, selector: str, *keys: str) -> None:
-        self.until(lambda: self.shows(selector), f"{selector} to type in")
+        self.wait_until(lambda: self.shows(selector), f"{selector} to type in")
         self.all(selector)[0].send_keys(*keys)
 
     def press(self, *keys: str) -> None:
@@ -131,12 +131,12 @@ class Page:
         """Sends and waits for the end of the answer."""
         before = len(self.questions)
         self.send(text)
-        self.until(lambda: len(self.questions) > before, "the question")
+        self.wait_until(lambda: len(self.questions) > before, "the question")
         self.settle()
 
     def settle(self) -> None:
         """Waits until nothing is loaded or answered any more."""
-        self.until(lambda: self.all("#conversation[aria-busy=false]") and self.shows("#send"), "the answer's end")
+        self.wait_until(lambda: self.all("#conversation[aria-busy=false]") and self.shows("#send"), "the answer's end")
 
     @property
     def questions(self) -> list[str]:

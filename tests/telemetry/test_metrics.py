@@ -204,7 +204,7 @@ def test_tools_that_come_and_go_are_a_bounded_number_of_labels() -> None:
     metrics = Metrics(Observer())
     for number in range(1000):
         metrics.start_span(ToolSpan("call", f"server__tool_{number}", offered=True)).end(Result("ok"))
-    found = samples(metrics.answer().get_data(as_text=True))
+    found = samples(metrics.render().decode())
     calls = {dict(labels)["tool"]: value for (name, labels), value in found.items() if name == "tool_calls_total"}
     assert len(calls) == 201
     assert calls["other"] == 800

@@ -96,5 +96,5 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Storag
 
 @pytest.fixture
 def anywhere(store: Callable[[], Storage]) -> Iterator[Client]:
-    with Client(storage=store(), models=("other",), default=answer("OK", usage={"total_tokens": 2})) as anywhere:
-        yield anywhere
+    with Client(storage=store(), models=("other",), default=answer("OK", usage={"total_tokens": 2})) as client:
+        yield client

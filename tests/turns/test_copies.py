@@ -136,10 +136,10 @@ ODD: dict[str, list[dict[str, Any]]] = {
 def test_what_is_taken_in_can_be_talked_to_with_every_model_server(
     server: str, messages: list[dict[str, Any]]
 ) -> None:
-    with ModelServer(default=SERVERS[server]()) as model, Client(model=model) as anywhere:
-        session = json_of(anywhere.request("POST", "/sessions", {"messages": messages}))["id"]
+    with ModelServer(default=SERVERS[server]()) as model, Client(model=model) as client:
+        session = json_of(client.request("POST", "/sessions", {"messages": messages}))["id"]
         for number in range(2):
-            assert anywhere.run(session, f"What is 1+1? ({number})").status_code == 200
+            assert client.run(session, f"What is 1+1? ({number})").status_code == 200
         for request in model.requests:
             assert_well_formed(request, extra_fields=True)
             assert request["messages"][0]["role"] == "user"
@@ -169,7 +169,7 @@ def test_what_cannot_be_taken_in_is_refused_by_its_index(anywhere: Client, messa
 
 
 def test_an_import_is_in_one_write(tmp_path: Path) -> None:
-    with Client(storage=FileStorage(str(tmp_path))) as anywhere:
-        anywhere.request("POST", "/sessions", {"messages": [{"role": "user", "content": "é"}] * 3})
+    with Client(storage=FileStorage(str(tmp_path))) as client:
+        client.request("POST", "/sessions", {"messages": [{"role": "user", "content": "é"}] * 3})
         [path] = tmp_path.glob("session-*.json")
         assert [message["content"] for message in json.loads(path.read_text())["messages"]] == ["é"] * 3

@@ -195,12 +195,12 @@ def test_two_servers_see_the_same_conversation(store: Callable[[], Storage]) -> 
 
 
 def test_the_file_stays_append_only(tmp_path: Path) -> None:
-    with Client(storage=FileStorage(str(tmp_path))) as anywhere:
-        session = anywhere.create()
-        post(anywhere, session, message="one")
+    with Client(storage=FileStorage(str(tmp_path))) as client:
+        session = client.create()
+        post(client, session, message="one")
         path = tmp_path / f"{session}.json"
         inode, lines = path.stat().st_ino, path.read_bytes().split(b"\n")
-        post(anywhere, session, replaces=anywhere.messages(session)[0]["id"])
+        post(client, session, replaces=client.messages(session)[0]["id"])
         assert path.stat().st_ino == inode
         assert path.read_bytes().split(b"\n")[:2] == lines[:2]
 
@@ -258,24 +258,24 @@ def whole_message(number: int, role: str, text: str) -> dict[str, Any]:
 def test_a_history_comes_with_its_question_in_one_write(store: Callable[[], Storage]) -> None:
     storage = store()
     history = (whole_message(1, "user", "ONE"), whole_message(2, "assistant", "1"))
-    with Client(storage=storage, default=answer("OK")) as anywhere:
-        session = anywhere.create()
-        post(anywhere, session, message="one")
-        post(anywhere, session, message="two")
-        target = anywhere.messages(session)[0]["id"]
+    with Client(storage=storage, default=answer("OK")) as client:
+        session = client.create()
+        post(client, session, message="one")
+        post(client, session, message="two")
+        target = client.messages(session)[0]["id"]
         question = TurnRequest("three", target, history=history)
-        turn, replayed = anywhere.app.extensions["turns"].of("").start(session, question)
+        turn, replayed = client.app.extensions["turns"].of("").start(session, question)
         assert isinstance(turn.result(), Ended) and not replayed
-        assert asked(anywhere) == [("user", "ONE"), ("assistant", "1"), ("user", "three")]
-        assert texts(anywhere, session) == ["ONE", "1", "three", "OK"]
-        assert len(texts(anywhere, session, "?replaced=true")) == 8
+        assert asked(client) == [("user", "ONE"), ("assistant", "1"), ("user", "three")]
+        assert texts(client, session) == ["ONE", "1", "three", "OK"]
+        assert len(texts(client, session, "?replaced=true")) == 8
         assert storage.summary(session).message_count == 4
         assert len(storage.get(session).messages) == 6
-        post(anywhere, session, message="four", replaces="msg-h1")
-        assert asked(anywhere) == [("user", "four")]
-        post(anywhere, session, message="five")
-        copy = json_of(anywhere.request("POST", "/sessions", {"copy_of": session}))["id"]
-        assert texts(anywhere, copy, "?replaced=true") == ["four", "OK", "five", "OK"]
+        post(client, session, message="four", replaces="msg-h1")
+        assert asked(client) == [("user", "four")]
+        post(client, session, message="five")
+        copy = json_of(client.request("POST", "/sessions", {"copy_of": session}))["id"]
+        assert texts(client, copy, "?replaced=true") == ["four", "OK", "five", "OK"]
 
 
 def test_a_later_question_replaces_the_end_of_a_history(anywhere: Client) -> None:

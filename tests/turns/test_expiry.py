@@ -17,7 +17,7 @@ from tests.support.model_server import STALL, answer
 from tests.support.server import Server, wait_until
 
 
-def age(anywhere: Client, storage: Storage, session: str, seconds: float) -> None:
+def age(client: Client, storage: Storage, session: str, seconds: float) -> None:
     """As if a session had not changed for so long: what is stored says so."""
     with storage.lock(session) as locked:
         past = time.time() - seconds
@@ -37,31 +37,31 @@ def age(anywhere: Client, storage: Storage, session: str, seconds: float) -> Non
 
 def test_what_did_not_change_for_long_is_deleted(store: Callable[[], Storage]) -> None:
     storage = store()
-    with Client(storage=storage, default=answer("Hel", STALL)) as anywhere:
-        old, read, new, running = (anywhere.create() for _ in range(4))
+    with Client(storage=storage, default=answer("Hel", STALL)) as client:
+        old, read, new, running = (client.create() for _ in range(4))
         for session in (old, read, running):
-            age(anywhere, storage, session, 100)
-        anywhere.session(read)  # which refreshes nothing
-        stream = anywhere.stream(running)
+            age(client, storage, session, 100)
+        client.session(read)  # which refreshes nothing
+        stream = client.stream(running)
         stream.next("stream_start")
         age_again = Expiry(storage, 50)
         assert age_again.sweep() == 2
-        assert set(json_of(anywhere.get("/sessions"))["sessions"]) == {new, running}
+        assert set(json_of(client.get("/sessions"))["sessions"]) == {new, running}
         assert age_again.sweep() == 0
-        anywhere.cancel(running)
+        client.cancel(running)
         stream.close()
 
 
 def test_a_session_that_changes_while_it_is_swept_is_kept(store: Callable[[], Storage]) -> None:
     storage = store()
-    with Client(storage=storage) as anywhere:
-        session = anywhere.create()
-        age(anywhere, storage, session, 100)
+    with Client(storage=storage) as client:
+        session = client.create()
+        age(client, storage, session, 100)
         found = list(storage.unchanged_since(time.time() - 50))
         assert found == [session]
-        anywhere.run(session)
+        client.run(session)
         assert not Expiry(storage, 50)._delete(session, time.time() - 50)
-        assert anywhere.session(session)["id"] == session
+        assert client.session(session)["id"] == session
 
 
 def test_more_sessions_than_are_listed_at_once_expire(
@@ -70,9 +70,9 @@ def test_more_sessions_than_are_listed_at_once_expire(
     for room, number in (("redis", "_LISTED_AT_ONCE"), ("files", "_SCANNED_AT_ONCE")):
         monkeypatch.setattr(f"session_core.stores.{room}.{number}", 2)
     storage = store()
-    with Client(storage=storage) as anywhere:
+    with Client(storage=storage) as client:
         for _ in range(3):
-            age(anywhere, storage, anywhere.create(), 100)
+            age(client, storage, client.create(), 100)
         assert Expiry(storage, 50).sweep() == 3
 
 

@@ -589,7 +589,7 @@ def test_however_many_watch_and_whenever_they_are_cut_each_sees_the_whole_turn_o
     @given(watchers=st.lists(steps, min_size=1, max_size=6))
     def check(client: Client, watchers: list[list[int]]) -> None:
         pace = Pace()
-        pieces = [piece for number in range(60) for piece in (f"{number} ", pace.until(number - 2))]
+        pieces = [piece for number in range(60) for piece in (f"{number} ", pace.wait_until(number - 2))]
         client.model.then(answer(*pieces))
         session = client.create()
         stream = client.stream(session)

@@ -41,13 +41,13 @@ def test_settings_are_changed_and_removed_without_a_change_of_the_list(anywhere:
 
 def test_settings_survive_a_restart(store: Callable[[], Storage], tmp_path: Path) -> None:
     storage = store()
-    with Client(storage=storage, models=("other",)) as anywhere:
-        session = json_of(anywhere.request("POST", "/sessions", {"model": "other", "system_prompt": "é"}))["id"]
-        post(anywhere, session, message="Hi")
-    with Client(storage=storage, models=("other",)) as anywhere:
-        post(anywhere, session, message="Again")
-        assert anywhere.model.requests[-1]["model"] == "other"
-        assert asked(anywhere)[0] == ("system", "é")
+    with Client(storage=storage, models=("other",)) as client:
+        session = json_of(client.request("POST", "/sessions", {"model": "other", "system_prompt": "é"}))["id"]
+        post(client, session, message="Hi")
+    with Client(storage=storage, models=("other",)) as client:
+        post(client, session, message="Again")
+        assert client.model.requests[-1]["model"] == "other"
+        assert asked(client)[0] == ("system", "é")
 
 
 def test_a_model_for_one_turn_alone(anywhere: Client) -> None:
@@ -80,32 +80,32 @@ def test_a_session_whose_model_is_no_longer_allowed_says_so_until_it_has_another
     store: Callable[[], Storage],
 ) -> None:
     storage = store()
-    with Client(storage=storage, models=("other",)) as anywhere:
-        session = json_of(anywhere.request("POST", "/sessions", {"model": "other"}))["id"]
-    with Client(storage=storage) as anywhere:
-        refused = anywhere.run(session)
+    with Client(storage=storage, models=("other",)) as client:
+        session = json_of(client.request("POST", "/sessions", {"model": "other"}))["id"]
+    with Client(storage=storage) as client:
+        refused = client.run(session)
         assert error_of(refused) == (400, "invalid_request")
-        assert anywhere.messages(session) == [] and not anywhere.session(session)["running"]
-        patch(anywhere, session, model=None)
-        assert anywhere.run(session).status_code == 200
+        assert client.messages(session) == [] and not client.session(session)["running"]
+        patch(client, session, model=None)
+        assert client.run(session).status_code == 200
 
 
 def test_any_model_may_be_chosen_with_a_star_and_the_model_server_is_asked_for_the_list(tmp_path: Path) -> None:
-    with Client(models=("*",)) as anywhere:
-        session = json_of(anywhere.request("POST", "/sessions", {"model": "whatever"}))["id"]
-        assert post(anywhere, session, message="Hi")["model"] == "whatever"
-        anywhere.model.listed = ["llama", "qwen"]
-        assert json_of(anywhere.get("/models")) == {
+    with Client(models=("*",)) as client:
+        session = json_of(client.request("POST", "/sessions", {"model": "whatever"}))["id"]
+        assert post(client, session, message="Hi")["model"] == "whatever"
+        client.model.listed = ["llama", "qwen"]
+        assert json_of(client.get("/models")) == {
             "models": ["gpt-3.5-turbo", "llama", "qwen"],
             "default": "gpt-3.5-turbo",
         }
-        anywhere.model.listed = []
-        assert len(json_of(anywhere.get("/models"))["models"]) == 3  # it is asked once a minute
+        client.model.listed = []
+        assert len(json_of(client.get("/models"))["models"]) == 3  # it is asked once a minute
 
 
 def test_a_model_server_that_lists_nothing_costs_the_list_alone() -> None:
-    with Client(models=("*",)) as anywhere:
-        assert json_of(anywhere.get("/models"))["models"] == ["gpt-3.5-turbo"]
+    with Client(models=("*",)) as client:
+        assert json_of(client.get("/models"))["models"] == ["gpt-3.5-turbo"]
 
 
 def test_models_are_listed_by_name(anywhere: Client) -> None:
@@ -135,10 +135,10 @@ def test_instructions_may_have_64_kib(anywhere: Client) -> None:
 
 
 def test_what_another_model_left_is_not_sent_to_this_one() -> None:
-    with ModelServer(default=SERVERS["DeepSeek"]()) as model, Client(model=model, models=("other",)) as anywhere:
-        session = anywhere.create()
-        post(anywhere, session, message="What is 1+1?")
-        post(anywhere, session, message="What is 1+1?", model="other")
+    with ModelServer(default=SERVERS["DeepSeek"]()) as model, Client(model=model, models=("other",)) as client:
+        session = client.create()
+        post(client, session, message="What is 1+1?")
+        post(client, session, message="What is 1+1?", model="other")
         sent = model.requests[-1]["messages"]
         [foreign] = {message.get("reasoning_content") for message in sent[:2] if message.get("tool_calls")}
         assert not foreign

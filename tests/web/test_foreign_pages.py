@@ -78,7 +78,7 @@ def test_a_form_cannot_post_a_message(page: Page, foreign: str, server: Server) 
     session_id = server.create()
     page.driver.get(foreign)
     page.driver.execute_script(FORM, f"{server.url}/sessions/{session_id}/run")
-    page.until(lambda: "forbidden_origin" in page.text("body"), "the refusal")
+    page.wait_until(lambda: "forbidden_origin" in page.text("body"), "the refusal")
     assert server.messages(session_id) == []
 
 

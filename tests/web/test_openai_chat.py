@@ -56,8 +56,8 @@ def chunks(response: TestResponse) -> list[Any]:
 
 def _readers(client: Client) -> int:
     """How many requests wait for a turn. Nothing that a client sees tells of it."""
-    completions: Any = client.app.view_functions["complete_chat"]
-    return sum(completions.__self__._readers.values())
+    count: int = client.app.extensions["turn_responses"].reader_count
+    return count
 
 
 # --- one-shot ---
@@ -147,7 +147,7 @@ def test_images_are_passed_on_in_a_one_shot_request_and_refused_in_a_session(cli
         ({"messages": []}, "last message"),
         ({"messages": [assistant("x")]}, "last message"),
         ({"messages": [user(" ")]}, "blank"),
-        ({"messages": "x"}, "list of messages"),
+        ({"messages": "x"}, "messages must be a list"),
         ({"messages": [{"role": "narrator", "content": "x"}, user("x")]}, "messages[0]"),
         ({"messages": [{"role": "user", "content": 7}]}, "messages[0]"),
         ({"messages": [user("x")], "stream": "yes"}, "stream"),

@@ -56,16 +56,16 @@ def test_a_conversation_is_there_again_after_a_reload(here: Page, script: Script
     here.ask("First")
     here.ask("Second")
     here.reload()
-    here.until(lambda: (here.questions, here.answers) == (["First", "Second"], ["One.", "Two."]), "both turns")
+    here.wait_until(lambda: (here.questions, here.answers) == (["First", "Second"], ["One.", "Two."]), "both turns")
 
 
 def test_the_answer_is_shown_while_the_model_writes_it(here: Page, script: Script) -> None:
     first, second = threading.Event(), threading.Event()
     script(answer("one", wait(first), " two", wait(second), " three"))
     here.send("Count")
-    here.until(lambda: here.answers == ["one"], "the first word")
+    here.wait_until(lambda: here.answers == ["one"], "the first word")
     first.set()
-    here.until(lambda: here.answers == ["one two"], "the second word")
+    here.wait_until(lambda: here.answers == ["one two"], "the second word")
     second.set()
     here.settle()
     assert here.answers == ["one two three"]
@@ -86,7 +86,7 @@ def test_a_stored_tool_call_looks_as_it_did_live(here: Page, script: Script) -> 
     here.ask("What is 1/0?")
     live = here.texts(".answer")
     here.reload()
-    here.until(lambda: here.texts(".answer") == live, "the same answer")
+    here.wait_until(lambda: here.texts(".answer") == live, "the same answer")
 
 
 def thought(words: str) -> dict[str, object]:
@@ -101,10 +101,10 @@ def test_reasoning_is_open_while_it_comes_and_folded_after(here: Page, script: S
     more, text = threading.Event(), threading.Event()
     script(frames(thought("Let me "), wait(more), thought("think."), wait(text), said("Hello"), "[DONE]"))
     here.send("Hi")
-    here.until(lambda: here.texts(".thinking pre") == ["Let me "], "the first words")
+    here.wait_until(lambda: here.texts(".thinking pre") == ["Let me "], "the first words")
     assert here.texts(".thinking summary") == ["Thinking …"]
     more.set()
-    here.until(lambda: here.texts(".thinking pre") == ["Let me think."], "the others")
+    here.wait_until(lambda: here.texts(".thinking pre") == ["Let me think."], "the others")
     text.set()
     here.settle()
     assert here.answers == ["Hello"]
@@ -118,7 +118,7 @@ def test_stored_reasoning_is_shown_folded_and_as_plain_text(here: Page, script: 
     script(frames(thought("<b>bold</b> *and* so on"), said("Hello"), "[DONE]"))
     here.ask("Hi")
     here.reload()
-    here.until(lambda: here.answers == ["Hello"], "the answer")
+    here.wait_until(lambda: here.answers == ["Hello"], "the answer")
     assert here.texts(".thinking summary") == ["Thinking"]
     here.click(".thinking summary")
     assert here.texts(".thinking pre") == ["<b>bold</b> *and* so on"]
@@ -143,7 +143,7 @@ def test_the_page_loads_nothing_from_elsewhere(here: Page, server: Server) -> No
 def test_stop_keeps_what_was_written_and_says_so(here: Page, server: Server, script: Script) -> None:
     script(answer("Half an", STALL))
     here.send("Write")
-    here.until(lambda: here.answers == ["Half an"], "the beginning")
+    here.wait_until(lambda: here.answers == ["Half an"], "the beginning")
     here.click("#stop")
     here.settle()
     assert here.answers == ["Half an"]
@@ -154,7 +154,7 @@ def test_stop_keeps_what_was_written_and_says_so(here: Page, server: Server, scr
 def test_escape_stops_before_the_first_word(here: Page, server: Server, script: Script) -> None:
     script(answer(STALL))
     here.send("Write")
-    here.until(lambda: here.shows("#stop") and here.session, "the turn")
+    here.wait_until(lambda: here.shows("#stop") and here.session, "the turn")
     here.press(Keys.ESCAPE)
     here.settle()
     assert "Stopped" in here.note
@@ -164,11 +164,11 @@ def test_escape_stops_before_the_first_word(here: Page, server: Server, script: 
 def test_a_stopped_answer_is_tried_again_in_its_place(here: Page, server: Server, script: Script) -> None:
     script(answer("Half", STALL), answer("Whole."))
     here.send("Write")
-    here.until(lambda: here.answers == ["Half"], "the beginning")
+    here.wait_until(lambda: here.answers == ["Half"], "the beginning")
     here.click("#stop")
     here.settle()
     here.click(".retry")
-    here.until(lambda: here.answers == ["Whole."], "the second answer")
+    here.wait_until(lambda: here.answers == ["Whole."], "the second answer")
     here.settle()
     assert here.questions == ["Write"]
     assert [message["content"] for message in server.messages(here.session)] == ["Write", "Whole."]
@@ -179,7 +179,7 @@ def test_an_answer_at_the_limit_of_length_says_so_and_is_tried_again_in_its_plac
     here.ask("Write")
     assert "limit of length" in here.note
     here.click(".retry")
-    here.until(lambda: here.answers == ["Whole."], "the new turn")
+    here.wait_until(lambda: here.answers == ["Whole."], "the new turn")
     here.settle()
     assert here.questions == ["Write"]
 
@@ -190,7 +190,7 @@ def test_a_failed_turn_is_tried_again_as_the_same_turn(here: Page, server: Serve
     assert here.answers == []
     assert "key" in here.note
     here.click(".retry")
-    here.until(lambda: here.answers == ["Now."], "the answer")
+    here.wait_until(lambda: here.answers == ["Now."], "the answer")
     here.settle()
     assert (here.questions, here.note) == (["Write"], "")
     assert [message["role"] for message in server.messages(here.session)] == ["user", "assistant"]
@@ -201,10 +201,10 @@ def test_what_a_failed_turn_has_written_stays_shown(here: Page, server: Server, 
     here.ask("Write")
     assert here.answers == ["Half"]
     here.click(".retry")
-    here.until(lambda: here.answers == ["Half", "Whole."], "the answer")
+    here.wait_until(lambda: here.answers == ["Half", "Whole."], "the answer")
     here.settle()
     here.reload()
-    here.until(lambda: here.answers == ["Half", "Whole."], "the same after a reload")
+    here.wait_until(lambda: here.answers == ["Half", "Whole."], "the same after a reload")
     assert here.questions == ["Write"]
     assert len(server.messages(here.session)) == 3
 
@@ -214,7 +214,7 @@ def test_a_failed_turn_can_be_tried_again_after_a_reload(here: Page, server: Ser
     here.ask("Write")
     here.reload()
     here.click(".retry")
-    here.until(lambda: here.answers == ["Now."], "the answer")
+    here.wait_until(lambda: here.answers == ["Now."], "the answer")
     here.settle()
     assert [message["role"] for message in server.messages(here.session)] == ["user", "assistant"]
 
@@ -223,7 +223,7 @@ def test_a_message_that_was_refused_goes_back_into_the_box(here: Page) -> None:
     text = "\n".join([15 * "words "] * 12_000).strip()
     here.driver.execute_script("document.getElementById('message').value = arguments[0]", text)
     here.click("#send")
-    here.until(lambda: here.notice, "the words")
+    here.wait_until(lambda: here.notice, "the words")
     assert here.questions == []
     assert here.driver.execute_script("return document.getElementById('message').value") == text
 
@@ -239,13 +239,13 @@ def test_a_session_that_is_busy_shows_its_running_turn_and_gives_the_message_bac
     other = server.say(here.session, "From another program")
     next(other.events())
     here.send("Mine")
-    here.until(lambda: here.answers == ["First.", "For another"], "the other's turn")
+    here.wait_until(lambda: here.answers == ["First.", "For another"], "the other's turn")
     assert "back in the box" in here.notice
     assert here.driver.execute_script("return document.getElementById('message').value") == "Mine"
     go.set()
     here.settle()
     here.click("#send")
-    here.until(lambda: here.answers == ["First.", "For another program.", "OK"], "the answer to mine")
+    here.wait_until(lambda: here.answers == ["First.", "For another program.", "OK"], "the answer to mine")
     assert here.questions == ["Hello", "From another program", "Mine"]
     other.close()
 
@@ -259,7 +259,7 @@ def test_a_server_with_too_much_to_do_says_when_to_try_again(
     next(other.events())
     page.open(server.url)
     page.send("Me too")
-    page.until(lambda: page.notice, "the words")
+    page.wait_until(lambda: page.notice, "the words")
     page.settle()
     assert page.questions == []
     assert page.all("#message")[0].get_attribute("value") == "Me too"
@@ -275,9 +275,9 @@ def test_a_reload_in_mid_answer_loses_and_doubles_nothing(here: Page, script: Sc
     script(answer("Before."), call, answer("It is", wait(go), " 1024."))
     here.ask("Hello")
     here.send("What is 2**10?")
-    here.until(lambda: here.answers[-1:] == ["It is"], "the beginning")
+    here.wait_until(lambda: here.answers[-1:] == ["It is"], "the beginning")
     here.reload()
-    here.until(lambda: here.answers == ["Before.", "Let me see.", "It is"], "the running turn")
+    here.wait_until(lambda: here.answers == ["Before.", "Let me see.", "It is"], "the running turn")
     assert here.questions == ["Hello", "What is 2**10?"]
     assert len(here.all(".tool")) == 1
     go.set()
@@ -291,15 +291,15 @@ def test_a_second_tab_shows_the_running_turn(here: Page, server: Server, script:
     go = threading.Event()
     script(answer("one", wait(go), " two"))
     here.send("Count")
-    here.until(lambda: here.answers == ["one"], "the beginning")
+    here.wait_until(lambda: here.answers == ["one"], "the beginning")
     session, first = here.session, here.driver.current_window_handle
     here.driver.switch_to.new_window("tab")
     here.open(server.url, session)
-    here.until(lambda: here.answers == ["one"], "the same turn in the second tab")
+    here.wait_until(lambda: here.answers == ["one"], "the same turn in the second tab")
     go.set()
-    here.until(lambda: here.answers == ["one two"], "its end in the second tab")
+    here.wait_until(lambda: here.answers == ["one two"], "its end in the second tab")
     here.driver.switch_to.window(first)
-    here.until(lambda: here.answers == ["one two"], "its end in the first tab")
+    here.wait_until(lambda: here.answers == ["one two"], "its end in the first tab")
 
 
 def test_a_second_tab_can_try_a_failed_turn_again_as_the_same_turn(
@@ -311,7 +311,7 @@ def test_a_second_tab_can_try_a_failed_turn_again_as_the_same_turn(
     here.driver.switch_to.new_window("tab")
     here.open(server.url, session)
     here.click(".retry")
-    here.until(lambda: here.answers == ["Now."], "the answer")
+    here.wait_until(lambda: here.answers == ["Now."], "the answer")
     here.settle()
     assert [message["role"] for message in server.messages(session)] == ["user", "assistant"]
 
@@ -321,7 +321,7 @@ def test_a_turn_that_another_program_starts_appears(here: Page, server: Server, 
     script(answer("First."), answer("one", wait(go), " two"))
     here.ask("Hello")
     other = server.say(here.session, "From another program")
-    here.until(lambda: here.answers == ["First.", "one"], "the other's turn")
+    here.wait_until(lambda: here.answers == ["First.", "one"], "the other's turn")
     assert here.questions == ["Hello", "From another program"]
     go.set()
     here.settle()
@@ -335,13 +335,13 @@ def test_a_broken_connection_is_taken_up_after_the_last_event(page: Page, server
     with Relay(server.port) as relay:
         page.open(f"http://127.0.0.1:{relay.port}")
         page.send("Count")
-        page.until(lambda: page.answers == ["one"], "the beginning")
+        page.wait_until(lambda: page.answers == ["one"], "the beginning")
         relay.cut()
-        page.until(lambda: "connection is lost" in page.notice, "the words")
+        page.wait_until(lambda: "connection is lost" in page.notice, "the words")
         go.set()
         assert page.answers == ["one"]
         relay.mend()
-        page.until(lambda: page.answers == ["one two"], "the rest")
+        page.wait_until(lambda: page.answers == ["one two"], "the rest")
         page.settle()
         assert (page.questions, page.answers, page.notice) == (["Count"], ["one two"], "")
         page.driver.get("about:blank")
@@ -356,9 +356,9 @@ def test_a_message_that_finds_no_way_to_the_server_is_sent_when_there_is_one(
         page.ask("Hello")
         relay.cut()
         page.send("Are you there?")
-        page.until(lambda: "connection is lost" in page.notice, "the words")
+        page.wait_until(lambda: "connection is lost" in page.notice, "the words")
         relay.mend()
-        page.until(lambda: page.answers == ["Hello.", "There."], "the answer")
+        page.wait_until(lambda: page.answers == ["Hello.", "There."], "the answer")
         page.settle()
         assert [message["content"] for message in server.messages(page.session)][2:] == ["Are you there?", "There."]
         page.driver.get("about:blank")
@@ -372,16 +372,16 @@ def test_a_server_that_is_killed_in_mid_answer_is_found_again_and_asked_again(
     first = serve(*flags)
     page.open(first.url)
     page.send("Write")
-    page.until(lambda: page.answers == ["Half"], "the beginning")
+    page.wait_until(lambda: page.answers == ["Half"], "the beginning")
     wait_until(
         lambda: any(b"Half" in file.read_bytes() for file in (tmp_path / "sessions").iterdir())
     )  # in the journal
     first.kill()
-    page.until(lambda: "connection is lost" in page.notice, "the words")
+    page.wait_until(lambda: "connection is lost" in page.notice, "the words")
     second = serve(*flags, f"-port={first.port}")
-    page.until(lambda: page.shows(".retry"), "the way to ask again")
+    page.wait_until(lambda: page.shows(".retry"), "the way to ask again")
     page.click(".retry")
-    page.until(lambda: page.answers == ["Half", "Whole."], "the answer")
+    page.wait_until(lambda: page.answers == ["Half", "Whole."], "the answer")
     page.settle()
     assert page.questions == ["Write"]
     assert [message["content"] for message in second.messages(page.session)] == ["Write", "Half", "Whole."]
@@ -395,14 +395,14 @@ def test_a_server_that_is_stopped_in_mid_answer_says_so_and_keeps_the_beginning(
     first = serve(*flags)
     page.open(first.url)
     page.send("Write")
-    page.until(lambda: page.answers == ["Half"], "the beginning")
+    page.wait_until(lambda: page.answers == ["Half"], "the beginning")
     first.send_signal(signal.SIGTERM)
     assert first.wait() == 0
     serve(*flags, f"-port={first.port}")
-    page.until(lambda: page.shows(".retry"), "the end of the turn")
+    page.wait_until(lambda: page.shows(".retry"), "the end of the turn")
     assert page.answers == ["Half"]
     page.reload()
-    page.until(lambda: "stopped" in page.note, "the reason")
+    page.wait_until(lambda: "stopped" in page.note, "the reason")
     assert page.answers == ["Half"]
 
 
@@ -417,10 +417,10 @@ def test_the_answer_of_another_process_appears_when_it_is_complete(
     other = first.say(session, "Count")
     next(other.events())
     page.open(second.url, session)
-    page.until(lambda: page.notice, "the words")
+    page.wait_until(lambda: page.notice, "the words")
     assert (page.questions, page.answers) == (["Count"], [])
     go.set()
-    page.until(lambda: page.answers == ["one two"], "the answer")
+    page.wait_until(lambda: page.answers == ["one two"], "the answer")
     other.close()
 
 
@@ -433,7 +433,7 @@ def test_a_session_that_ended_with_its_server_is_said_to_be_gone(
     first.kill()
     serve(f"-base_url={model.base_url}", f"-port={first.port}")
     page.driver.execute_script("dispatchEvent(new Event('focus'))")  # as when the reader comes back to the window
-    page.until(lambda: "no longer on the server" in page.notice, "the words")
+    page.wait_until(lambda: "no longer on the server" in page.notice, "the words")
     page.ask("Hello again")
     assert (page.questions, page.answers) == (["Hello again"], ["OK"])
 
@@ -445,7 +445,7 @@ def test_a_new_session_stands_first_in_the_list_under_its_first_message(here: Pa
     here.ask("The first one")
     here.click("#new")
     here.ask("The second one")
-    here.until(lambda: here.texts("#list .name")[:2] == ["The second one", "The first one"], "both")
+    here.wait_until(lambda: here.texts("#list .name")[:2] == ["The second one", "The first one"], "both")
     assert here.texts("#list [aria-current] .name") == ["The second one"]
 
 
@@ -456,33 +456,33 @@ def test_a_click_in_the_list_shows_that_session(here: Page, script: Script) -> N
     here.click("#new")
     here.ask("The second one")
     here.click(f'#list a[href="#{first}"]')
-    here.until(lambda: here.answers == ["One."], "the first session")
+    here.wait_until(lambda: here.answers == ["One."], "the first session")
     here.driver.back()
-    here.until(lambda: here.answers == ["Two."], "the second session")
+    here.wait_until(lambda: here.answers == ["Two."], "the second session")
 
 
 def test_a_running_turn_goes_on_while_another_session_is_shown(here: Page, script: Script) -> None:
     go = threading.Event()
     script(answer("one", wait(go), " two"))
     here.send("Count")
-    here.until(lambda: here.answers == ["one"], "the beginning")
+    here.wait_until(lambda: here.answers == ["one"], "the beginning")
     first = here.session
     here.click("#new")
-    here.until(lambda: here.answers == [], "a new session")
+    here.wait_until(lambda: here.answers == [], "a new session")
     here.ask("Meanwhile")
     assert here.answers == ["OK"]
     go.set()
     here.click(f'#list a[href="#{first}"]')
-    here.until(lambda: here.answers == ["one two"], "the first session")
+    here.wait_until(lambda: here.answers == ["one two"], "the first session")
     assert here.questions == ["Count"]
 
 
 def test_a_session_is_renamed(here: Page, server: Server) -> None:
     here.ask("Hello")
-    here.until(lambda: here.text("#title") == "Hello", "the title")
+    here.wait_until(lambda: here.text("#title") == "Hello", "the title")
     here.click("#rename")
     here.type("#rename-text", "A better title", Keys.ENTER)
-    here.until(lambda: here.text("#title") == "A better title", "the new title")
+    here.wait_until(lambda: here.text("#title") == "A better title", "the new title")
     listed = server.request("GET", "/sessions?details=true&limit=1").json["sessions"]
     assert [(one["id"], one["title"]) for one in listed] == [(here.session, "A better title")]
     assert here.texts("#list .name")[0] == "A better title"
@@ -492,15 +492,15 @@ def test_a_deleted_session_can_be_brought_back_for_some_seconds(here: Page, serv
     here.ask("Hello")
     session = here.session
     here.click("#delete")
-    here.until(lambda: here.questions == [], "the new session")
+    here.wait_until(lambda: here.questions == [], "the new session")
     assert not here.all(f'#list a[href="#{session}"]')
     assert exists(server, session)
     assert here.text("#deleted-name") == "Hello"
     here.click("#undo")
-    here.until(lambda: here.questions == ["Hello"], "the session again")
-    here.until(lambda: here.all(f'#list a[href="#{session}"]'), "its line in the list")
+    here.wait_until(lambda: here.questions == ["Hello"], "the session again")
+    here.wait_until(lambda: here.all(f'#list a[href="#{session}"]'), "its line in the list")
     here.click("#delete")
-    here.until(lambda: not exists(server, session), "the end of the seconds")
+    here.wait_until(lambda: not exists(server, session), "the end of the seconds")
     assert not here.shows("#deleted")
 
 
@@ -508,9 +508,9 @@ def test_a_reload_ends_the_time_to_bring_a_session_back(here: Page, server: Serv
     here.ask("Hello")
     session = here.session
     here.click("#delete")
-    here.until(lambda: here.shows("#deleted"), "the offer to undo")
+    here.wait_until(lambda: here.shows("#deleted"), "the offer to undo")
     here.reload()
-    here.until(lambda: not exists(server, session), "the deletion")
+    here.wait_until(lambda: not exists(server, session), "the deletion")
     here.settle()
     assert not here.all(f'#list a[href="#{session}"]')
 
@@ -519,23 +519,23 @@ def test_a_long_list_comes_in_pages(page: Page, serve: Serve, tmp_path: Path) ->
     for number in range(120):
         written(tmp_path, f"session-{number}", 2)
     page.open(serve("-demo", f"-session_dir={tmp_path}").url)
-    page.until(lambda: len(page.all("#list li")) == 50, "the first page")
+    page.wait_until(lambda: len(page.all("#list li")) == 50, "the first page")
     page.click("#more")
-    page.until(lambda: len(page.all("#list li")) == 100, "the second page")
+    page.wait_until(lambda: len(page.all("#list li")) == 100, "the second page")
     page.click("#more")
-    page.until(lambda: len(page.all("#list li")) == 120, "the third page")
+    page.wait_until(lambda: len(page.all("#list li")) == 120, "the third page")
     assert not page.shows("#more")
 
 
 def test_a_thousand_messages_come_in_pages_and_can_be_added_to(page: Page, serve: Serve, tmp_path: Path) -> None:
     written(tmp_path, "session-long", 1000)
     page.open(serve("-demo", f"-session_dir={tmp_path}").url, "session-long")
-    page.until(lambda: page.answers[-1:] == ["number 999"], "the newest")
+    page.wait_until(lambda: page.answers[-1:] == ["number 999"], "the newest")
     assert len(page.questions) < 50
     while page.shows("#earlier"):
         shown = len(page.questions)
         page.click("#earlier")
-        page.until(lambda shown=shown: len(page.questions) > shown, "earlier ones")  # type: ignore[misc]
+        page.wait_until(lambda shown=shown: len(page.questions) > shown, "earlier ones")  # type: ignore[misc]
     assert page.questions == [f"number {index}" for index in range(0, 1000, 2)]
     page.ask("What is 15 * 23?")
     assert page.answers[-1] == "15 * 23 is 345."
@@ -560,7 +560,7 @@ def test_hostile_words_are_shown_as_they_are(here: Page, script: Script, text: s
     script(tool_call("calculator", {"expression": text}, text=text), answer(text))
     here.ask(text)
     for state in ("live", "stored"):
-        here.until(lambda: len(here.answers) == 2, state)
+        here.wait_until(lambda: len(here.answers) == 2, state)
         contents = here.driver.execute_script(
             "return [...document.querySelectorAll('.answer .text, .question .body')].map((node) => node.textContent)"
         )
@@ -592,13 +592,13 @@ def test_the_token_is_asked_for_and_kept_for_the_tab(
     server = serve(f"-base_url={model.base_url}", "-auth_token=correct-horse")
     page.open(server.url)
     page.type("#token-field", "wrong", Keys.ENTER)
-    page.until(lambda: "did not accept" in page.text("#token-hint"), "the words")
+    page.wait_until(lambda: "did not accept" in page.text("#token-hint"), "the words")
     page.type("#token-field", "correct-horse", Keys.ENTER)
-    page.until(lambda: not page.shows("#token-dialog"), "the end of the question")
+    page.wait_until(lambda: not page.shows("#token-dialog"), "the end of the question")
     page.ask("Hello")
     assert page.answers == ["OK"]
     page.reload()
-    page.until(lambda: page.answers == ["OK"], "the session")
+    page.wait_until(lambda: page.answers == ["OK"], "the session")
     assert not page.shows("#token-dialog")
 
 
@@ -651,7 +651,7 @@ def test_code_is_copied_as_it_was_written(here: Page, script: Script) -> None:
     script(answer("```py\nif a < b:\n\treturn 1\n```"))
     here.ask("Show me")
     here.click(".code button")
-    here.until(lambda: here.text(".code button") == "Copied", "the copy")
+    here.wait_until(lambda: here.text(".code button") == "Copied", "the copy")
     here.type("#message", Keys.CONTROL + "v")
     assert here.all("#message")[0].get_attribute("value") == "if a < b:\n\treturn 1"
 
@@ -661,18 +661,18 @@ def test_the_page_follows_the_answer_unless_the_reader_has_scrolled_up(here: Pag
     script(answer("line\n\n" * 50, wait(first), "line\n\n" * 50, wait(second), "line\n\n" * 50 + "last"))
     left = "const s = document.getElementById('scroller'); return s.scrollHeight - s.scrollTop - s.clientHeight"
     here.send("A long one")
-    here.until(lambda: len(here.text(".answer .text").split()) == 50, "the first part")
-    here.until(lambda: here.driver.execute_script(left) < 1, "the end in view")
+    here.wait_until(lambda: len(here.text(".answer .text").split()) == 50, "the first part")
+    here.wait_until(lambda: here.driver.execute_script(left) < 1, "the end in view")
     first.set()
-    here.until(lambda: len(here.text(".answer .text").split()) == 100, "the second part")
-    here.until(lambda: here.driver.execute_script(left) < 1, "the end in view")
+    here.wait_until(lambda: len(here.text(".answer .text").split()) == 100, "the second part")
+    here.wait_until(lambda: here.driver.execute_script(left) < 1, "the end in view")
     here.driver.execute_script("document.getElementById('scroller').scrollTop = 100")
-    here.until(lambda: here.shows("#latest"), "the way back to the end")
+    here.wait_until(lambda: here.shows("#latest"), "the way back to the end")
     second.set()
     here.settle()
     assert here.driver.execute_script("return document.getElementById('scroller').scrollTop") == 100
     here.click("#latest")
-    here.until(lambda: here.driver.execute_script(left) < 1, "the end in view")
+    here.wait_until(lambda: here.driver.execute_script(left) < 1, "the end in view")
 
 
 def test_text_that_comes_in_pieces_is_drawn_like_text_that_comes_whole(here: Page) -> None:
@@ -730,9 +730,9 @@ def test_no_text_holds_up_the_page(here: Page) -> None:
 
 def test_everything_is_done_with_the_keyboard(here: Page, server: Server, script: Script) -> None:
     script(answer("Half", STALL))
-    here.until(lambda: here.focused == "message", "the focus in the box")
+    here.wait_until(lambda: here.focused == "message", "the focus in the box")
     here.press("Two", Keys.SHIFT + Keys.ENTER, Keys.NULL, "lines", Keys.ENTER)
-    here.until(lambda: here.answers == ["Half"], "the answer")
+    here.wait_until(lambda: here.answers == ["Half"], "the answer")
     here.press(Keys.ESCAPE)
     here.settle()
     assert here.questions == ["Two\nlines"]
@@ -747,19 +747,19 @@ def test_everything_is_done_with_the_keyboard(here: Page, server: Server, script
 
     tab_to("Try again", Keys.SHIFT)
     here.press(Keys.ENTER)
-    here.until(lambda: here.answers == ["OK"], "the second answer")
+    here.wait_until(lambda: here.answers == ["OK"], "the second answer")
     here.settle()
     tab_to("rename", Keys.SHIFT)
     here.press(Keys.ENTER)
     here.press("By keyboard", Keys.ENTER)
-    here.until(lambda: here.text("#title") == "By keyboard", "the new title")
+    here.wait_until(lambda: here.text("#title") == "By keyboard", "the new title")
     tab_to("delete")
     session = here.session
     here.press(Keys.ENTER)
-    here.until(lambda: here.questions == [], "a new session")
+    here.wait_until(lambda: here.questions == [], "a new session")
     tab_to("undo", Keys.SHIFT)
     here.press(Keys.ENTER)
-    here.until(lambda: here.questions == ["Two\nlines"], "the session again")
+    here.wait_until(lambda: here.questions == ["Two\nlines"], "the session again")
     assert exists(server, session)
 
 
@@ -767,7 +767,7 @@ def test_a_screen_reader_hears_the_finished_answer_and_not_each_word(here: Page,
     go = threading.Event()
     script(answer("one", wait(go), " two"))
     here.send("Count")
-    here.until(lambda: here.answers == ["one"], "the beginning")
+    here.wait_until(lambda: here.answers == ["one"], "the beginning")
     heard = "return document.getElementById('announcer').textContent"
     assert "one" not in here.driver.execute_script(heard)
     assert here.all("#conversation[aria-busy=true]")
@@ -791,9 +791,9 @@ def test_on_a_phone_the_list_is_a_drawer(page: Page, server: Server, script: Scr
     assert page.driver.execute_script("return document.documentElement.scrollWidth") == 390
     assert not page.shows("#new")
     page.click("#open-list")
-    page.until(lambda: page.focused == "new", "the list")
+    page.wait_until(lambda: page.focused == "new", "the list")
     page.press(Keys.ESCAPE)
-    page.until(lambda: not page.shows("#new"), "the end of the list")
+    page.wait_until(lambda: not page.shows("#new"), "the end of the list")
     assert page.focused == "open-list"
 
 

@@ -26,14 +26,14 @@ def edit(here: Page, number: int, text: str) -> None:
     article = here.all(".question")[number]
     here.driver.execute_script("arguments[0].scrollIntoView()", article)
     here.driver.execute_script("arguments[0].click()", article.find_element(By.CSS_SELECTOR, ".edit"))
-    here.until(lambda: here.shows(field), "the box to edit in")
+    here.wait_until(lambda: here.shows(field), "the box to edit in")
     here.all(field)[0].clear()
     here.type(field, text, Keys.ENTER)
 
 
 def act(here: Page, article: str, name: str, number: int = -1) -> None:
     """Clicks an action of a message. Its row is there to a pointer that is over the message."""
-    here.until(lambda: here.all(f"{article} .{name}"), name)
+    here.wait_until(lambda: here.all(f"{article} .{name}"), name)
     here.driver.execute_script("arguments[0].click()", here.all(f"{article} .{name}")[number])
 
 
@@ -44,28 +44,28 @@ def test_a_question_is_edited_and_its_versions_are_stepped_through(
     here.ask("first")
     here.ask("second")
     edit(here, 0, "FIRST")
-    here.until(lambda: here.answers == ["ONE."], "the new answer")
+    here.wait_until(lambda: here.answers == ["ONE."], "the new answer")
     here.settle()
     assert here.questions == ["FIRST"]
-    here.until(lambda: here.text(".place") == "2 / 2", "the number of the version")
+    here.wait_until(lambda: here.text(".place") == "2 / 2", "the number of the version")
     act(here, ".question", "older")
-    here.until(lambda: here.questions == ["first", "second"], "the older version")
+    here.wait_until(lambda: here.questions == ["first", "second"], "the older version")
     assert here.answers == ["One.", "Two."]
     assert here.text(".place") == "1 / 2"
     assert "earlier version" in here.note
     assert here.focused == "\u203a"  # the way back, since there is nothing older
     here.press(Keys.ENTER)
-    here.until(lambda: here.questions == ["FIRST"], "the newest")
+    here.wait_until(lambda: here.questions == ["FIRST"], "the newest")
     act(here, ".question", "older")
-    here.until(lambda: here.questions == ["first", "second"], "the older version")
+    here.wait_until(lambda: here.questions == ["first", "second"], "the older version")
     here.send("third")
-    here.until(lambda: here.answers == ["ONE.", "Three."], "the answer to the newest version")
+    here.wait_until(lambda: here.answers == ["ONE.", "Three."], "the answer to the newest version")
     here.settle()
     assert here.questions == ["FIRST", "third"]
-    here.until(lambda: here.text(".place") == "2 / 2", "the number of the version")
+    here.wait_until(lambda: here.text(".place") == "2 / 2", "the number of the version")
     assert [message["content"] for message in server.messages(here.session)] == ["FIRST", "ONE.", "third", "Three."]
     here.reload()
-    here.until(lambda: here.text(".place") == "2 / 2", "the number after a reload")
+    here.wait_until(lambda: here.text(".place") == "2 / 2", "the number after a reload")
 
 
 def test_a_reload_while_an_edited_question_is_answered_loses_nothing(here: Page, script: Script) -> None:
@@ -73,14 +73,14 @@ def test_a_reload_while_an_edited_question_is_answered_loses_nothing(here: Page,
     script(answer("One."), answer("Be", wait(go), "tter."))
     here.ask("first")
     edit(here, 0, "FIRST")
-    here.until(lambda: here.answers == ["Be"], "the beginning")
+    here.wait_until(lambda: here.answers == ["Be"], "the beginning")
     here.reload()
-    here.until(lambda: here.answers == ["Be"], "the beginning again")
+    here.wait_until(lambda: here.answers == ["Be"], "the beginning again")
     assert here.questions == ["FIRST"]
     go.set()
-    here.until(lambda: here.answers == ["Better."], "the answer")
+    here.wait_until(lambda: here.answers == ["Better."], "the answer")
     here.settle()
-    here.until(lambda: here.text(".place") == "2 / 2", "the number of the version")
+    here.wait_until(lambda: here.text(".place") == "2 / 2", "the number of the version")
 
 
 def test_a_second_tab_sees_the_edited_question(here: Page, server: Server, script: Script) -> None:
@@ -92,21 +92,21 @@ def test_a_second_tab_sees_the_edited_question(here: Page, server: Server, scrip
     second = here.driver.current_window_handle
     other = Page(here.driver)
     other.open(server.url, session)
-    other.until(lambda: other.answers == ["One."], "the conversation")
+    other.wait_until(lambda: other.answers == ["One."], "the conversation")
     here.driver.switch_to.window(first)
     edit(here, 0, "FIRST")
-    here.until(lambda: here.answers == ["ONE."], "the new answer")
+    here.wait_until(lambda: here.answers == ["ONE."], "the new answer")
     here.settle()
     here.driver.switch_to.window(second)
-    other.until(lambda: other.questions == ["FIRST"] and other.answers == ["ONE."], "the edited question")
+    other.wait_until(lambda: other.questions == ["FIRST"] and other.answers == ["ONE."], "the edited question")
 
 
 def test_escape_leaves_a_question_as_it_was(here: Page, script: Script) -> None:
     here.ask("first")
     act(here, ".question", "edit")
-    here.until(lambda: here.focused == "" or here.shows(".edit-form textarea"), "the box")
+    here.wait_until(lambda: here.focused == "" or here.shows(".edit-form textarea"), "the box")
     here.press("x", Keys.ESCAPE)
-    here.until(lambda: not here.shows(".edit-form"), "the end of editing")
+    here.wait_until(lambda: not here.shows(".edit-form"), "the end of editing")
     assert here.questions == ["first"]
     assert here.focused == "Edit"
 
@@ -115,7 +115,7 @@ def test_an_answer_is_tried_again(here: Page, server: Server, script: Script) ->
     script(answer("One."), answer("Another."))
     here.ask("first")
     act(here, ".answer", "again")
-    here.until(lambda: here.answers == ["Another."], "another answer")
+    here.wait_until(lambda: here.answers == ["Another."], "another answer")
     here.settle()
     assert here.questions == ["first"]
     assert len(server.messages(here.session)) == 2
@@ -128,24 +128,24 @@ def test_going_on_keeps_the_partial_answer_and_calls_no_tool_again(
     here.ask("How much?")
     assert here.answers == ["It "]
     here.click(".note .continue")
-    here.until(lambda: here.answers == ["It ", "It is 2."], "the whole answer")
+    here.wait_until(lambda: here.answers == ["It ", "It is 2."], "the whole answer")
     here.settle()
     assert not here.all(".continue")
     roles = [message["role"] for message in server.messages(here.session)]
     assert roles == ["user", "assistant", "tool", "assistant", "assistant"]
     here.reload()
-    here.until(lambda: here.answers == ["It ", "It is 2."], "the same after a reload")
+    here.wait_until(lambda: here.answers == ["It ", "It is 2."], "the same after a reload")
 
 
 def test_a_stopped_answer_offers_both_ways_on(here: Page, script: Script) -> None:
     script(answer("Half", STALL), answer("Whole."))
     here.send("Write")
-    here.until(lambda: here.answers == ["Half"], "the beginning")
+    here.wait_until(lambda: here.answers == ["Half"], "the beginning")
     here.click("#stop")
     here.settle()
     assert here.texts(".note button") == ["Try again", "Continue"]
     here.click(".note .continue")
-    here.until(lambda: here.answers == ["Half", "Whole."], "the rest")
+    here.wait_until(lambda: here.answers == ["Half", "Whole."], "the rest")
 
 
 def test_a_branch_is_a_session_of_its_own(here: Page, server: Server, script: Script) -> None:
@@ -154,7 +154,7 @@ def test_a_branch_is_a_session_of_its_own(here: Page, server: Server, script: Sc
     here.ask("second")
     session = here.session
     act(here, ".answer", "branch", 0)
-    here.until(lambda: here.session != session and here.questions == ["first"], "the copy")
+    here.wait_until(lambda: here.session != session and here.questions == ["first"], "the copy")
     assert here.answers == ["One."]
     here.settle()
     here.ask("third")
@@ -169,19 +169,19 @@ def test_a_message_is_copied_as_it_was_written(here: Page, script: Script) -> No
     here.ask("# first")
     read = "return navigator.clipboard.readText()"
     act(here, ".answer", "copy")
-    here.until(lambda: here.run(read) == "*One* `two`\n\n- three", "the answer on the clipboard")
+    here.wait_until(lambda: here.run(read) == "*One* `two`\n\n- three", "the answer on the clipboard")
     act(here, ".question", "copy")
-    here.until(lambda: here.run(read) == "# first", "the question on the clipboard")
+    here.wait_until(lambda: here.run(read) == "# first", "the question on the clipboard")
 
 
 def test_a_session_is_exported_as_a_file(here: Page, script: Script, tmp_path: Path) -> None:
     here.driver.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
     here.ask("What is it?")
-    here.until(lambda: here.text("#title") == "What is it?", "the title")
+    here.wait_until(lambda: here.text("#title") == "What is it?", "the title")
     here.click("#export")
     path = tmp_path / "What-is-it.md"
-    here.until(path.exists, "the file")
-    here.until(lambda: "What is it?" in path.read_text() and "OK" in path.read_text(), "what is in it")
+    here.wait_until(path.exists, "the file")
+    here.wait_until(lambda: "What is it?" in path.read_text() and "OK" in path.read_text(), "what is in it")
 
 
 def test_model_and_instructions_are_chosen_before_and_after_the_first_message(
@@ -191,25 +191,25 @@ def test_model_and_instructions_are_chosen_before_and_after_the_first_message(
     with Server(*flags, log=tmp_path / "log") as server:
         page.open(server.url)
         page.click("#settings")
-        page.until(lambda: page.shows("#model"), "the models")
+        page.wait_until(lambda: page.shows("#model"), "the models")
         Select(page.all("#model")[0]).select_by_value("large")
         page.click("#own-prompt")
         page.type("#system-prompt", "Be brief.")
         page.click("#settings-form button:not([type])")
-        page.until(lambda: not page.shows("#settings-dialog"), "the end of the dialog")
+        page.wait_until(lambda: not page.shows("#settings-dialog"), "the end of the dialog")
         page.ask("Hi")
         request = model.requests[-1]
         assert (request["model"], request["messages"][0]["content"]) == ("large", "Be brief.")
         page.reload()
-        page.until(lambda: page.answers == ["OK"], "the conversation")
+        page.wait_until(lambda: page.answers == ["OK"], "the conversation")
         page.click("#settings")
-        page.until(lambda: page.shows("#model"), "the models")
+        page.wait_until(lambda: page.shows("#model"), "the models")
         assert page.run("return document.getElementById('model').value") == "large"
         assert page.run("return document.getElementById('system-prompt').value") == "Be brief."
         page.click("#own-prompt")
         Select(page.all("#model")[0]).select_by_value("gpt-3.5-turbo")
         page.click("#settings-form button:not([type])")
-        page.until(lambda: not page.shows("#settings-dialog"), "the end of the dialog")
+        page.wait_until(lambda: not page.shows("#settings-dialog"), "the end of the dialog")
         page.ask("Again")
         assert model.requests[-1]["model"] == "gpt-3.5-turbo"
         assert model.requests[-1]["messages"][0]["content"] != "Be brief."
@@ -217,10 +217,10 @@ def test_model_and_instructions_are_chosen_before_and_after_the_first_message(
 
 def test_where_there_is_one_model_it_is_not_asked_for(here: Page) -> None:
     here.click("#settings")
-    here.until(lambda: here.shows("#own-prompt"), "the dialog")
+    here.wait_until(lambda: here.shows("#own-prompt"), "the dialog")
     assert not here.shows("#model")
     here.press(Keys.ESCAPE)
-    here.until(lambda: not here.shows("#settings-dialog"), "the end of the dialog")
+    here.wait_until(lambda: not here.shows("#settings-dialog"), "the end of the dialog")
 
 
 def test_the_list_is_filtered_by_words_of_all_titles(page: Page, tmp_path: Path) -> None:
@@ -232,29 +232,29 @@ def test_the_list_is_filtered_by_words_of_all_titles(page: Page, tmp_path: Path)
         (tmp_path / f"{name}.json").write_text(json.dumps(value))
     with Server("-demo", f"-session_dir={tmp_path}", log=tmp_path / "log") as server:
         page.open(server.url)
-        page.until(lambda: len(page.all("#list li")) == 50, "the first page")
+        page.wait_until(lambda: len(page.all("#list li")) == 50, "the first page")
         page.type("#filter", "butter BREAD")
-        page.until(lambda: page.texts("#list .name") == ["Bread and Butter 7"], "the match")
+        page.wait_until(lambda: page.texts("#list .name") == ["Bread and Butter 7"], "the match")
         page.type("#filter", " jam")
-        page.until(lambda: page.shows("#no-match"), "the words that there is none")
+        page.wait_until(lambda: page.shows("#no-match"), "the words that there is none")
         page.driver.execute_script("document.getElementById('filter').value = ''")
         page.type("#filter", " ")
-        page.until(lambda: len(page.all("#list li")) == 120, "all of them")
+        page.wait_until(lambda: len(page.all("#list li")) == 120, "all of them")
 
 
 def test_the_tokens_of_a_session_are_shown(here: Page, script: Script) -> None:
     script(answer("One.", usage={"total_tokens": 1200}), answer("Two.", usage={"total_tokens": 34}))
     here.ask("first")
-    here.until(lambda: here.text("#tokens") == "1,200 tokens", "the tokens")
+    here.wait_until(lambda: here.text("#tokens") == "1,200 tokens", "the tokens")
     here.ask("second")
-    here.until(lambda: here.text("#tokens") == "1,234 tokens", "the sum")
+    here.wait_until(lambda: here.text("#tokens") == "1,234 tokens", "the sum")
 
 
 def test_calls_that_failed_are_seen_without_unfolding(here: Page, script: Script) -> None:
     script(tool_calls(("calculator", {"expression": "1/0"}), ("calculator", {"expression": "1+1"})), answer("Done."))
     here.ask("How much?")
     for _ in range(2):
-        here.until(lambda: here.answers == ["Done."], "the answer")
+        here.wait_until(lambda: here.answers == ["Done."], "the answer")
         failed = [tool.get_attribute("class") for tool in here.all(".tool")]
         assert [("failed" in str(one)) for one in failed] == [True, False]
         assert "error: " in here.texts(".tool summary")[0]
@@ -269,7 +269,7 @@ def test_on_a_phone_the_sessions_buttons_are_in_a_menu(page: Page, server: Serve
     page.click("#menu")
     page.click("#rename")
     page.type("#rename-text", "On a phone", Keys.ENTER)
-    page.until(lambda: page.text("#title") == "On a phone", "the new title")
+    page.wait_until(lambda: page.text("#title") == "On a phone", "the new title")
     wide = page.driver.execute_script("return document.documentElement.scrollWidth")
     assert wide <= 390
     assert TIMEOUT > 0
@@ -279,10 +279,10 @@ def test_every_new_control_has_a_name(here: Page, script: Script) -> None:
     script(answer("One."), answer("ONE."))
     here.ask("first")
     edit(here, 0, "FIRST")
-    here.until(lambda: here.text(".place") == "2 / 2", "the versions")
+    here.wait_until(lambda: here.text(".place") == "2 / 2", "the versions")
     here.settle()
     act(here, ".question", "edit")
-    here.until(lambda: here.shows(".edit-form"), "the box")
+    here.wait_until(lambda: here.shows(".edit-form"), "the box")
     unnamed = here.driver.execute_script(
         "const named = (node) => node.ariaLabel || node.labels?.length || node.textContent.trim();"
         "return [...document.querySelectorAll('button, input, textarea, select')]"

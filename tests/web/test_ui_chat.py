@@ -16,8 +16,8 @@ from session_core.model.events import Chunk, Reasoning, ToolCall, ToolResult
 from session_core.turns.event_log import Ended, Failed, LoggedEvent, Started
 from session_core.turns.turn import Turn
 from session_core.turns.turn_request import TurnRequest
-from session_core.web.events import frames
-from session_core.web.ui_messages import UI_BROKEN_OFF, UI_MESSAGES, UiFrames
+from session_core.web.turn_responses import event_blocks
+from session_core.web.ui_messages import UI_MESSAGES, UiRenderer
 from storage import StorageUnavailable
 from tests.support.client import BreakableStorage, Client, error_of, json_of
 from tests.support.model_server import BREAK, STALL, answer, status, tool_call, tool_calls, wait
@@ -181,7 +181,7 @@ def test_a_turn_that_can_be_followed_no_more_is_an_error_and_no_good_end() -> No
             raise StorageUnavailable
 
     lost = Lost("session-1", TurnRequest("Hi"))
-    text = b"".join(frames(lost, 0, 1.0, UiFrames("msg-1").encode, UI_BROKEN_OFF)).decode()
+    text = b"".join(event_blocks(lost, 0, UiRenderer("msg-1"), 1.0)).decode()
     assert types(text) == ["error"]
 
 
@@ -206,9 +206,9 @@ ends = st.sampled_from(
 
 @given(events, ends)
 def test_no_frame_comes_without_its_start_and_none_stays_open(between: list[Any], last: Ended | Failed) -> None:
-    frames = UiFrames("msg-1")
+    renderer = UiRenderer("msg-1")
     log = [LoggedEvent(number, "", 0, event) for number, event in enumerate([Started(), *between, last], 1)]
-    found = chunks(b"".join(map(frames.encode, log)).decode())
+    found = chunks(b"".join(map(renderer.render, log)).decode())
     open_parts: list[str] = []
     for chunk in found[1:-1]:
         kind, id = chunk["type"], chunk.get("id", chunk.get("toolCallId", "step"))

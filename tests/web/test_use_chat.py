@@ -79,22 +79,22 @@ def page(driver: browser.Driver, server: Server, origin: str, model: ModelServer
     page = Page(driver)
     driver.get("about:blank")
     driver.get(f"{origin}/?server={server.url}")
-    page.until(lambda: page.shows("input"), "the page")
+    page.wait_until(lambda: page.shows("input"), "the page")
     return page
 
 
 def ask(page: Page, text: str) -> None:
-    page.until(lambda: page.all("input:enabled"), "the input")
+    page.wait_until(lambda: page.all("input:enabled"), "the input")
     page.type("input", text, Keys.ENTER)
 
 
 def told(page: Page, *expected: str) -> None:
     """Waits until the page shows just these texts."""
-    page.until(lambda: page.texts("article p") == list(expected), f"{expected}")
+    page.wait_until(lambda: page.texts("article p") == list(expected), f"{expected}")
 
 
 def idle(page: Page) -> None:
-    page.until(lambda: page.all("input:enabled"), "the end")
+    page.wait_until(lambda: page.all("input:enabled"), "the end")
 
 
 def test_a_turn_is_shown_and_there_after_a_reload(page: Page, model: ModelServer) -> None:
@@ -142,10 +142,10 @@ def test_stop_keeps_what_was_shown_and_try_again_replaces_it(page: Page, model: 
 def test_an_error_is_a_sentence(page: Page, model: ModelServer, server: Server) -> None:
     model.then(status(401, {}))
     ask(page, "How much?")
-    page.until(lambda: "API key" in page.text("[role=alert]"), "the error")
+    page.wait_until(lambda: "API key" in page.text("[role=alert]"), "the error")
     assert server.request("DELETE", f"/sessions/{page.session}").status == 200
     ask(page, "And now?")
-    page.until(lambda: page.text("[role=alert]") == f"Session {page.session} not found", "the error")
+    page.wait_until(lambda: page.text("[role=alert]") == f"Session {page.session} not found", "the error")
 
 
 def test_two_tabs_show_the_same_answer(page: Page, model: ModelServer) -> None:
