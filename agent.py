@@ -102,7 +102,7 @@ class Agent:
         try:
             self._client = ModelClient(api_key, self._base_url)
         except (ImportError, ValueError, http_library.InvalidURL) as error:
-            raise ValueError(f"{self._base_url} cannot be used as it is set up: {error}") from error
+            raise ValueError(f"it cannot be used as it is set up: {error}") from error
         self._listed: tuple[float, list[str]] = (-_LISTED_SECONDS, [])  # when, and the models of the server
         self._lock = threading.Lock()
 

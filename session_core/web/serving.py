@@ -19,6 +19,7 @@ from flask import Flask
 
 from session_core.web.access import is_loopback
 from session_core.web.flag_values import SettingsError
+from session_core.web.hangups import handle_hangups
 from session_core.web.hardened_waitress import BACKLOG, hardened_server
 from session_core.web.settings import Settings
 from session_core.web.users import Users
@@ -69,7 +70,8 @@ def serve(app: Flask, listener: socket.socket, settings: Settings, banner: str) 
     server = hardened_server(app, listener, settings)
     tune_interpreter()
     _close_in_children(server)
-    _handle_hangup(app.extensions["users"])
+    users: Users | None = app.extensions["users"]
+    handle_hangups(users.reload if users else _nothing_to_reload, needed=bool(users))
     with _first_signal() as wait:
         threading.Thread(target=server.run, name="server", daemon=True).start()
         _print(banner)
@@ -94,21 +96,8 @@ def _close_in_children(server: Any) -> None:
         os.register_at_fork(after_in_child=close)
 
 
-def _handle_hangup(users: Users | None) -> None:
-    """SIGHUP reads the file of users again. Without one it ends a server that has a terminal, which was closed. A
-    service manager that reloads a server ends none."""
-    if users:
-        signal.signal(signal.SIGHUP, lambda _number, _frame: users.reload())
-    elif hasattr(signal, "SIGHUP") and not _has_terminal():
-        signal.signal(signal.SIGHUP, lambda _number, _frame: log.info("there is no file of users to read again"))
-
-
-def _has_terminal() -> bool:
-    try:
-        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
-    except OSError:
-        return False
-    return True
+def _nothing_to_reload() -> None:
+    log.info("there is no file of users to read again")
 
 
 def _print(banner: str) -> None:
