@@ -101,11 +101,17 @@ def replaced_messages(messages: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     if not any("replaces" in message for message in messages):
         return found
     current: list[str] = []
+    places: dict[str, int] = {}  # of the first message of each id
     for message in messages:
-        if message.get("replaces") in current and message["role"] == "user":
-            first = current.index(message["replaces"])
-            found |= dict.fromkeys(current[first:], message["id"])
+        replaced = message.get("replaces")
+        first = places.get(replaced) if isinstance(replaced, str) else None
+        if first is not None and message["role"] == "user":
+            for id in current[first:]:
+                found[id] = message["id"]
+                if places.get(id, -1) >= first:
+                    del places[id]
             del current[first:]
+        places.setdefault(message["id"], len(current))
         current.append(message["id"])
     return found
 

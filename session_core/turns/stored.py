@@ -129,13 +129,13 @@ def last_turn(session: Session) -> StoredTurn | None:
 
 def turn_at(session: Session, index: int) -> StoredTurn:
     """The turn that begins with the message at this index."""
-    messages = session.messages[index:]
-    for number, message in enumerate(messages):
-        if number > 0 and message["role"] == "user":
-            return StoredTurn(messages[:number], _code(message.get("previous_error")), is_last=False)
+    for end in range(index + 1, len(session.messages)):
+        message = session.messages[end]
+        if message["role"] == "user":
+            return StoredTurn(session.messages[index:end], _code(message.get("previous_error")), is_last=False)
     begun = (session.continuation or {}).get("attempt")
     begun = begun if isinstance(begun, int) else 1
-    return StoredTurn(messages, _code(session.last_error), is_last=True, begun=begun)
+    return StoredTurn(session.messages[index:], _code(session.last_error), is_last=True, begun=begun)
 
 
 def question_message(session: Session, question: TurnRequest) -> dict[str, Any]:

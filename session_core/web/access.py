@@ -111,7 +111,7 @@ def _is_same_host(origin: str) -> bool:
 
 def _split_host(text: str) -> tuple[str, int | None]:
     """Host and port of a Host header (RFC 9110, section 7.2). The host is empty where the header is none."""
-    found = re.fullmatch(r"(\[[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*\]|[0-9A-Za-z._-]+)(?::([0-9]{0,5}))?", text)
-    if not found or int(found[2] or 0) > 65535:
+    found = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._-]+)(?::([0-9]{0,5}))?", text)
+    if not found or int(found[2] or 0) > 65535 or (text.startswith("[") and ":" not in found[1]):
         return "", None
     return found[1].strip("[]").lower(), int(found[2]) if found[2] else None

@@ -28,7 +28,7 @@ _OPTIONS = (
 # Open WebUI marks what it asks for itself (0.9.7 and later, where a header is set up with {{TASK}}); older ones and
 # LibreChat are known by the words of their templates.
 _TASK_HEADER = "X-OpenWebUI-Task"
-_TASK = re.compile(r"### Task:\n.*<chat_history>|\bconcise, 5-word-or-less title\b", re.DOTALL)
+_TITLE_TASK = re.compile(r"\bconcise, 5-word-or-less title\b")
 
 
 class _Message(BaseModel, strict=True):
@@ -129,9 +129,14 @@ def _parse_content(content: Any, index: int, images: bool) -> tuple[str, dict[st
     return "".join(text for text in texts if isinstance(text, str)), {"parts": parts} if pictures else {}
 
 
+def _is_template(text: str) -> bool:
+    _, task, rest = text.partition("### Task:\n")
+    return bool((task and "<chat_history>" in rest) or _TITLE_TASK.search(text))
+
+
 def _is_task(asked: ChatRequest) -> bool:
     """Whether a front end asks for itself: for a title, for tags, for what the user might ask next."""
-    return bool(request.headers.get(_TASK_HEADER)) or bool(_TASK.search(asked.question))
+    return bool(request.headers.get(_TASK_HEADER)) or _is_template(asked.question)
 
 
 def _render_model(name: str) -> dict[str, Any]:

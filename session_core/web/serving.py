@@ -20,7 +20,7 @@ from flask import Flask
 from session_core.web.access import is_loopback
 from session_core.web.flag_values import SettingsError
 from session_core.web.hangups import handle_hangups
-from session_core.web.hardened_waitress import BACKLOG, hardened_server
+from session_core.web.hardened_waitress import BACKLOG, hardened_server, stop_listening
 from session_core.web.settings import Settings
 from session_core.web.users import Users
 
@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 _DEAD_CLIENT_MILLISECONDS = 60_000  # for which a client takes no bytes, after which its connection is closed
 _M_MMAP_THRESHOLD = -3  # see mallopt(3)
+_LAST_SECONDS = 0.2  # for requests that are on their way when the port is closed
 _FLUSH_SECONDS, _STALLED_SECONDS = 5.0, 2.0  # for the last bytes to all clients; without progress
 
 
@@ -77,7 +78,10 @@ def serve(app: Flask, listener: socket.socket, settings: Settings, banner: str) 
         _print(banner)
         wait()
     log.info("shutting down: running turns get %g s", settings.grace)
+    server.ending = True
     app.extensions["turns"].shut_down(settings.grace)
+    stop_listening(server)
+    time.sleep(_LAST_SECONDS)
     _flush(server)
 
 
