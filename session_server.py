@@ -13,12 +13,10 @@ if __name__ == "__main__":
 
 import atexit
 import contextlib
-import functools
 import logging
 import os
 import socket
 import sys
-import threading
 from collections.abc import Callable, Sequence
 
 from flask import Flask
@@ -31,7 +29,9 @@ from session_core.stores.files import FileStorage
 from session_core.telemetry.spans import Observer
 from session_core.tools.files import ToolFileError, load_tools
 from session_core.tools.functions import AnyTool, Tool
+from session_core.turns.models import ModelChoice
 from session_core.turns.recovery import continue_interrupted
+from session_core.turns.sessions import Sessions, SessionsOfUsers
 from session_core.turns.turns import Turns
 from session_core.web.access import add_common_headers, check_access
 from session_core.web.errors import answer_error
@@ -46,14 +46,14 @@ from session_core.web.sessions import native_dialect
 from session_core.web.settings import Settings, read_settings
 from session_core.web.turn_responses import TurnResponses
 from session_core.web.ui_chat import ui_dialect
-from session_core.web.users import TurnsByUser, Users
+from session_core.web.users import Users
 from storage import MemoryStorage, Storage, StorageUnavailable
 
 __all__ = ["Settings", "SettingsError", "build_app", "create_app", "main"]
 
 
 def create_app(
-    storage: Storage | Callable[[str], Storage],
+    storage: Storage,
     agent: Agent,
     settings: Settings | None = None,
     observer: Observer | None = None,
@@ -62,14 +62,13 @@ def create_app(
 
     The `observer` sees the requests and what they do.
 
-    With `settings.users`, `storage` is a function that gives each user's store by name. Raises SettingsError where
-    the file of users cannot be read.
+    With `settings.users`, the storage makes one for each user (`Storage.for_user`). Raises SettingsError where the
+    file of users cannot be read, and ValueError where the storage cannot keep users apart.
     """
     settings = settings or Settings()
     users = Users(settings.users) if settings.users else None
-    store_of = storage if callable(storage) else lambda _: storage
-    if users and not callable(storage):
-        raise ValueError("users need a store each: give a function from a name to a store")
+    if users and type(storage).for_user is Storage.for_user:
+        raise ValueError("users need a store each: give a storage that has for_user")
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     if settings.trusted_proxies:
@@ -83,26 +82,18 @@ def create_app(
     app.after_request(lambda response: add_common_headers(response, settings))
     app.register_error_handler(Exception, answer_error)
 
-    slots = threading.Semaphore(settings.max_streams)
-
-    def turns_over(storage: Storage) -> Turns:
-        return Turns(
-            storage,
-            agent,
-            timeout=settings.timeout,
-            slots=slots,
-            show_reasoning=settings.show_reasoning,
-            session_ttl=settings.session_ttl,
-            models=None if "*" in settings.models else settings.models,
-            observer=metrics or observer,
-        )
-
-    turns = TurnsByUser(lambda name: turns_over(store_of(name)), users.names if users else [""])
-    one_shot = turns_over(MemoryStorage())
-    turns.add("one shot", one_shot)
-    responses = TurnResponses(turns, one_shot, settings)
-    app.extensions.update(turns=turns, turn_responses=responses, users=users)
-    app.register_blueprint(service_routes(agent, turns, responses))
+    turns = Turns(
+        ModelChoice(agent, None if "*" in settings.models else settings.models),
+        timeout=settings.timeout,
+        max_turns=settings.max_streams,
+        observer=metrics or observer,
+    )
+    sessions = SessionsOfUsers(storage, turns, lambda: users.names if users else [""], settings.session_ttl)
+    sessions.sweeps.start()
+    one_shot = Sessions(MemoryStorage(), turns)
+    responses = TurnResponses(sessions, one_shot, settings)
+    app.extensions.update(turns=sessions, turn_responses=responses, users=users)
+    app.register_blueprint(service_routes(agent, sessions, responses))
     app.register_blueprint(native_dialect(responses, show_reasoning=settings.show_reasoning))
     app.register_blueprint(ui_dialect(responses))
     app.register_blueprint(openai_dialect(responses, agent, settings.session_headers))
@@ -173,11 +164,9 @@ def _assemble(settings: Settings, at_end: Callable[[Callable[[], object]], objec
     traces = load_traces(os.environ)
     if traces:
         at_end(traces.close)
-    storage = functools.partial(_storage, settings) if settings.users else _storage(settings)
-    app = create_app(storage, agent, settings, traces)
+    app = create_app(_storage(settings), agent, settings, traces)
     if settings.continue_interrupted:
-        for runs in app.extensions["turns"].all():
-            continue_interrupted(runs, settings.timeout)
+        continue_interrupted(app.extensions["turns"].all, settings.timeout)
     return app
 
 
@@ -196,6 +185,7 @@ def _mcp_tools(
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         servers = McpServers(read_mcp_config(settings.mcp_config, os.environ))
+        servers.start()
     except McpError as error:
         raise SettingsError(f"-mcp_config: {error}") from None
     at_end(servers.close)
@@ -208,7 +198,7 @@ def _system_prompt(settings: Settings) -> str:
     return "You are a helpful assistant." if default and not settings.calculator else settings.system_prompt
 
 
-def _storage(settings: Settings, user: str = "") -> Storage:
+def _storage(settings: Settings) -> Storage:
     if settings.redis_url:
         try:
             from session_core.stores.redis import RedisStorage
@@ -217,12 +207,11 @@ def _storage(settings: Settings, user: str = "") -> Storage:
                 raise
             raise SettingsError("-redis_url needs the redis client: pip install redis") from None
         try:
-            return RedisStorage(settings.redis_url, user)
+            return RedisStorage(settings.redis_url)
         except StorageUnavailable as error:
             raise SettingsError(f"-redis_url: {error}; see to the address, the password and the server") from None
     try:
-        directory = settings.session_dir
-        return FileStorage(os.path.join(directory, user) if user else directory) if directory else MemoryStorage()
+        return FileStorage(settings.session_dir) if settings.session_dir else MemoryStorage()
     except StorageUnavailable as error:
         raise SettingsError(f"-session_dir: {error}; give a directory that can be written") from None
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from agent import Stop
+from agent import Cancellation
 from session_core.model.events import Answer, Chunk, Message, ModelError, ToolCall, ToolResult
 from tests.support.agent import (
     MEBIBYTE,
@@ -35,7 +35,7 @@ def test_an_answer_is_its_chunks_and_then_the_whole(model: ModelServer, agent_of
 def test_a_chunk_comes_before_the_model_has_said_the_next(model: ModelServer, agent_of: MakeAgent) -> None:
     go_on = threading.Event()
     model.then(answer("Hel", wait(go_on), "lo"))
-    events = agent_of(model).run([QUESTION], Stop())
+    events = agent_of(model).run([QUESTION], Cancellation())
     assert next(events) == Chunk("Hel")
     go_on.set()
     assert next(events) == Chunk("lo")
@@ -66,7 +66,7 @@ def test_calls_are_stored_then_shown_and_then_their_results(model: ModelServer, 
         ToolCall("call_2", "calculator", second),
         Message(told("call_1", "<1>"), None),
         ToolResult("call_1", "calculator", result="<1>"),
-        Message(told("call_2", "error: cannot read bad"), None),
+        Message({**told("call_2", "error: cannot read bad"), "is_error": True}, None),
         ToolResult("call_2", "calculator", error="cannot read bad"),
         *OK,
     ]
@@ -141,7 +141,7 @@ def test_an_eleventh_round_of_tools_is_an_error(model: ModelServer, agent_of: Ma
     model.default = tool_call("calculator", {"expression": "1"})
     seen = []
     with pytest.raises(ModelError) as caught:
-        for event in agent_of(model).run([QUESTION], Stop()):
+        for event in agent_of(model).run([QUESTION], Cancellation()):
             seen.append(event)
     assert caught.value.code == "too_many_tool_rounds"
     assert len([event for event in seen if isinstance(event, ToolResult)]) == 10

@@ -10,6 +10,7 @@ from session_core.data.text import utf8_text
 from session_core.model.budget import Budget
 from session_core.model.events import Chunk, ModelError, Reasoning, ToolCall
 from session_core.model.failures import NotAnAnswer
+from session_core.model.finish_reasons import classify_finish_reason
 from session_core.model.provider_metadata import extra_call_fields
 from session_core.model.thinking import ThinkTags, add_details, read_details, read_parts, read_reasoning
 
@@ -44,12 +45,9 @@ class Reply:
             raise ValueError("a frame is not a JSON object")
         if frame.get("error") or frame.get("object") == "error":
             raise NotAnAnswer(frame)
-        if usage := frame.get("usage"):
-            self.usage = usage
+        self.usage = frame.get("usage") or self.usage
         choices = frame.get("choices")
-        if not choices or not isinstance(choices, list):
-            return []
-        choice = choices[0]
+        choice = choices[0] if choices and isinstance(choices, list) else None
         if not isinstance(choice, dict) or choice.get("index"):
             return []
         if reason := choice.get("finish_reason"):
@@ -63,21 +61,7 @@ class Reply:
             self._budget.use(len(text))
             self._text.append(text)
             return [Chunk(text)]
-        reasoning = self._reasoning_in(delta)
-        text = delta.get("content") or delta.get("refusal") or ""
-        if not isinstance(text, str):
-            size = len(str(text))
-            inner, text = read_parts(text)
-            self._budget.use(max(0, size - len(inner) - len(text)))  # what is neither, and is not kept
-            reasoning += inner
-        if calls := delta.get("tool_calls"):
-            self._add_calls(calls)
-        if isinstance(call := delta.get("function_call"), dict):  # of servers from before tool calls
-            self._add_calls([{"index": 0, "function": call}])
-        if not reasoning and not text:
-            return []
-        inner, text = self._tags.split(text) if text else ("", "")
-        return self._emit(reasoning + inner, text)
+        return self._add_delta(delta)
 
     def end(self) -> list[Reasoning | Chunk]:
         """The last reasoning and text, if any is left. Raises ValueError if nothing has come at all."""
@@ -99,22 +83,57 @@ class Reply:
         return "".join(self._reasoning)
 
     @property
+    def incomplete_reason(self) -> str | None:
+        """Why the answer is not complete: `length`, `content_filter` or `no_finish_reason`."""
+        meaning = classify_finish_reason(self.finish_reason)
+        return None if meaning == "completed" else meaning
+
+    @property
+    def is_broken_off(self) -> bool:
+        """Whether the finish reason means a failure."""
+        return classify_finish_reason(self.finish_reason) == "failed"
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is reasoning or text."""
+        return bool(self._text or self._reasoning)
+
+    @property
     def has_calls(self) -> bool:
         """Whether a tool call has begun."""
         return bool(self._calls)
 
     def calls(self, unique_id: Callable[[str], str]) -> list[ToolCall]:
-        """The tool calls. `unique_id` gives each an id that is unique in its conversation."""
+        """The tool calls of a complete answer, each with an id that `unique_id` makes unique in its conversation."""
         return [
             ToolCall(unique_id(utf8_text(call.id)), utf8_text(call.name), utf8_text("".join(call.arguments)) or "{}")
-            for call in self._calls
-            if call.name
+            for call in self._complete_calls()
         ]
 
     @property
     def call_extras(self) -> list[dict[str, Any]]:
         """For each tool call, what it carried beside its known fields."""
-        return [call.extras for call in self._calls if call.name]
+        return [call.extras for call in self._complete_calls()]
+
+    def _complete_calls(self) -> list[_PartialCall]:
+        return [call for call in self._calls if call.name] if self.incomplete_reason is None else []
+
+    def _add_delta(self, delta: dict[str, Any]) -> list[Reasoning | Chunk]:
+        reasoning = self._reasoning_in(delta)
+        text = delta.get("content") or delta.get("refusal") or ""
+        if not isinstance(text, str):
+            size = len(str(text))
+            inner, text = read_parts(text)
+            self._budget.use(max(0, size - len(inner) - len(text)))  # what is neither, and is not kept
+            reasoning += inner
+        if calls := delta.get("tool_calls"):
+            self._add_calls(calls)
+        if isinstance(call := delta.get("function_call"), dict):  # of servers from before tool calls
+            self._add_calls([{"index": 0, "function": call}])
+        if not reasoning and not text:
+            return []
+        inner, text = self._tags.split(text) if text else ("", "")
+        return self._emit(reasoning + inner, text)
 
     def _plain(self, delta: dict[str, Any]) -> bool:
         """Whether a delta has text alone, which is an answer's text as it stands."""

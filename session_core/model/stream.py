@@ -27,7 +27,7 @@ class Body:
 
     def __init__(self, response: Any) -> None:
         self._response = response
-        self._reader = ChunkedBody.of(response)
+        self._reader = ChunkedBody.find(response)
         self._until: float | None = None
         self._timer: threading.Timer | None = None
 
@@ -66,7 +66,7 @@ class Body:
             socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
-def frames(parts: Iterable[bytes], budget: Budget) -> Iterator[bytes]:
+def sse_data(parts: Iterable[bytes], budget: Budget) -> Iterator[bytes]:
     """The data of each server-sent event in a body. Raises NotAnAnswer where the body holds none.
 
     The SDK's own iterator bounds no line, takes 20 µs more a chunk, and gives the connection up.

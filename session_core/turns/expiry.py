@@ -6,7 +6,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from storage import SessionBusy, SessionCorrupt, SessionNotFound, Storage, StorageUnavailable, timestamp
 
@@ -27,7 +27,9 @@ class SteadyClock:
     What was stamped before a jump seems older than it is. When as long has passed as it may live, it does not.
     """
 
-    def __init__(self, read: Callable[[], float], delay: float, running_time: Callable[[], float]) -> None:
+    def __init__(
+        self, read: Callable[[], float], delay: float, running_time: Callable[[], float] = _running_time
+    ) -> None:
         self._read, self._delay, self._running_time = read, delay, running_time
         self._offset: float | None = None
         self._newest = self._jumped_at = 0.0
@@ -47,30 +49,28 @@ class SteadyClock:
 
 
 class Expiry:
-    """Deletes the sessions of a storage that did not change for `seconds` (0: none). Reading changes nothing.
+    """Deletes the sessions of a storage that did not change for `seconds`, until `stop` is set. Reading changes
+    nothing.
 
-    A session that is locked is left alone, and so is one that cannot be read or understood. A clock that jumps
-    ahead ages nothing.
+    A session that is locked is left alone, and so is one that cannot be read or understood. `clock` gives the time,
+    the store's own where it is None.
     """
 
-    def __init__(self, storage: Storage, seconds: float, running_time: Callable[[], float] = _running_time) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        seconds: float,
+        stop: threading.Event | None = None,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
         self._storage = storage
         self._seconds = seconds
-        self._clock = SteadyClock(storage.clock, seconds, running_time)
-        self._stop = threading.Event()
-
-    def start(self) -> None:
-        """Sweeps now and then, on a thread of its own, until `stop`."""
-        if self._seconds:
-            threading.Thread(target=self._work, name="expiry", daemon=True).start()
-
-    def stop(self) -> None:
-        """Ends the sweeps soon."""
-        self._stop.set()
+        self._stop = stop or threading.Event()
+        self._clock = clock or storage.clock
 
     def sweep(self) -> int:
         """Deletes what has expired by now. Returns how many sessions that were. Raises StorageUnavailable."""
-        limit = self._clock.now() - self._seconds
+        limit = self._clock() - self._seconds
         return sum(self._delete(session_id, limit) for session_id in self._storage.unchanged_since(limit))
 
     def _delete(self, session_id: str, limit: float) -> bool:
@@ -87,14 +87,45 @@ class Expiry:
             self._storage.check()
         return False
 
+
+class Sweeps:
+    """Deletes what has expired in all of the stores that `storages` gives (see `Expiry`), again and again.
+
+    With `seconds` 0 nothing expires.
+    """
+
+    def __init__(self, storages: Callable[[], Iterable[Storage]], seconds: float) -> None:
+        self._storages = storages
+        self._seconds = seconds
+        self._stop = threading.Event()
+
+    def start(self) -> None:
+        """Sweeps now and then, on one thread for all stores, until `stop`."""
+        if self._seconds:
+            threading.Thread(target=self._work, name="expiry", daemon=True).start()
+
+    def stop(self) -> None:
+        """Ends the sweeps soon."""
+        self._stop.set()
+
     def _work(self) -> None:
+        clock = SteadyClock(self._read_clock, self._seconds)
         with contextlib.suppress(StorageUnavailable):
-            self._clock.now()  # so that a jump before the first sweep is seen
+            clock.now()  # so that a jump before the first sweep is seen
         while not self._stop.wait(min(max(self._seconds / 10, _MIN_SECONDS), _MAX_SECONDS)):
-            try:
-                if deleted := self.sweep():
-                    log.info("%d sessions have expired", deleted)
-            except StorageUnavailable:
-                pass  # which was logged; the next sweep tries again
-            except Exception:
-                log.exception("expired sessions could not be deleted")
+            deleted = sum(self._sweep(storage, clock.now) for storage in self._storages() if not self._stop.is_set())
+            if deleted:
+                log.info("%d sessions have expired", deleted)
+
+    def _read_clock(self) -> float:
+        """The time of the stores, which have one clock."""
+        return next((storage.clock() for storage in self._storages()), time.time())
+
+    def _sweep(self, storage: Storage, clock: Callable[[], float]) -> int:
+        try:
+            return Expiry(storage, self._seconds, self._stop, clock).sweep()
+        except StorageUnavailable:
+            pass  # which was logged; the next sweep tries again
+        except Exception:
+            log.exception("expired sessions could not be deleted")
+        return 0

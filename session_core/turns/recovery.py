@@ -1,18 +1,19 @@
-"""Going on with turns that a crash has cut off, when the server starts."""
+"""Continuing turns that a crash has cut off, when the server starts."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
+from collections.abc import Callable, Iterable
 
 from session_core.turns.journal import partial_answer
 from session_core.turns.models import ModelRefused
 from session_core.turns.remote import ShuttingDown
+from session_core.turns.sessions import Sessions
 from session_core.turns.stored import last_turn
 from session_core.turns.turn import Overloaded
 from session_core.turns.turn_request import KeyReused, NothingToContinue, TurnRequest
-from session_core.turns.turns import Turns
 from storage import Session, SessionBusy, SessionCorrupt, SessionNotFound, Storage, StorageUnavailable
 
 log = logging.getLogger(__name__)
@@ -21,29 +22,36 @@ _MAX_RECOVERIES = 2  # of one turn, so that one that ends the server each time i
 _WAIT_SECONDS = 10.0  # for sessions that seem to run: a lease of a process that is gone runs out in this time
 
 
-def continue_interrupted(runs: Turns, seconds: float) -> threading.Thread:
-    """Goes on with the turns that were cut off less than so many seconds ago, on a thread of its own."""
-    thread = threading.Thread(target=_work, args=(runs, runs.storage, seconds), name="recovery", daemon=True)
+def continue_interrupted(sessions: Callable[[], Iterable[Sessions]], seconds: float) -> threading.Thread:
+    """Continues the turns that were cut off less than so many seconds ago, on one thread for all stores."""
+    thread = threading.Thread(target=_work, args=(sessions, seconds), name="recovery", daemon=True)
     thread.start()
     return thread
 
 
-def _work(runs: Turns, storage: Storage, seconds: float) -> None:
+def _work(sessions: Callable[[], Iterable[Sessions]], seconds: float) -> None:
     give_up = time.monotonic() + _WAIT_SECONDS
+    left = [(store, id) for store in sessions() for id in _changed_within(store.storage, seconds)]
+    while left := [(store, id) for store, id in left if not _continue(store, id)]:
+        if time.monotonic() > give_up:
+            return
+        time.sleep(0.2)
+
+
+def _changed_within(storage: Storage, seconds: float) -> list[str]:
+    """The sessions that have changed within so many seconds, as far as they can be found."""
     try:
-        recent = list(storage.changed_since(storage.clock() - seconds))  # going on changes the order
-        left = [session_id for session_id in recent if not _go_on(runs, storage, session_id)]
-        while left and time.monotonic() < give_up and not runs.closing:
-            time.sleep(0.2)
-            left = [session_id for session_id in left if not _go_on(runs, storage, session_id)]
+        return list(storage.changed_since(storage.clock() - seconds))
     except StorageUnavailable:
         log.error("interrupted turns could not be found, and are left as they are")
     except Exception:
-        log.exception("interrupted turns could not be gone on with")
+        log.exception("interrupted turns could not be found")
+    return []
 
 
-def _go_on(runs: Turns, storage: Storage, session_id: str) -> bool:
-    """Goes on with the last turn if that is interrupted. Returns False where it may be worth another look."""
+def _continue(sessions: Sessions, session_id: str) -> bool:
+    """Continues the last turn if that is interrupted. Returns False where it may be worth another look."""
+    storage = sessions.storage
     try:
         session = storage.get(session_id)
         turn = last_turn(session)
@@ -53,22 +61,23 @@ def _go_on(runs: Turns, storage: Storage, session_id: str) -> bool:
             return False
         if not turn.interrupted and not partial_answer(session, storage.journal(session_id)):
             return True
-        recovery = (session.continuation or {}).get("recovery", 0)
+        recovery = (session.continues or {}).get("recovery", 0)
         if not isinstance(recovery, int) or recovery >= _MAX_RECOVERIES:
             log.warning("the turn of %s was interrupted again and again, and is left as it is", session_id)
             return True
-        runs.start(session_id, TurnRequest(continues=True, recovery=recovery + 1))
+        sessions.start(session_id, TurnRequest(continues=True, recovery=recovery + 1))
         log.info("going on with the interrupted turn of %s", session_id)
-        return True
     except (SessionBusy, Overloaded):
         return False
-    except StorageUnavailable:  # which was logged, and concerns this session alone
-        storage.check()
-        return True
     except (SessionNotFound, SessionCorrupt, NothingToContinue, ModelRefused, KeyReused, ShuttingDown):
-        return True
+        pass
+    except StorageUnavailable:
+        log.error("the interrupted turn of %s could not be continued, and is left as it is", session_id)
+    except Exception:
+        log.exception("the interrupted turn of %s could not be continued", session_id)
+    return True
 
 
 def _came_in(session: Session) -> bool:
     """Whether nothing has happened in the session since it was made as an import or a copy."""
-    return session.continuation is None and bool(session.messages[-1].get("imported"))
+    return session.continues is None and bool(session.messages[-1].get("imported"))

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from session_core.data.message import StoredMessage
+
 
 class TurnRefused(Exception):
     """The session has not what the question refers to. The text says what, for people."""
@@ -35,7 +37,7 @@ class TurnRequest:
     text: str | None = None
     replaces: str | None = None
     continues: bool = False
-    history: tuple[dict[str, Any], ...] = ()
+    history: tuple[StoredMessage, ...] = ()
     key: str | None = None
     model: str | None = None
     system_prompt: str | None = None
@@ -50,7 +52,7 @@ class TurnRequest:
         return self.replaces == other.replaces and same_text
 
     @classmethod
-    def stored(cls, message: Mapping[str, Any], key: str) -> TurnRequest:
+    def stored(cls, message: StoredMessage, key: str) -> TurnRequest:
         """The question that a stored user's message with this key was. Another key asked to go on with it."""
         if message.get("idempotency_key") != key:
             return cls(continues=True)

@@ -76,11 +76,11 @@ def add_common_headers(response: Response, settings: Settings) -> Response:
 def _authenticate(settings: Settings, users: Users | None) -> str:
     """The user whose token the request has, "" where there are no users. Raises ApiError."""
     scheme, _, token = request.environ.get("HTTP_AUTHORIZATION", "").partition(" ")
-    token = token.strip()
     if users:
-        user = users.find_user(token)
+        user = users.find_user(token.strip())
     else:
-        user = "" if hmac.compare_digest(token.encode("latin-1"), settings.auth_token.encode()) else None
+        is_valid = hmac.compare_digest(token.strip().encode("latin-1"), settings.auth_token.encode())
+        user = "" if is_valid else None
     if user is None or scheme.lower() != "bearer":
         raise ApiError("unauthorized", headers={"WWW-Authenticate": "Bearer"})
     return user

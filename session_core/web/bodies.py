@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from flask import request
-from pydantic import BaseModel, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, StringConstraints, ValidationError
 
 from session_core.data.strict_json import from_json
 from session_core.web.errors import ApiError
@@ -17,48 +17,13 @@ MODEL_NAME_LENGTH = 200  # characters
 SYSTEM_PROMPT_BYTES = 64 << 10
 IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
-_KINDS = {  # what pydantic misses, in the words of JSON
-    "missing": "given",
-    "string_type": "text",
-    "bool_type": "true or false",
-    "int_type": "a whole number",
-    "list_type": "a list",
-    "dict_type": "an object",
-    "model_type": "an object",
+_MISSED = {  # where pydantic's own words would not be understood
+    "missing": "must be given",
+    "model_type": "must be an object",
 }
 
 Body = TypeVar("Body", bound=BaseModel)
-
-
-class _Settings(BaseModel, strict=True):
-    """The settings of a session."""
-
-    title: str | None = None
-    model: str | None = None
-    system_prompt: str | None = None
-
-    @field_validator("title")
-    @classmethod
-    def _check_title(cls, text: str | None) -> str | None:
-        text = (text or "").strip()
-        if len(text) > TITLE_LENGTH:
-            raise ValueError(f"at most {TITLE_LENGTH} characters")
-        return text or None
-
-    @field_validator("model")
-    @classmethod
-    def _check_model(cls, text: str | None) -> str | None:
-        text = text if text is None else text.strip()
-        if text is not None and not 0 < len(text) <= MODEL_NAME_LENGTH:
-            raise ValueError("the name of a model, or null")
-        return text
-
-    @field_validator("system_prompt")
-    @classmethod
-    def _check_system_prompt(cls, text: str | None) -> str | None:
-        if len((text or "").encode()) > SYSTEM_PROMPT_BYTES:
-            raise ValueError("at most 64 KiB of text")
-        return text
+ModelName = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MODEL_NAME_LENGTH)]
 
 
 def json_body(*, optional: bool = False) -> dict[str, Any]:
@@ -83,9 +48,8 @@ def parse_body(model: type[Body], body: Mapping[str, Any]) -> Body:
         return model.model_validate(body)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
-        name = _name_field(first["loc"], body)
-        kind = _KINDS.get(first["type"]) or first["msg"].removeprefix("Value error, ")
-        raise ApiError("invalid_request", f"{name} must be {kind}.") from None
+        what = _MISSED.get(first["type"]) or re.sub(r"^\w+( should| error,)", "must", first["msg"])
+        raise ApiError("invalid_request", f"{_name_field(first['loc'], body)} {what}.") from None
 
 
 def _name_field(path: tuple[int | str, ...], value: Any) -> str:
@@ -108,12 +72,8 @@ def check_question(text: str | None) -> str:
 
 def check_settings(body: Mapping[str, Any]) -> dict[str, str | None]:
     """The settings of a session that a body gives. None removes one. Raises ApiError for one that cannot be set."""
-    return parse_body(_Settings, body).model_dump(exclude_unset=True)
-
-
-def check_model(name: str | None) -> str | None:
-    """The name of a model, which has the form of one. Raises ApiError."""
-    return check_settings({"model": name})["model"]
+    settings = parse_body(_Settings, body).model_dump(exclude_unset=True)
+    return {**settings, "title": settings["title"] or None} if "title" in settings else settings
 
 
 def check_id(value: Any, name: str, kind: str) -> str:
@@ -147,3 +107,17 @@ def flag_argument(name: str) -> bool:
     if text not in ("true", "false"):
         raise ApiError("invalid_request", f"{name} must be true or false.")
     return text == "true"
+
+
+def _check_size(text: str) -> str:
+    if len(text.encode()) > SYSTEM_PROMPT_BYTES:
+        raise ValueError("have at most 64 KiB")
+    return text
+
+
+class _Settings(BaseModel, strict=True):
+    """The settings of a session."""
+
+    title: Annotated[str, StringConstraints(strip_whitespace=True, max_length=TITLE_LENGTH)] | None = None
+    model: ModelName | None = None
+    system_prompt: Annotated[str, AfterValidator(_check_size)] | None = None

@@ -123,8 +123,7 @@ def answer_error(error: Exception) -> Response:
 
 def _find_error_form() -> ErrorForm:
     forms: dict[str, ErrorForm] = current_app.extensions.get("error_forms", {})
-    found = [form for prefix, form in forms.items() if request.path.startswith(f"{prefix}/")]
-    return found[0] if found else _native_error
+    return next((form for prefix, form in forms.items() if request.path.startswith(f"{prefix}/")), _native_error)
 
 
 def _native_error(status: int, code: str, text: str) -> Response:

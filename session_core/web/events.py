@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar, cast
 
+from session_core.data.message import StoredMessage, tool_failed
 from session_core.model.events import Chunk, Reasoning, ToolCall, ToolResult
 from session_core.turns.event_log import Ended, Failed, LoggedEvent, Started
 from session_core.turns.turn import Turn
@@ -14,13 +15,15 @@ from session_core.web.turn_responses import encode_json, sse_data
 
 _PUBLIC_FIELDS = (
     *("id", "role", "content", "reasoning", "tool_calls", "tool_call_id", "name", "status", "reason"),
-    *("model", "usage", "replaces", "created_at"),
+    *("is_error", "model", "usage", "replaces", "created_at"),
 )
+_SUBSTITUTED = "-s"  # ends the id of an event that stands in place of events of a server that is gone
 
 
 class EventRenderer:
     """The events of a turn, each as one frame. With `resumable` a frame has an `id:` line."""
 
+    headers: ClassVar[Mapping[str, str]] = {}
     comment = b": keep-alive\n\n"
     broken_off = b""  # a client can resume the stream
 
@@ -30,7 +33,7 @@ class EventRenderer:
 
     def render(self, entry: LoggedEvent) -> bytes:
         """The frame of the next event."""
-        event_id = f"evt-{self._turn_id}-{entry.number}"
+        event_id = f"evt-{self._turn_id}-{entry.number}{_SUBSTITUTED if entry.substituted else ''}"
         if isinstance(entry.event, Chunk):  # most events are chunks; encoding a dict of one takes nine times as long
             data = f'{{"content":{encode_json(entry.event.content)},"sequence":{entry.sequence}}}'
             text = f'{{"type":"stream_chunk","id":"{event_id}","created_at":"{entry.created_at}","data":{data}}}'
@@ -48,8 +51,8 @@ def find_resume_index(turn: Turn | None, event_id: str) -> int:
     """
     if not event_id:
         return 0
-    found = re.fullmatch(rf"evt-{turn.id}-([1-9][0-9]{{0,9}})", event_id) if turn else None
-    index = turn.find_index(int(found[1])) if turn and found else None
+    found = re.fullmatch(rf"evt-{turn.id}-([1-9][0-9]{{0,9}})({_SUBSTITUTED})?", event_id) if turn else None
+    index = turn.find_index(int(found[1]), substituted=bool(found[2])) if turn and found else None
     if index is None:
         raise ApiError("event_gone")
     return index
@@ -78,11 +81,10 @@ def render_event(
 
 
 def _render_end(event: Ended) -> dict[str, Any]:
-    message = event.message
-    data = {"complete_text": event.complete_text, "message_id": message["id"], "status": "completed"}
-    data |= {name: message[name] for name in ("status", "reason") if name in message}
-    data["finish_reason"] = event.finish_reason
-    return data | {name: message[name] for name in ("usage",) if name in message}
+    fields: Mapping[str, object] = event.message
+    data = {"complete_text": event.complete_text, "message_id": fields["id"], "status": event.status}
+    data |= {name: fields[name] for name in ("reason", "usage") if name in fields}
+    return data | {"finish_reason": event.finish_reason}
 
 
 def _render_failure(event: Failed) -> dict[str, Any]:
@@ -91,9 +93,12 @@ def _render_failure(event: Failed) -> dict[str, Any]:
     return data if event.message_id is None else {**data, "message_id": event.message_id}
 
 
-def render_message(message: Mapping[str, Any], *, show_reasoning: bool) -> dict[str, Any]:
+def render_message(message: StoredMessage, *, show_reasoning: bool) -> StoredMessage:
     """A stored message as callers see it, without what the server keeps beside it."""
-    shown = {name: message[name] for name in _PUBLIC_FIELDS if name in message}
+    fields: Mapping[str, object] = message
+    shown = cast(StoredMessage, {name: fields[name] for name in _PUBLIC_FIELDS if name in fields})
+    if message["role"] == "tool" and tool_failed(message):
+        shown["is_error"] = True
     if not show_reasoning:
         shown.pop("reasoning", None)
     return shown

@@ -75,23 +75,20 @@ def observe_requests(app: Flask, observer: Observer) -> None:
 def add_metrics_route(app: Flask, metrics: Metrics) -> None:
     """Serves `GET /metrics`."""
 
-    def show_metrics() -> Response:
-        return Response(metrics.render(), content_type=metrics.content_type)
-
-    app.add_url_rule("/metrics", "metrics", show_metrics)
+    app.add_url_rule("/metrics", "metrics", lambda: Response(metrics.render(), content_type=metrics.content_type))
 
 
 def _describe_request() -> RequestSpan:
-    rule = request.url_rule.rule if request.url_rule else ""
-    headers = request.headers
     return RequestSpan(
         request.method,
-        re.sub(r"<(?:[^<>]*:)?(?:session_)?(\w+)>", r"{\1}", rule),
+        re.sub(r"<(?:[^<>]*:)?(?:session_)?(\w+)>", r"{\1}", request.url_rule.rule if request.url_rule else ""),
         path=request.path,
         scheme=request.scheme,
-        host=headers.get("Host", ""),
+        host=request.headers.get("Host", ""),
         protocol=request.environ.get("SERVER_PROTOCOL", ""),
         client=request.remote_addr or "",
-        user_agent=headers.get("User-Agent", ""),
-        trace={name: headers[name] for name in ("traceparent", "tracestate") if name in headers},
+        user_agent=request.headers.get("User-Agent", ""),
+        trace={
+            name: text for name in ("traceparent", "tracestate") if (text := request.headers.get(name)) is not None
+        },
     )

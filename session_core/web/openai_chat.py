@@ -11,8 +11,9 @@ from flask import Blueprint, Response, request
 from pydantic import BaseModel
 
 from agent import Agent
+from session_core.data.message import StoredMessage
 from session_core.turns.models import ModelRefused
-from session_core.web.bodies import check_model, check_question, idempotency_key, json_body, parse_body
+from session_core.web.bodies import ModelName, check_question, idempotency_key, json_body, parse_body
 from session_core.web.errors import ApiError, json_response, set_error_form
 from session_core.web.openai_events import CompletionRenderer, openai_error, render_completion
 from session_core.web.openai_history import ChatRequest, find_session_id, start_in_session, start_one_shot
@@ -44,7 +45,8 @@ class _Body(BaseModel, strict=True):
     """What `POST /v1/chat/completions` takes."""
 
     messages: list[_Message]
-    model: str | None = None
+    model: ModelName | None = None
+    n: Literal[1] | None = None
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
 
@@ -56,55 +58,45 @@ def openai_dialect(responses: TurnResponses, agent: Agent, session_headers: Sequ
 
     @blueprint.post("/chat/completions")
     def complete_chat() -> Response:
-        body = json_body()
-        asked = _parse_request(body, images=True)
+        asked = _parse_request(json_body())
         with _model_errors():
-            responses.turns.models.check(asked.model)
-            reader = start(body, asked)
+            responses.sessions.models.check(asked.model)
+            reader = start(asked)
         if asked.stream:
             renderer = CompletionRenderer(reader.turn, asked.model or agent.model, with_usage=asked.with_usage)
             return responses.stream(reader, renderer)
         return responses.whole(reader, render_completion)
 
-    def start(body: Mapping[str, Any], asked: ChatRequest) -> TurnReader:
+    def start(asked: ChatRequest) -> TurnReader:
         key = idempotency_key()
-        session_id = None if _is_task(asked) else find_session_id(responses.turns.storage, session_headers)
+        is_task = request.headers.get(_TASK_HEADER) or _is_template(asked.messages[-1]["content"])
+        session_id = None if is_task else find_session_id(responses.sessions.storage, session_headers)
         if session_id is None:
             return start_one_shot(responses, asked)
-        return start_in_session(responses, session_id, _parse_request(body, images=False), key)
+        if any("parts" in message for message in asked.messages):
+            raise ApiError("invalid_request", "A session takes no pictures.")
+        return start_in_session(responses, session_id, asked, key)
 
     @blueprint.get("/models")
     def list_openai_models() -> Response:
-        names = responses.turns.models.names()
+        names = responses.sessions.models.names()
         return json_response({"object": "list", "data": [_render_model(name) for name in names]})
 
     @blueprint.get("/models/<path:model>")
     def get_openai_model(model: str) -> Response:
         with _model_errors():
-            responses.turns.models.check(model)
+            responses.sessions.models.check(model)
         return json_response(_render_model(model))
 
     return blueprint
 
 
-def _parse_request(body: Mapping[str, Any], *, images: bool) -> ChatRequest:
-    """The request in a body. Without `images`, one that has any is refused. Raises ApiError."""
+def _parse_request(body: Mapping[str, Any]) -> ChatRequest:
+    """The request in a body. Raises ApiError."""
     if body.get("tools") or body.get("functions"):
         raise ApiError("invalid_request", "Tools run on this server: leave tools and functions out.")
-    if body.get("n") not in (None, 1):
-        raise ApiError("invalid_request", "n must be 1.")
     asked = parse_body(_Body, body)
-    parsed = [
-        (message.role, *_parse_content(message.content, index, images))
-        for index, message in enumerate(asked.messages)
-        if message.role not in ("tool", "function")  # of tools that ran here, or elsewhere
-    ]
-    system = [text for role, text, _ in parsed if role in ("system", "developer")]
-    messages = [
-        {"id": new_id("msg"), "role": role, "content": text, "created_at": timestamp(), **parts}
-        for role, text, parts in parsed
-        if role == "user" or (role == "assistant" and (text or parts))
-    ]
+    system, messages = _parse_messages(asked.messages)
     if not messages or messages[-1]["role"] != "user":
         raise ApiError("invalid_request", "The last message must be the user's.")
     if "parts" not in messages[-1]:
@@ -112,31 +104,44 @@ def _parse_request(body: Mapping[str, Any], *, images: bool) -> ChatRequest:
     return ChatRequest(
         messages,
         "\n\n".join(system) if system else None,
-        check_model(asked.model),
+        asked.model,
         bool(asked.stream),
         bool(asked.stream_options and asked.stream_options.include_usage),
         {name: body[name] for name in _OPTIONS if body.get(name) is not None},
     )
 
 
-def _parse_content(content: Any, index: int, images: bool) -> tuple[str, dict[str, Any]]:
+def _parse_messages(sent: list[_Message]) -> tuple[list[str], list[StoredMessage]]:
+    """The texts of the system messages, and the messages of the conversation as they are stored."""
+    system: list[str] = []
+    messages: list[StoredMessage] = []
+    for index, message in enumerate(sent):
+        if message.role in ("tool", "function"):  # of tools that ran here, or elsewhere
+            continue
+        text, parts = _parse_content(message.content, index)
+        if message.role in ("system", "developer"):
+            system.append(text)
+        elif message.role == "user" or text or parts:
+            messages.append({"id": new_id("msg"), "role": message.role, "content": text, "created_at": timestamp()})
+            if parts:
+                messages[-1]["parts"] = parts
+    return system, messages
+
+
+def _parse_content(content: Any, index: int) -> tuple[str, list[dict[str, Any]]]:
     """The text of a message, and its parts as they are sent, where it has pictures."""
     parts = content if isinstance(content, list) else [{"type": "text", "text": content or ""}]
     texts = [one.get("text") if isinstance(one, dict) else None for one in parts]
     pictures = [one for one in parts if isinstance(one, dict) and one.get("type") == "image_url"]
-    if len(parts) != sum(isinstance(text, str) for text in texts) + len(pictures) or (pictures and not images):
+    if len(parts) != sum(isinstance(text, str) for text in texts) + len(pictures):
         raise ApiError("invalid_request", f"messages[{index}] has a content that is no text.")
-    return "".join(text for text in texts if isinstance(text, str)), {"parts": parts} if pictures else {}
+    return "".join(text for text in texts if isinstance(text, str)), parts if pictures else []
 
 
 def _is_template(text: str) -> bool:
+    """Whether a question is one that a front end asks for itself."""
     _, task, rest = text.partition("### Task:\n")
     return bool((task and "<chat_history>" in rest) or _TITLE_TASK.search(text))
-
-
-def _is_task(asked: ChatRequest) -> bool:
-    """Whether a front end asks for itself: for a title, for tags, for what the user might ask next."""
-    return bool(request.headers.get(_TASK_HEADER)) or _is_template(asked.question)
 
 
 def _render_model(name: str) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
 
 from flask import Response
 
@@ -26,6 +26,7 @@ def openai_error(status: int, code: str, text: str) -> Response:
 class CompletionRenderer:
     """The chunks of one completion. With `with_usage`, the last one tells of the tokens."""
 
+    headers: ClassVar[Mapping[str, str]] = {}
     comment = b": keep-alive\n\n"
 
     def __init__(self, turn: Turn, model: str, *, with_usage: bool) -> None:
@@ -71,8 +72,7 @@ def render_completion(turn: Turn, last: Ended) -> Response:
     choice = {"index": 0, "message": message, "finish_reason": _finish_reason(last)}
     completion = {"id": f"chatcmpl-{turn.id}", "object": "chat.completion", "created": int(time.time())}
     completion |= {"model": last.message.get("model", ""), "choices": [choice]}
-    if usage := last.message.get("usage"):
-        completion["usage"] = usage
+    completion |= {"usage": usage} if (usage := last.message.get("usage")) else {}
     return json_response(completion)
 
 

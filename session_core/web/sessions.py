@@ -10,15 +10,14 @@ from typing import Any
 from flask import Blueprint, Response, request
 from pydantic import BaseModel, Field
 
+from session_core.data.message import StoredMessage
 from session_core.data.strict_json import to_json
-from session_core.turns.event_log import Ended
 from session_core.turns.imported import copied, imported
 from session_core.turns.stored import session_usage
-from session_core.turns.turn import Turn
 from session_core.turns.turn_request import TurnRequest
 from session_core.web.bodies import (
+    ModelName,
     check_id,
-    check_model,
     check_question,
     check_settings,
     flag_argument,
@@ -50,7 +49,7 @@ class _TurnBody(BaseModel, strict=True):
     message: str | None = None
     replaces: str | None = None
     continues: bool = Field(False, alias="continue")
-    model: str | None = None
+    model: ModelName | None = None
 
 
 def native_dialect(responses: TurnResponses, *, show_reasoning: bool) -> Blueprint:
@@ -79,26 +78,26 @@ class _Sessions:
 
     @property
     def _storage(self) -> Storage:
-        return self._responses.turns.storage
+        return self._responses.sessions.storage
 
     def create_session(self) -> Response:
         body = json_body(optional=True)
         settings = check_settings(body)
-        messages: list[dict[str, Any]] = []
-        last_error = None
+        messages: list[StoredMessage] = []
+        state: dict[str, Any] = {}
         if "copy_of" in body or "until" in body:
             source = check_id(body.get("copy_of"), "copy_of", "session")
             until = check_id(body["until"], "until", "msg") if "until" in body else None
             if "messages" in body:
                 raise ApiError("invalid_request", "A copy has no messages of its own: leave copy_of or messages out.")
-            session = self._responses.turns.session(source)
+            session = self._responses.sessions.session(source)
             settings = {name: getattr(session, name) for name in SETTINGS} | settings
-            messages, last_error = copied(session, until)
+            messages, state = copied(session, until)
         elif "messages" in body:
             messages, system_prompt = imported(body["messages"])
             if system_prompt is not None:
                 settings = check_settings({"system_prompt": system_prompt}) | settings
-        session_id = self._responses.turns.create(settings, messages, last_error)
+        session_id = self._responses.sessions.create(messages, **state, **settings)
         return json_response({"id": session_id}, 201, {"Location": f"{request.script_root}/sessions/{session_id}"})
 
     def list_sessions(self) -> Response:
@@ -123,8 +122,8 @@ class _Sessions:
     def get_session(self, session_id: str) -> Response:
         limit, before = number_argument("limit", 1, 1000), request.args.get("before")
         with_replaced = flag_argument("replaced")
-        running = self._responses.turns.running(session_id)
-        session = self._responses.turns.session(session_id)
+        running = self._responses.sessions.running(session_id)
+        session = self._responses.sessions.session(session_id)
         wanted = request.accept_mimetypes.best_match(["application/json", "text/markdown", UI_MESSAGES])
         if wanted == "text/markdown":
             return self._markdown(session)
@@ -138,7 +137,7 @@ class _Sessions:
         by = {id: {"replaced_by": other} for id, other in replaced.items()}
         answer = {
             "id": session.id,
-            "messages": [self._render_message(message) | by.get(message["id"], {}) for message in newest],
+            "messages": [{**self._render_message(message), **by.get(message["id"], {})} for message in newest],
             "created_at": session.created_at,
             "updated_at": session.updated_at,
             "running": running,
@@ -156,35 +155,34 @@ class _Sessions:
             raise ApiError(
                 "invalid_request", "The body must set title, model or system_prompt, or remove one with null."
             )
-        self._responses.turns.configure(session_id, settings)
+        self._responses.sessions.configure(session_id, settings)
         shown = _set_settings(self._storage.get(session_id))
         return json_response({**shown, **self._details(session_id)})
 
     def delete_session(self, session_id: str) -> Response:
         json_body(optional=True)
-        self._responses.turns.delete(session_id)
+        self._responses.sessions.delete(session_id)
         return json_response({"success": True, "message": f"Session {session_id} deleted"})
 
     def run(self, session_id: str) -> Response:
         reader = self._responses.start(session_id, _parse_turn_request(json_body()))
-        return self._responses.whole(reader, self._answer)
+        return self._responses.whole(
+            reader, lambda _, last: json_response({"message": self._render_message(last.message)})
+        )
 
     def run_stream(self, session_id: str) -> Response:
         reader = self._responses.start(session_id, _parse_turn_request(json_body()))
         return self._responses.stream(reader, EventRenderer(reader.turn))
 
     def resume_stream(self, session_id: str) -> Response:
-        turn = self._responses.turns.attach(session_id)
+        turn = self._responses.sessions.attach(session_id)
         event_id = request.headers.get("Last-Event-ID") or request.args.get("after", "")
-        index = functools.partial(find_resume_index, turn, event_id)
+        index = functools.partial(find_resume_index, event_id=event_id)
         return self._responses.watch(turn, index, functools.partial(EventRenderer, resumable=True))
 
     def cancel(self, session_id: str) -> Response:
         json_body(optional=True)
-        return json_response({"cancelled": self._responses.turns.cancel(session_id)})
-
-    def _answer(self, _turn: Turn, last: Ended) -> Response:
-        return json_response({"message": self._render_message(last.message)})
+        return json_response({"cancelled": self._responses.sessions.cancel(session_id)})
 
     def _markdown(self, session: Session) -> Response:
         head = {"Session": session.id, "Created": session.created_at, "Updated": session.updated_at}
@@ -195,7 +193,7 @@ class _Sessions:
         return Response(text, mimetype="text/markdown", headers={"Vary": "Accept"})
 
     def _details(self, session_id: str) -> dict[str, Any]:
-        running = self._responses.turns.running(session_id)
+        running = self._responses.sessions.running(session_id)
         return {**vars(self._storage.summary(session_id)), "running": running}
 
 
@@ -207,11 +205,10 @@ def _parse_turn_request(body: Mapping[str, Any]) -> TurnRequest:
         raise ApiError("invalid_request", 'A body with "continue" has neither message nor replaces.')
     if not asked.continues and (text is not None or replaces is None):
         check_question(text)
-    model = check_model(asked.model)
-    return TurnRequest(text, replaces, continues=asked.continues, key=idempotency_key(), model=model)
+    return TurnRequest(text, replaces, continues=asked.continues, key=idempotency_key(), model=asked.model)
 
 
-def _cut_before(messages: list[dict[str, Any]], before: str | None) -> list[dict[str, Any]]:
+def _cut_before(messages: list[StoredMessage], before: str | None) -> list[StoredMessage]:
     """The messages before the one of this id, all without one. Raises ApiError where there is no such message."""
     if before is None:
         return messages

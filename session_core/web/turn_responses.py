@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import json
 import threading
-import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from flask import Blueprint, Response, g, request
 
 from session_core.turns.event_log import Ended, Failed, LoggedEvent
+from session_core.turns.sessions import Sessions, SessionsOfUsers
 from session_core.turns.turn import Overloaded, Turn
 from session_core.turns.turn_request import TurnRequest
-from session_core.turns.turns import Turns
 from session_core.web.errors import error_response
 from session_core.web.settings import Settings
-from session_core.web.users import TurnsByUser
+from session_core.web.shown_turn import ShownTurn
 from storage import StorageUnavailable
 
 _BLOCK_BYTES = 1 << 16  # of events in one write, which is also what a client that stops reading holds up
@@ -38,6 +39,7 @@ def sse_data(text: str) -> bytes:
 class Renderer(Protocol):
     """Makes the frames of a dialect from the events of one turn."""
 
+    headers: ClassVar[Mapping[str, str]]  # of the stream
     comment: bytes  # while the turn is silent
     broken_off: bytes  # where the turn can be followed no more
 
@@ -57,84 +59,82 @@ class TurnReader:
 class TurnResponses:
     """Responses that tell of turns.
 
-    Each turn that is asked for takes one of `settings.max_responses` places, and each stream of a turn that other
-    clients have started one of `settings.max_watchers`, so that plain requests always find a free thread.
+    Each turn that is started or replayed takes one of `settings.max_responses` places, and each client that reads a
+    turn which another one has started one of `settings.max_watchers`, so that plain requests always find a free
+    thread, and a new turn a free place.
 
-    `one_shot` are the turns of requests that store nothing.
+    `one_shot` are the sessions of requests that store nothing.
     """
 
-    def __init__(self, turns_by_user: TurnsByUser, one_shot: Turns, settings: Settings) -> None:
+    def __init__(self, sessions_of_users: SessionsOfUsers, one_shot: Sessions, settings: Settings) -> None:
         self.one_shot = one_shot
-        self._turns_by_user = turns_by_user
+        self._sessions_of_users = sessions_of_users
+        self._show_reasoning = settings.show_reasoning
         self._keep_alive = settings.keep_alive
-        self._responses = threading.BoundedSemaphore(settings.max_responses)
-        self._watchers = threading.BoundedSemaphore(settings.max_watchers)
-        self._lock = threading.Lock()
-        self._readers: dict[Turn, int] = {}
-        self._stoppable: weakref.WeakSet[Turn] = weakref.WeakSet()  # that end when nobody reads them any more
-        self._kept: weakref.WeakSet[Turn] = weakref.WeakSet()  # that run on all the same
+        self._responses = _Places(settings.max_responses)
+        self._watchers = _Places(settings.max_watchers)
 
     @property
-    def turns(self) -> Turns:
-        """The turns of the user who asks."""
-        return self._turns_by_user.of(g.get("user", ""))
+    def sessions(self) -> Sessions:
+        """The sessions of the user who asks."""
+        return self._sessions_of_users.of(g.get("user", ""))
 
     @property
     def reader_count(self) -> int:
         """How many requests read turns now."""
-        with self._lock:
-            return sum(self._readers.values())
+        return self._responses.taken + self._watchers.taken
 
     def start(
-        self, session_id: str, question: TurnRequest, *, keeps_running: bool = True, turns: Turns | None = None
+        self, session_id: str, asked: TurnRequest, *, keeps_running: bool = True, sessions: Sessions | None = None
     ) -> TurnReader:
         """Reads the turn that a request asks for. Raises what `Turns.start` raises.
 
-        Unless it `keeps_running`, or a request asks for it that wants it to, the turn is cancelled when nobody reads
-        it any more.
+        A turn that starts is cancelled when nobody reads it any more, unless it, or a request that joins it, wants it
+        to run on (`keeps_running`).
         """
-        turns = turns or self.turns
-        turns.models.check(question.model)
-        slot = self._responses.acquire(blocking=False)
+        sessions = sessions or self.sessions
+        sessions.models.check(asked.model)
         with contextlib.ExitStack() as stack:
-            if slot:
-                stack.callback(self._responses.release)
-            turn, replayed = turns.start(session_id, question, slot=slot, observer=g.observed)
-            if not slot:
-                raise Overloaded
+            admit = functools.partial(self._responses.take, stack)
+            turn, replayed = sessions.start(session_id, asked, admit=admit, observer=g.observed)
             headers = {"Idempotency-Replayed": "true"} if replayed else {}
-            return self._read(turn, headers, stack.pop_all(), keeps_running=keeps_running)
+            joined = turn.request is not asked
+            if joined:
+                self._take_further(turn, stack)
+            return self._read(turn, headers, stack, joined=joined, keeps_running=keeps_running)
 
     def join(self, turn: Turn) -> TurnReader:
         """Reads a turn that another request asked for, on behalf of a client that asks for the same."""
-        if not self._responses.acquire(blocking=False):
-            raise Overloaded
         with contextlib.ExitStack() as stack:
-            stack.callback(self._responses.release)
-            return self._read(turn, {}, stack.pop_all(), keeps_running=False)
+            self._take_further(turn, stack)
+            return self._read(turn, {}, stack, joined=True, keeps_running=False)
 
-    def watch(self, turn: Turn | None, index: Callable[[], int], renderer: Callable[[Turn], Renderer]) -> Response:
-        """A stream of the events behind the first `index()` ones. 204 where none comes."""
+    def watch(
+        self, turn: Turn | None, index: Callable[[Turn | None], int], renderer: Callable[[Turn], Renderer]
+    ) -> Response:
+        """A stream of the events behind the first `index(turn)` ones. 204 where none comes."""
         with contextlib.ExitStack() as stack:
-            slot = self._watchers.acquire(blocking=False)
-            if slot:
-                stack.callback(self._watchers.release)
-            elif turn is not None and not turn.ended:
-                raise Overloaded  # before `index`, which may wait for an event of another process
-            after = index()
-            if turn is None or (turn.ended and after == turn.length):
+            try:
+                self._watchers.take(stack)
+                slot = True
+            except Overloaded:
+                if turn is not None and not turn.ended:
+                    raise  # before `index`, which may wait for an event of another process
+                slot = False
+            shown = turn if turn is None or self._show_reasoning else ShownTurn(turn)
+            after = index(shown)
+            if turn is None or shown is None or (turn.ended and after == shown.length):
                 return Response(status=204)
             if not slot:
                 raise Overloaded
-            stack.callback(turn.watch())
-            self._count(turn, 1)
-            stack.callback(self._leave, turn)
-            return self.stream(TurnReader(turn, {}, stack.pop_all().close), renderer(turn), after)
+            reader = self._read(turn, {}, stack, joined=True, keeps_running=None)
+            return self.stream(dataclasses.replace(reader, turn=shown), renderer(shown), after)
 
     def stream(self, reader: TurnReader, renderer: Renderer, after: int = 0) -> Response:
         """The turn's events behind the first `after` ones, as they come, until the last."""
         blocks = event_blocks(reader.turn, after, renderer, self._keep_alive, self._client_left(reader.turn))
         response = Response(blocks, content_type="text/event-stream; charset=utf-8", headers=reader.headers)
+        response.headers.update(renderer.headers)
         response.headers["Cache-Control"] = "no-cache, no-transform"
         response.headers["X-Accel-Buffering"] = "no"
         response.call_on_close(reader.close)
@@ -158,34 +158,51 @@ class TurnResponses:
         response.headers.update(reader.headers)
         return response
 
+    def _take_further(self, turn: Turn, stack: contextlib.ExitStack) -> None:
+        """Takes a place for a client beside the one that started the turn: of an ended one, the same as for that."""
+        (self._responses if turn.ended else self._watchers).take(stack)
+
     def _read(
-        self, turn: Turn, headers: Mapping[str, str], stack: contextlib.ExitStack, *, keeps_running: bool
+        self,
+        turn: Turn,
+        headers: Mapping[str, str],
+        stack: contextlib.ExitStack,
+        *,
+        joined: bool,
+        keeps_running: bool | None,
     ) -> TurnReader:
-        (self._kept if keeps_running else self._stoppable).add(turn)
-        self._count(turn, 1)
-        stack.callback(self._leave, turn)
-        return TurnReader(turn, headers, stack.close)
+        """A reader of the turn. Its `close` is that of what the stack holds."""
+        joined = joined and not turn.ended
+        turn.readers.add(joined=joined, keeps_running=keeps_running)
+        stack.callback(turn.leave, joined=joined)
+        return TurnReader(turn if self._show_reasoning else ShownTurn(turn), headers, stack.pop_all().close)
 
     def _client_left(self, turn: Turn) -> Callable[[], bool] | None:
         """A function that tells whether the client of this request has left, where that is of interest and the WSGI
         server tells it."""
         left: Callable[[], bool] | None = request.environ.get("waitress.client_disconnected")
-        return left if self._is_stoppable(turn) else None
+        return left if turn.readers.may_end_it else None
 
-    def _count(self, turn: Turn, change: int) -> int:
+
+class _Places:
+    """A number of places, of which each response takes one."""
+
+    def __init__(self, count: int) -> None:
+        self._lock = threading.Lock()
+        self._count = count
+        self.taken = 0
+
+    def take(self, stack: contextlib.ExitStack) -> None:
+        """Takes one, which the stack gives back. Raises Overloaded where none is free."""
         with self._lock:
-            count = self._readers.get(turn, 0) + change
-            self._readers[turn] = count
-            if not count:
-                del self._readers[turn]
-            return count
+            if self.taken == self._count:
+                raise Overloaded
+            self.taken += 1
+        stack.callback(self._give_back)
 
-    def _leave(self, turn: Turn) -> None:
-        if not self._count(turn, -1) and not turn.ended and self._is_stoppable(turn):
-            _cancel_in_background(turn)
-
-    def _is_stoppable(self, turn: Turn) -> bool:
-        return turn in self._stoppable and turn not in self._kept
+    def _give_back(self) -> None:
+        with self._lock:
+            self.taken -= 1
 
 
 def event_blocks(
@@ -236,14 +253,3 @@ def _blocks(entries: list[LoggedEvent], renderer: Renderer) -> Iterator[bytes]:
         if len(block) >= _BLOCK_BYTES or entry is entries[-1]:
             yield block
             block = b""
-
-
-def _cancel_in_background(turn: Turn) -> None:
-    def cancel() -> None:
-        with contextlib.suppress(StorageUnavailable):
-            turn.cancel()
-
-    try:
-        threading.Thread(target=cancel, name=f"cancel of {turn.id}", daemon=True).start()
-    except RuntimeError:  # the system gives no more threads
-        cancel()

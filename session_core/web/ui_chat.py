@@ -13,11 +13,12 @@ from typing import Any, Literal
 from flask import Blueprint, Response
 from pydantic import BaseModel
 
+from session_core.data.message import StoredMessage
 from session_core.turns.stored import turn_at
 from session_core.turns.turn_request import TurnRequest
 from session_core.web.bodies import (
     IDEMPOTENCY_KEY,
-    check_model,
+    ModelName,
     check_question,
     idempotency_key,
     json_body,
@@ -27,8 +28,6 @@ from session_core.web.errors import ApiError
 from session_core.web.turn_responses import TurnResponses, add_stream
 from session_core.web.ui_messages import ANSWER, UiRenderer
 from storage import Session
-
-_HEADERS = {"X-Vercel-AI-UI-Message-Stream": "v1"}
 
 
 class _Part(BaseModel, strict=True):
@@ -50,7 +49,7 @@ class _Body(BaseModel, strict=True):
     message: dict[str, Any] | None = None
     trigger: Literal["submit-message", "regenerate-message"] = "submit-message"
     messageId: str | None = None
-    model: str | None = None
+    model: ModelName | None = None
 
 
 def ui_dialect(responses: TurnResponses) -> Blueprint:
@@ -59,23 +58,17 @@ def ui_dialect(responses: TurnResponses) -> Blueprint:
 
     @blueprint.post("/chat")
     def chat() -> Response:
-        session_id, question = _parse_turn_request(json_body(), responses.turns.storage.get)
+        session_id, question = _parse_turn_request(json_body(), responses.sessions.storage.get)
         reader = responses.start(session_id, question)
-        return _with_headers(responses.stream(reader, UiRenderer(reader.turn.message_id)))
+        return responses.stream(reader, UiRenderer(reader.turn.message_id))
 
     def resume_chat(session_id: str) -> Response:
-        turn = responses.turns.attach(session_id)
+        turn = responses.sessions.attach(session_id)
         running = None if turn is None or turn.ended else turn  # the client has the answer of an ended turn
-        return _with_headers(responses.watch(running, lambda: 0, lambda turn: UiRenderer(turn.message_id)))
+        return responses.watch(running, lambda _: 0, lambda turn: UiRenderer(turn.message_id))
 
     add_stream(blueprint, "/chat/<session_id>/stream", resume_chat)
     return blueprint
-
-
-def _with_headers(response: Response) -> Response:
-    if response.status_code == 200:
-        response.headers.update(_HEADERS)
-    return response
 
 
 def _parse_turn_request(body: Mapping[str, Any], get: Callable[[str], Session]) -> tuple[str, TurnRequest]:
@@ -86,18 +79,22 @@ def _parse_turn_request(body: Mapping[str, Any], get: Callable[[str], Session]) 
     """
     asked = parse_body(_Body, body)
     again = asked.trigger == "regenerate-message"
-    sent = [asked.message] if asked.message else asked.messages
-    last = [one for one in sent if not again or one.get("role") == "user"][-1:]
-    message = parse_body(_Message, last[0] if last else {})
+    message = _last_message(asked, again)
     named, key = asked.messageId, idempotency_key()
-    model = check_model(asked.model)
     session = get(asked.id) if again or named else None
     if session and (target := _question(session, named) or (_question(session, message.id) if again else None)):
         answered = bool(named and named.endswith(ANSWER))
         text = None if again else _text(message)
         replaces = _replaced(session, target, text, key, answered=answered)
-        return asked.id, TurnRequest(text, replaces, key=key or _replacing_key(replaces, text), model=model)
-    return asked.id, TurnRequest(_text(message), key=key or _key(message.id), model=model)
+        return asked.id, TurnRequest(text, replaces, key=key or _replacing_key(replaces, text), model=asked.model)
+    return asked.id, TurnRequest(_text(message), key=key or _key(message.id), model=asked.model)
+
+
+def _last_message(asked: _Body, again: bool) -> _Message:
+    """The message that is sent, or the question of the answer that is to be tried again."""
+    sent = [asked.message] if asked.message else asked.messages
+    last = [one for one in sent if not again or one.get("role") == "user"][-1:]
+    return parse_body(_Message, last[0] if last else {})
 
 
 def _text(message: _Message) -> str:
@@ -106,9 +103,9 @@ def _text(message: _Message) -> str:
     return check_question("".join(part.text for part in message.parts if part.type == "text"))
 
 
-def _question(session: Session, id: str | None) -> dict[str, Any] | None:
+def _question(session: Session, id: str | None) -> StoredMessage | None:
     """The question of this id, or the one that stands in its place by now. By the id of its answer, only itself."""
-    found: dict[str, Any] | None = None
+    found: StoredMessage | None = None
     for message in session.messages if id else ():
         if message["role"] != "user":
             continue
@@ -119,7 +116,7 @@ def _question(session: Session, id: str | None) -> dict[str, Any] | None:
     return found
 
 
-def _replaced(session: Session, target: dict[str, Any], text: str | None, key: str | None, *, answered: bool) -> str:
+def _replaced(session: Session, target: StoredMessage, text: str | None, key: str | None, *, answered: bool) -> str:
     """The id of the question that this one replaces: the target, or where the request is a retry, the same as before.
 
     Two wishes to try the last answer again look the same, unless they name the answer or have a key. The second is
@@ -129,10 +126,10 @@ def _replaced(session: Session, target: dict[str, Any], text: str | None, key: s
     if not key and not answered and _has_key(target, _replacing_key(target.get("replaces", ""), text)):
         unanswered = turn_at(session, session.messages.index(target)).can_be_retried
         earlier = [target] if unanswered or text is not None else []
-    return str(earlier[0].get("replaces", target["id"]) if earlier else target["id"])
+    return earlier[0].get("replaces", target["id"]) if earlier else target["id"]
 
 
-def _has_key(message: Mapping[str, Any], key: str | None) -> bool:
+def _has_key(message: StoredMessage, key: str | None) -> bool:
     return message.get("idempotency_key") == key
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from session_core.data.strict_json import from_json
 from session_core.model.events import Chunk, Reasoning, ToolCall, ToolResult
@@ -39,6 +39,7 @@ class UiRenderer:
     Each step is one model call. A text, a reasoning and a call that are open when the turn ends are closed first.
     """
 
+    headers: ClassVar[Mapping[str, str]] = {"X-Vercel-AI-UI-Message-Stream": "v1"}
     comment = b": keep-alive\n\n"
     # A client takes an end without a last frame for a good one.
     broken_off = _as_data({"type": "error", "errorText": describe_error("storage_unavailable")[2]}) + _DONE
@@ -95,14 +96,13 @@ class UiRenderer:
         yield {"type": f"{kind}-delta", "id": str(self._parts), "delta": text}
 
     def _ended(self, event: Ended) -> Iterator[_Json]:
-        status = event.message.get("status", "completed")
-        fields = ("reason", "usage")
-        found = {name: event.message[name] for name in fields if name in event.message}
-        yield from self._end({"answerId": event.message["id"], "status": status, **found})
-        if status == "cancelled":
+        fields: Mapping[str, object] = event.message
+        found = {name: fields[name] for name in ("reason", "usage") if name in fields}
+        yield from self._end({"answerId": fields["id"], "status": event.status, **found})
+        if event.status == "cancelled":
             yield {"type": "abort"}
         else:
-            yield {"type": "finish", "finishReason": _FINISH_REASONS.get(found.get("reason"), "other")}
+            yield {"type": "finish", "finishReason": _FINISH_REASONS.get(event.message.get("reason"), "other")}
 
     def _next_step(self) -> Iterator[_Json]:
         if self._called:
@@ -152,7 +152,8 @@ def _answer(turn: StoredTurn, show_reasoning: bool) -> _Json:
     kept = without_failed_attempts(turn.messages, attempt)
     stored = StoredTurn([{**one, "attempt": attempt} for one in kept], turn.error, turn.is_last, attempt)
     renderer = UiRenderer(turn.messages[0]["id"])
-    made = [chunk for event in stored.events(show_reasoning=show_reasoning) for chunk in renderer.ui_chunks(event)]
+    events = [event for event in stored.events() if show_reasoning or not isinstance(event, Reasoning)]
+    made = [chunk for event in events for chunk in renderer.ui_chunks(event)]
     metadata = next(chunk["messageMetadata"] for chunk in made if chunk["type"] == "message-metadata")
     return {"id": made[0]["messageId"], "role": "assistant", "metadata": metadata, "parts": _parts(made)}
 

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from agent import Agent, Stop
+from agent import Agent, Cancellation
 from session_core.model.events import Answer, Chunk
 from tests.support.agent import OK, QUESTION, MakeAgent, delta, failure, run
 from tests.support.model_server import STALL, ModelServer, answer, body, frames, status, wait
@@ -49,7 +49,7 @@ def test_closing_the_agent_lets_a_run_end(model: ModelServer, agent_of: MakeAgen
     go_on = threading.Event()
     model.then(answer("O", wait(go_on), "K"))
     agent = agent_of(model)
-    events = agent.run([QUESTION], Stop())
+    events = agent.run([QUESTION], Cancellation())
     assert next(events) == Chunk("O")
     agent.close()
     go_on.set()
@@ -70,7 +70,7 @@ def test_few_connections_stay_open_after_many_runs_at_once(model: ModelServer, a
 
 def test_closing_the_events_closes_the_connection(model: ModelServer, agent_of: MakeAgent) -> None:
     model.then(answer("Hel", STALL))
-    events = agent_of(model).run([QUESTION], Stop())
+    events = agent_of(model).run([QUESTION], Cancellation())
     next(events)
     events.close()
     assert model.closed.wait(TIMEOUT)

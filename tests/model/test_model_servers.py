@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from agent import Agent, Stop
+from agent import Agent, Cancellation
 from session_core.model.events import Answer, Chunk, ModelError, Reasoning, ToolCall
 from tests.support.model_answers import DONE, QUESTION, STOP, USAGE, calls, end, events, failure, final, text_delta
 from tests.support.model_server import (
@@ -91,7 +91,7 @@ def test_no_chunk_at_all_is_an_error(reply: ReplyTo) -> None:
 @pytest.mark.parametrize("cut", [BREAK, RESET])
 def test_a_break_in_mid_stream_is_an_error_after_the_text(cut: Any) -> None:
     with ModelServer(answer("Hel", cut)) as model:
-        run = Agent(api_key="k", base_url=model.base_url, model="m").run([QUESTION], Stop())
+        run = Agent(api_key="k", base_url=model.base_url, model="m").run([QUESTION], Cancellation())
         assert next(run) == Chunk("Hel")
         with pytest.raises(ModelError) as caught:
             next(run)
@@ -251,7 +251,7 @@ def test_stream_options_that_are_refused_are_left_out_from_then_on(code: int) ->
     with ModelServer(status(code, {"detail": "extra fields not permitted"})) as model:
         agent = Agent(api_key="k", base_url=model.base_url, model="m")
         for _ in range(2):
-            assert list(agent.run([QUESTION], Stop()))[-1] == Answer("OK", "stop", None, None)
+            assert list(agent.run([QUESTION], Cancellation()))[-1] == Answer("OK", "stop", None, None)
         agent.close()
         assert ["stream_options" in request for request in model.requests] == [True, False, False]
 
@@ -261,8 +261,8 @@ def test_stream_options_are_not_blamed_for_another_refusal() -> None:
     with ModelServer(wrong, wrong) as model:
         agent = Agent(api_key="k", base_url=model.base_url, model="m")
         with pytest.raises(ModelError):
-            list(agent.run([QUESTION], Stop()))
-        list(agent.run([QUESTION], Stop()))
+            list(agent.run([QUESTION], Cancellation()))
+        list(agent.run([QUESTION], Cancellation()))
         agent.close()
         assert ["stream_options" in request for request in model.requests] == [True, False, True]
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from agent import Agent, Stop
+from agent import Agent, Cancellation
 from session_core.model.events import Answer, ModelError
 from tests.support.model_answers import QUESTION, converse, failure, text_delta
 from tests.support.model_server import (
@@ -114,7 +114,7 @@ def test_our_own_key_is_masked_in_whatever_form_it_has(caplog: pytest.LogCapture
     with ModelServer(status(401, {"error": {"message": "not good: opensesame"}})) as model:
         agent = Agent(api_key="opensesame", base_url=model.base_url, model="m")
         with pytest.raises(ModelError):
-            list(agent.run([QUESTION], Stop()))
+            list(agent.run([QUESTION], Cancellation()))
         agent.close()
     assert "not good" in caplog.text
     assert "opensesame" not in caplog.text
@@ -140,7 +140,7 @@ def test_the_text_of_an_answer_is_never_logged(caplog: pytest.LogCaptureFixture)
 def test_a_server_that_is_not_there_is_model_error() -> None:
     agent = Agent(api_key="k", base_url=nobody_listens(), model="m", timeout=10)
     with pytest.raises(ModelError) as caught:
-        list(agent.run([QUESTION], Stop()))
+        list(agent.run([QUESTION], Cancellation()))
     assert caught.value.code == "model_error"
     assert "could not be reached" in str(caught.value)
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import pytest
 
-from agent import Agent, Stop
-from session_core.model.demo import Reply, event
-from session_core.model.events import Answer, Chunk, Stopped
+from agent import Agent, Cancellation
+from session_core.model.demo import ScriptedReply, event
+from session_core.model.events import Answer, Cancelled, Chunk
 from tests.support.agent import OK, QUESTION, MakeAgent, delta, run
 from tests.support.model_server import (
     HEADERS,
@@ -30,12 +30,12 @@ from tests.support.server import TIMEOUT
 # Stopping
 
 
-def stop_when(happened: Callable[[], object], stop: Stop) -> threading.Thread:
+def stop_when(happened: Callable[[], object], stop: Cancellation) -> threading.Thread:
     """Stops the run from another thread after something has happened."""
 
     def work() -> None:
         happened()
-        stop.set()
+        stop.cancel()
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -50,9 +50,9 @@ def stopped(model: ModelServer, agent: Agent, happened: Callable[[], object]) ->
         happened()
         times.append(time.monotonic())
 
-    stop = Stop()
+    stop = Cancellation()
     thread = stop_when(wait_and_note, stop)
-    with pytest.raises(Stopped):
+    with pytest.raises(Cancelled):
         list(agent.run([QUESTION], stop))
     took = time.monotonic() - times[0]
     thread.join()
@@ -60,9 +60,9 @@ def stopped(model: ModelServer, agent: Agent, happened: Callable[[], object]) ->
 
 
 def test_a_run_that_is_stopped_before_it_begins_asks_nothing(model: ModelServer, agent_of: MakeAgent) -> None:
-    stop = Stop()
-    stop.set()
-    with pytest.raises(Stopped):
+    stop = Cancellation()
+    stop.cancel()
+    with pytest.raises(Cancelled):
         list(agent_of(model).run([QUESTION], stop))
     assert model.connections == 0
 
@@ -87,7 +87,7 @@ def test_stopping_reaches_a_server_that_has_not_answered_at_all(
     [
         lambda began: answer("Hel", tell(began), STALL),
         lambda began: frames(HEADERS, tell(began), STALL),
-        lambda began: lambda request: Reply([HEADERS, tell(began), STALL], 400),
+        lambda began: lambda request: ScriptedReply([HEADERS, tell(began), STALL], 400),
         lambda began: raw(b"HTTP/1.1 200 OK\r\n\r\n" + event(delta(content="Hel")), tell(began), STALL),
     ],
     ids=["in mid-stream", "after the headers", "in mid-refusal", "in a body without length"],
@@ -108,14 +108,14 @@ def test_stopping_ends_the_wait_before_the_next_try(model: ModelServer, agent_of
 
 
 def test_stopping_while_tools_work_leaves_their_results_alone(model: ModelServer, agent_of: MakeAgent) -> None:
-    stop = Stop()
+    stop = Cancellation()
 
     def tool(number: int) -> str:
-        stop.set()
+        stop.cancel()
         return ""
 
     model.then(tool_calls(("tool", {"number": 1}), ("tool", {"number": 2})))
-    with pytest.raises(Stopped):
+    with pytest.raises(Cancelled):
         list(agent_of(model, tools=[tool]).run([QUESTION], stop))
     assert len(model.requests) == 1
 
@@ -123,7 +123,7 @@ def test_stopping_while_tools_work_leaves_their_results_alone(model: ModelServer
 def test_stopping_reaches_a_server_that_does_not_answer_the_tls_handshake(agent_of: MakeAgent) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         agent = agent_of(base_url=f"https://127.0.0.1:{server.getsockname()[1]}/v1", timeout=60)
-        stop = Stop()
+        stop = Cancellation()
         accepted: list[socket.socket] = []
         began: list[float] = []
 
@@ -133,7 +133,7 @@ def test_stopping_reaches_a_server_that_does_not_answer_the_tls_handshake(agent_
             began.append(time.monotonic())
 
         thread = stop_when(handshake_begun, stop)
-        with pytest.raises(Stopped):
+        with pytest.raises(Cancelled):
             list(agent.run([QUESTION], stop))
         assert time.monotonic() - began[0] < 15
         thread.join()
@@ -145,25 +145,25 @@ def test_stopping_reaches_a_server_that_does_not_answer_the_tls_handshake(agent_
 
 def test_a_stop_may_be_set_many_times_from_many_threads(model: ModelServer, agent_of: MakeAgent) -> None:
     model.then(answer(STALL))
-    stop = Stop()
+    stop = Cancellation()
     threads = [stop_when(lambda: model.wait_for(1), stop) for _ in range(8)]
-    with pytest.raises(Stopped):
+    with pytest.raises(Cancelled):
         list(agent_of(model).run([QUESTION], stop))
     for thread in threads:
         thread.join()
-    stop.set()
-    assert stop.is_set()
+    stop.cancel()
+    assert stop.is_cancelled
 
 
 def test_a_stop_that_comes_too_late_harms_no_other_run(model: ModelServer, agent_of: MakeAgent) -> None:
     agent = agent_of(model)
-    late = Stop()
+    late = Cancellation()
     assert list(agent.run([QUESTION], late)) == OK
     go_on = threading.Event()
     model.then(answer("O", wait(go_on), "K"))
-    events = agent.run([QUESTION], Stop())
+    events = agent.run([QUESTION], Cancellation())
     assert next(events) == Chunk("O")
-    late.set()
+    late.cancel()
     go_on.set()
     assert list(events)[-1] == Answer("OK", "stop", None, None)
     assert model.connections == 1
@@ -181,13 +181,13 @@ def test_stopping_at_any_moment_ends_the_run_in_one_way_or_the_other(model: Mode
     model.default = answer(*"words", pause(0.005), *"words", finish_reason="stop")
     outcomes: set[type] = set()
     for number in range(40):
-        stop = Stop()
-        timer = threading.Timer(number / 4000, stop.set)
+        stop = Cancellation()
+        timer = threading.Timer(number / 4000, stop.cancel)
         timer.start()
         try:
             outcomes.add(type(list(agent.run([QUESTION], stop))[-1]))
-        except Stopped:
-            outcomes.add(Stopped)
+        except Cancelled:
+            outcomes.add(Cancelled)
         timer.join()
-    assert outcomes <= {Answer, Stopped}
-    assert Stopped in outcomes
+    assert outcomes <= {Answer, Cancelled}
+    assert Cancelled in outcomes

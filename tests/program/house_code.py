@@ -307,10 +307,15 @@ def _constants(tree: ast.Module) -> Iterator[str]:
 
 
 def _is_for_others(house: House, one: Definition) -> bool:
-    if one.node.name.startswith("__"):
+    if one.node.name.startswith("__") or any(map(_registers, one.node.decorator_list)):
         return True
     owner = house.classes.get(f"{one.room}.{one.owner}")
     return owner is not None and _has_foreign_base(house, owner)
+
+
+def _registers(decorator: ast.expr) -> bool:
+    """Whether a decorator has the framework call the function: it adds a route."""
+    return ast.unparse(decorator).startswith("blueprint.")
 
 
 def _has_foreign_base(house: House, one: Definition) -> bool:

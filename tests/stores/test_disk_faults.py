@@ -38,7 +38,7 @@ from tests.support.session_files import (
 
 def _change(change: Callable[[LockedSession], object]) -> Callable[[FileStorage], object]:
     def run(storage: FileStorage) -> object:
-        with storage.lock(ID, turn=True) as locked:
+        with storage.lock_for_turn(ID) as locked:
             return change(locked)
 
     return run
@@ -139,7 +139,7 @@ def test_a_turn_goes_on_after_a_call_that_failed(
     while True:
         put(directory, STATES[state])
         faults.clear()
-        with storage.lock(ID, turn=True) as locked:
+        with storage.lock_for_turn(ID) as locked:
             assert locked.session.messages == [ONE, TWO]
             faults.clear()
             faults.fail = lambda name, at, number=number: (  # type: ignore[misc]
@@ -240,7 +240,7 @@ def _on_a_full_disk(directory: str) -> None:
     for _ in range(2):
         _refused(storage.create, storage.check)
         for id in ids:
-            with storage.lock(id, turn=True) as locked:
+            with storage.lock_for_turn(id) as locked:
                 _refused(lambda: locked.append(user("y" * 6000)), lambda: locked.configure(title="y"))
                 _refused(lambda: locked.set_last_error("y" * 6000))
         with storage.lock(ID) as locked:
@@ -310,7 +310,7 @@ def test_without_its_directory_the_store_is_unavailable(
 @pytest.mark.parametrize("lost", ["removed", "replaced by another file"])
 def test_what_could_not_be_found_again_is_not_acknowledged(storage: FileStorage, directory: Path, lost: str) -> None:
     path = put(directory, laid_out(ONE))
-    with storage.lock(ID, turn=True) as locked:
+    with storage.lock_for_turn(ID) as locked:
         assert locked.session.messages == [ONE]
         if lost == "removed":
             path.unlink()
@@ -338,7 +338,7 @@ def test_a_directory_that_cannot_be_made_is_an_error(directory: Path) -> None:
 def _without_descriptors(directory: str) -> None:
     storage = FileStorage(directory)
     id, other = storage.create(), storage.create()
-    locked = storage.lock(id, turn=True)
+    locked = storage.lock_for_turn(id)
     locked.append(user("one"))
     asked = [storage.get, storage.running, storage.lock, storage.summary]
     before = storage.get(id), storage.get(other)

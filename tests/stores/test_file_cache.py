@@ -19,7 +19,7 @@ LONG = "long " * 20_000
 def large(storage: FileStorage) -> str:
     """A session that a turn has used a moment ago."""
     session_id = storage.create()
-    with storage.lock(session_id, turn=True) as session:
+    with storage.lock_for_turn(session_id) as session:
         session.append(user(LONG))
         session.append(user("one"))
     return session_id
@@ -32,7 +32,7 @@ def texts(session: Session) -> list[str]:
 def test_a_turn_finds_what_the_turn_before_it_has_left(storage: FileStorage) -> None:
     session_id = large(storage)
     for number in range(3):
-        with storage.lock(session_id, turn=True) as session:
+        with storage.lock_for_turn(session_id) as session:
             assert session.session == storage.get(session_id)
             session.append(user(str(number)))
             session.set_last_error("internal_error")
@@ -42,10 +42,10 @@ def test_a_turn_finds_what_the_turn_before_it_has_left(storage: FileStorage) -> 
 def test_what_a_turn_does_to_its_list_of_messages_stays_its_own(storage: FileStorage) -> None:
     session_id = large(storage)
     for _ in range(2):
-        with storage.lock(session_id, turn=True) as session:
+        with storage.lock_for_turn(session_id) as session:
             session.append(user("two"))
             session.session.messages.clear()
-    with storage.lock(session_id, turn=True) as session:
+    with storage.lock_for_turn(session_id) as session:
         assert session.session == storage.get(session_id)
         assert texts(session.session) == [LONG, "one", "two", "two"]
 
@@ -68,7 +68,7 @@ def replaced(file: Path, storage: FileStorage) -> None:
 
 
 def added_to(file: Path, storage: FileStorage) -> None:
-    with FileStorage(str(file.parent)).lock(file.stem, turn=True) as session:
+    with FileStorage(str(file.parent)).lock_for_turn(file.stem) as session:
         session.append(user("two"))
 
 
@@ -78,7 +78,7 @@ def renamed(file: Path, storage: FileStorage) -> None:
 
 
 def renamed_by_a_turn(file: Path, storage: FileStorage) -> None:
-    with storage.lock(file.stem, turn=True) as session:
+    with storage.lock_for_turn(file.stem) as session:
         session.append(user("two"))
         session.configure(title="Another")
 
@@ -92,19 +92,19 @@ def test_a_turn_reads_again_what_others_have_changed(
     session_id = large(storage)
     before = storage.get(session_id)
     change(directory / f"{session_id}.json", storage)
-    with storage.lock(session_id, turn=True) as session:
+    with storage.lock_for_turn(session_id) as session:
         assert session.session == storage.get(session_id) != before
 
 
 def test_a_turn_after_a_write_that_failed_reads_again(storage: FileStorage, monkeypatch: pytest.MonkeyPatch) -> None:
     session_id = large(storage)
     faults = Faults(monkeypatch)
-    with storage.lock(session_id, turn=True) as session:
+    with storage.lock_for_turn(session_id) as session:
         session.append(user("two"))
         faults.fail = lambda name, at: OSError(errno.ENOSPC, "injected") if name == "fsync" else None
         with pytest.raises(StorageUnavailable):
             session.append(user("three"))
         faults.clear()
-    with storage.lock(session_id, turn=True) as session:
+    with storage.lock_for_turn(session_id) as session:
         assert session.session == storage.get(session_id)
         assert texts(session.session) == [LONG, "one", "two"]

@@ -33,7 +33,7 @@ def test_a_taken_file_is_locked_for_every_program(storage: FileStorage, director
 
     put(directory, laid_out(ONE))
     assert not is_locked()
-    with storage.lock(ID, turn=turn) as locked:
+    with (storage.lock_for_turn if turn else storage.lock)(ID) as locked:
         assert is_locked()
         locked.append(user("two"))
         assert is_locked()
@@ -48,7 +48,7 @@ def test_a_file_that_another_program_locks_is_busy_and_does_not_run(storage: Fil
     with put(directory, laid_out(ONE)).open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_SH)
         with pytest.raises(SessionBusy):
-            storage.lock(ID, turn=True)
+            storage.lock_for_turn(ID)
         assert storage.running(ID) is False
         assert storage.get(ID).messages == [ONE]
 
@@ -65,7 +65,7 @@ def test_a_file_replaced_before_it_is_locked_is_not_the_one_that_is_taken(
             put(directory, laid_out(ONE, TWO), "session-f").rename(directory / f"{ID}.json")
 
     faults.fail = replace
-    with storage.lock(ID, turn=turn) as locked:
+    with (storage.lock_for_turn if turn else storage.lock)(ID) as locked:
         assert locked.session.messages == [ONE, TWO]
         three = locked.append(user("three"))
     assert storage.get(ID).messages == [ONE, TWO, three]
@@ -185,7 +185,7 @@ def test_of_two_processes_one_has_the_session(storage: FileStorage, directory: P
     with Process(directory) as second:
         for round in range(10):
             for one in (process, second):
-                one.start(f"locked = storage.lock({ID!r}, turn=True)")
+                one.start(f"locked = storage.lock_for_turn({ID!r})")
             outcomes = [process.outcome(), second.outcome()]
             assert sorted(outcomes) == ["SessionBusy", "done"]
             winner = (process, second)[outcomes.index("done")]
@@ -203,7 +203,7 @@ def test_processes_that_take_turns_lose_and_mix_nothing(
 for number in range(40):
     while True:
         try:
-            locked = storage.lock(%r, turn=True)
+            locked = storage.lock_for_turn(%r)
             break
         except SessionBusy:
             pass
@@ -261,20 +261,20 @@ def test_a_session_is_deleted_by_one_process_and_taken_by_none(
 
 def test_a_session_whose_process_was_killed_is_free(storage: FileStorage, directory: Path, process: Process) -> None:
     put(directory, laid_out(ONE))
-    assert process.do(f"locked = storage.lock({ID!r}, turn=True); locked.configure(title='a')") == "done"
+    assert process.do(f"locked = storage.lock_for_turn({ID!r}); locked.configure(title='a')") == "done"
     assert process.do("locked.append({'role': 'user', 'content': 'two'})") == "done"
     assert storage.running(ID) is True
     with pytest.raises(SessionBusy):
         storage.lock(ID)
     process.kill()
     assert storage.running(ID) is False
-    storage.lock(ID, turn=True).release()
+    storage.lock_for_turn(ID).release()
     assert [message["content"] for message in storage.get(ID).messages[1:]] == ["two"]
 
 
 def test_a_program_that_we_start_holds_no_lock_of_ours(storage: FileStorage, directory: Path) -> None:
     put(directory, laid_out(ONE))
-    with storage.lock(ID, turn=True):
+    with storage.lock_for_turn(ID):
         child = subprocess.Popen(["sleep", "60"], close_fds=False)
     try:
         assert storage.running(ID) is False

@@ -59,7 +59,7 @@ def test_a_title_stands_in_the_first_line_and_a_note_in_the_last(storage: FileSt
         locked.set_last_error("model_error")
         lines = path.read_text().splitlines()
         assert lines[:-1] == laid_out(ONE, TWO, head=',"title":"Größe"').decode().splitlines()[:-1]
-        assert lines[-1] == f'],"updated_at":"{locked.session.updated_at}","note":"model_error"}}'
+        assert lines[-1] == f'],"updated_at":"{locked.session.updated_at}","last_error":"model_error"}}'
         locked.configure(title=None)
         assert path.read_text().splitlines() == [laid_out().decode().splitlines()[0], *lines[1:]]
 
@@ -72,7 +72,7 @@ def test_jq_reads_a_file(storage: FileStorage, directory: Path) -> None:
         locked.append(user("two"))
         locked.set_last_error("x")
     query = subprocess.run(
-        ["jq", "-r", ".id, .note, .messages[].content", str(directory / f"{id}.json")],
+        ["jq", "-r", ".id, .last_error, .messages[].content", str(directory / f"{id}.json")],
         capture_output=True,
         text=True,
         check=True,
@@ -117,7 +117,7 @@ def test_a_path_that_is_not_absolute_stays_where_it_was(
 
 def test_nothing_but_sessions_is_left_in_the_directory(storage: FileStorage, directory: Path) -> None:
     id, deleted = storage.create(), storage.create()
-    with storage.lock(id, turn=True) as locked:
+    with storage.lock_for_turn(id) as locked:
         locked.append(user("x"))
         locked.configure(title="x")
     with storage.lock(deleted) as locked:
@@ -129,13 +129,13 @@ def test_nothing_but_sessions_is_left_in_the_directory(storage: FileStorage, dir
 def test_no_file_is_left_open(storage: FileStorage) -> None:
     before = open_files()
     id = storage.create()
-    with storage.lock(id, turn=True) as locked:
+    with storage.lock_for_turn(id) as locked:
         locked.append(user("x"))
         locked.configure(title="x")
         locked.configure(title="y")
     for ask in (storage.get, storage.summary, storage.running):
         ask(id)
-    with storage.lock(id, turn=True), pytest.raises(SessionBusy):
+    with storage.lock_for_turn(id), pytest.raises(SessionBusy):
         storage.lock(id)
     with storage.lock(id) as locked:
         locked.delete()
@@ -189,7 +189,7 @@ def test_a_file_in_another_layout_can_be_given_a_title_and_a_note(storage: FileS
     assert (storage.get(ID).title, storage.get(ID).last_error) == ("old", "old")
     with storage.lock(ID) as locked:
         locked.configure(title="new")
-    assert path.read_bytes() == laid_out(ONE, head=',"title":"new"', tail=',"note":"old"')
+    assert path.read_bytes() == laid_out(ONE, head=',"title":"new"', tail=',"last_error":"old"')
     assert path.stat().st_mtime_ns == THEN
     put(directory, pretty)
     with storage.lock(ID) as locked:
@@ -257,7 +257,7 @@ def test_a_file_that_is_no_session_is_corrupt_and_is_left_as_it_is(
         storage.get(ID)
     assert f"{ID}.json" in caplog.text and "Traceback" not in caplog.text
     assert storage.running(ID) is False
-    with storage.lock(ID, turn=True) as locked:
+    with storage.lock_for_turn(ID) as locked:
         for change in (
             lambda: locked.session,
             lambda: locked.append(user("x")),

@@ -28,7 +28,7 @@ def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FileStorage:
 
 def test_sessions_are_made_and_go_on(storage: FileStorage, tmp_path: Path) -> None:
     session_id = storage.create()
-    with storage.lock(session_id, turn=True) as session:
+    with storage.lock_for_turn(session_id) as session:
         session.append({"role": "user", "content": "Hello"})
     assert storage.get(session_id).messages[0]["content"] == "Hello"
     assert os.listdir(tmp_path) == [f"{session_id}.json"]

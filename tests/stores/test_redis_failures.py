@@ -21,6 +21,7 @@ from session_server import main
 from storage import SessionBusy, SessionCorrupt, StorageUnavailable
 from tests.support.client import Client, error_of
 from tests.support.model_server import STALL, ModelServer, answer, wait
+from tests.support.recorded import Lines
 from tests.support.redis_server import NEEDED, Proxy, RedisServer
 from tests.support.server import ROOT, SERVER, TIMEOUT, Server, environment, wait_until
 
@@ -329,7 +330,7 @@ def test_an_answer_that_was_stored_and_not_told_is_told_whole_and_is_no_silent_g
     session_id = storage.create()
     with storage.lock(session_id) as locked:  # as a server that dies between the one and the other
         question = locked.append({"role": "user", "content": "Hi"})
-        locked.publish_turn(json.dumps(["0a", question["id"], 1, {}]).encode(), lambda asked: None)
+        locked.record(json.dumps(["0a", question["id"], 1, {}]).encode(), Lines(), lambda asked: None)
         locked.append({"role": "assistant", "content": "Hello"})
     with Client(storage=open_store()) as client:
         events = client.watch(session_id).rest()
@@ -441,7 +442,7 @@ def test_when_a_turn_is_said_to_be_interrupted_nothing_of_it_is_stored_any_more(
     storage, other = open_store(), open_store()
     session_id = storage.create()
     locked = storage.lock(session_id)
-    locked.publish_turn(b"first", lambda asked: None)
+    locked.record(b"first", Lines(), lambda asked: None)
     redis.call("DEL", f"session_server:lease:{session_id}")
     there = other.turn_feed(session_id)
     assert there and there.read(1) == [b"first"] and there.interrupted()
@@ -468,10 +469,11 @@ def test_processes_that_were_forked_follow_one_another(redis: RedisServer) -> No
     code = f"""
 import os
 from session_core.stores.redis import RedisStorage
+from tests.support.recorded import Lines
 storage = RedisStorage({redis.url!r})
 session_id = storage.create()
 if os.fork() == 0:
-    storage.lock(session_id, turn=True).publish_turn(b"first", lambda asked: None)
+    storage.lock_for_turn(session_id).record(b"first", Lines(), lambda asked: None)
     os._exit(0)
 os.wait()
 print(storage.turn_feed(session_id).read(1))

@@ -108,7 +108,7 @@ def test_whoever_reads_while_another_writes_finds_no_broken_session(storage: Fil
     with ThreadPoolExecutor(2) as pool:
         readers = [pool.submit(read) for _ in range(2)]
         try:
-            with storage.lock(id, turn=True) as locked:
+            with storage.lock_for_turn(id) as locked:
                 for number in range(150):
                     locked.append(user(str(number) * 600))
                     locked.set_last_error("x" * (number % 7 * 100))

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from agent import Agent, Stop
+from agent import Agent, Cancellation
 from session_core.model.events import Answer, Chunk, Event, ModelError
 from tests.support.model_server import ModelServer
 
@@ -44,7 +44,7 @@ def calculator(expression: str) -> str:
 
 
 def run(agent: Agent, *history: Mapping[str, Any]) -> list[Event]:
-    return list(agent.run(history or [QUESTION], Stop()))
+    return list(agent.run(history or [QUESTION], Cancellation()))
 
 
 def failure(agent: Agent, *history: Mapping[str, Any]) -> ModelError:

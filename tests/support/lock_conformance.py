@@ -39,12 +39,12 @@ class LockConformance:
     # --- take and release ---
 
     def test_a_session_taken_for_a_turn_is_refused_at_once(self, storage: Storage, other: Storage, id: str) -> None:
-        with storage.lock(id, turn=True):
+        with storage.lock_for_turn(id):
             began = time.monotonic()
             for handle in (storage, other):
-                for turn in (True, False):
+                for lock in (handle.lock_for_turn, handle.lock):
                     with pytest.raises(SessionBusy):
-                        handle.lock(id, turn=turn)
+                        lock(id)
             assert time.monotonic() - began < 3.5  # four refusals, none of them after the second that others wait
 
     def test_who_holds_a_session_briefly_is_waited_for(
@@ -52,7 +52,7 @@ class LockConformance:
     ) -> None:
         locked = storage.lock(id)
         when_refused(monkeypatch, other, locked.release)
-        with other.lock(id, turn=True) as mine:
+        with other.lock_for_turn(id) as mine:
             mine.append(user("three"))
         assert texts(storage, id) == ["one", "two", "three"]
 
@@ -62,15 +62,15 @@ class LockConformance:
 
     def test_a_released_session_can_be_taken_again(self, storage: Storage, other: Storage, id: str) -> None:
         for handle in (storage, other, storage):
-            handle.lock(id, turn=True).release()
-        with pytest.raises(ZeroDivisionError), storage.lock(id, turn=True):
+            handle.lock_for_turn(id).release()
+        with pytest.raises(ZeroDivisionError), storage.lock_for_turn(id):
             raise ZeroDivisionError
-        other.lock(id, turn=True).release()
+        other.lock_for_turn(id).release()
 
     def test_releasing_again_takes_nothing_from_the_next_holder(self, storage: Storage, id: str) -> None:
-        first = storage.lock(id, turn=True)
+        first = storage.lock_for_turn(id)
         first.release()
-        with storage.lock(id, turn=True):
+        with storage.lock_for_turn(id):
             first.release()
             assert storage.running(id)
             with pytest.raises(SessionBusy):
@@ -106,7 +106,7 @@ class LockConformance:
             assert [message["content"] for message in locked.session.messages] == ["one", "two", "three", "four"]
 
     def test_what_a_turn_has_stored_so_far_can_be_read(self, storage: Storage, other: Storage, id: str) -> None:
-        with storage.lock(id, turn=True) as locked:
+        with storage.lock_for_turn(id) as locked:
             locked.append(user("three"))
             assert texts(other, id) == ["one", "two", "three"]
             assert other.summary(id).message_count == 3
@@ -114,7 +114,7 @@ class LockConformance:
 
     def test_sessions_are_taken_one_by_one(self, storage: Storage, other: Storage, id: str) -> None:
         second = storage.create()
-        with storage.lock(id, turn=True) as one, other.lock(second, turn=True) as two:
+        with storage.lock_for_turn(id) as one, other.lock_for_turn(second) as two:
             one.append(user("to the first"))
             two.append(user("to the second"))
         assert (texts(storage, id)[-1], texts(storage, second)) == ("to the first", ["to the second"])
@@ -122,7 +122,7 @@ class LockConformance:
     def test_of_many_who_take_a_session_at_once_one_has_it(self, storage: Storage, other: Storage, id: str) -> None:
         def lock(number: int) -> Any:
             try:
-                return (storage, other)[number % 2].lock(id, turn=True)
+                return (storage, other)[number % 2].lock_for_turn(id)
             except SessionBusy:
                 return None
 
@@ -147,7 +147,7 @@ class LockConformance:
 
     def test_a_session_runs_while_it_is_taken_for_a_turn(self, storage: Storage, other: Storage, id: str) -> None:
         assert (storage.running(id), other.running(id)) == (False, False)
-        with storage.lock(id, turn=True) as locked:
+        with storage.lock_for_turn(id) as locked:
             assert (storage.running(id), other.running(id)) == (True, True)
             locked.append(user("three"))
             locked.configure(title="a")
@@ -185,7 +185,7 @@ class LockConformance:
     def test_whoever_looks_sees_a_turn_run_from_its_beginning_to_its_end(
         self, storage: Storage, other: Storage, id: str
     ) -> None:
-        with storage.lock(id, turn=True) as locked, ThreadPoolExecutor(1) as pool:
+        with storage.lock_for_turn(id) as locked, ThreadPoolExecutor(1) as pool:
             stop = threading.Event()
 
             def look() -> Iterator[bool]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from agent import Agent, Stop
+from agent import Agent, Cancellation
 from session_core.model.events import Answer, Event, ModelError, ToolCall
 from tests.support.model_server import ModelServer, ReplyTo
 
@@ -20,7 +20,7 @@ def calculator(expression: str) -> str:
 def converse(model: ModelServer, *history: Mapping[str, Any], **settings: Any) -> list[Event]:
     agent = Agent(api_key="sk-test-key", base_url=model.base_url, model="m", **settings)
     try:
-        return list(agent.run(history or [QUESTION], Stop()))
+        return list(agent.run(history or [QUESTION], Cancellation()))
     finally:
         agent.close()
 

@@ -79,7 +79,7 @@ class StorageConformance(LockConformance):
             with pytest.raises(SessionNotFound):
                 ask(bad)
         with pytest.raises(SessionNotFound):
-            storage.lock(bad, turn=True)
+            storage.lock_for_turn(bad)
         with pytest.raises(SessionNotFound):
             storage.page(after=bad)
 
@@ -241,30 +241,30 @@ class StorageConformance(LockConformance):
             locked.set_last_error("\ud800")
         assert storage.get(id).last_error is None
 
-    # --- the continuation ---
+    # --- what continues the last turn ---
 
     def test_a_continuation_stands_until_the_next_question(self, storage: Storage, other: Storage, id: str) -> None:
         with storage.lock(id) as locked:
             locked.set_last_error("x")
-            locked.set_continuation({"attempt": 2, "key": "é"})
-            assert other.get(id).continuation == {"attempt": 2, "key": "é"}
+            locked.set_continues({"attempt": 2, "key": "é"})
+            assert other.get(id).continues == {"attempt": 2, "key": "é"}
             assert other.get(id).last_error is None
             locked.append({"role": "assistant", "content": "three"})
             locked.set_last_error("y")
-            assert other.get(id).continuation == {"attempt": 2, "key": "é"}
+            assert other.get(id).continues == {"attempt": 2, "key": "é"}
             locked.append(user("four"))
-        assert (other.get(id).continuation, other.get(id).last_error) == (None, None)
+        assert (other.get(id).continues, other.get(id).last_error) == (None, None)
 
     def test_a_continuation_that_json_cannot_hold_is_refused(self, storage: Storage, id: str) -> None:
         with storage.lock(id) as locked, pytest.raises(ValueError):
-            locked.set_continuation({"x": float("nan")})
-        assert storage.get(id).continuation is None
+            locked.set_continues({"x": float("nan")})
+        assert storage.get(id).continues is None
 
     # --- created whole ---
 
     def test_a_session_is_created_with_messages_and_settings(self, storage: Storage, other: Storage) -> None:
         messages = [{"id": f"msg-{n}", "role": "user", "content": "é", "created_at": "t", "x": [n]} for n in range(3)]
-        id = storage.create(messages, "refused", title="T", model="m", system_prompt="\0 é")
+        id = storage.create(messages, last_error="refused", title="T", model="m", system_prompt="\0 é")
         found = other.get(id)
         assert (found.messages, found.last_error) == (messages, "refused")
         assert (found.title, found.model, found.system_prompt) == ("T", "m", "\0 é")
@@ -403,7 +403,7 @@ class StorageConformance(LockConformance):
 
     def test_taking_a_session_and_reading_it_leave_the_list_alone(self, storage: Storage, id: str) -> None:
         order = [storage.create(), id]
-        with storage.lock(id, turn=True) as locked:
+        with storage.lock_for_turn(id) as locked:
             assert locked.session == storage.get(id)
         storage.summary(id)
         storage.running(id)

@@ -33,7 +33,7 @@ def patiently(storage: Storage, session_id: str) -> LockedSession:
     give_up = time.monotonic() + TIMEOUT
     while True:
         try:
-            return storage.lock(session_id, turn=True)
+            return storage.lock_for_turn(session_id)
         except SessionBusy:
             if time.monotonic() > give_up:
                 raise

@@ -131,7 +131,7 @@ class JumpingStorage(MemoryStorage):
 def test_no_session_is_deleted_because_the_clock_has_jumped() -> None:
     storage = JumpingStorage()
     session = storage.create()
-    expiry = Expiry(storage, 60)
+    expiry = Expiry(storage, 60, clock=SteadyClock(storage.clock, 60).now)
     assert expiry.sweep() == 0
     storage.ahead = 86_400
     assert expiry.sweep() == 0

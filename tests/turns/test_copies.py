@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from session_core.stores.files import FileStorage
+from storage import timestamp
 from tests.support.client import Client, error_of, json_of
 from tests.support.model_server import ModelServer, answer, status, tool_call
 from tests.support.sessions import asked, post, texts
@@ -59,6 +60,21 @@ def test_a_copy_leaves_a_refused_question_out_as_its_original_does(anywhere: Cli
     assert asked(anywhere) == [("user", "less")]
 
 
+def test_a_copy_has_the_last_error_only_where_it_ends_with_it(anywhere: Client) -> None:
+    session = anywhere.create()
+    post(anywhere, session, message="one")
+    anywhere.model.then(status(413, {}), status(413, {}))
+    anywhere.run(session, "too much")
+    _, answered, refused = (message["id"] for message in anywhere.messages(session))
+    body = {"copy_of": session, "until": refused}
+    whole = json_of(anywhere.request("POST", "/sessions", body))["id"]
+    post(anywhere, whole, message="less")
+    assert asked(anywhere) == [("user", "one"), ("assistant", "OK"), ("user", "less")]
+    part = json_of(anywhere.request("POST", "/sessions", {**body, "until": answered}))["id"]
+    again = anywhere.request("POST", f"/sessions/{part}/run", {"continue": True})
+    assert error_of(again) == (409, "nothing_to_continue")
+
+
 @pytest.mark.parametrize("body", [{"until": "msg-0"}, {"copy_of": "session-0", "messages": []}, {"copy_of": 7}])
 def test_a_copy_that_is_not_clear_is_refused(anywhere: Client, body: dict[str, Any]) -> None:
     assert error_of(anywhere.request("POST", "/sessions", body)) == (400, "invalid_request")
@@ -98,6 +114,44 @@ def test_what_openai_clients_keep_is_taken_in(anywhere: Client) -> None:
     post(anywhere, session, message="And now?")
     assert asked(anywhere)[0] == ("system", "Be brief.")
     assert_well_formed(anywhere.model.requests[-1])
+
+
+@pytest.mark.parametrize(
+    "time",
+    [
+        "9999-99-99T99:99:99Z",
+        "2026-02-30T12:00:00Z",
+        "2026-01-31T12:00:60Z",
+        "2026-01-31",
+        "٢٠٢٦-01-31T12:00:00Z",
+        7,
+        None,
+    ],
+)
+def test_what_is_no_time_is_taken_in_with_a_new_one(anywhere: Client, time: object) -> None:
+    before, messages = timestamp(), [{"role": "user", "content": "x", "created_at": time}]
+    session = json_of(anywhere.request("POST", "/sessions", {"messages": messages}))["id"]
+    assert before <= anywhere.messages(session)[0]["created_at"] <= timestamp()
+
+
+@pytest.mark.parametrize("given", ["completed", "waiting", "running", "", 7, None])
+def test_a_status_that_no_stored_answer_has_is_not_taken_in(anywhere: Client, given: object) -> None:
+    answered = {"role": "assistant", "content": "y", "status": given, "reason": "z"}
+    messages = [{"role": "user", "content": "x"}, answered]
+    session = json_of(anywhere.request("POST", "/sessions", {"messages": messages}))["id"]
+    assert anywhere.messages(session)[1].keys() == {"id", "role", "content", "created_at"}
+
+
+@pytest.mark.parametrize("content, is_error", [("error: x", True), ("not executed: x", True), ("error: x", False)])
+def test_whether_a_tool_failed_is_taken_in(anywhere: Client, content: str, is_error: bool) -> None:
+    messages = [
+        {"role": "user", "content": "x"},
+        {"role": "assistant", "content": "", "tool_calls": [CALL]},
+        {"role": "tool", "tool_call_id": "c1", "content": content, "name": "calculator", "is_error": is_error},
+    ]
+    session = json_of(anywhere.request("POST", "/sessions", {"messages": messages}))["id"]
+    found = anywhere.messages(session)[2]
+    assert (found["content"], found["is_error"]) == (content, is_error)
 
 
 ODD: dict[str, list[dict[str, Any]]] = {
@@ -153,6 +207,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "an image": ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}], "messages[0]"),
     "no content": ([{"role": "user"}], "messages[0]"),
     "a blank question": ([{"role": "user", "content": " "}], "messages[0]"),
+    "a call's id that is no text": ([{"role": "tool", "tool_call_id": ["c1"], "content": "2"}], "messages[0]"),
     "an orphaned result": ([{"role": "tool", "tool_call_id": "c9", "content": "2"}], "messages[0]"),
     "a call that is none": ([{"role": "assistant", "content": "", "tool_calls": [{"id": "x"}]}], "messages[0]"),
     "calls that are no list": ([{"role": "assistant", "content": "", "tool_calls": "x"}], "messages[0]"),

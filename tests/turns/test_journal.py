@@ -35,8 +35,8 @@ def entries(*events: Any) -> list[LoggedEvent]:
 
 def session_of(*messages: dict[str, Any], error: str | None = None, begun: int | None = None) -> Session:
     whole = [{"id": f"msg-{n}", "content": "", "created_at": "t", **one} for n, one in enumerate(messages)]
-    continuation = None if begun is None else {"attempt": begun}
-    return Session("session-0", "t", "t", messages=whole, last_error=error, continuation=continuation)
+    continues = None if begun is None else {"attempt": begun}
+    return Session("session-0", "t", "t", messages=whole, last_error=error, continues=continues)
 
 
 FIRST = identity("turn", "msg-0", 1, {"model": "m"})
@@ -100,11 +100,31 @@ def test_what_a_journal_gives_to_a_session(session: Session, lines: list[bytes],
 
 
 def test_a_later_attempt_has_left_its_own() -> None:
-    first = identity("turn", "msg-0", 2, {"attempt": 2, "goes_on": True})
+    first = identity("turn", "msg-0", 2, {"attempt": 2, "continues": True})
     session = session_of(QUESTION, {"role": "assistant", "content": "A", "status": "incomplete", "reason": "x"})
     found = partial_answer(session, [first, *LINES[1:]])
     assert found is not None
-    assert (found["content"], found["attempt"], found["goes_on"]) == ("Hello", 2, True)
+    assert (found["content"], found["attempt"], found["continues"]) == ("Hello", 2, True)
+
+
+def test_a_journal_of_another_hand_leaves_its_session_usable(tmp_path: Path) -> None:
+    odd = {
+        "content": 5,
+        "role": "user",
+        "id": "msg-0",
+        "created_at": 7,
+        "tool_calls": [5],
+        "model": [],
+        "attempt": "2",
+    }
+    with Client(storage=FileStorage(str(tmp_path))) as client:
+        session = client.storage.create([{"id": "msg-0", "role": "user", "content": "Hi", "created_at": "t"}])
+        lines = [identity("turn", "msg-0", 1, odd), *LINES[1:]]
+        (tmp_path / f".{session}.journal").write_bytes(b"\n".join(lines))
+        assert client.run(session, "Next").status_code == 200
+        _, partial, *_ = client.messages(session)
+        assert partial.keys() == {"id", "role", "content", "reasoning", "status", "reason", "created_at"}
+        assert (partial["role"], partial["content"], partial["reason"]) == ("assistant", "Hello", "interrupted")
 
 
 EVENTS = st.lists(

@@ -14,6 +14,7 @@ from calculator import calculator
 from storage import MemoryStorage, Storage
 from tests.support.continued import BOOK, GO_ON, brief
 from tests.support.model_server import STALL, ModelServer, ReplyTo, answer, frames, wait
+from tests.support.recorded import Lines
 from tests.support.redis_server import NEEDED, RedisServer
 from tests.support.server import Server, wait_until
 
@@ -268,7 +269,7 @@ def test_what_redis_keeps_of_an_interrupted_turn_goes_with_its_session(
 def test_memory_keeps_no_journal() -> None:
     storage: Storage = MemoryStorage()
     session = storage.create()
-    with storage.lock(session) as locked:
-        assert locked.journal(b"x") is None
+    with storage.lock_for_turn(session) as locked:
+        locked.record(b"x", Lines(b"y"), lambda asked: None)
     assert storage.journal(session) == []
     assert calculator("1+1") == "2"

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
+from storage import Storage
 from tests.support.client import Client, error_of
 from tests.support.model_server import STALL, ReplyTo, answer, tool_call
 from tests.support.retries import (
@@ -214,3 +215,18 @@ def test_a_failed_turn_is_tried_again_and_its_message_is_stored_once(client: Cli
     assert len(client.model.requests) == asked + 1
     assert sent(client) == [("user", "Hi")]
     assert contents(client, session).count(("user", "Hi")) == 1
+
+
+def test_a_result_that_only_looks_like_an_error_is_none(storage: Storage) -> None:
+    def find() -> str:
+        """Look for errors."""
+        return "error: none found"
+
+    with Client(tool_call("find", {}), answer("OK"), storage=storage, tools=(find,)) as client:
+        session = client.create()
+        client.run(session, "one", Idempotency_Key="k")
+        client.run(session, "two")
+        assert client.messages(session)[2]["is_error"] is False
+        events = client.stream(session, "one", Idempotency_Key="k").rest()
+        results = [event["data"] for event in events if event["type"] == "stream_tool_result"]
+        assert [result["result"] for result in results] == ["error: none found"]

@@ -197,11 +197,11 @@ class AnsweredElsewhere(MemoryStorage):
 
     answered = False
 
-    def lock(self, session_id: str, *, turn: bool = False) -> LockedSession:
+    def lock_for_turn(self, session_id: str) -> LockedSession:
         if self.answered:
-            return super().lock(session_id, turn=turn)
+            return super().lock_for_turn(session_id)
         self.answered = True
-        with super().lock(session_id, turn=True) as locked:
+        with super().lock_for_turn(session_id) as locked:
             locked.append({"role": "user", "content": "Hi", "idempotency_key": "k"})
             locked.append({"role": "assistant", "content": "There."})
         raise SessionBusy(session_id)

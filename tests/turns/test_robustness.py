@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from session_core.model.demo import Exchange, Reply, chunk
+from session_core.model.demo import Exchange, ScriptedReply, chunk
 from session_core.stores.files import FileStorage
 from storage import MemoryStorage
 from tests.support.client import Client, error_of, json_of
@@ -118,7 +118,7 @@ class Scripts:
     def add(self, message: str, *replies: ReplyTo) -> None:
         self._replies[message] = iter(replies)
 
-    def __call__(self, request: dict[str, Any]) -> Reply:
+    def __call__(self, request: dict[str, Any]) -> ScriptedReply:
         asked = [sent["content"] for sent in request["messages"] if sent["role"] == "user"][-1]
         message = asked.split("\n\n")[-1]  # a message that was never answered may stand before it
         self.requests.setdefault(message.partition(":")[0], []).append(request)
@@ -466,6 +466,8 @@ MESSAGE = st.fixed_dictionaries(
         "idempotency_key": st.one_of(st.just("key"), ODD),
         "previous_error": st.one_of(st.just("no such code"), ODD),
         "refusal": ODD,
+        **dict.fromkeys(("reasoning", "model", "provider_metadata", "provider_state", "is_error"), ODD),
+        **dict.fromkeys(("replaces", "history", "previous_refused", "continues", "goes_on"), ODD),
     },
 )
 
@@ -545,3 +547,6 @@ def test_a_history_of_any_shape_can_be_read(by_hand: tuple[Client, Path], messag
     assert [(message["role"], message["content"]) for message in stored] == [
         (message["role"], message["content"]) for message in messages
     ]
+    for form in ("text/markdown", "application/vnd.ai-sdk.ui-messages+json"):
+        assert client.get(f"/sessions/{session}", Accept=form).status_code == 200
+    assert client.request("POST", "/sessions", {"copy_of": session}).status_code == 201

@@ -79,7 +79,7 @@ def test_reasoning_is_told_and_stored_apart_from_the_text(client: Client, deltas
         "Let me think.",
         "gpt-3.5-turbo",
     )
-    assert "provider_state" not in answered
+    assert "provider_metadata" not in answered
 
 
 def test_reasoning_is_no_part_of_the_complete_text(client: Client) -> None:
@@ -200,7 +200,7 @@ def test_what_goes_out_changes_nothing_of_what_a_store_keeps_for_the_next_turn(s
         locked.append({"role": "assistant", "content": "Too long."})
     with ModelServer(default=SERVERS[server]()) as model, Client(model=model, storage=storage) as client:
         converse(client, session, 3)
-    with storage.lock(session, turn=True) as locked:
+    with storage.lock_for_turn(session) as locked:
         assert locked.session == FileStorage(str(tmp_path)).get(session)
 
 

@@ -147,7 +147,7 @@ def test_images_are_passed_on_in_a_one_shot_request_and_refused_in_a_session(cli
         ({"messages": []}, "last message"),
         ({"messages": [assistant("x")]}, "last message"),
         ({"messages": [user(" ")]}, "blank"),
-        ({"messages": "x"}, "messages must be a list"),
+        ({"messages": "x"}, "messages must be a valid list"),
         ({"messages": [{"role": "narrator", "content": "x"}, user("x")]}, "messages[0]"),
         ({"messages": [{"role": "user", "content": 7}]}, "messages[0]"),
         ({"messages": [user("x")], "stream": "yes"}, "stream"),
@@ -305,10 +305,10 @@ class Changing(MemoryStorage):
         super().__init__()
         self.meanwhile: list[Callable[[str], None]] = []
 
-    def lock(self, session_id: str, *, turn: bool = False) -> LockedSession:
+    def lock_for_turn(self, session_id: str) -> LockedSession:
         if self.meanwhile:
             self.meanwhile.pop()(session_id)
-        return super().lock(session_id, turn=turn)
+        return super().lock_for_turn(session_id)
 
 
 def test_a_turn_that_ends_between_the_look_and_the_start_is_no_error() -> None:

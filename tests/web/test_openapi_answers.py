@@ -91,7 +91,7 @@ def _(world: World, operation: str) -> TestResponse:
 
 @cause("session_busy")
 def _(world: World, operation: str) -> TestResponse:
-    with FileStorage(str(world.directory)).lock(world.session_id, turn=True):
+    with FileStorage(str(world.directory)).lock_for_turn(world.session_id):
         return world.ask(operation)
 
 

@@ -83,10 +83,10 @@ export class Answer {
   }
 
   take(message) {
-    const { role, content, reasoning, name, tool_call_id: answers, tool_calls: calls } = message;
+    const { role, content, reasoning, name, tool_call_id: answers, tool_calls: calls, is_error: failed } = message;
     this.shows(message);
     if (role === "assistant" && reasoning) this.body.append(new Thought(asText(reasoning)).node);
-    if (role === "tool") this.result({ id: answers, name, result: asText(content) });
+    if (role === "tool") this.result({ id: answers, name, result: asText(content), failed });
     else if (content) this.write(asText(content));
     this.finish();
     for (const { id, function: called } of calls ?? []) this.call({ id, ...called });
@@ -119,12 +119,12 @@ export class Answer {
   }
 
   /** A result whose call is not shown, since that is on an earlier page, stands for itself and is marked as `lost`. */
-  result({ id, name, result, error }) {
+  result({ id, name, result, error, failed = error !== undefined }) {
     const words = result ?? `error: ${error}`; // as the model is told, and as it is stored
     const lost = !this.calls.has(id);
     const tool = lost ? this.call({ id, name }) : this.calls.get(id);
     tool.classList.toggle("lost", lost);
-    tool.classList.toggle("failed", words.startsWith("error: "));
+    tool.classList.toggle("failed", failed);
     tool.querySelector(".outcome").textContent = `→ ${brief(words)}`;
     tool.append(element("pre", { tabindex: "0" }, words));
   }
