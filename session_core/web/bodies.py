@@ -23,6 +23,9 @@ _MISSED = {  # where pydantic's own words would not be understood
 }
 
 Body = TypeVar("Body", bound=BaseModel)
+T = TypeVar("T")
+
+FailingFast = Annotated[list[T], FailFast()]  # only the first error is told, and all of them would take seconds
 ModelName = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MODEL_NAME_LENGTH)]
 
 
