@@ -18,6 +18,7 @@ from session_core.turns.stored import turn_at
 from session_core.turns.turn_request import TurnRequest
 from session_core.web.bodies import (
     IDEMPOTENCY_KEY,
+    FailingFast,
     ModelName,
     check_question,
     idempotency_key,
@@ -38,14 +39,14 @@ class _Part(BaseModel, strict=True):
 class _Message(BaseModel, strict=True):
     role: Literal["user"] = "user"
     id: str | None = None
-    parts: list[_Part] = []
+    parts: FailingFast[_Part] = []
 
 
 class _Body(BaseModel, strict=True):
     """What `DefaultChatTransport` sends."""
 
     id: str
-    messages: list[dict[str, Any]] = []
+    messages: FailingFast[dict[str, Any]] = []
     message: dict[str, Any] | None = None
     trigger: Literal["submit-message", "regenerate-message"] = "submit-message"
     messageId: str | None = None
