@@ -3,8 +3,8 @@
 Numbers are fractions where that is possible. A number that no fraction holds (`sqrt(2)`, `pi`, `log(3)`), or only a
 very long one, is a decimal number of a hundred digits. Two rules correct its errors. A number whose first fifty
 digits are those of one of at most forty digits is taken for that one, so `floor(sqrt(2)**2)` is 2. A difference that
-loses more than fifty digits is taken for zero, so `sin(pi)` is 0. The price of the second rule: `10**60 + pi -
-10**60` is 0 as well.
+loses more than fifty digits is taken for zero, so `sin(pi)` is 0. The price of the second rule:
+`10**60 + pi - 10**60` is 0 as well.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from session_core.data.message import MessageFields, StoredMessage, are_messages, is_message
 from session_core.data.session import (
@@ -31,12 +31,13 @@ from session_core.data.session import (
     configured,
     expanded,
     new_id,
-    replaced_messages,
     session_from,
     summarize,
     timestamp,
 )
 from session_core.data.strict_json import to_json
+from session_core.data.turn_feed import TurnFeed, TurnLines
+from session_core.data.versions import replaced_messages
 
 __all__ = [
     "SESSION_ID",
@@ -265,9 +266,10 @@ class LockedSession(ABC):
     ) -> StoredMessage:
         """Adds a message of these fields. Returns a copy with `id` and `created_at`, new ones where none are given.
 
-        A user's message may have `replaces`, the id of another one: that one and all behind it leave the conversation
-        in the same write, and stay stored. It may have `history`, whole messages that stand before it. Then the first
-        of them has the `replaces`.
+        A user's message may have `replaces`, the id of another one, or `after`, the id of any message: it stands in
+        place of that one, or behind it, and what stood there leaves the conversation in the same write, and stays
+        stored. It may have `history`, whole messages that stand before it. Then the first of them has the `replaces`
+        or `after`.
 
         The message is durable when this returns. Where this raises StorageUnavailable, the session is as it was
         before. Raises ValueError or TypeError for what JSON in UTF-8 cannot hold (NaN, lone
@@ -373,54 +375,6 @@ class LockedSession(ABC):
     def _check_locked(self) -> None:
         if self._released:
             raise RuntimeError(f"{self.id} was changed after its release")
-
-
-class TurnLines(Protocol):
-    """What a turn has said so far, as lines without line ends. Safe for any number of threads."""
-
-    def events(self, after: int) -> tuple[list[bytes], bool]:
-        """The events behind the first `after` ones, each on a line, and whether the last is the turn's last event."""
-
-    def partial_text(self, after: int) -> tuple[list[bytes], int]:
-        """What a partial answer can be made of, in fewer lines: what stands behind the first `after` events, and how
-        many events there are."""
-
-    @property
-    def ended(self) -> bool:
-        """Whether the turn's last event is there."""
-
-    @property
-    def size(self) -> int:
-        """About how many bytes of memory the events take."""
-
-
-class TurnFeed(ABC):
-    """A turn that another process records. Not safe for several threads at once.
-
-    `id` is the same for the same turn. `substituted` says whether the lines of the last `read` are those of `end`.
-    Every method raises StorageUnavailable; `read` and `interrupted` raise FeedGap too.
-    """
-
-    id: str
-    substituted: bool = False
-
-    @abstractmethod
-    def read(self, seconds: float) -> list[bytes]:
-        """The next lines, as soon as there are any. An empty list if none comes within `seconds`."""
-
-    @abstractmethod
-    def interrupted(self) -> bool:
-        """Whether the process that ran the turn is gone and has published no last line. If so, that process can store
-        nothing more in the session."""
-
-    @abstractmethod
-    def end(self, lines: list[bytes]) -> None:
-        """Adds the last lines of an interrupted turn in place of its process, unless another process has, or there
-        are lines that were not read yet. All readers then read the lines that were added."""
-
-    @abstractmethod
-    def ask_to_end(self) -> None:
-        """Asks the process that runs the turn to end it."""
 
 
 # --- what every store needs ---

@@ -42,6 +42,9 @@ class QuestionFields(TypedDict, total=False):
     previous_error: str
     previous_refused: bool
     replaces: str
+    after: str
+    client_id: str
+    terms: str
     history: list[StoredMessage]
     parts: list[dict[str, Any]]
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from session_core.data.message import StoredMessage, are_messages, normalize, read_error
 from session_core.data.strict_json import to_json
+from session_core.data.text import unwrap_question
+from session_core.data.versions import replaced_messages
 
 SETTINGS = ("title", "model", "system_prompt")  # of a session
 STATE = ("last_error", "last_refused", "continues")  # of its last turn
@@ -79,7 +81,7 @@ def summarize(session: Session) -> Summary:
     """What a list shows of this session."""
     title, messages = session.title, session.conversation
     if title is None:
-        first = next((m["content"] for m in messages if m["role"] == "user"), "")
+        first = unwrap_question(next((m["content"] for m in messages if m["role"] == "user"), ""))
         title = " ".join(first[: 10 * TITLE_LENGTH].split())[:_SHOWN_TITLE_LENGTH] or None
     return Summary(session.id, title, session.created_at, session.updated_at, len(messages))
 
@@ -93,21 +95,6 @@ def expanded(messages: list[StoredMessage]) -> list[StoredMessage]:
         found += message.get("history", ())
         found.append(message.copy())
         found[-1].pop("history", None)
-    return found
-
-
-def replaced_messages(messages: Sequence[StoredMessage]) -> dict[str, str]:
-    """The ids of the messages that later questions have replaced, each with the id of the question that did."""
-    found: dict[str, str] = {}
-    if not any("replaces" in message for message in messages):
-        return found
-    current: list[str] = []
-    for message in messages:
-        if message.get("replaces") in current and message["role"] == "user":
-            first = current.index(message["replaces"])
-            found |= dict.fromkeys(current[first:], message["id"])
-            del current[first:]
-        current.append(message["id"])
     return found
 
 

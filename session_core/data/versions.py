@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-BEGINNING = ""  # what a message stands behind that begins the conversation anew
+from session_core.data.message import StoredMessage
 
-_Messages = Sequence[Mapping[str, Any]]
+BEGINNING = "beginning"  # what a message stands behind that begins the conversation anew
 
 
-def find_parents(messages: _Messages) -> list[int]:
+def find_parents(messages: Sequence[StoredMessage]) -> list[int]:
     """The index of the message behind which each one stands, -1 where it begins the conversation.
 
     A message stands behind the one before it in the list. With `after`, it stands behind the message of that id, and
@@ -22,7 +21,8 @@ def find_parents(messages: _Messages) -> list[int]:
     parents: list[int] = []
     for index, message in enumerate(messages):
         parent = index - 1
-        if (replaced := places.get(message.get("replaces", BEGINNING), -1)) >= 0:
+        replaced = places.get(message.get("replaces", BEGINNING), -1)
+        if replaced >= 0 and message["role"] == "user":
             parent = parents[replaced]
         elif message.get("after") in places:
             parent = places[message["after"]]
@@ -40,7 +40,7 @@ def find_path(parents: Sequence[int], index: int) -> list[int]:
     return path[::-1]
 
 
-def replaced_messages(messages: _Messages) -> dict[str, str]:
+def replaced_messages(messages: Sequence[StoredMessage]) -> dict[str, str]:
     """The ids of the messages that are in the conversation no more, each with that of the one that replaced it."""
     parents = find_parents(messages)
     found: dict[str, str] = {}

@@ -97,11 +97,6 @@ class Reply:
         """Whether there is reasoning or text."""
         return bool(self._text or self._reasoning)
 
-    @property
-    def has_calls(self) -> bool:
-        """Whether a tool call has begun."""
-        return bool(self._calls)
-
     def calls(self, unique_id: Callable[[str], str]) -> list[ToolCall]:
         """The tool calls of a complete answer, each with an id that `unique_id` makes unique in its conversation."""
         return [

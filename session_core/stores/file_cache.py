@@ -1,12 +1,18 @@
-"""Large sessions that a turn has used a moment ago, parsed."""
+"""What was parsed a moment ago: large sessions that a turn has used, and what lists show."""
 
 from __future__ import annotations
 
+import functools
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
-from storage import Session
+from storage import Session, Storage, Summary
+
+SummaryCache = Callable[[Storage, str, tuple[int, ...]], Summary]  # by store, session, and version of its file
+
+_CACHED_SUMMARIES = 10_000
 
 _MIN_BYTES = 64 << 10  # a smaller file is parsed in well under a millisecond
 _MAX_BYTES = 8 << 20  # of all files together; parsed, they take three times as much
@@ -59,3 +65,8 @@ class FileCache:
         known, parsed = self._files.pop(path, (None, None))
         self._bytes -= parsed.end if parsed else 0
         return known, parsed
+
+
+def summary_cache() -> SummaryCache:
+    """A function that gives the summary of a session, and keeps that of each version of a file."""
+    return functools.lru_cache(_CACHED_SUMMARIES)(lambda storage, id, _version: Storage.summary(storage, id))

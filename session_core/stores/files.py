@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import logging
 import operator
@@ -19,7 +18,7 @@ from typing import TypeVar
 from session_core.stores.background_writer import BackgroundWriter
 from session_core.stores.disk_access import make_directory, read_all, synced, version_of, write_all
 from session_core.stores.disk_errors import unavailable
-from session_core.stores.file_cache import FileCache, ParsedFile, is_large
+from session_core.stores.file_cache import FileCache, ParsedFile, SummaryCache, is_large, summary_cache
 from session_core.stores.file_journal import FileJournal, read_journal, remove_journal
 from session_core.stores.file_layout import closing, layout, parse
 from session_core.stores.file_locks import SUPPORTED, lock_now, lock_waiting, mark_turn, turn_marked
@@ -42,7 +41,6 @@ log = logging.getLogger(__name__)
 _FLUSH_SECONDS = 0.15  # between two writes of a journal; callers are promised 0.2
 _END_SECONDS = 3.0  # to wait for the thread that writes journals
 _ORPHAN_SECONDS = 3600.0  # after which a temporary file is the rest of a crash
-_CACHED_SUMMARIES = 10_000
 _SCANNED_AT_ONCE = 200  # files
 _SESSION_FILE = re.compile(rf"({SESSION_ID.pattern})\.json")
 _JOURNAL_FILE = re.compile(rf"\.({SESSION_ID.pattern})\.journal")
@@ -69,9 +67,7 @@ class FileStorage(Storage):
         self._directory = os.path.abspath(directory)
         self._cache: FileCache = beside._cache if beside else FileCache()
         self._writer: BackgroundWriter = beside._writer if beside else BackgroundWriter(_FLUSH_SECONDS)
-        self._cached_summary: Callable[[FileStorage, str, tuple[int, ...]], Summary] = (
-            beside._cached_summary if beside else functools.lru_cache(_CACHED_SUMMARIES)(_summary)
-        )
+        self._cached_summary: SummaryCache = beside._cached_summary if beside else summary_cache()
         with unavailable("open", self._directory, logging.DEBUG):  # the error is shown at the start
             make_directory(self._directory)
             with synced(self._directory):  # which also makes the renames of a killed process durable
@@ -254,10 +250,6 @@ class FileStorage(Storage):
                             os.unlink(entry.path)
 
 
-def _summary(storage: FileStorage, session_id: str, _version: tuple[int, ...]) -> Summary:
-    return Storage.summary(storage, session_id)
-
-
 class _LockedFile(LockedSession):
     def __init__(self, storage: FileStorage, session_id: str, file: int, turn: bool) -> None:
         super().__init__(session_id)
@@ -270,10 +262,8 @@ class _LockedFile(LockedSession):
 
     def record(self, first: bytes, lines: TurnLines, on_end: Callable[[bool], None]) -> None:
         self._journal = FileJournal(self._storage._journal_path(self.id), first, lines)
-        try:
+        with contextlib.suppress(RuntimeError):  # the system gives no more threads
             self._storage._writer.add(self._journal)
-        except RuntimeError as error:
-            log.warning("cannot keep a journal: %s; a crash would lose what is not stored yet", error)
 
     def drop_journal(self) -> None:
         if self._journal is not None:

@@ -209,7 +209,7 @@ class _LockedRedis(LockedSession):
     def _write(self, session: Session, line: bytes, touched: str) -> None:
         self._changes += 1
         fields = _fields(session)
-        if b'"replaces"' in line or b'"history"' in line:
+        if any(name in line for name in (b'"replaces"', b'"after"', b'"history"')):
             fields["replaced"] = "true"  # so that the summary counts what is in the conversation
         pairs = [part for pair in fields.items() for part in pair]
         self._change("write", self._changes, len(session.messages), line, touched, *pairs)

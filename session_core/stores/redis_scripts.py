@@ -24,7 +24,6 @@ LEASE_MILLISECONDS = 5000  # after which a lock for a turn is free whose process
 SHORT_LEASE_MILLISECONDS = 2000  # the same for a short lock, which is not renewed
 KEEP_MILLISECONDS = 60_000  # for which a turn's events are kept after its end
 DELETED_MILLISECONDS = 5000  # the same after the session's deletion, so that who watches gets its end
-READER_SECONDS = 5  # for which another process counts as a reader that says nothing more
 DURABLE = ("create", "write", "delete")  # scripts that wait for replicas
 
 # All scripts begin with this. A session exists if its hash does.

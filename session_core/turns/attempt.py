@@ -8,7 +8,7 @@ from typing import Any
 from session_core.data.message import AttemptFields, StoredMessage
 from session_core.turns.stored import find_turn, last_turn, outgoing_messages, question_message
 from session_core.turns.turn_request import NothingToContinue, TurnRequest
-from storage import LockedSession
+from storage import LockedSession, timestamp
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,9 @@ def begin_attempt(session: LockedSession, request: TurnRequest, default_model: s
     }
     number = fields.get("attempt", 1)
     history = outgoing_messages(found.messages, number, continues=request.continues)
+    if request.prefix:
+        now = timestamp()
+        history.append({"id": "", "role": "assistant", "content": request.prefix, "created_at": now})
     return Attempt(message["id"], number, fields, settings, history)
 
 

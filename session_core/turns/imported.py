@@ -16,8 +16,9 @@ from session_core.data.message import (
     tool_message,
     user_message,
 )
+from session_core.data.versions import find_parents, find_path
 from session_core.model.reply import sum_usage
-from storage import Session, new_id, timestamp
+from storage import Session, expanded, new_id, timestamp
 
 _MESSAGE_ID = re.compile(r"msg-[0-9a-z-]{1,64}")
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
@@ -30,18 +31,20 @@ class ImportRefused(Exception):
 
 
 def copied(session: Session, until: str | None) -> tuple[list[StoredMessage], dict[str, Any]]:
-    """The conversation of a session up to and with this message, or all of it, for a session of its own; and the last
-    error, where it ends there. Raises ImportRefused."""
-    messages = [message.copy() for message in session.conversation]
-    for message in messages:  # these tell of the other session's turns
-        message.pop("idempotency_key", None)
-        message.pop("replaces", None)
+    """The conversation of a session up to and with this message, of any version, or the one that counts now, for a
+    session of its own; and the last error, where it ends there. Raises ImportRefused."""
+    messages = expanded(session.messages)
     ids = [message["id"] for message in messages]
-    if until is None or [until] == ids[-1:]:
-        return messages, {"last_error": session.last_error, "last_refused": session.last_refused}
-    if until not in ids:
-        raise ImportRefused("until must be the id of a message in the conversation of that session.")
-    return messages[: ids.index(until) + 1], {}
+    if until is not None and until not in ids:
+        raise ImportRefused("until must be the id of a message of that session.")
+    last = len(ids) - 1 if until is None else ids.index(until)
+    found = [messages[index].copy() for index in find_path(find_parents(messages), last)]
+    for message in found:  # these tell of the other session's turns
+        for name in ("idempotency_key", "replaces", "after", "client_id", "terms"):
+            message.pop(name, None)  # type: ignore[misc]
+    if last < len(ids) - 1:
+        return found, {}
+    return found, {"last_error": session.last_error, "last_refused": session.last_refused}
 
 
 def imported(messages: Any) -> tuple[list[StoredMessage], str | None]:

@@ -62,6 +62,8 @@ class LocalTurn(Turn):
         first = identity(self.id, self.message_id, attempt.number, fields)
         self._recorder.record(first, LogLines(self._log), self._end_from_elsewhere)
         self._log.append(Started())
+        if self.request.prefix:
+            self._log.append(Chunk(self.request.prefix))
 
     def run(self, agent: Agent, history: Sequence[StoredMessage]) -> None:
         """Runs the turn to its end, on the calling thread."""
@@ -133,7 +135,10 @@ class LocalTurn(Turn):
             with self._storing:
                 if self._log.sealed:
                     raise TurnEnded
-                self._recorder.append({**event.data, **self._attempt.fields})
+                stored: MessageFields = {**event.data, **self._attempt.fields}
+                if event.data["role"] == "assistant" and self.request.prefix:
+                    stored["content"] = self._log.unstored(Chunk)  # with the prefix
+                self._recorder.append(stored)
                 if event.data["role"] == "assistant":
                     self._log.mark_stored()
         elif isinstance(event, Answer):

@@ -21,6 +21,7 @@ from session_core.data.message import (
     tool_failed,
     user_message,
 )
+from session_core.data.versions import BEGINNING
 from session_core.model.events import Chunk, Reasoning, ToolResult
 from session_core.model.outgoing_messages import read_tool_calls
 from session_core.model.reply import sum_usage
@@ -31,7 +32,7 @@ from storage import Session, expanded, replaced_messages
 INTERRUPTED_TEXT = "The turn was interrupted."
 
 _FIELDS_THAT_LEAVE_OUT = frozenset(
-    ("attempt", "previous_refused", "leaves_out", "replaces", "history")
+    ("attempt", "previous_refused", "leaves_out", "replaces", "after", "history")
 )  # see `outgoing_messages`
 _INCOMPLETE = ("length", "content_filter", "no_finish_reason")  # the model ended here, and nothing failed
 
@@ -148,24 +149,33 @@ def turn_at(session: Session, index: int) -> StoredTurn:
     return StoredTurn(messages, session.last_error, is_last=True, begun=begun)
 
 
-def question_message(session: Session, question: TurnRequest) -> MessageFields:
-    """The user's message for a new question. Raises QuestionRefused."""
-    text = question.text
+def question_message(session: Session, request: TurnRequest) -> MessageFields:
+    """The user's message for a new question. Raises TurnRefused."""
+    text = request.text
     fields: QuestionFields = {
         "previous_error": session.last_error or "",
         "previous_refused": session.last_refused,
-        "replaces": question.replaces or "",
+        "client_id": request.client_id or "",
+        "terms": request.terms or "",
     }
-    if question.replaces is not None:
-        users = {message["id"]: message for message in session.conversation if message["role"] == "user"}
-        if question.replaces not in users:
-            raise TurnRefused("replaces must be the id of a user's message in the conversation as it is now.")
-        text = users[question.replaces]["content"] if text is None else text
-    if question.history:
-        first, *others = question.history
-        first = first if question.replaces is None else {**first, "replaces": fields.pop("replaces")}
-        fields["history"] = [first, *others]
-    return user_message(text or "", question.key, **fields)
+    known = {message["id"]: message for message in expanded(session.messages)}
+    place: QuestionFields = {}
+    if request.replaces is not None:
+        replaced = known.get(request.replaces)
+        if replaced is None or replaced["role"] != "user":
+            raise TurnRefused("replaces must be the id of a user's message of this session.")
+        text = replaced["content"] if text is None else text
+        place = {"replaces": request.replaces}
+    elif request.after is not None:
+        if request.after not in (BEGINNING, *known):
+            raise TurnRefused("after must be the id of a message of this session.")
+        place = {"after": request.after}
+    if request.history:
+        first, *others = request.history
+        fields["history"] = [{**first, **place}, *others]
+    else:
+        fields |= place
+    return user_message(text or "", request.key, **fields)
 
 
 def session_usage(session: Session) -> dict[str, Any] | None:

@@ -11,19 +11,20 @@ import functools
 import operator
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, cast
+from typing import Literal, NamedTuple
 
 from session_core.data.message import StoredMessage
 from session_core.data.text import unwrap_question
 from session_core.data.versions import BEGINNING, find_parents, find_path
 from session_core.turns.stored import without_failed_attempts
+from session_core.turns.turn_request import TurnRequest
 
 _MAX_WAYS = 64  # on which a part of an answer is looked for
 _DECORATION = re.compile(r"<(/?)(details|think)\b")
 
-_Messages = Sequence[Mapping[str, Any]]
+_Messages = Sequence[StoredMessage]
 
 
 class ClientMessage(NamedTuple):
@@ -48,6 +49,16 @@ class ClientIntent:
     id: str = BEGINNING
     since: int = 0
     replaces: str | None = None
+
+    def request(self, messages: _Messages) -> TurnRequest:
+        """What is asked for, where these are the transcript's messages as they are stored."""
+        text, history = messages[-1]["content"], tuple(messages[self.since : -1])
+        if self.kind == "append":
+            return TurnRequest(text, history=history)
+        if self.kind == "retry":
+            return TurnRequest(text, self.id)
+        after = None if self.replaces else self.id
+        return TurnRequest(text, self.replaces, after, history=history)
 
 
 def compare_histories(stored: _Messages, transcript: Sequence[ClientMessage]) -> ClientIntent:
@@ -139,10 +150,10 @@ class _Tree:
     def is_called(self, index: int, id: str | None) -> bool:
         """Whether a client calls the question that this message is, or answers, by this id."""
         question = self.question_of(index)
-        known = self.stored[question] if question >= 0 else {}
-        return id is not None and id in (known.get("id"), known.get("client_id"))
+        known = self.stored[question] if question >= 0 else None
+        return known is not None and id is not None and id in (known["id"], known.get("client_id"))
 
-    def answer(self, index: int) -> list[Mapping[str, Any]]:
+    def answer(self, index: int) -> list[StoredMessage]:
         """The messages of the answer that ends with this one. None where an answer does not end here."""
         found = []
         if index not in self._continued or index in self._questions:
@@ -230,7 +241,7 @@ def _join(masks: Iterator[int]) -> int:
     return functools.reduce(operator.or_, masks, 0)
 
 
-def _question_keys(message: Mapping[str, Any]) -> set[str]:
+def _question_keys(message: StoredMessage) -> set[str]:
     """What texts of a client agree with a stored question: also the question itself, where that is wrapped."""
     return {_words(message["content"]), _words(unwrap_question(message["content"]))}
 
@@ -240,11 +251,7 @@ def _answer_keys(answer: _Messages) -> list[str]:
     attempts = [message.get("attempt", 1) for message in answer]
     last = max(attempts, default=1)
     own = [message for message, attempt in zip(answer, attempts, strict=True) if attempt == last]
-    kept = (
-        own
-        if len(own) == len(answer)
-        else without_failed_attempts([cast(StoredMessage, one) for one in answer], last)
-    )
+    kept = own if len(own) == len(answer) else without_failed_attempts(answer, last)
     texts = ["".join(one["content"] for one in found if one["role"] == "assistant") for found in (own, kept)]
     return [_answer_key(text) for text in dict.fromkeys(texts)]
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import secrets
 import sys
 import threading
-from typing import Self
+from typing import Literal, Self
 
 from session_core.turns.event_log import Ended, EventLog, Failed, LoggedEvent
 from session_core.turns.stored import StoredTurn
 from session_core.turns.turn_request import TurnRequest
 
-MAX_WATCHERS = 16  # of one turn, beside the client that started it
+# How many clients may read one turn: the one that started it, those that asked for the same, those that watch.
+MAX_READERS = {"first": 1, "joined": 32, "watching": 16}
+
+Role = Literal["first", "joined", "watching"]
 
 
 class Overloaded(Exception):
@@ -19,33 +22,35 @@ class Overloaded(Exception):
 
 
 class Readers:
-    """The clients that read a turn: the one that started it, and those that have joined it or watch it."""
+    """The clients that read a turn."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._joined = 0
+        self._roles: list[Role] = []
         self._stoppable = False  # a client wants the turn to end when nobody reads it any more
         self._kept = False  # a client wants it to run on all the same
-        self.count = 0
 
-    def add(self, *, joined: bool, keeps_running: bool | None = None) -> None:
-        """Counts a client. Raises Overloaded for the seventeenth that has `joined`.
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self._roles)
+
+    def add(self, role: Role, *, keeps_running: bool | None = None) -> None:
+        """Counts a client. Raises Overloaded where there are as many in its role as may be.
 
         Unless it `keeps_running`, the turn is to end when nobody reads it any more. None leaves that as it is.
         """
         with self._lock:
-            if joined and self._joined == MAX_WATCHERS:
+            if self._roles.count(role) >= MAX_READERS[role]:
                 raise Overloaded
-            self._joined += joined
-            self.count += 1
+            self._roles.append(role)
             self._stoppable |= keeps_running is False
             self._kept |= keeps_running is True
 
-    def leave(self, *, joined: bool) -> None:
+    def leave(self, role: Role) -> None:
         """Counts a client no more."""
         with self._lock:
-            self._joined -= joined
-            self.count -= 1
+            self._roles.remove(role)
 
     @property
     def may_end_it(self) -> bool:
@@ -83,9 +88,9 @@ class Turn:
         """
         return self._log.read(after, seconds)
 
-    def leave(self, *, joined: bool) -> None:
+    def leave(self, role: Role) -> None:
         """Counts a reader no more. A turn that nobody reads any more is cancelled, if its readers wanted that."""
-        self.readers.leave(joined=joined)
+        self.readers.leave(role)
         if not self.readers.count and not self.ended:
             self._leave_alone()
 

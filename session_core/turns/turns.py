@@ -41,6 +41,7 @@ class _Start:
 
     request: TurnRequest
     began_at: float
+    looked: threading.Event = field(default_factory=threading.Event)  # its key is that of no earlier turn, or decided
     decided: Future[LocalTurn | None] = field(default_factory=Future)
 
     @property
@@ -171,12 +172,12 @@ class Turns:
                 raise KeyReused
             turn = other.decided.result()
             return None if turn is None else (turn, False)
-        if other is not None and other.request.key is not None and other.wait() is None:
+        if other is not None and other.looked.wait() and other.decided.done() and other.wait() is None:
             return None  # it was a retry of a turn that has ended
         if request.key is None:
             storage.running(session_id)  # a session that does not exist is the first error
         else:
-            running = other.wait() if other is not None else None
+            running = other.turn if other is not None else None
             if earlier := self._earlier_turn(place, request, storage.get(session_id), running):
                 return earlier
         raise ShuttingDown if self._closing else SessionBusy(session_id)
@@ -215,6 +216,7 @@ class Turns:
             start.decided.set_exception(outcome)
         else:
             start.decided.set_result(outcome)
+        start.looked.set()
 
     def _start_in(
         self, place: Place, locked: LockedSession, start: _Start, admit: _Admit | None, observer: Observer
@@ -226,6 +228,7 @@ class Turns:
             stored = _turn_of_key(session, request)
             if stored is not None and not stored.can_be_retried:
                 return None, session
+            start.looked.set()
             self._admit(start, admit)
             undo.callback(self._slots.release)
             self.models.check(request.model or session.model)

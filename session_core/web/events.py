@@ -83,8 +83,9 @@ def render_event(
 def _render_end(event: Ended) -> dict[str, Any]:
     fields: Mapping[str, object] = event.message
     data = {"complete_text": event.complete_text, "message_id": fields["id"], "status": event.status}
-    data |= {name: fields[name] for name in ("reason", "usage") if name in fields}
-    return data | {"finish_reason": event.finish_reason}
+    data |= {name: fields[name] for name in ("reason",) if name in fields}
+    data["finish_reason"] = event.finish_reason
+    return data | {name: fields[name] for name in ("usage",) if name in fields}
 
 
 def _render_failure(event: Failed) -> dict[str, Any]:

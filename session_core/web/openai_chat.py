@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import re
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -16,32 +16,30 @@ from session_core.turns.models import ModelRefused
 from session_core.web.bodies import ModelName, check_question, idempotency_key, json_body, parse_body
 from session_core.web.errors import ApiError, json_response, set_error_form
 from session_core.web.openai_events import CompletionRenderer, openai_error, render_completion
-from session_core.web.openai_history import ChatRequest, find_session_id, start_in_session, start_one_shot
+from session_core.web.openai_history import ChatRequest, find_chat, start_in_session, start_one_shot
 from session_core.web.turn_responses import TurnReader, TurnResponses
 from storage import new_id, timestamp
 
-# Parameters of the Chat Completions API, and of servers that are compatible with it, that are passed on.
-_OPTIONS = (
-    *("temperature", "top_p", "top_k", "min_p", "typical_p", "seed", "stop", "max_tokens", "max_completion_tokens"),
-    *("presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias", "response_format"),
-    *("reasoning_effort", "verbosity"),
-)
-# Open WebUI marks what it asks for itself (0.9.7 and later, where a header is set up with {{TASK}}); older ones and
-# LibreChat are known by the words of their templates.
+# What is between the client and this server, and not passed on to the model server.
+_NOT_PASSED_ON = ("user", "store", "metadata", "tools", "functions", "function_call")
+# Open WebUI marks what it asks for itself (0.9.7 and later, where a header is set up with {{TASK}}). Older ones are
+# known by the words of their templates, and so is LibreChat.
 _TASK_HEADER = "X-OpenWebUI-Task"
-_TASK = re.compile(r"### Task:\n.*<chat_history>|\bconcise, 5-word-or-less title\b", re.DOTALL)
+_TITLE_TASK = "concise, 5-word-or-less title"
+_FIRST_EVENT_SECONDS = 2.0  # for which an answer is an HTTP status, should the turn fail
 
 
 class _Message(BaseModel, strict=True):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: Any = None
+    content: str | list[dict[str, Any]] | None = None
+    refusal: str | None = None
 
 
 class _StreamOptions(BaseModel, strict=True):
     include_usage: bool | None = None
 
 
-class _Body(BaseModel, strict=True):
+class _Body(BaseModel, strict=True, extra="allow"):
     """What `POST /v1/chat/completions` takes."""
 
     messages: list[_Message]
@@ -58,24 +56,24 @@ def openai_dialect(responses: TurnResponses, agent: Agent, session_headers: Sequ
 
     @blueprint.post("/chat/completions")
     def complete_chat() -> Response:
-        asked = _parse_request(json_body())
+        asked = _parse_request(json_body(), agent)
         with _model_errors():
             responses.sessions.models.check(asked.model)
             reader = start(asked)
-        if asked.stream:
-            renderer = CompletionRenderer(reader.turn, asked.model or agent.model, with_usage=asked.with_usage)
-            return responses.stream(reader, renderer)
-        return responses.whole(reader, render_completion)
+        if not asked.stream:
+            return responses.whole(reader, functools.partial(render_completion, prefix=asked.prefix))
+        renderer = CompletionRenderer(reader.turn, asked, asked.model or agent.model)
+        started = 2 if asked.prefix else 1  # events before the first one of the model
+        return responses.fail_early(reader, started, _FIRST_EVENT_SECONDS) or responses.stream(reader, renderer)
 
     def start(asked: ChatRequest) -> TurnReader:
         key = idempotency_key()
-        is_task = request.headers.get(_TASK_HEADER) or _TASK.search(asked.messages[-1]["content"])
-        session_id = None if is_task else find_session_id(responses.sessions.storage, session_headers)
-        if session_id is None:
+        chat = None if _is_task(asked) else find_chat(responses.sessions.storage, session_headers)
+        if chat is None:
             return start_one_shot(responses, asked)
         if any("parts" in message for message in asked.messages):
             raise ApiError("invalid_request", "A session takes no pictures.")
-        return start_in_session(responses, session_id, asked, key)
+        return start_in_session(responses, chat, asked, key)
 
     @blueprint.get("/models")
     def list_openai_models() -> Response:
@@ -91,23 +89,31 @@ def openai_dialect(responses: TurnResponses, agent: Agent, session_headers: Sequ
     return blueprint
 
 
-def _parse_request(body: Mapping[str, Any]) -> ChatRequest:
+def _parse_request(body: Mapping[str, Any], agent: Agent) -> ChatRequest:
     """The request in a body. Raises ApiError."""
     if body.get("tools") or body.get("functions"):
         raise ApiError("invalid_request", "Tools run on this server: leave tools and functions out.")
     asked = parse_body(_Body, body)
     system, messages = _parse_messages(asked.messages)
-    if not messages or messages[-1]["role"] != "user":
-        raise ApiError("invalid_request", "The last message must be the user's.")
+    prefix = ""
+    while messages and messages[-1]["role"] == "assistant":
+        prefix = messages.pop()["content"] + prefix
+    if not messages:
+        raise ApiError(
+            "invalid_request", "The last message must be the user's, or an answer that is to be continued."
+        )
     if "parts" not in messages[-1]:
-        check_question(str(messages[-1]["content"]))
+        check_question(messages[-1]["content"])
+    left_out = _NOT_PASSED_ON if agent.tools else (*_NOT_PASSED_ON, "tool_choice", "parallel_tool_calls")
+    others = asked.model_extra or {}
     return ChatRequest(
         messages,
+        prefix,
         "\n\n".join(system) if system else None,
         asked.model,
         bool(asked.stream),
         bool(asked.stream_options and asked.stream_options.include_usage),
-        {name: body[name] for name in _OPTIONS if body.get(name) is not None},
+        {name: value for name, value in others.items() if name not in left_out and value is not None},
     )
 
 
@@ -118,24 +124,39 @@ def _parse_messages(sent: list[_Message]) -> tuple[list[str], list[StoredMessage
     for index, message in enumerate(sent):
         if message.role in ("tool", "function"):  # of tools that ran here, or elsewhere
             continue
-        text, parts = _parse_content(message.content, index)
+        text, pictures = _parse_content(message, index)
         if message.role in ("system", "developer"):
             system.append(text)
-        elif message.role == "user" or text or parts:
-            messages.append({"id": new_id("msg"), "role": message.role, "content": text, "created_at": timestamp()})
-            if parts:
-                messages[-1]["parts"] = parts
+        elif message.role == "user" or text:
+            stored: StoredMessage = {
+                "id": new_id("msg"),
+                "role": message.role,
+                "content": text,
+                "created_at": timestamp(),
+            }
+            messages.append({**stored, "parts": pictures} if pictures else stored)
     return system, messages
 
 
-def _parse_content(content: Any, index: int) -> tuple[str, list[dict[str, Any]]]:
-    """The text of a message, and its parts as they are sent, where it has pictures."""
-    parts = content if isinstance(content, list) else [{"type": "text", "text": content or ""}]
-    texts = [one.get("text") if isinstance(one, dict) else None for one in parts]
-    pictures = [one for one in parts if isinstance(one, dict) and one.get("type") == "image_url"]
-    if len(parts) != sum(isinstance(text, str) for text in texts) + len(pictures):
+def _parse_content(message: _Message, index: int) -> tuple[str, list[dict[str, Any]]]:
+    """The text of a message, and its parts as they are sent, where it is the user's and has pictures.
+
+    Parts of an answer that are no text (thinking, a refusal) are the client's own copies of what the server has.
+    """
+    if not isinstance(message.content, list):
+        return message.content or message.refusal or "", []
+    texts = [part.get("text") for part in message.content if part.get("type") != "image_url"]
+    if message.role != "assistant" and not all(isinstance(text, str) for text in texts):
         raise ApiError("invalid_request", f"messages[{index}] has a content that is no text.")
-    return "".join(text for text in texts if isinstance(text, str)), parts if pictures else []
+    has_pictures = message.role == "user" and len(texts) < len(message.content)
+    return "".join(text for text in texts if isinstance(text, str)), message.content if has_pictures else []
+
+
+def _is_task(asked: ChatRequest) -> bool:
+    """Whether a front end asks for itself: for a title, for tags, for what the user might ask next."""
+    text = asked.messages[-1]["content"]
+    by_words = ("### Task:\n" in text and "<chat_history>" in text) or _TITLE_TASK in text
+    return by_words or bool(request.headers.get(_TASK_HEADER))
 
 
 def _render_model(name: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from session_core.model.events import Chunk, Reasoning
 from session_core.turns.event_log import Ended, Event, Failed, LoggedEvent, Started
 from session_core.turns.turn import Turn
 from session_core.web.errors import describe_error, json_response
+from session_core.web.openai_history import ChatRequest
 from session_core.web.turn_responses import encode_json, sse_data
 
 _ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -24,15 +25,16 @@ def openai_error(status: int, code: str, text: str) -> Response:
 
 
 class CompletionRenderer:
-    """The chunks of one completion. With `with_usage`, the last one tells of the tokens."""
+    """The chunks of one completion, without the prefix of the answer, which the client has."""
 
     headers: ClassVar[Mapping[str, str]] = {}
-    comment = b": keep-alive\n\n"
+    comment = b": keep-alive\n"  # an empty line behind it is an empty event for some clients
 
-    def __init__(self, turn: Turn, model: str, *, with_usage: bool) -> None:
+    def __init__(self, turn: Turn, asked: ChatRequest, model: str) -> None:
         self._fixed = {"id": f"chatcmpl-{turn.id}", "object": "chat.completion.chunk", "created": int(time.time())}
         self._fixed["model"] = model
-        self._with_usage = with_usage
+        self._asked = asked
+        self._prefix_length = len(asked.prefix)
         self.broken_off = sse_data(encode_json(_error_of("storage_unavailable"))) + _DONE
 
     def render(self, entry: LoggedEvent) -> bytes:
@@ -47,11 +49,13 @@ class CompletionRenderer:
                 yield self._chunk({"role": "assistant", "content": ""})
             case Reasoning():
                 yield self._chunk({"reasoning_content": event.content})
+            case Chunk() if self._prefix_length:
+                self._prefix_length = 0
             case Chunk():
                 yield self._chunk({"content": event.content})
             case Ended():
                 yield self._chunk({}, _finish_reason(event))
-                if self._with_usage:
+                if self._asked.with_usage:
                     yield {**self._fixed, "choices": [], "usage": event.message.get("usage")}
             case Failed():
                 yield _error_of(event.code, event.text)
@@ -60,9 +64,9 @@ class CompletionRenderer:
         return {**self._fixed, "choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason}]}
 
 
-def render_completion(turn: Turn, last: Ended) -> Response:
-    """The ended turn as one completion."""
-    message: dict[str, Any] = {"role": "assistant", "content": last.complete_text}
+def render_completion(turn: Turn, last: Ended, *, prefix: str = "") -> Response:
+    """The ended turn as one completion, without the prefix of the answer, which the client has."""
+    message: dict[str, Any] = {"role": "assistant", "content": last.complete_text.removeprefix(prefix)}
     reasoning, after = "", 0
     while entries := turn.read(after, 0):
         reasoning += "".join(one.event.content for one in entries if isinstance(one.event, Reasoning))

@@ -48,6 +48,7 @@ class _TurnBody(BaseModel, strict=True):
 
     message: str | None = None
     replaces: str | None = None
+    after: str | None = None
     continues: bool = Field(False, alias="continue")
     model: ModelName | None = None
 
@@ -200,12 +201,16 @@ class _Sessions:
 def _parse_turn_request(body: Mapping[str, Any]) -> TurnRequest:
     """What a body of `run` or `run_stream` asks for, with the request's key. Raises ApiError."""
     asked = parse_body(_TurnBody, body)
-    text, replaces = asked.message, asked.replaces
-    if asked.continues and (text is not None or replaces is not None):
-        raise ApiError("invalid_request", 'A body with "continue" has neither message nor replaces.')
+    text, replaces, after = asked.message, asked.replaces, asked.after
+    if asked.continues and (text, replaces, after) != (None, None, None):
+        raise ApiError("invalid_request", 'A body with "continue" has neither message nor replaces nor after.')
+    if replaces is not None and after is not None:
+        raise ApiError("invalid_request", "A message stands in place of another one or behind one: leave one out.")
     if not asked.continues and (text is not None or replaces is None):
         check_question(text)
-    return TurnRequest(text, replaces, continues=asked.continues, key=idempotency_key(), model=asked.model)
+    if after is not None:
+        check_id(after, "after", "msg")
+    return TurnRequest(text, replaces, after, continues=asked.continues, key=idempotency_key(), model=asked.model)
 
 
 def _cut_before(messages: list[StoredMessage], before: str | None) -> list[StoredMessage]:

@@ -56,7 +56,7 @@ class Settings:
     max_history: int = 0
     auth_token: str = ""
     users: str = ""
-    session_headers: tuple[str, ...] = ("X-Session-Id", "X-OpenWebUI-Chat-Id", "X-Conversation-Id")
+    session_headers: tuple[str, ...] = ("X-OpenWebUI-Chat-Id", "X-Conversation-Id")
     trusted_proxies: int = 0
     metrics: bool = False
     cors_origin: tuple[str, ...] = ()
@@ -106,7 +106,11 @@ FLAGS: dict[str, tuple[Callable[[str], Any], str, tuple[str, ...]]] = {
     "max_history": (whole_number(0), "at most this many earlier messages go to the model; 0: all", ()),
     "auth_token": (token, "callers must send Authorization: Bearer <token>", ("SESSION_SERVER_TOKEN",)),
     "users": (str, "a file of users and their tokens, each with sessions of their own", ()),
-    "session_headers": (names, "request headers that name the session of a chat completion, with commas", ()),
+    "session_headers": (
+        names,
+        "request headers in which a front end names a chat, with commas",
+        (),
+    ),
     "trusted_proxies": (whole_number(0, 16), "how many proxies in front are believed (X-Forwarded-…)", ()),
     "metrics": (boolean, "serve GET /metrics, for Prometheus", ()),
     "cors_origin": (origins, "a web origin that may call; repeatable", ()),

@@ -15,7 +15,7 @@ from flask import Blueprint, Response, g, request
 
 from session_core.turns.event_log import Ended, Failed, LoggedEvent
 from session_core.turns.sessions import Sessions, SessionsOfUsers
-from session_core.turns.turn import Overloaded, Turn
+from session_core.turns.turn import Overloaded, Role, Turn
 from session_core.turns.turn_request import TurnRequest
 from session_core.web.errors import error_response
 from session_core.web.settings import Settings
@@ -79,11 +79,6 @@ class TurnResponses:
         """The sessions of the user who asks."""
         return self._sessions_of_users.of(g.get("user", ""))
 
-    @property
-    def reader_count(self) -> int:
-        """How many requests read turns now."""
-        return self._responses.taken + self._watchers.taken
-
     def start(
         self, session_id: str, asked: TurnRequest, *, keeps_running: bool = True, sessions: Sessions | None = None
     ) -> TurnReader:
@@ -98,16 +93,16 @@ class TurnResponses:
             admit = functools.partial(self._responses.take, stack)
             turn, replayed = sessions.start(session_id, asked, admit=admit, observer=g.observed)
             headers = {"Idempotency-Replayed": "true"} if replayed else {}
-            joined = turn.request is not asked
-            if joined:
-                self._take_further(turn, stack)
-            return self._read(turn, headers, stack, joined=joined, keeps_running=keeps_running)
+            if turn.request is asked:
+                return self._read(turn, headers, stack, "first", keeps_running=keeps_running)
+            self._take_further(turn, stack)
+            return self._read(turn, headers, stack, "joined", keeps_running=keeps_running)
 
     def join(self, turn: Turn) -> TurnReader:
         """Reads a turn that another request asked for, on behalf of a client that asks for the same."""
         with contextlib.ExitStack() as stack:
             self._take_further(turn, stack)
-            return self._read(turn, {}, stack, joined=True, keeps_running=False)
+            return self._read(turn, {}, stack, "joined", keeps_running=False)
 
     def watch(
         self, turn: Turn | None, index: Callable[[Turn | None], int], renderer: Callable[[Turn], Renderer]
@@ -127,7 +122,7 @@ class TurnResponses:
                 return Response(status=204)
             if not slot:
                 raise Overloaded
-            reader = self._read(turn, {}, stack, joined=True, keeps_running=None)
+            reader = self._read(turn, {}, stack, "watching", keeps_running=None)
             return self.stream(dataclasses.replace(reader, turn=shown), renderer(shown), after)
 
     def stream(self, reader: TurnReader, renderer: Renderer, after: int = 0) -> Response:
@@ -139,6 +134,16 @@ class TurnResponses:
         response.headers["X-Accel-Buffering"] = "no"
         response.call_on_close(reader.close)
         return response
+
+    def fail_early(self, reader: TurnReader, after: int, seconds: float) -> Response | None:
+        """The error that ends the turn, where it comes behind the first `after` events within so many seconds."""
+        with contextlib.ExitStack() as stack:
+            stack.callback(reader.close)
+            entries = reader.turn.read(after, seconds)
+            if entries and isinstance(entries[0].event, Failed):
+                return _failed(reader, entries[0].event)
+            stack.pop_all()
+        return None
 
     def whole(self, reader: TurnReader, render: Callable[[Turn, Ended], Response]) -> Response:
         """The turn's answer as `render` gives it, when the turn has ended, or the error that ended it."""
@@ -152,8 +157,7 @@ class TurnResponses:
         finally:
             reader.close()
         if isinstance(last, Failed):
-            retry_after = {} if last.retry_after is None else {"Retry-After": last.retry_after}
-            return error_response(last.code, last.text, {**reader.headers, **retry_after})
+            return _failed(reader, last)
         response = render(turn, last)
         response.headers.update(reader.headers)
         return response
@@ -167,14 +171,14 @@ class TurnResponses:
         turn: Turn,
         headers: Mapping[str, str],
         stack: contextlib.ExitStack,
+        role: Role,
         *,
-        joined: bool,
         keeps_running: bool | None,
     ) -> TurnReader:
         """A reader of the turn. Its `close` is that of what the stack holds."""
-        joined = joined and not turn.ended
-        turn.readers.add(joined=joined, keeps_running=keeps_running)
-        stack.callback(turn.leave, joined=joined)
+        if role == "watching" or not turn.ended:
+            turn.readers.add(role, keeps_running=keeps_running)
+            stack.callback(turn.leave, role)
         return TurnReader(turn if self._show_reasoning else ShownTurn(turn), headers, stack.pop_all().close)
 
     def _client_left(self, turn: Turn) -> Callable[[], bool] | None:
@@ -203,6 +207,11 @@ class _Places:
     def _give_back(self) -> None:
         with self._lock:
             self.taken -= 1
+
+
+def _failed(reader: TurnReader, last: Failed) -> Response:
+    retry_after = {} if last.retry_after is None else {"Retry-After": last.retry_after}
+    return error_response(last.code, last.text, {**reader.headers, **retry_after})
 
 
 def event_blocks(

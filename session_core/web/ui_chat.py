@@ -6,28 +6,24 @@ ids for its messages, and keeps that of one that it edits. After a reload it has
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from flask import Blueprint, Response
 from pydantic import BaseModel
 
 from session_core.data.message import StoredMessage
-from session_core.turns.stored import turn_at
+from session_core.data.strict_json import to_json
+from session_core.turns.sessions import Sessions
+from session_core.turns.stored import find_turn
+from session_core.turns.transcripts import ClientMessage, compare_histories
 from session_core.turns.turn_request import TurnRequest
-from session_core.web.bodies import (
-    IDEMPOTENCY_KEY,
-    ModelName,
-    check_question,
-    idempotency_key,
-    json_body,
-    parse_body,
-)
-from session_core.web.errors import ApiError
+from session_core.web.bodies import ModelName, check_question, idempotency_key, json_body, parse_body
+from session_core.web.errors import ApiError, set_error_form
 from session_core.web.turn_responses import TurnResponses, add_stream
 from session_core.web.ui_messages import ANSWER, UiRenderer
-from storage import Session
+from storage import Session, expanded, new_id, timestamp
 
 
 class _Part(BaseModel, strict=True):
@@ -36,30 +32,44 @@ class _Part(BaseModel, strict=True):
 
 
 class _Message(BaseModel, strict=True):
-    role: Literal["user"] = "user"
+    role: Literal["system", "user", "assistant"] = "user"
     id: str | None = None
     parts: list[_Part] = []
 
+    @property
+    def text(self) -> str:
+        """The texts of all its parts."""
+        return "".join(part.text for part in self.parts if part.type == "text")
+
 
 class _Body(BaseModel, strict=True):
-    """What `DefaultChatTransport` sends."""
+    """What `DefaultChatTransport` sends: the transcript, or its last message alone."""
 
     id: str
-    messages: list[dict[str, Any]] = []
-    message: dict[str, Any] | None = None
+    messages: list[_Message] = []
+    message: _Message | None = None
     trigger: Literal["submit-message", "regenerate-message"] = "submit-message"
     messageId: str | None = None
     model: ModelName | None = None
+
+    @property
+    def transcript(self) -> list[_Message]:
+        """The messages up to the question."""
+        sent = [one for one in ([self.message] if self.message else self.messages) if one.role != "system"]
+        while sent and sent[-1].role == "assistant" and self.trigger == "regenerate-message":
+            sent.pop()
+        return sent
 
 
 def ui_dialect(responses: TurnResponses) -> Blueprint:
     """The routes that `useChat` calls."""
     blueprint = Blueprint("ui", __name__, url_prefix="/ui")
+    set_error_form(blueprint, _sentence)
 
     @blueprint.post("/chat")
     def chat() -> Response:
-        session_id, question = _parse_turn_request(json_body(), responses.sessions.storage.get)
-        reader = responses.start(session_id, question)
+        asked = parse_body(_Body, json_body())
+        reader = responses.start(asked.id, _find_request(responses.sessions, asked))
         return responses.stream(reader, UiRenderer(reader.turn.message_id))
 
     def resume_chat(session_id: str) -> Response:
@@ -71,72 +81,84 @@ def ui_dialect(responses: TurnResponses) -> Blueprint:
     return blueprint
 
 
-def _parse_turn_request(body: Mapping[str, Any], get: Callable[[str], Session]) -> tuple[str, TurnRequest]:
-    """The id of the session, and what the body of `POST /ui/chat` asks of it, with a key that a retry has too.
-
-    The key is the request's own Idempotency-Key. Without one, that of a new question is the id of its message, and
-    that of any other is made from what it replaces. `get` reads the session. Raises ApiError, and what `get` raises.
-    """
-    asked = parse_body(_Body, body)
-    again = asked.trigger == "regenerate-message"
-    message = _last_message(asked, again)
-    named, key = asked.messageId, idempotency_key()
-    session = get(asked.id) if again or named else None
-    if session and (target := _question(session, named) or (_question(session, message.id) if again else None)):
-        answered = bool(named and named.endswith(ANSWER))
-        text = None if again else _text(message)
-        replaces = _replaced(session, target, text, key, answered=answered)
-        return asked.id, TurnRequest(text, replaces, key=key or _replacing_key(replaces, text), model=asked.model)
-    return asked.id, TurnRequest(_text(message), key=key or _key(message.id), model=asked.model)
+def _sentence(status: int, _code: str, text: str) -> Response:
+    """The error as text, which the AI SDK makes the message of its error, and a page shows."""
+    return Response(text, status, mimetype="text/plain")
 
 
-def _last_message(asked: _Body, again: bool) -> _Message:
-    """The message that is sent, or the question of the answer that is to be tried again."""
-    sent = [asked.message] if asked.message else asked.messages
-    last = [one for one in sent if not again or one.get("role") == "user"][-1:]
-    return parse_body(_Message, last[0] if last else {})
-
-
-def _text(message: _Message) -> str:
-    if any(part.type == "file" for part in message.parts):
+def _find_request(sessions: Sessions, asked: _Body) -> TurnRequest:
+    """What a body asks for, with a key that a retry has too. Raises ApiError, and what reading the session raises."""
+    session = sessions.session(asked.id)
+    sent = asked.transcript
+    question = sent[-1] if sent else None
+    if question is not None and any(part.type == "file" for part in question.parts):
         raise ApiError("invalid_request", "A message must have no files.")
-    return check_question("".join(part.text for part in message.parts if part.type == "text"))
+    key = idempotency_key() or _find_key(session, asked, question)
+    if known := find_turn(session, key):
+        found = TurnRequest.stored(known.messages[0], str(key))
+        found = found if found.continues or question is None else dataclasses.replace(found, text=question.text)
+    elif asked.messages and asked.message is None:
+        found = _compare(session, sent)
+    else:
+        found = _find_alone(session, asked, question)
+    client_id = question.id if question else None
+    return dataclasses.replace(found, key=key, client_id=client_id, model=asked.model)
 
 
-def _question(session: Session, id: str | None) -> StoredMessage | None:
-    """The question of this id, or the one that stands in its place by now. By the id of its answer, only itself."""
-    found: StoredMessage | None = None
-    for message in session.messages if id else ():
-        if message["role"] != "user":
-            continue
-        if message["id"] + ANSWER == id:
-            return message
-        if message.get("replaces") == found["id"] if found else message["id"] == id or _has_key(message, _key(id)):
-            found = message
-    return found
+def _compare(session: Session, sent: list[_Message]) -> TurnRequest:
+    """What a transcript asks for."""
+    if not sent or sent[-1].role != "user":
+        raise ApiError("invalid_request", "The last message must be the user's.")
+    check_question(sent[-1].text)
+    transcript = [
+        ClientMessage("user" if one.role == "user" else "assistant", one.text, _question_id(one.id)) for one in sent
+    ]
+    messages: list[StoredMessage] = [
+        {"id": new_id("msg"), "role": one.role, "content": one.text, "created_at": timestamp()} for one in sent
+    ]
+    return compare_histories(expanded(session.messages), transcript).request(messages)
 
 
-def _replaced(session: Session, target: StoredMessage, text: str | None, key: str | None, *, answered: bool) -> str:
-    """The id of the question that this one replaces: the target, or where the request is a retry, the same as before.
+def _find_alone(session: Session, asked: _Body, question: _Message | None) -> TurnRequest:
+    """What a message asks for that comes without the ones before it: it goes on, or names what it stands in place of.
 
-    Two wishes to try the last answer again look the same, unless they name the answer or have a key. The second is
-    taken for a retry as long as the first has no answer.
+    A known id with another text is an edit.
     """
-    earlier = [message for message in session.messages if key and _has_key(message, key)]
-    if not key and not answered and _has_key(target, _replacing_key(target.get("replaces", ""), text)):
-        unanswered = turn_at(session, session.messages.index(target)).can_be_retried
-        earlier = [target] if unanswered or text is not None else []
-    return earlier[0].get("replaces", target["id"]) if earlier else target["id"]
+    again = asked.trigger == "regenerate-message"
+    target = _find_question(session, asked.messageId) or _find_question(session, question.id if question else None)
+    text = None if question is None and again and target else check_question(question.text if question else None)
+    if target is None:  # of a question that never arrived, too
+        return TurnRequest(text)
+    return TurnRequest(text, target["id"])
 
 
-def _has_key(message: StoredMessage, key: str | None) -> bool:
-    return message.get("idempotency_key") == key
+def _find_question(session: Session, id: str | None) -> StoredMessage | None:
+    """The question that the client calls by this id, or whose answer it calls so: of several, the newest."""
+    messages = expanded(session.messages) if id else []
+    called = [one for one in messages if _question_id(id) in (one["id"], one.get("client_id"))]
+    return next((one for one in reversed(called) if one["role"] == "user"), None)
 
 
-def _replacing_key(replaces: str, text: str | None) -> str:
-    return "ui-" + hashlib.sha256(f"{replaces} {'again' if text is None else 'edit ' + text}".encode()).hexdigest()
+def _question_id(id: str | None) -> str | None:
+    return id and id.removesuffix(ANSWER)
 
 
-def _key(id: str | None) -> str | None:
-    """The key that a message's own id stands for, whatever characters it has."""
-    return (id if IDEMPOTENCY_KEY.fullmatch(id) else "ui-" + hashlib.sha256(id.encode()).hexdigest()) if id else None
+def _find_key(session: Session, asked: _Body, question: _Message | None) -> str | None:
+    """A key that the same wish has, made of the last message's id, the trigger, and what the message says.
+
+    A wish to try an answer again that names none says too little: it is a retry while the answer is missing, and
+    another try after that.
+    """
+    named = asked.messageId if asked.trigger == "regenerate-message" else None
+    id = question.id if question else None
+    if not (id or named):
+        return None
+    key = _digest(id, asked.trigger, question.text if question else None, named)
+    if asked.trigger == "regenerate-message" and not named:
+        while (known := find_turn(session, key)) and not known.can_be_retried:
+            key = _digest(key)
+    return key
+
+
+def _digest(*values: Any) -> str:
+    return "ui-" + hashlib.sha256(to_json(values)).hexdigest()

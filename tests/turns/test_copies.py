@@ -51,6 +51,14 @@ def test_a_copy_has_neither_what_was_replaced_nor_the_keys(anywhere: Client) -> 
     assert texts(anywhere, copy) == ["one", "OK", "one", "OK"]
 
 
+def test_a_key_of_the_other_session_is_free_in_its_copy(anywhere: Client) -> None:
+    session = anywhere.create()
+    anywhere.run(session, "one", Idempotency_Key="k")
+    copy = json_of(anywhere.request("POST", "/sessions", {"copy_of": session}))["id"]
+    assert anywhere.run(copy, "two", Idempotency_Key="k").status_code == 200
+    assert texts(anywhere, copy) == ["one", "OK", "two", "OK"]
+
+
 def test_a_copy_leaves_a_refused_question_out_as_its_original_does(anywhere: Client) -> None:
     session = anywhere.create()
     anywhere.model.then(status(413, {}))

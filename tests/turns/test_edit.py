@@ -79,7 +79,7 @@ def test_the_title_is_that_of_the_question_in_place(anywhere: Client) -> None:
     assert details["title"] == "two"
 
 
-@pytest.mark.parametrize("which", ["an answer", "a replaced question", "of another session", "unknown", "a number"])
+@pytest.mark.parametrize("which", ["an answer", "of another session", "unknown", "a number"])
 def test_only_a_question_of_the_conversation_can_be_replaced(anywhere: Client, which: str) -> None:
     session, other = anywhere.create(), anywhere.create()
     post(anywhere, session, message="one")
@@ -88,7 +88,6 @@ def test_only_a_question_of_the_conversation_can_be_replaced(anywhere: Client, w
     post(anywhere, session, replaces=question["id"])
     target = {
         "an answer": reply["id"],
-        "a replaced question": question["id"],
         "of another session": anywhere.messages(other)[0]["id"],
         "unknown": "msg-0",
         "a number": 7,
@@ -97,6 +96,71 @@ def test_only_a_question_of_the_conversation_can_be_replaced(anywhere: Client, w
     response = anywhere.request("POST", f"/sessions/{session}/run", {"message": "x", "replaces": target})
     assert error_of(response) == (400, "invalid_request")
     assert anywhere.session(session) == before
+
+
+def test_a_question_that_was_replaced_is_replaced_in_the_conversation_that_led_to_it(anywhere: Client) -> None:
+    session = anywhere.create()
+    for text in ("one", "two"):
+        post(anywhere, session, message=text)
+    first, _, second, _ = [message["id"] for message in anywhere.messages(session)]
+    post(anywhere, session, message="ONE", replaces=first)
+    post(anywhere, session, message="TWO", replaces=second)
+    assert texts(anywhere, session) == ["one", "OK", "TWO", "OK"]
+    assert [one["content"] for one in anywhere.model.requests[-1]["messages"]] == ["one", "OK", "TWO"]
+    [details] = json_of(anywhere.get("/sessions?details=true"))["sessions"]
+    assert details["message_count"] == 4
+
+
+@pytest.mark.parametrize("which", ["an answer", "a question", "a replaced answer"])
+def test_a_question_stands_behind_any_message(anywhere: Client, which: str) -> None:
+    session = anywhere.create()
+    for text in ("one", "two"):
+        post(anywhere, session, message=text)
+    question, reply, second, _ = [message["id"] for message in anywhere.messages(session)]
+    if which == "a replaced answer":
+        post(anywhere, session, message="ONE", replaces=question)
+    place, expected = {"a question": (second, ["one", "OK", "two", "new"])}.get(which, (reply, ["one", "OK", "new"]))
+    post(anywhere, session, message="new", after=place)
+    assert texts(anywhere, session) == [*expected, "OK"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"message": "x", "after": "msg-0"},
+        {"message": "x", "after": "beginning"},
+        {"message": "x", "after": 7},
+        {"after": "msg-0"},
+        {"message": "x", "after": "msg-0", "replaces": "msg-0"},
+        {"continue": True, "after": "msg-0"},
+    ],
+)
+def test_a_place_that_is_none_is_refused(anywhere: Client, body: dict[str, Any]) -> None:
+    session = anywhere.create()
+    post(anywhere, session, message="one")
+    assert error_of(anywhere.request("POST", f"/sessions/{session}/run", body)) == (400, "invalid_request")
+    assert texts(anywhere, session) == ["one", "OK"]
+
+
+def test_a_copy_ends_with_any_version(anywhere: Client) -> None:
+    session = anywhere.create()
+    post(anywhere, session, message="one")
+    question, reply = [message["id"] for message in anywhere.messages(session)]
+    post(anywhere, session, message="ONE", replaces=question)
+    body = {"copy_of": session, "until": reply}
+    copy = json_of(anywhere.request("POST", "/sessions", body))["id"]
+    assert texts(anywhere, copy) == ["one", "OK"]
+
+
+def test_a_key_stands_for_the_place_behind_a_message_too(anywhere: Client) -> None:
+    session = anywhere.create()
+    post(anywhere, session, message="one")
+    question, reply = [message["id"] for message in anywhere.messages(session)]
+    path, key = f"/sessions/{session}/run", {"Idempotency-Key": "k"}
+    done = anywhere.request("POST", path, {"message": "two", "after": reply}, key)
+    assert json_of(anywhere.request("POST", path, {"message": "two", "after": reply}, key)) == json_of(done)
+    other = anywhere.request("POST", path, {"message": "two", "after": question}, key)
+    assert error_of(other) == (422, "idempotency_key_reused")
 
 
 def test_a_key_stands_for_the_question_in_place_too(anywhere: Client) -> None:
@@ -208,18 +272,20 @@ def test_the_file_stays_append_only(tmp_path: Path) -> None:
 @given(st.lists(st.tuples(st.sampled_from(["user", "assistant"]), st.none() | st.integers(0, 12)), max_size=12))
 @settings(max_examples=500, deadline=None)
 def test_what_is_replaced_is_what_replacing_step_by_step_leaves_out(steps: list[tuple[str, int | None]]) -> None:
-    messages: list[dict[str, Any]] = []
-    current: list[dict[str, Any]] = []
+    messages: list[Any] = []
+    current: list[Any] = []
+    versions: dict[str, list[Any]] = {}  # the conversation that led to each message
     for number, (role, target) in enumerate(steps):
         message = {"id": f"msg-{number}", "role": role, "content": "x", "created_at": "t"}
         if target is not None:
             message["replaces"] = f"msg-{target}"
-        places = [index for index, other in enumerate(current) if other["id"] == message.get("replaces")]
-        current = [*(current[: places[0]] if places and role == "user" else current), message]
+        replaced = versions.get(message.get("replaces", ""), current) if role == "user" else current
+        versions[message["id"]] = replaced
+        current = [*replaced, message]
         messages.append(message)
-    replaced = replaced_messages(messages)
-    assert [message for message in messages if message["id"] not in replaced] == current
-    assert set(replaced.values()) <= {message["id"] for message in messages if message["role"] == "user"}
+    gone = replaced_messages(messages)
+    assert [message for message in messages if message["id"] not in gone] == current
+    assert set(gone.values()) <= {message["id"] for message in messages if message["role"] == "user"}
 
 
 def test_after_kill_9_the_conversation_is_the_old_one_or_the_new_one(

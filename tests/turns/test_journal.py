@@ -21,6 +21,7 @@ from storage import Session
 from tests.support.client import Client, error_of
 from tests.support.continued import brief
 from tests.support.model_server import answer, wait
+from tests.support.recorded import Lines
 from tests.support.server import wait_until
 
 INTERRUPTED = {"status": "incomplete", "reason": "interrupted"}
@@ -173,8 +174,8 @@ def test_a_foreign_file_in_the_place_of_a_journal_is_no_error(tmp_path: Path, fo
     else:
         path.write_text("old\n")
     assert read_journal(str(path)) == ([b"old", b""] if foreign == "an old journal" else [])
-    journal = FileJournal(str(path), b"first")
-    journal.write(b"second\n")
+    journal = FileJournal(str(path), b"first", Lines(b"second"))
+    journal.flush()
     journal.close()
     if foreign != "a directory":
         assert read_journal(str(path)) == [b"first", b"second", b""]
@@ -187,9 +188,9 @@ def test_a_journal_that_cannot_be_written_costs_the_turn_nothing(
 ) -> None:
     if not os.path.exists("/dev/full"):
         pytest.fail("this test needs /dev/full")
-    journal = FileJournal(str(tmp_path / "nowhere" / "journal"), b"first")
-    journal.write(b"x\n")
-    journal.write(b"y\n")
+    journal = FileJournal(str(tmp_path / "nowhere" / "journal"), b"first", Lines(b"x"))
+    assert not journal.flush()
+    assert not journal.flush()
     assert [record.message for record in caplog.records if "journal" in record.message] == [
         "cannot keep a journal: No such file or directory; a crash would lose what is not stored yet"
     ]

@@ -36,9 +36,24 @@ def question(text: str = "Hi", id: str | None = "m1", **more: Any) -> dict[str, 
     return {**named, "role": "user", "parts": [{"type": "text", "text": text}], **more}
 
 
-def chat(client: Client, session: str, *messages: Any, headers: Any = None, **more: Any) -> Any:
-    """The whole answer to a request of the transport."""
-    return client.request("POST", "/ui/chat", {"id": session, "messages": list(messages), **more}, headers)
+def chat(client: Client, session: str, message: Any = None, headers: Any = None, **more: Any) -> Any:
+    """The whole answer to a request of the transport that sends the last message alone."""
+    return client.request("POST", "/ui/chat", {"id": session, "message": message, **more}, headers)
+
+
+def told(text: str, id: str | None = None) -> dict[str, Any]:
+    """A client's copy of an answer."""
+    return question(text, id, role="assistant")
+
+
+def show(client: Client, session: str, *messages: Any, **more: Any) -> Any:
+    """The whole answer to a request of the transport that sends the whole transcript."""
+    return client.request("POST", "/ui/chat", {"id": session, "messages": list(messages), **more})
+
+
+def asked(client: Client) -> list[str]:
+    """What the model was asked last."""
+    return [message["content"] for message in client.model.requests[-1]["messages"]]
 
 
 def chunks(text: str) -> list[Any]:
@@ -243,6 +258,7 @@ def test_no_frame_comes_without_its_start_and_none_stays_open(between: list[Any]
         {"id": "session", "messages": [question(id=1)]},  # type: ignore[arg-type]
         {"id": "session", "messages": [{"role": "user"}]},
         {"id": "session", "messages": [question(), {"role": "assistant", "parts": []}]},
+        {"id": "session", "messages": [{"role": "user"}], "trigger": "regenerate-message"},
         {"id": "session", "messages": [question()], "trigger": "resume-stream"},
         {"id": "session", "messages": [question()], "messageId": 1},
         {"id": "session", "messages": [question()], "model": "another"},
@@ -281,10 +297,13 @@ def test_the_id_of_a_message_is_its_key_whatever_form_it_has(client: Client, id:
         assert questions(client, session) == ["Edited"]
 
 
-def test_the_same_id_for_another_message_is_refused(client: Client) -> None:
+def test_the_same_id_for_another_message_is_an_edit(client: Client) -> None:
     session = client.create()
     assert chat(client, session, question()).status_code == 200
-    assert error_of(chat(client, session, question("Another"))) == (422, "idempotency_key_reused")
+    for _ in range(2):
+        assert chat(client, session, question("Another")).status_code == 200
+        assert questions(client, session) == ["Another"]
+    assert len(client.model.requests) == 2
 
 
 def test_a_key_of_the_request_wins(client: Client) -> None:
@@ -324,13 +343,89 @@ def test_an_answer_can_be_named_without_any_message(client: Client) -> None:
     assert len(client.model.requests) == 3
 
 
-def test_a_question_that_another_tab_has_dropped_cannot_be_edited(client: Client) -> None:
+def test_a_question_that_another_tab_has_dropped_comes_back_with_what_led_to_it(client: Client) -> None:
     session = client.create()
     chat(client, session, question("One", "m1"))
     chat(client, session, question("Two", "m2"))
     chat(client, session, question("Edited", "m1"), messageId="m1")
-    assert error_of(chat(client, session, question("Stale", "m2"), messageId="m2")) == (400, "invalid_request")
-    assert questions(client, session) == ["Edited"]
+    assert chat(client, session, question("Stale", "m2"), messageId="m2").status_code == 200
+    assert questions(client, session) == ["One", "Stale"]
+
+
+# --- whole transcripts ---
+
+
+def two_turns(client: Client) -> tuple[str, list[Any]]:
+    """A session of two turns, and what a client has of it."""
+    session = client.create()
+    client.model.then(answer("A1"), answer("A2"))
+    show(client, session, question("Q1", "m1"))
+    show(client, session, question("Q1", "m1"), told("A1"), question("Q2", "m2"))
+    return session, [question("Q1", "m1"), told("A1"), question("Q2", "m2"), told("A2")]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda held: [*held, question("Q3", "m3")], ["Q1", "A1", "Q2", "A2", "Q3"]),
+        (lambda held: [*held[:2], question("Edited", "m3")], ["Q1", "A1", "Edited"]),
+        (lambda held: [*held[:2], question("Edited", "m2")], ["Q1", "A1", "Edited"]),
+        (lambda held: [question("Edited", "m3")], ["Edited"]),
+        (lambda held: [held[0], told("By hand"), question("Q3", "m3")], ["Q1", "By hand", "Q3"]),
+        (lambda held: [*held[2:], question("Q3", "m3")], ["Q1", "A1", "Q2", "A2", "Q3"]),
+        (lambda held: [question("New", "m0"), told("New"), question("Q3", "m3")], ["New", "New", "Q3"]),
+        (
+            lambda held: [question("Be kind.", "s", role="system"), *held, question("Q3")],
+            ["Q1", "A1", "Q2", "A2", "Q3"],
+        ),
+    ],
+)
+def test_what_reaches_the_model_is_what_the_page_shows(client: Client, change: Any, expected: list[str]) -> None:
+    session, held = two_turns(client)
+    assert show(client, session, *change(held)).status_code == 200
+    assert asked(client) == expected
+    assert [message["content"] for message in client.messages(session)] == [*expected, "OK"]
+
+
+@pytest.mark.parametrize("text", ["Q2", "Edited"])
+def test_the_last_question_is_asked_once_more_with_the_text_that_it_has(client: Client, text: str) -> None:
+    session, held = two_turns(client)
+    for number in range(2):  # each is a further try
+        client.model.then(answer(f"Try {number}"))
+        response = show(client, session, *held[:2], question(text, "m2"), trigger="regenerate-message")
+        assert response.status_code == 200
+        assert asked(client) == ["Q1", "A1", text]
+        assert client.messages(session)[-1]["content"] == f"Try {number}"
+
+
+def test_going_back_to_another_version_of_an_answer_brings_that_back(client: Client) -> None:
+    session, held = two_turns(client)
+    client.model.then(answer("B2"))
+    show(client, session, *held[:3], trigger="regenerate-message")
+    show(client, session, *held, question("Q3", "m3"))
+    assert asked(client) == ["Q1", "A1", "Q2", "A2", "Q3"]
+    stored = json_of(client.get(f"/sessions/{session}?replaced=true"))["messages"]
+    assert [message["content"] for message in stored].count("A2") == 1
+
+
+def test_a_transcript_that_is_sent_twice_is_one_turn(client: Client) -> None:
+    session, held = two_turns(client)
+    edited = [*held[:2], question("Edited", "m2")]
+    first, second = show(client, session, *edited), show(client, session, *edited)
+    assert second.headers["Idempotency-Replayed"] == "true"
+    assert chunks(first.text)[0] == chunks(second.text)[0]
+    assert len(client.model.requests) == 3
+
+
+def test_equal_messages_are_told_apart_by_their_ids(client: Client) -> None:
+    session = client.create()
+    held: list[Any] = []
+    for number in range(3):
+        held += [question("Hi", f"m{number}")]
+        show(client, session, *held)
+        held += [told("OK", f"{client.messages(session)[-2]['id']}-answer")]
+    show(client, session, *held[2:4], question("New", "m3"))
+    assert asked(client) == ["Hi", "OK", "Hi", "OK", "New"]
 
 
 def test_a_busy_session_refuses_another_question(client: Client) -> None:
