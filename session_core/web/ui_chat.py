@@ -19,7 +19,14 @@ from session_core.turns.sessions import Sessions
 from session_core.turns.stored import find_turn, last_turn
 from session_core.turns.transcripts import ClientMessage, compare_histories
 from session_core.turns.turn_request import TurnRequest
-from session_core.web.bodies import ModelName, check_question, idempotency_key, json_body, parse_body
+from session_core.web.bodies import (
+    FailingFast,
+    ModelName,
+    check_question,
+    idempotency_key,
+    json_body,
+    parse_body,
+)
 from session_core.web.errors import ApiError, set_error_form
 from session_core.web.turn_responses import TurnResponses, add_stream
 from session_core.web.ui_messages import ANSWER, UiRenderer
@@ -34,7 +41,7 @@ class _Part(BaseModel, strict=True):
 class _Message(BaseModel, strict=True):
     role: Literal["system", "user", "assistant"] = "user"
     id: str | None = None
-    parts: list[_Part] = []
+    parts: FailingFast[_Part] = []
 
     @property
     def text(self) -> str:
@@ -46,7 +53,7 @@ class _Body(BaseModel, strict=True):
     """What `DefaultChatTransport` sends: the transcript, or its last message alone."""
 
     id: str
-    messages: list[_Message] = []
+    messages: FailingFast[_Message] = []
     message: _Message | None = None
     trigger: Literal["submit-message", "regenerate-message"] = "submit-message"
     messageId: str | None = None
