@@ -199,6 +199,30 @@ def test_questions_are_edited_and_answers_tried_again(
     holds(front_end.again(messageId=messages[1]["id"]), "One", "Answer 8")
 
 
+def test_a_page_that_edits_by_setting_its_messages_is_answered_for_what_it_shows(
+    front_end: FrontEnd, server: Server, model: ModelServer
+) -> None:
+    model.then(*(answer(f"Answer {number}") for number in range(1, 6)))
+    front_end.send("One")
+    messages = front_end.send("Two")["messages"]
+
+    front_end.do("set", messages[:2])  # as assistant-ui does
+    edited = front_end.send("Edited")["messages"]
+    assert [one["content"] for one in model.requests[-1]["messages"]][-3:] == ["One", "Answer 1", "Edited"]
+    assert texts(history(server, front_end)) == texts(edited) == ["One", "Answer 1", "Edited", "Answer 3"]
+
+    changed = {**edited[2], "parts": [{"type": "text", "text": "Changed"}]}
+    front_end.do("set", [*edited[:2], changed])  # as Vercel's chatbot does
+    shown = front_end.again()["messages"]
+    assert [one["content"] for one in model.requests[-1]["messages"]][-3:] == ["One", "Answer 1", "Changed"]
+    assert texts(history(server, front_end)) == texts(shown) == ["One", "Answer 1", "Changed", "Answer 4"]
+
+    front_end.do("set", messages)  # back to another branch
+    shown = front_end.send("Three")["messages"]
+    assert texts(history(server, front_end)) == texts(shown)
+    assert texts(shown) == ["One", "Answer 1", "Two", "Answer 2", "Three", "Answer 5"]
+
+
 def test_an_answer_that_is_being_tried_again_is_joined(
     front_end: FrontEnd, server: Server, model: ModelServer
 ) -> None:
