@@ -34,7 +34,7 @@ from session_core.web.hardened_waitress import MAX_BODY_BYTES
 from session_core.web.logs import set_up_logging
 from session_core.web.observing import load_metrics, load_traces, observe_requests
 from session_core.web.openai_chat import ChatCompletions
-from session_core.web.page_files import PAGE_FILE_ROUTE, page_file
+from session_core.web.page_files import PAGE_FILE_ROUTES, page_file
 from session_core.web.serving import listen, serve, tune_interpreter
 from session_core.web.sessions import Api
 from session_core.web.settings import Settings, read_settings
@@ -101,7 +101,8 @@ def create_app(
     app.get("/ready")(api.ready)
     app.add_url_rule("/", "page", lambda: page_file("index.html"))
     app.add_url_rule("/openapi.json", "openapi", lambda: page_file("openapi.json"))
-    app.add_url_rule(PAGE_FILE_ROUTE, "page_file", page_file)
+    for route in PAGE_FILE_ROUTES:
+        app.add_url_rule(route, "page_file", page_file)
     streams = [*app.url_map.iter_rules("resume_stream"), *app.url_map.iter_rules("resume_chat")]
     for rule in streams:  # some WSGI servers send a stream's body to a HEAD too
         assert rule.methods

@@ -13,13 +13,13 @@ import urllib.parse
 from flask import Response, g, request
 
 from session_core.web.errors import ApiError
-from session_core.web.page_files import PAGE_FILES
+from session_core.web.page_files import is_page_file
 from session_core.web.settings import Settings
 from session_core.web.users import Users
 
 log = logging.getLogger(__name__)
 
-_OPEN_PATHS = {"/ready", "/", "/openapi.json", *(f"/{name}" for name in PAGE_FILES)}  # need no token
+_OPEN_PATHS = {"/ready", "/", "/openapi.json"}  # need no token
 
 
 _EXPOSED = "Idempotency-Replayed, Location, Retry-After, X-Request-Id, X-Session-Id, X-Vercel-AI-UI-Message-Stream"
@@ -43,7 +43,7 @@ def check_access(settings: Settings, users: Users | None = None) -> Response | N
         raise ApiError("forbidden_host")  # a page of another site may have this address by DNS rebinding
     if origin in settings.cors_origin and request.method == "OPTIONS":
         return Response(status=204)
-    if needs_token and request.path not in _OPEN_PATHS:
+    if needs_token and request.path not in _OPEN_PATHS and not is_page_file(request.path):
         scheme, _, token = request.environ.get("HTTP_AUTHORIZATION", "").partition(" ")
         if users:
             user = users.find_user(token.strip())

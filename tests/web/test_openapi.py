@@ -28,7 +28,7 @@ from session_core.stores.files import FileStorage
 from session_core.turns.turn import MAX_WATCHERS
 from session_core.web.errors import ERRORS
 from session_core.web.hardened_waitress import MAX_BODY_BYTES
-from session_core.web.page_files import PAGE_FILE_ROUTE
+from session_core.web.page_files import PAGE_FILE_ROUTES
 from session_core.web.ui_messages import UI_MESSAGES
 from storage import TITLE_LENGTH, LockedSession, MemoryStorage, Storage
 from tests.support.client import Client, Stream
@@ -83,7 +83,7 @@ def test_every_route_of_the_app_is_an_operation_and_every_operation_a_route() ->
             for rule in client.app.url_map.iter_rules()
             for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
         }
-    assert routes - {("GET", PAGE_FILE_ROUTE)} == {(method, path) for method, path, _ in OPERATIONS.values()}
+    assert routes - {("GET", route) for route in PAGE_FILE_ROUTES} == {(method, path) for method, path, _ in OPERATIONS.values()}
 
 
 def test_only_operations_that_are_open_to_all_do_without_the_token() -> None:

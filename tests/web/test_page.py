@@ -480,7 +480,7 @@ def test_a_running_turn_goes_on_while_another_session_is_shown(here: Page, scrip
 def test_a_session_is_renamed(here: Page, server: Server) -> None:
     here.ask("Hello")
     here.wait_until(lambda: here.text("#title") == "Hello", "the title")
-    here.click("#rename")
+    here.choose("rename")
     here.type("#rename-text", "A better title", Keys.ENTER)
     here.wait_until(lambda: here.text("#title") == "A better title", "the new title")
     listed = server.request("GET", "/sessions?details=true&limit=1").json["sessions"]
@@ -491,7 +491,7 @@ def test_a_session_is_renamed(here: Page, server: Server) -> None:
 def test_a_deleted_session_can_be_brought_back_for_some_seconds(here: Page, server: Server) -> None:
     here.ask("Hello")
     session = here.session
-    here.click("#delete")
+    here.choose("delete")
     here.wait_until(lambda: here.questions == [], "the new session")
     assert not here.all(f'#list a[href="#{session}"]')
     assert exists(server, session)
@@ -499,7 +499,7 @@ def test_a_deleted_session_can_be_brought_back_for_some_seconds(here: Page, serv
     here.click("#undo")
     here.wait_until(lambda: here.questions == ["Hello"], "the session again")
     here.wait_until(lambda: here.all(f'#list a[href="#{session}"]'), "its line in the list")
-    here.click("#delete")
+    here.choose("delete")
     here.wait_until(lambda: not exists(server, session), "the end of the seconds")
     assert not here.shows("#deleted")
 
@@ -507,7 +507,7 @@ def test_a_deleted_session_can_be_brought_back_for_some_seconds(here: Page, serv
 def test_a_reload_ends_the_time_to_bring_a_session_back(here: Page, server: Server) -> None:
     here.ask("Hello")
     session = here.session
-    here.click("#delete")
+    here.choose("delete")
     here.wait_until(lambda: here.shows("#deleted"), "the offer to undo")
     here.reload()
     here.wait_until(lambda: not exists(server, session), "the deletion")
@@ -574,7 +574,11 @@ def test_links_lead_to_the_web_only_and_tell_it_nothing(here: Page, script: Scri
     script(answer("[docs](https://example.org/a?b=1) https://example.org/c. [mail](mailto:a@example.org)"))
     here.ask("Links")
     links = here.all("#conversation .text a")
-    assert [link.get_attribute("href") for link in links] == ["https://example.org/a?b=1", "https://example.org/c"]
+    assert [link.get_attribute("href") for link in links] == [
+        "https://example.org/a?b=1",
+        "https://example.org/c",
+        "mailto:a@example.org",
+    ]
     assert {link.get_attribute("rel") for link in links} == {"noopener noreferrer"}
     assert {link.get_attribute("target") for link in links} == {"_blank"}
 
@@ -679,7 +683,7 @@ def test_text_that_comes_in_pieces_is_drawn_like_text_that_comes_whole(here: Pag
     differing = here.run(
         r"""
         const { markdown } = await import("/markdown.js");
-        const { Answer } = await import("/messages.js");
+        const { Answer } = await import("/answer.js");
         const parts = ["# T\n", "word ", "**b** ", "- a\n", "  - b\n", "1. x\n", "\n", "```\n", "~~~\n", "> q\n",
           "* ", "| a | b |\n", "|---|---|\n", "---\n", "`c`", "[l](https://e.org)", "   in\n", "*i*", "\tt\n", "3) "];
         let seed = 1;
@@ -749,12 +753,17 @@ def test_everything_is_done_with_the_keyboard(here: Page, server: Server, script
     here.press(Keys.ENTER)
     here.wait_until(lambda: here.answers == ["OK"], "the second answer")
     here.settle()
-    tab_to("rename", Keys.SHIFT)
+    tab_to("menu", Keys.SHIFT)
+    here.press(Keys.ENTER)
+    assert here.focused == "rename"
     here.press(Keys.ENTER)
     here.press("By keyboard", Keys.ENTER)
     here.wait_until(lambda: here.text("#title") == "By keyboard", "the new title")
-    tab_to("delete")
+    assert here.focused == "menu"
     session = here.session
+    here.press(Keys.ENTER)
+    here.press(Keys.ARROW_UP)
+    assert here.focused == "delete"
     here.press(Keys.ENTER)
     here.wait_until(lambda: here.questions == [], "a new session")
     tab_to("undo", Keys.SHIFT)
@@ -778,7 +787,7 @@ def test_a_screen_reader_hears_the_finished_answer_and_not_each_word(here: Page,
 
 def test_every_control_has_a_name(here: Page) -> None:
     here.ask("Hello")
-    here.click("#rename")
+    here.choose("rename")
     controls = [one for one in here.all("button, input, textarea, a, [role=region], nav") if one.is_displayed()]
     assert controls
     assert [one.get_attribute("outerHTML") for one in controls if not one.accessible_name] == []
