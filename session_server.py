@@ -16,7 +16,7 @@ import sys
 import urllib.parse
 from collections.abc import Callable, Sequence
 
-from flask import Flask
+from flask import Flask, Response
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from agent import Agent
@@ -28,7 +28,7 @@ from session_core.tools.files import ToolFileError, load_tools
 from session_core.tools.functions import AnyTool, Tool
 from session_core.turns.recovery import continue_interrupted
 from session_core.web.access import add_common_headers, check_access
-from session_core.web.errors import answer_error
+from session_core.web.errors import ApiError, answer_error
 from session_core.web.flag_values import SettingsError
 from session_core.web.hardened_waitress import MAX_BODY_BYTES
 from session_core.web.logs import set_up_logging
@@ -95,6 +95,7 @@ def create_app(
     app.get("/v1/models/<path:model>")(completions.get_openai_model)
     app.get("/tools")(api.list_tools)
     app.get("/models")(api.list_models)
+    app.post("/render")(_render)
     if metrics:
         app.add_url_rule("/metrics", "metrics", metrics.answer)
     app.get("/health")(api.health)
@@ -108,6 +109,17 @@ def create_app(
         assert rule.methods
         rule.methods.discard("HEAD")
     return app
+
+
+def _render() -> Response:
+    """The tree of a Markdown text. What it needs is imported when it is first asked for."""
+    try:
+        from session_core.web.render import answer_render
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] not in ("markdown_it", "mdit_py_plugins", "pygments", "latex2mathml"):
+            raise
+        raise ApiError("not_found", "Nothing is drawn here: pip install '.[page]'") from None
+    return answer_render()
 
 
 def build_app() -> Flask:

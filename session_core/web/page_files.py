@@ -11,6 +11,7 @@ import json
 import re
 
 from flask import Response, request
+from werkzeug.wrappers import Response as BaseResponse
 
 _PAGE = importlib.resources.files("session_core.web") / "page"
 _MEDIA_TYPES = {  # the system's own table can be wrong
@@ -37,7 +38,7 @@ def is_page_file(path: str) -> bool:
     return name in PAGE_FILES
 
 
-def page_file(name: str, version: str = "") -> Response:
+def page_file(name: str, version: str = "") -> BaseResponse:
     """A file of the page, with a Content-Security-Policy under which it loads nothing from elsewhere.
 
     Browsers keep a file with a `version` of the page in its address for good, and ask whether any other has changed.

@@ -141,7 +141,9 @@ class Page:
 
     def settle(self) -> None:
         """Waits until nothing is loaded or answered any more."""
-        self.wait_until(lambda: self.all("#conversation[aria-busy=false]") and self.shows("#send"), "the answer's end")
+        self.wait_until(
+            lambda: self.all("#conversation[aria-busy=false]") and self.shows("#send"), "the answer's end"
+        )
 
     @property
     def questions(self) -> list[str]:

@@ -142,7 +142,7 @@ class InlineReader {
   formula(begin, end) {
     const from = this.at + begin.length;
     const to = this.nextEnd(end, from);
-    if (to - from > 4000 || !this.words.slice(from, to).trim()) return false;
+    if (to - from > 4000 || !/[\p{L}\p{N}]/u.test(this.words.slice(from, to))) return false;
     this.node(element("span", { class: "math" }, this.words.slice(this.at, to + end.length)), to + end.length - this.at);
     return true;
   }
