@@ -62,7 +62,6 @@ export function webLink(address, ...words) {
 export function inline(words, node, definitions) {
   const reader = new InlineReader(words, definitions);
   build(reader.read(), node, 0, false);
-  node.normalize();
 }
 
 class InlineReader {
@@ -322,18 +321,29 @@ function belongTogether(opener, closer) {
 function build(tokens, parent, depth, isInLink) {
   const parents = [];
   let node = parent;
+  let words = ""; // of the node, not yet in it: to join thousands of texts in the document takes long
+  const flush = () => {
+    if (words) node.append(words);
+    words = "";
+  };
+  const append = (child) => {
+    flush();
+    return node.appendChild(child);
+  };
   for (const token of tokens) {
     if (token.children) {
-      const link = (!isInLink && webLink(token.address)) || element("span");
+      const link = append((!isInLink && webLink(token.address)) || element("span"));
       build(token.children, link, depth + 1, isInLink || link.localName === "a");
-      node.append(link);
     } else if (token.mark) {
+      if (token.closes) flush();
       for (let left = token.closes; left; left -= 1) node = parents.pop();
-      node.append(token.mark.repeat(token.count));
+      words += token.mark.repeat(token.count);
       for (const name of token.opens) {
         parents.push(node);
-        if (depth + parents.length < DEEPEST) node = node.appendChild(element(name));
+        if (depth + parents.length < DEEPEST) node = append(element(name));
       }
-    } else node.append(token.node ?? token.text);
+    } else if (token.node) append(token.node);
+    else words += token.text;
   }
+  flush();
 }
