@@ -1,9 +1,10 @@
 """Exact arithmetic on an expression, without `eval`.
 
-Numbers are fractions for as long as they can be. What no fraction can say (`sqrt(2)`, `pi`, `log(3)`), or only a
-very long one, is a decimal number of a hundred digits. Two rules make up for digits that get lost: what agrees in
-fifty digits with a number of forty is that number, and a difference that loses more than fifty digits is zero. So
-`floor(sqrt(2)**2)` is 2 and `sin(pi)` is 0; but `10**60 + pi - 10**60` is 0 as well.
+Numbers are fractions where that is possible. A number that no fraction holds (`sqrt(2)`, `pi`, `log(3)`), or only a
+very long one, is a decimal number of a hundred digits. Two rules correct its errors. A number whose first fifty
+digits are those of one of at most forty digits is taken for that one, so `floor(sqrt(2)**2)` is 2. A difference that
+loses more than fifty digits is taken for zero, so `sin(pi)` is 0. The price of the second rule:
+`10**60 + pi - 10**60` is 0 as well.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ def calculator(expression: str) -> str:
     pi and e, and the functions sqrt, abs, round(x), round(x, places), min, max, floor, ceil, exp, log(x) (natural),
     log(x, base), sin, cos and tan (in radians).
 
-    A result with a finite decimal expansion is given in full, up to 10,000 digits, any other one to 15 significant
-    digits, with an exponent (3.33333333333333e+19) from 1e+15 on and below 1e-6. Raises `CalculatorError` where
-    there is no answer, or only one that would take more than some 50 ms.
+    Returns a result with a finite decimal expansion in full, up to 10,000 digits. Any other result has 15 significant
+    digits, and an exponent (3.33333333333333e+19) from 1e+15 on and below 1e-6. Raises `CalculatorError` where there
+    is no answer, and where the answer would take more than about 50 ms.
 
     Args:
         expression: what to compute, such as "15 * 23" or "sqrt(2) / 3"

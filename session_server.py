@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import functools
 import logging
 import os
 import socket
@@ -16,7 +15,7 @@ import sys
 import urllib.parse
 from collections.abc import Callable, Sequence
 
-from flask import Flask, Response
+from flask import Flask
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from agent import Agent
@@ -26,18 +25,23 @@ from session_core.stores.files import FileStorage
 from session_core.telemetry.spans import Observer
 from session_core.tools.files import ToolFileError, load_tools
 from session_core.tools.functions import AnyTool, Tool
+from session_core.turns.models import ModelChoice
 from session_core.turns.recovery import continue_interrupted
+from session_core.turns.sessions import Sessions, SessionsOfUsers
+from session_core.turns.turns import Turns
 from session_core.web.access import add_common_headers, check_access
-from session_core.web.errors import ApiError, answer_error
+from session_core.web.errors import answer_error
 from session_core.web.flag_values import SettingsError
 from session_core.web.hardened_waitress import MAX_BODY_BYTES
 from session_core.web.logs import set_up_logging
-from session_core.web.observing import load_metrics, load_traces, observe_requests
-from session_core.web.openai_chat import ChatCompletions
-from session_core.web.page_files import PAGE_FILE_ROUTES, page_file
+from session_core.web.observing import add_metrics_route, load_metrics, load_traces, observe_requests
+from session_core.web.openai_chat import openai_dialect
+from session_core.web.service import service_routes
 from session_core.web.serving import listen, serve, tune_interpreter
-from session_core.web.sessions import Api
+from session_core.web.sessions import native_dialect
 from session_core.web.settings import Settings, read_settings
+from session_core.web.turn_responses import TurnResponses
+from session_core.web.ui_chat import ui_dialect
 from session_core.web.users import Users
 from storage import MemoryStorage, Storage, StorageUnavailable
 
@@ -45,7 +49,7 @@ __all__ = ["Settings", "SettingsError", "build_app", "create_app", "main"]
 
 
 def create_app(
-    storage: Storage | Callable[[str], Storage],
+    storage: Storage,
     agent: Agent,
     settings: Settings | None = None,
     observer: Observer | None = None,
@@ -54,14 +58,13 @@ def create_app(
 
     The `observer` sees the requests and what they do.
 
-    With `settings.users`, `storage` is a function that gives each user's store by name. Raises SettingsError where
-    the file of users cannot be read.
+    With `settings.users`, the storage makes one for each user (`Storage.for_user`). Raises SettingsError where the
+    file of users cannot be read, and ValueError where the storage cannot keep users apart.
     """
     settings = settings or Settings()
     users = Users(settings.users) if settings.users else None
-    store_of = storage if callable(storage) else lambda _: storage
-    if users and not callable(storage):
-        raise ValueError("users need a store each: give a function from a name to a store")
+    if users and type(storage).for_user is Storage.for_user:
+        raise ValueError("users need a store each: give a storage that has for_user")
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     if settings.trusted_proxies:
@@ -75,51 +78,24 @@ def create_app(
     app.after_request(lambda response: add_common_headers(response, settings))
     app.register_error_handler(Exception, answer_error)
 
-    api = Api(store_of, agent, settings, users, metrics or observer)
-    app.extensions["turns"] = api.all_runs
-    app.extensions["users"] = users
-    app.post("/sessions")(api.create_session)
-    app.get("/sessions")(api.list_sessions)
-    app.get("/sessions/<session_id>")(api.get_session)
-    app.patch("/sessions/<session_id>")(api.configure_session)
-    app.delete("/sessions/<session_id>")(api.delete_session)
-    app.post("/sessions/<session_id>/run")(api.run)
-    app.post("/sessions/<session_id>/run_stream")(api.run_stream)
-    app.get("/sessions/<session_id>/run_stream")(api.resume_stream)
-    app.post("/sessions/<session_id>/cancel")(api.cancel)
-    app.post("/ui/chat")(api.chat)
-    app.get("/ui/chat/<session_id>/stream")(api.resume_chat)
-    completions = ChatCompletions(api, settings.session_headers)
-    app.post("/v1/chat/completions")(completions.complete_chat)
-    app.get("/v1/models")(completions.list_openai_models)
-    app.get("/v1/models/<path:model>")(completions.get_openai_model)
-    app.get("/tools")(api.list_tools)
-    app.get("/models")(api.list_models)
-    app.post("/render")(_render)
+    turns = Turns(
+        ModelChoice(agent, None if "*" in settings.models else settings.models),
+        timeout=settings.timeout,
+        max_turns=settings.max_streams,
+        observer=metrics or observer,
+    )
+    sessions = SessionsOfUsers(storage, turns, lambda: users.names if users else [""], settings.session_ttl)
+    sessions.sweeps.start()
+    one_shot = Sessions(MemoryStorage(), turns)
+    responses = TurnResponses(sessions, one_shot, settings)
+    app.extensions.update(turns=sessions, turn_responses=responses, users=users)
+    app.register_blueprint(service_routes(agent, sessions, responses))
+    app.register_blueprint(native_dialect(responses, show_reasoning=settings.show_reasoning))
+    app.register_blueprint(ui_dialect(responses))
+    app.register_blueprint(openai_dialect(responses, agent, settings.session_headers))
     if metrics:
-        app.add_url_rule("/metrics", "metrics", metrics.answer)
-    app.get("/health")(api.health)
-    app.get("/ready")(api.ready)
-    app.add_url_rule("/", "page", lambda: page_file("index.html"))
-    app.add_url_rule("/openapi.json", "openapi", lambda: page_file("openapi.json"))
-    for route in PAGE_FILE_ROUTES:
-        app.add_url_rule(route, "page_file", page_file)
-    streams = [*app.url_map.iter_rules("resume_stream"), *app.url_map.iter_rules("resume_chat")]
-    for rule in streams:  # some WSGI servers send a stream's body to a HEAD too
-        assert rule.methods
-        rule.methods.discard("HEAD")
+        add_metrics_route(app, metrics)
     return app
-
-
-def _render() -> Response:
-    """The tree of a Markdown text. What it needs is imported when it is first asked for."""
-    try:
-        from session_core.web.render import answer_render
-    except ImportError as error:
-        if (error.name or "").partition(".")[0] not in ("markdown_it", "mdit_py_plugins", "pygments", "latex2mathml"):
-            raise
-        raise ApiError("not_found", "Nothing is drawn here: pip install '.[page]'") from None
-    return answer_render()
 
 
 def build_app() -> Flask:
@@ -183,11 +159,9 @@ def _assemble(settings: Settings, at_end: Callable[[Callable[[], object]], objec
     traces = load_traces(os.environ)
     if traces:
         at_end(traces.close)
-    storage = functools.partial(_storage, settings) if settings.users else _storage(settings)
-    app = create_app(storage, agent, settings, traces)
+    app = create_app(_storage(settings), agent, settings, traces)
     if settings.continue_interrupted:
-        for runs in app.extensions["turns"].all():
-            continue_interrupted(runs, settings.timeout)
+        continue_interrupted(app.extensions["turns"].all, settings.timeout)
     return app
 
 
@@ -206,6 +180,7 @@ def _mcp_tools(
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         servers = McpServers(read_mcp_config(settings.mcp_config, os.environ))
+        servers.start()
     except McpError as error:
         raise SettingsError(f"-mcp_config: {error}") from None
     at_end(servers.close)
@@ -218,7 +193,7 @@ def _system_prompt(settings: Settings) -> str:
     return "You are a helpful assistant." if default and not settings.calculator else settings.system_prompt
 
 
-def _storage(settings: Settings, user: str = "") -> Storage:
+def _storage(settings: Settings) -> Storage:
     if settings.redis_url:
         try:
             from session_core.stores.redis import RedisStorage
@@ -227,12 +202,11 @@ def _storage(settings: Settings, user: str = "") -> Storage:
                 raise
             raise SettingsError("-redis_url needs the redis client: pip install redis") from None
         try:
-            return RedisStorage(settings.redis_url, user)
+            return RedisStorage(settings.redis_url)
         except StorageUnavailable as error:
             raise SettingsError(f"-redis_url: {error}; see to the address, the password and the server") from None
     try:
-        directory = settings.session_dir
-        return FileStorage(os.path.join(directory, user) if user else directory) if directory else MemoryStorage()
+        return FileStorage(settings.session_dir) if settings.session_dir else MemoryStorage()
     except StorageUnavailable as error:
         raise SettingsError(f"-session_dir: {error}; give a directory that can be written") from None
 

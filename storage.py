@@ -5,8 +5,8 @@ Reading needs no lock. To change a session, a caller locks it first, and is then
 between threads and between processes alike.
 
 A store writes six primitives of `Storage` and five of `LockedSession`. `tests/support/storage_conformance.py` checks
-it. A store that servers on several machines share also lets them follow one another's turns, by
-`LockedSession.publish_turn` and `Storage.turn_feed`.
+it. A store whose turns survive the process, or can be followed by other servers, also has `LockedSession.record`,
+`Storage.journal` and `Storage.turn_feed`.
 """
 
 from __future__ import annotations
@@ -20,27 +20,29 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
+from session_core.data.message import MessageFields, StoredMessage, are_messages, is_message
 from session_core.data.session import (
     SESSION_ID,
     SETTINGS,
+    STATE,
     TITLE_LENGTH,
     Session,
     Summary,
-    are_messages,
     configured,
     expanded,
-    is_message,
     new_id,
-    replaced_messages,
     session_from,
     summarize,
     timestamp,
 )
 from session_core.data.strict_json import to_json
+from session_core.data.turn_feed import TurnFeed, TurnLines
+from session_core.data.versions import replaced_messages
 
 __all__ = [
     "SESSION_ID",
     "SETTINGS",
+    "STATE",
     "TITLE_LENGTH",
     "FeedGap",
     "LockLost",
@@ -55,6 +57,7 @@ __all__ = [
     "StorageUnavailable",
     "Summary",
     "TurnFeed",
+    "TurnLines",
     "checked_id",
     "expanded",
     "is_message",
@@ -99,20 +102,18 @@ class FeedGap(StorageUnavailable):
 class Storage(ABC):
     """Sessions by id. Every method may be called from any thread."""
 
-    def create(
-        self, messages: Sequence[Mapping[str, Any]] = (), last_error: str | None = None, **settings: str | None
-    ) -> str:
+    def create(self, messages: Sequence[StoredMessage] = (), **fields: Any) -> str:
         """Creates a session and returns its id. The session is durable when this returns.
 
-        `messages` are whole messages, with ids. `settings` are those of `LockedSession.configure`. Raises ValueError
-        for what JSON in UTF-8 cannot hold, and for messages without the fields that every message has.
+        `messages` are whole messages, with ids. `fields` are further ones of `Session`. Raises ValueError for what
+        JSON in UTF-8 cannot hold, and for messages without the fields that every message has.
         """
         now = timestamp()
-        copies: list[dict[str, Any]] = [json.loads(to_json(message)) for message in messages]
+        copies = json.loads(to_json(list(messages)))
         if not are_messages(copies):
             raise ValueError("a message needs an id, a role, a content and a time, all strings")
-        session = Session(new_id("session"), now, now, messages=copies, last_error=last_error)
-        session = configured(session, settings)
+        to_json(fields)
+        session = Session(new_id("session"), now, now, messages=copies, **fields)
         self._create(session)
         return session.id
 
@@ -167,12 +168,27 @@ class Storage(ABC):
                     return
                 yield session_id
 
-    def lock(self, session_id: str, *, turn: bool = False) -> LockedSession:
-        """Locks the session until it is released. With `turn`, `running` is true meanwhile.
+    def for_user(self, name: str) -> Storage:
+        """A store of this user's own, apart from this one and from those of all others. It shares with this one what
+        can be shared: connections, threads, caches. Raises StorageUnavailable."""
+        raise NotImplementedError("this store cannot keep users apart")
 
-        Waits up to one second for a short lock (rename, delete). Raises SessionNotFound, SessionBusy,
-        StorageUnavailable.
+    def lock(self, session_id: str) -> LockedSession:
+        """Locks the session for a change, until it is released.
+
+        Waits up to one second for another short lock. Raises SessionNotFound, SessionBusy, StorageUnavailable.
         """
+        return self._lock_soon(session_id, turn=False)
+
+    def lock_for_turn(self, session_id: str) -> LockedSession:
+        """Locks the session for a turn, until it is released. `running` is true meanwhile.
+
+        What this returns is alone to store messages in the session, and to record what the turn says (see
+        `LockedSession.record`). Waits and raises like `lock`.
+        """
+        return self._lock_soon(session_id, turn=True)
+
+    def _lock_soon(self, session_id: str, *, turn: bool) -> LockedSession:
         give_up = time.monotonic() + _SHORT_LOCK_SECONDS
         while (locked := self._lock(checked_id(session_id), turn)) is None:
             if self.running(session_id) or time.monotonic() > give_up:
@@ -188,17 +204,17 @@ class Storage(ABC):
         return self._running(checked_id(session_id))
 
     def turn_feed(self, session_id: str) -> TurnFeed | None:
-        """The session's newest turn, if another process has published it (see `LockedSession.publish_turn`). Raises
-        SessionNotFound and StorageUnavailable."""
+        """The session's newest turn, if another process records it (see `LockedSession.record`). Waits a moment for
+        one that is only starting. Raises SessionNotFound and StorageUnavailable."""
         return None
 
     def journal(self, session_id: str) -> list[bytes]:
-        """The lines that the session's newest turn has written to its journal (see `LockedSession.journal`), also
-        where its process is gone. Raises SessionNotFound and StorageUnavailable."""
+        """The lines that the session's newest turn has recorded (see `LockedSession.record`), also where its process
+        is gone. Raises SessionNotFound and StorageUnavailable."""
         return []
 
     def flush(self) -> None:
-        """Waits, for some seconds at most, until other processes can read what ended turns have published."""
+        """Waits, for some seconds at most, until what ended turns have recorded is written."""
         return None
 
     @abstractmethod
@@ -246,13 +262,14 @@ class LockedSession(ABC):
         return self._session
 
     def append(
-        self, fields: Mapping[str, Any], message_id: str | None = None, created_at: str | None = None
-    ) -> dict[str, Any]:
+        self, fields: MessageFields, message_id: str | None = None, created_at: str | None = None
+    ) -> StoredMessage:
         """Adds a message of these fields. Returns a copy with `id` and `created_at`, new ones where none are given.
 
-        A user's message may have `replaces`, the id of another one: that one and all behind it leave the conversation
-        in the same write, and stay stored. It may have `history`, whole messages that stand before it. Then the first
-        of them has the `replaces`.
+        A user's message may have `replaces`, the id of another one, or `after`, the id of any message: it stands in
+        place of that one, or behind it, and what stood there leaves the conversation in the same write, and stays
+        stored. It may have `history`, whole messages that stand before it. Then the first of them has the `replaces`
+        or `after`.
 
         The message is durable when this returns. Where this raises StorageUnavailable, the session is as it was
         before. Raises ValueError or TypeError for what JSON in UTF-8 cannot hold (NaN, lone
@@ -260,35 +277,35 @@ class LockedSession(ABC):
         """
         now = timestamp()
         line = to_json({"id": None, **fields} | {"id": message_id or new_id("msg"), "created_at": created_at or now})
-        message: dict[str, Any] = json.loads(line)
-        if not are_messages([message]):
+        message = json.loads(line)
+        if not is_message(message):
             raise ValueError("a message needs a role and a content, both strings")
-        changed = replace(self.session, updated_at=now, last_error=None)
-        if message["role"] == "user":
-            changed = replace(changed, continuation=None)
+        continues = None if message["role"] == "user" else self.session.continues
+        changed = replace(self.session, updated_at=now, last_error=None, last_refused=False, continues=continues)
         self._append(changed, line)
         changed.messages.append(json.loads(line))
         self._session = changed
         return message
 
-    def set_last_error(self, code: str) -> None:
-        """Stores the code of the error that ended the turn, in force until the next message.
+    def set_last_error(self, code: str, *, refused: bool = False) -> None:
+        """Stores the code of the error that ended the turn, and whether the model server refused the question. Both
+        are in force until the next message.
 
         Durable when this returns. Raises ValueError for what JSON in UTF-8 cannot hold.
         """
         to_json(code)
-        changed = replace(self.session, updated_at=timestamp(), last_error=code)
+        changed = replace(self.session, updated_at=timestamp(), last_error=code, last_refused=refused)
         self._append(changed, None)
         self._session = changed
 
-    def set_continuation(self, continuation: Mapping[str, Any]) -> None:
+    def set_continues(self, attempt: Mapping[str, Any]) -> None:
         """Stores what tells of an attempt that goes on with the last turn, in force until the next user's message.
 
         It ends the force of `last_error`. Durable when this returns. Raises ValueError for what JSON in UTF-8 cannot
         hold.
         """
-        copy = json.loads(to_json(continuation))
-        changed = replace(self.session, updated_at=timestamp(), last_error=None, continuation=copy)
+        copy = json.loads(to_json(attempt))
+        changed = replace(self.session, updated_at=timestamp(), last_error=None, last_refused=False, continues=copy)
         self._append(changed, None)
         self._session = changed
 
@@ -313,28 +330,20 @@ class LockedSession(ABC):
             self._released = True
             self._release()
 
-    def publish_turn(self, first: bytes, on_end: Callable[[bool], None]) -> Callable[[bytes, bool], None] | None:
-        """Lets other processes follow the turn for which the session is locked, by `Storage.turn_feed`.
+    def record(self, first: bytes, lines: TurnLines, on_end: Callable[[bool], None]) -> None:
+        """Records the turn for which the session is locked: a first line now, then its lines as they come.
 
-        Publishes a first line. Returns a function that publishes a further one, and takes whether it is the last. It
-        works after the release too, never waits and never raises. None where no other process could follow.
+        What is recorded survives the process (see `Storage.journal`), and other processes can follow it (see
+        `Storage.turn_feed`), each as far as the store can. Never raises: a turn that cannot be recorded runs all the
+        same. A thread of the store's writes, and goes on after the release until the last line is written.
 
-        Another thread calls `on_end(True)` when another process asks for the end of the turn, and `on_end(False)`
-        when this process has lost the lock.
-        """
-        return None
-
-    def journal(self, first: bytes) -> Callable[[bytes], None] | None:
-        """Begins a journal of the turn for which the session is locked, in place of the one before.
-
-        Returns a function that adds lines to it, each with its line end. It waits for no disk and never raises. The
-        journal survives the process, until `drop_journal` or the deletion of the session. None where a journal could
-        not survive the process, or where what `publish_turn` publishes does.
+        That thread calls `on_end(True)` when another process asks for the end of the turn, and `on_end(False)` when
+        this process has lost the lock.
         """
         return None
 
     def drop_journal(self) -> None:
-        """Removes the journal. Never raises."""
+        """Removes what `record` keeps for the case that the process dies, once all of it is stored. Never raises."""
         return None
 
     def __enter__(self) -> Self:
@@ -349,7 +358,7 @@ class LockedSession(ABC):
 
     @abstractmethod
     def _append(self, session: Session, line: bytes | None) -> None:
-        """Adds a message, given as JSON on one line (if any), and the `updated_at` and `last_error` of `session`."""
+        """Adds a message, given as JSON on one line (if any), and the `updated_at` and the `STATE` of `session`."""
 
     @abstractmethod
     def _rewrite(self, session: Session) -> None:
@@ -366,34 +375,6 @@ class LockedSession(ABC):
     def _check_locked(self) -> None:
         if self._released:
             raise RuntimeError(f"{self.id} was changed after its release")
-
-
-class TurnFeed(ABC):
-    """A turn that another process publishes. Not safe for several threads at once.
-
-    `id` is the same for the same turn. Every method raises StorageUnavailable; `read` and `interrupted` raise FeedGap
-    too.
-    """
-
-    id: str
-
-    @abstractmethod
-    def read(self, seconds: float) -> list[bytes]:
-        """The next lines, as soon as there are any. An empty list if none comes within `seconds`."""
-
-    @abstractmethod
-    def interrupted(self) -> bool:
-        """Whether the process that ran the turn is gone and has published no last line. If so, that process can store
-        nothing more in the session."""
-
-    @abstractmethod
-    def end(self, lines: list[bytes]) -> None:
-        """Publishes the last lines of an interrupted turn in place of its process, unless another process has. All
-        readers then read the lines that were published."""
-
-    @abstractmethod
-    def ask_to_end(self) -> None:
-        """Asks the process that runs the turn to end it."""
 
 
 # --- what every store needs ---
@@ -426,6 +407,9 @@ class MemoryStorage(Storage):
     def __init__(self) -> None:
         self._sessions: dict[str, _MemorySession] = {}
         self._mutex = threading.Lock()
+
+    def for_user(self, name: str) -> Storage:
+        return MemoryStorage()
 
     def check(self) -> None:
         pass

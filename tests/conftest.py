@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from agent import Agent
+from tests.support.agent import MakeAgent, calculator
 from tests.support.model_server import ModelServer
 from tests.support.server import Server
 
-pytest.register_assert_rewrite("tests.support.storage_conformance")
+pytest.register_assert_rewrite("tests.support.storage_conformance", "tests.support.lock_conformance")
 
 
 @pytest.fixture
@@ -34,3 +37,20 @@ def serve(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Callable[.
     yield start
     for server in servers:
         server.close()
+
+
+@pytest.fixture
+def agent_of() -> Iterator[MakeAgent]:
+    """Makes agents that are closed at the end."""
+    made: list[Agent] = []
+
+    def make(server: ModelServer | None = None, **given: Any) -> Agent:
+        defaults: dict[str, Any] = {"api_key": "sk-test", "model": "m", "tools": [calculator]}
+        if server is not None:
+            defaults["base_url"] = server.base_url
+        made.append(Agent(**{**defaults, **given}))
+        return made[-1]
+
+    yield make
+    for agent in made:
+        agent.close()

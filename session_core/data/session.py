@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
-import operator
 import re
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from typing import Any
 
+from session_core.data.message import StoredMessage, are_messages, normalize, read_error
 from session_core.data.strict_json import to_json
+from session_core.data.text import unwrap_question
+from session_core.data.versions import replaced_messages
 
 SETTINGS = ("title", "model", "system_prompt")  # of a session
+STATE = ("last_error", "last_refused", "continues")  # of its last turn
 TITLE_LENGTH = 200  # characters at most
 SESSION_ID = re.compile(r"session-[0-9a-z-]{1,64}")
 
 _SHOWN_TITLE_LENGTH = 80  # characters of a title that is made from the first user message
-_KNOWN_FIELDS = {"id", "created_at", "updated_at", "messages", "note", "continuation", *SETTINGS}
-_required_fields = operator.itemgetter("id", "role", "content", "created_at")  # of every message
+_OLD_NAMES = ("note", "continuation")  # of `last_error` and `continues`
+_KNOWN_FIELDS = {"id", "created_at", "updated_at", "messages", *STATE, *_OLD_NAMES, *SETTINGS}
 
 
 @dataclass(frozen=True)
 class Session:
     """A copy of a session. Changing it changes nothing that is stored.
 
-    `messages` are JSON objects, oldest first, each with `id`, `role`, `content` and `created_at`. Those that a later
-    question has replaced are among them (see `conversation`). `last_error` is the code of the error that ended the
-    last turn, where that left no message. `continuation` tells of the attempt that goes on with the last turn (see
-    `LockedSession.set_continuation`). `model` and `system_prompt` are the session's own, if it has any. `extra` are
+    `messages` are oldest first. Those that a later question has replaced are among them (see `conversation`).
+    `last_error` is the code of the error that ended the last turn, where that left no message, and `last_refused`
+    says that the model server refused the question. `continues` tells of the attempt that goes on with the last turn
+    (see `LockedSession.set_continues`). `model` and `system_prompt` are the session's own, if it has any. `extra` are
     fields that this version does not know.
     """
 
@@ -37,15 +39,16 @@ class Session:
     created_at: str
     updated_at: str
     title: str | None = None
-    messages: list[dict[str, Any]] = field(default_factory=list)
+    messages: list[StoredMessage] = field(default_factory=list)
     last_error: str | None = None
-    continuation: dict[str, Any] | None = None
+    last_refused: bool = False
+    continues: dict[str, Any] | None = None
     model: str | None = None
     system_prompt: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def conversation(self) -> list[dict[str, Any]]:
+    def conversation(self) -> list[StoredMessage]:
         """The messages that no later question has replaced."""
         messages = expanded(self.messages)
         replaced = replaced_messages(messages)
@@ -78,51 +81,42 @@ def summarize(session: Session) -> Summary:
     """What a list shows of this session."""
     title, messages = session.title, session.conversation
     if title is None:
-        first = next((m["content"] for m in messages if m["role"] == "user"), "")
+        first = unwrap_question(next((m["content"] for m in messages if m["role"] == "user"), ""))
         title = " ".join(first[: 10 * TITLE_LENGTH].split())[:_SHOWN_TITLE_LENGTH] or None
     return Summary(session.id, title, session.created_at, session.updated_at, len(messages))
 
 
-def expanded(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def expanded(messages: list[StoredMessage]) -> list[StoredMessage]:
     """The messages, each with those before it that were stored in its own line (its `history`)."""
     if not any("history" in message for message in messages):
         return messages
-    found: list[dict[str, Any]] = []
+    found: list[StoredMessage] = []
     for message in messages:
-        history = message.get("history")
-        found += [one for one in history if is_message(one)] if isinstance(history, list) else []
-        found.append({name: value for name, value in message.items() if name != "history"})
-    return found
-
-
-def replaced_messages(messages: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """The ids of the messages that later questions have replaced, each with the id of the question that did."""
-    found: dict[str, str] = {}
-    if not any("replaces" in message for message in messages):
-        return found
-    current: list[str] = []
-    for message in messages:
-        if message.get("replaces") in current and message["role"] == "user":
-            first = current.index(message["replaces"])
-            found |= dict.fromkeys(current[first:], message["id"])
-            del current[first:]
-        current.append(message["id"])
+        found += message.get("history", ())
+        found.append(message.copy())
+        found[-1].pop("history", None)
     return found
 
 
 def session_from(session_id: str, value: Any) -> Session:
-    """The session that a JSON object stands for. Raises ValueError where it is none, or not the one of this id."""
+    """The session that a JSON object stands for, in the names of this version. Raises ValueError where it is none, or
+    not the one of this id."""
     if not isinstance(value, dict) or value.get("id") != session_id:
         raise ValueError("it does not hold the session that it is named after")
-    messages, last_error, continuation = value.get("messages"), value.get("note"), value.get("continuation")
+    messages, created = value.get("messages"), value.get("created_at")
     if not isinstance(messages, list) or not are_messages(messages):
         raise ValueError("its messages are not a list of messages")
-    settings = {name: value.get(name) for name in SETTINGS}
-    if not all(isinstance(text, str | None) for text in (last_error, *settings.values())):
-        raise ValueError("its note or one of its settings is not text")
-    if not isinstance(continuation, dict | None):
-        raise ValueError("its continuation is no object")
-    created = value.get("created_at")
+    normalize(messages)
+    texts = {name: value.get(name) for name in ("last_error", "note", *SETTINGS)}
+    if not all(isinstance(text, str | None) for text in texts.values()):
+        raise ValueError("its last error or one of its settings is not text")
+    last_error, refused = texts.pop("last_error"), value.get("last_refused") is True
+    note = texts.pop("note")
+    if "note" in value:  # an earlier version wrote it, after this one
+        last_error, refused = read_error(note)
+    continues = value.get("continuation", value.get("continues"))
+    if not isinstance(continues, dict | None):
+        raise ValueError("what tells of the attempt that continues its last turn is no object")
     updated = value.get("updated_at", messages[-1]["created_at"] if messages else created)
     if not isinstance(created, str) or not isinstance(updated, str):
         raise ValueError("its times are missing")
@@ -133,15 +127,11 @@ def session_from(session_id: str, value: Any) -> Session:
         updated,
         messages=messages,
         last_error=last_error,
-        continuation=continuation,
+        last_refused=refused,
+        continues=continues,
         extra=extra,
-        **settings,
+        **texts,
     )
-
-
-def is_message(value: Any) -> bool:
-    """Whether a JSON value is a message: an object with the fields that every message has."""
-    return are_messages([value])
 
 
 def configured(session: Session, settings: Mapping[str, str | None]) -> Session:
@@ -150,10 +140,3 @@ def configured(session: Session, settings: Mapping[str, str | None]) -> Session:
         raise TypeError(f"there is no setting {min(unknown)}")
     to_json(dict(settings))
     return replace(session, **settings)  # type: ignore[arg-type]
-
-
-def are_messages(values: list[Any]) -> bool:
-    try:
-        return set(map(type, chain.from_iterable(map(_required_fields, values)))) <= {str}
-    except (KeyError, TypeError):  # a field is missing, or the value is no object
-        return False

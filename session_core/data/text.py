@@ -1,4 +1,4 @@
-"""Strings that UTF-8 can hold, and JSON objects that every server can read."""
+"""Strings that UTF-8 can hold, JSON objects that every server can read, and questions that front ends wrap."""
 
 from __future__ import annotations
 
@@ -29,3 +29,14 @@ def json_object(text: object) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def unwrap_question(text: str) -> str:
+    """The question itself, where a front end has put instructions and context around it (as `rag_template` of Open
+    WebUI does); else the text as it is."""
+    if not text.startswith("### Task:") or "<context>" not in text:
+        return text
+    _, tag, query = text.rpartition("<user_query>")
+    if tag:
+        return query.partition("</user_query>")[0].strip()
+    return text.rpartition("</context>")[2].strip() or text

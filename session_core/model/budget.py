@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
-from session_core.model.connection import Stop
-from session_core.model.events import ModelError, Stopped
+from session_core.model.cancellation import Cancellation
+from session_core.model.events import Cancelled, ModelError
 
 MAX_ANSWER_BYTES = 8 << 20  # of text, tool calls and reasoning in one run
 
@@ -13,15 +13,15 @@ MAX_ANSWER_BYTES = 8 << 20  # of text, tool calls and reasoning in one run
 class Budget:
     """The time and the bytes that one run may still use."""
 
-    def __init__(self, stop: Stop, timeout: float) -> None:
-        self.stop = stop
+    def __init__(self, cancellation: Cancellation, timeout: float) -> None:
+        self.cancellation = cancellation
         self._deadline = time.monotonic() + timeout
         self._bytes = 0
 
     def remaining(self) -> float:
-        """The seconds that are left. Raises Stopped, or ModelError when none are."""
-        if self.stop.is_set():
-            raise Stopped
+        """The seconds that are left. Raises Cancelled, or ModelError when none are."""
+        if self.cancellation.is_cancelled:
+            raise Cancelled
         left = self._deadline - time.monotonic()
         if left <= 0:
             raise ModelError("model_timeout", "The model server did not answer in time.")

@@ -4,106 +4,210 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Set
+import time
+from collections.abc import Callable, Collection, Set
 from dataclasses import dataclass, replace
-from typing import Literal
+from enum import Enum
 
 from session_core.model.failures import Failure
 
 log = logging.getLogger(__name__)
 
-Part = Literal["usage", "provider_state", "tools"]  # of a request, that some servers refuse
+OptionalPart = str  # of a request, that some servers refuse: `usage`, `provider_metadata`, `tools`, or one tool
 
+REMEMBERED_SECONDS = 600.0
 _MISSES_REASONING = re.compile(
     r"(missing|required|must|need|lack|without).{0,100}reasoning_content"
     r"|reasoning_content.{0,100}(missing|required|must|need|lack)",
     re.IGNORECASE | re.DOTALL,
 )
+_UNKNOWN_FIELD = re.compile(r"unsupported|not (permitted|allowed|supported)|extra|unknown|unrecogni|unexpected", re.I)
 _MISSES_SIGNATURE = re.compile(r"thought_?signature", re.IGNORECASE)
-_NAMES: dict[Part, re.Pattern[str]] = {
+_MISSES_SHORT_ID = re.compile(
+    r"tool.?calls?.{0,30}\bid\b.{0,80}(length|long|must|format|pattern)", re.IGNORECASE | re.DOTALL
+)
+_NAMES: dict[OptionalPart, re.Pattern[str]] = {
     "usage": re.compile(r"stream_options|include_usage", re.IGNORECASE),
-    "provider_state": re.compile(r"reasoning|extra_content|thought|extra_forbidden|extra inputs", re.IGNORECASE),
+    "provider_metadata": re.compile(r"reasoning|extra_content|thought|extra_forbidden|extra inputs", re.IGNORECASE),
     "tools": re.compile(r"\btools?\b|\btool[_ -]?(choice|use|call)|function[_ -]?call", re.IGNORECASE),
 }
-_TOOLS_UNSUPPORTED = re.compile(r"support|require|enable|jinja|available|allow|implement", re.IGNORECASE)
+_NOT_SERVED = re.compile(
+    r"support|require|enable|jinja|available|allow|implement|cannot|can't|can not", re.IGNORECASE
+)
+_NOT_SERVED_AT_ALL = re.compile(r"(not|n't|un)\W{0,3}support|jinja|enable-auto-tool|requires?\b", re.IGNORECASE)
+_QUOTED = re.compile(r"\"[^\"]{0,500}\"|\bpars(e|ing)\b.{0,2000}", re.IGNORECASE | re.DOTALL)
+_SCHEMA = re.compile(r"schema|parameters|declaration|invalid_function", re.IGNORECASE)
+_TOOL_NUMBER = re.compile(
+    r"declarations?\W{1,2}(\d{1,4})\b|\btools?\W{1,2}(\d{1,4})\b(?!.{0,30}declaration)", re.IGNORECASE
+)
 _REMEDY = "vLLM wants --enable-auto-tool-choice and --tool-call-parser, llama.cpp's server --jinja"
+
+
+class ForeignCalls(Enum):
+    """What becomes of tool calls that another model made."""
+
+    UNSIGNED = 0
+    SIGNED = 1
+    TEXT = 2
 
 
 @dataclass(frozen=True)
 class RequestForm:
     """How a request is built.
 
-    `usage`, `provider_state` and `tools` are the parts that it has. With `reasoning_everywhere`, each assistant's
-    message with tool calls has `reasoning_content`. `signatures` says what becomes of tool calls that another model
-    made: 0 nothing, 1 they are signed as foreign, 2 they become text.
+    It is without the parts that are `refused`. With `reasoning_everywhere`, each assistant's message with tool calls
+    has `reasoning_content`. With `short_ids`, all ids of calls have nine letters or digits.
     """
 
-    usage: bool = True
-    provider_state: bool = True
-    tools: bool = True
+    refused: frozenset[OptionalPart] = frozenset()
     reasoning_everywhere: bool = False
-    signatures: int = 0
+    foreign_calls: ForeignCalls = ForeignCalls.UNSIGNED
+    short_ids: bool = False
+
+    def has(self, part: OptionalPart) -> bool:
+        """Whether a request has this part, where there is something to put into it."""
+        return part not in self.refused
+
+    def without(self, parts: Set[OptionalPart]) -> RequestForm:
+        """This form without some parts."""
+        form = replace(self, refused=self.refused | parts)
+        if "provider_metadata" in parts:  # signatures and empty reasoning are of the same kind
+            signed = self.foreign_calls is ForeignCalls.SIGNED
+            form = replace(
+                form,
+                reasoning_everywhere=False,
+                foreign_calls=ForeignCalls.UNSIGNED if signed else self.foreign_calls,
+            )
+        return form
+
+    def offers(self, tool: str) -> bool:
+        """Whether this tool is offered."""
+        return self.has("tools") and self.has(tool_part(tool))
+
+
+def tool_part(name: str) -> OptionalPart:
+    """The part of a request that is one tool."""
+    return f"tool {name}"
 
 
 class Capabilities:
-    """The shape that one model on one server takes, for the life of the process. Safe for any number of threads."""
+    """The form that one model on one server takes. Safe for any number of threads.
 
-    def __init__(self, shape: RequestForm) -> None:
-        self.shape = shape
-        self.accepted: frozenset[Part] = frozenset()
+    What is learned is forgotten after ten minutes, and what was once taken is never remembered as refused.
+    """
 
-    def learn(self, shape: RequestForm, sent: Set[Part]) -> None:
-        """Remembers the shape of a request that was answered. `sent` are the parts that it had."""
-        if self.shape.tools and not shape.tools:
-            log.warning("The model server refuses tools, so it is asked without them: %s", _REMEDY)
-        self.accepted |= sent
-        self.shape = shape
+    def __init__(self, form: RequestForm, clock: Callable[[], float] = time.monotonic) -> None:
+        self.accepted: frozenset[OptionalPart] = frozenset()
+        self._first_form = form
+        self._form = form
+        self._clock = clock
+        self._forgotten_at = 0.0
+
+    @property
+    def form(self) -> RequestForm:
+        """The form of the next request."""
+        return self._form if self._clock() < self._forgotten_at else self._first_form
+
+    def learn(self, form: RequestForm) -> None:
+        """Remembers the form of a request that was answered."""
+        self._form = replace(form, refused=form.refused - self.accepted)
+        self._forgotten_at = self._clock() + REMEMBERED_SECONDS
 
 
 class Negotiation:
-    """The shape of one request after the other, until one is taken or nothing is left to change."""
+    """The form of one request after the other, until one is taken or nothing is left to change.
 
-    def __init__(self, traits: Capabilities) -> None:
-        self.shape = traits.shape
-        self._accepted = traits.accepted
-        self._tried: set[Part] = set()
-        self._before: RequestForm | None = (
-            None  # the shape that the last request had, where a part was dropped after it
-        )
+    Where `options` of the caller's own are in the requests, nothing is remembered of the refusals.
+    """
+
+    def __init__(self, capabilities: Capabilities, options: Collection[str] = ()) -> None:
+        self.form = capabilities.form
+        self._capabilities = capabilities
+        self._options = options
+        self._sent: list[OptionalPart] = []  # in the last request
+        self._tried: set[OptionalPart] = set()
+        self._before: RequestForm | None = None  # of the last request, where parts were dropped after it
         self._words = ""
+        self._reasons: list[str] = []  # of the server, for what has changed
 
-    def change(self, failure: Failure, sent: Set[Part]) -> bool:
-        """Changes the shape after a refusal of a request that had the parts `sent`.
+    def send(self, parts: Collection[OptionalPart]) -> None:
+        """The next request has these parts."""
+        self._sent = list(parts)
 
-        Returns False where no other shape may help.
-        """
-        if self._before and failure.words == self._words:  # the same refusal: the part was not its cause
-            self.shape = self._before
+    def accept(self) -> None:
+        """Remembers that the last request was answered."""
+        if self._reasons:
+            dropped = self.form.refused - self._capabilities.form.refused
+            kept = not self._options and not dropped & self._capabilities.accepted
+            what = f"is asked without {', '.join(sorted(dropped))}" if dropped else "is asked in another form"
+            remedy = f"; {_REMEDY}" if "tools" in dropped else ""
+            span = f"for {REMEMBERED_SECONDS / 60:.0f} minutes" if kept else "this time"
+            log.warning("The model server %s %s, since it says: %s%s", what, span, "; ".join(self._reasons), remedy)
+            if not self._options:
+                self._capabilities.learn(self.form)
+        self._capabilities.accepted |= set(self._sent)
+
+    def change(self, failure: Failure) -> bool:
+        """Changes the form after the refusal of the last request. Returns False where no other form may help."""
+        if self._before and failure.words == self._words:  # the same refusal: the parts were not its cause
+            self.form = self._before
+            self._reasons.pop()
         self._before, self._words = None, failure.words
-        if failure.status in (400, 422):
-            if _MISSES_REASONING.search(failure.words) and not self.shape.reasoning_everywhere:
-                self.shape = replace(self.shape, reasoning_everywhere=True, provider_state=True)
-                return True
-            if _MISSES_SIGNATURE.search(failure.words) and self.shape.signatures < 2:
-                self.shape = replace(self.shape, signatures=self.shape.signatures + 1, provider_state=True)
-                return True
-        part = self._suspect(failure, sent)
-        if part is None:
+        if failure.is_bad_call:
             return False
-        self._tried.add(part)
-        self._before = self.shape
-        self.shape = replace(self.shape, **{part: False})
-        if part == "provider_state":
-            self.shape = replace(self.shape, reasoning_everywhere=False)
+        form = self._added(failure) if failure.status in (400, 422) else None
+        if form is None and (parts := self._suspects(failure)):
+            self._tried |= parts
+            self._before = self.form
+            form = self.form.without(parts)
+        if form is None:
+            return False
+        self.form = form
+        self._reasons.append(failure.reason or f"status {failure.status}")
         return True
 
-    def _suspect(self, failure: Failure, sent: Set[Part]) -> Part | None:
-        """The part that the server most likely refuses: one that its words name, else one that it has never taken."""
-        left = [part for part in _NAMES if part in sent and part not in self._tried]
-        named = [part for part in left if _NAMES[part].search(failure.words)]
+    def _added(self, failure: Failure) -> RequestForm | None:
+        """The form with what the server misses, if its words say so."""
+        form = replace(self.form, refused=self.form.refused - {"provider_metadata"})
+        misses_reasoning = _MISSES_REASONING.search(failure.words) and not _UNKNOWN_FIELD.search(failure.words)
+        if misses_reasoning and not form.reasoning_everywhere:
+            return replace(form, reasoning_everywhere=True)
+        if _MISSES_SIGNATURE.search(failure.words) and form.foreign_calls is not ForeignCalls.TEXT:
+            return replace(form, foreign_calls=ForeignCalls(form.foreign_calls.value + 1))
+        if _MISSES_SHORT_ID.search(failure.words) and not form.short_ids:
+            return replace(self.form, short_ids=True)
+        return None
+
+    def _suspects(self, failure: Failure) -> set[OptionalPart]:
+        """What the server most likely refuses: what its words name, else a part that it has never taken."""
+        left = [part for part in self._sent if part not in self._tried]
         if failure.status == 500:
-            return "tools" if "tools" in named and _TOOLS_UNSUPPORTED.search(failure.words) else None
+            words = _QUOTED.sub("", failure.words)
+            return (
+                {"tools"} if "tools" in left and _names_tools(words) and _NOT_SERVED_AT_ALL.search(words) else set()
+            )
         if failure.status not in (400, 422) or failure.code != "model_error":
-            return None
-        unknown = [part for part in left if part not in self._accepted and part != "tools"]
-        return next(iter([*named, *unknown]), None)
+            return set()
+        if tools := self._named_tools(failure.words) & set(left):
+            return tools
+        named = [part for part in left if part in _NAMES and _NAMES[part].search(failure.words)]
+        if "tools" in named and not _NOT_SERVED.search(failure.words):
+            named.remove("tools")
+        if not named and not any(re.search(rf"\b{re.escape(name)}\b", failure.words) for name in self._options):
+            named = [part for part in ("usage", "provider_metadata") if part in left]
+            named = [part for part in named if part not in self._capabilities.accepted]
+        return set(named[:1])
+
+    def _named_tools(self, words: str) -> set[OptionalPart]:
+        """The tools whose schema the words complain of, by name or by number."""
+        if not _SCHEMA.search(words):
+            return set()
+        names = [part.removeprefix("tool ") for part in self._sent if part.startswith("tool ")]
+        if found := {tool_part(name) for name in names if re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", words)}:
+            return found
+        numbers = (int(match.group(1) or match.group(2)) for match in _TOOL_NUMBER.finditer(words))
+        return {tool_part(names[number]) for number in numbers if number < len(names)}
+
+
+def _names_tools(words: str) -> bool:
+    return bool(_NAMES["tools"].search(words))

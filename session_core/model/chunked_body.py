@@ -31,13 +31,18 @@ class ChunkedBody:
         self._after_headers = False
 
     @classmethod
-    def of(cls, response: Any) -> ChunkedBody | None:
+    def read_through(cls, stream: Any) -> None:
+        """Has the HTTP library read this stream of a new connection through a reader."""
+        stream.read = cls(stream).read
+
+    @classmethod
+    def find(cls, response: Any) -> ChunkedBody | None:
         """The reader of a chunked body whose first byte has not been read. None for any other body."""
         headers = response.headers
         if headers.get("transfer-encoding", "").lower() != "chunked" or "content-encoding" in headers:
             return None
         stream = response.extensions.get("network_stream")
-        reader = getattr(stream, "chunked", None)
+        reader = getattr(getattr(stream, "read", None), "__self__", None)
         if not isinstance(reader, cls) or not reader._after_headers:
             return None
         in_tunnel = stream.get_extra_info("ssl_object") and not isinstance(reader._socket, ssl.SSLSocket)

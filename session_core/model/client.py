@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import functools
-import importlib
 import ipaddress
 import ssl
 import threading
@@ -17,7 +16,8 @@ from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 import openai
 
-from session_core.model.connection import ModelConnection, Stop, http_core, http_library
+from session_core.model.cancellation import Cancellation
+from session_core.model.connection import ModelConnection, http_library
 
 _MAX_IDLE_CONNECTIONS = 16
 _IDLE_SECONDS = 30.0  # for which an unused connection stays open
@@ -48,8 +48,8 @@ class ModelClient:
             ),
         )
         self.chat_url = f"{self._sdk.base_url}chat/completions"  # complete, so that the SDK need not join it again
-        self._new_pool = _pools_for(address)
-        self._new_pool(None)  # raises what is wrong with the settings
+        self._new_transport = _transports_to(address)
+        self._new_transport()  # raises what is wrong with the settings
         self._idle: collections.deque[ModelConnection] = collections.deque()
         self._closed = False
         self._lock = threading.Lock()
@@ -60,18 +60,18 @@ class ModelClient:
         return self._sdk
 
     @contextmanager
-    def connection(self, stop: Stop) -> Iterator[ModelConnection]:
+    def connection(self, cancellation: Cancellation) -> Iterator[ModelConnection]:
         """A connection for one run. Only a run that ended well gives it back: after others its state is unknown."""
         with self._lock:
             connection = self._idle.pop() if self._idle else None
-        connection = connection or ModelConnection(self._new_pool)
+        connection = connection or ModelConnection(self._new_transport())
         ended_well = False
         try:
-            connection.attach(stop)
-            yield connection
-            ended_well = True
+            with cancellation.on_cancel(connection.shut_down):
+                yield connection
+            ended_well = not connection.is_shut
         finally:
-            if stop.release() and ended_well:
+            if ended_well:
                 self._give_back(connection)
             else:
                 connection.close()
@@ -120,22 +120,15 @@ def _cut_refusal(response: Any) -> None:
         response.stream = http_library.ByteStream(head[:_MAX_REFUSAL_BYTES])
 
 
-def _pools_for(address: SplitResult) -> Callable[[Any], Any]:
-    """A function that gives a pool of the HTTP library over a network backend, through the environment's proxy."""
-    options = {"ssl_context": _tls_context(), "keepalive_expiry": _IDLE_SECONDS}
+def _transports_to(address: SplitResult) -> Callable[[], Any]:
+    """A function that returns a transport of the HTTP library for one connection, through the environment's proxy."""
     url = _proxy_url(address)
-    if url is None:
-        return lambda backend: http_core.ConnectionPool(network_backend=backend, **options)
-    proxy = http_library.Proxy(url)
-    at = http_core.URL(
-        scheme=proxy.url.raw_scheme, host=proxy.url.raw_host, port=proxy.url.port, target=proxy.url.raw_path
+    return functools.partial(
+        http_library.HTTPTransport,
+        verify=_tls_context(),
+        limits=http_library.Limits(max_connections=1, keepalive_expiry=_IDLE_SECONDS),
+        proxy=None if url is None else http_library.Proxy(url),
     )
-    options |= {"proxy_url": at, "proxy_auth": proxy.raw_auth}
-    if proxy.url.scheme.startswith("socks"):
-        importlib.import_module("socksio")  # which the pool would miss only when it connects
-        return lambda backend: http_core.SOCKSProxy(network_backend=backend, **options)
-    options |= {"proxy_headers": proxy.headers.raw, "proxy_ssl_context": proxy.ssl_context}
-    return lambda backend: http_core.HTTPProxy(network_backend=backend, **options)
 
 
 def _proxy_url(address: SplitResult) -> str | None:

@@ -20,7 +20,7 @@ from typing import Any, Self
 
 
 @dataclass(frozen=True)
-class Reply:
+class ScriptedReply:
     """The answer to one request: bytes to send, and calls between them that may wait, look around, or raise.
 
     The first bytes send the status and the headers too. Empty bytes send only those. Others are one HTTP chunk each.
@@ -31,7 +31,7 @@ class Reply:
     headers: Mapping[str, str] = field(default_factory=lambda: {"Content-Type": "text/event-stream"})
 
 
-Script = Callable[[dict[str, Any]], Reply]  # from the body of a request to its answer
+Script = Callable[[dict[str, Any]], ScriptedReply]  # from the body of a request to its answer
 
 
 class Exchange(BaseHTTPRequestHandler):
@@ -49,7 +49,7 @@ class Exchange(BaseHTTPRequestHandler):
             self.close_connection = True
             self.server.client_left(self)
 
-    def send(self, reply: Reply) -> None:
+    def send(self, reply: ScriptedReply) -> None:
         begun = False
         for part in itertools.chain(reply.parts, [b""]):
             if callable(part):
@@ -174,7 +174,7 @@ def demo_script(delay: float = 0.03) -> Script:
     In a stream, each word comes `delay` seconds after the one before.
     """
 
-    def script(request: dict[str, Any]) -> Reply:
+    def script(request: dict[str, Any]) -> ScriptedReply:
         message = _demo_message(request)
         words = len(re.findall(r"\S+", message.get("content", "")))
         prompt = sum(len(str(sent.get("content", "")).split()) for sent in request["messages"])
@@ -182,9 +182,9 @@ def demo_script(delay: float = 0.03) -> Script:
         finish_reason = "tool_calls" if "tool_calls" in message else "stop"
         if not request.get("stream"):
             whole = json.dumps(completion(message, finish_reason, usage)).encode()
-            return Reply([whole], headers={"Content-Type": "application/json"})
+            return ScriptedReply([whole], headers={"Content-Type": "application/json"})
         told = (request.get("stream_options") or {}).get("include_usage")
-        return Reply(_streamed(message, finish_reason, usage if told else None, delay))
+        return ScriptedReply(_streamed(message, finish_reason, usage if told else None, delay))
 
     return script
 

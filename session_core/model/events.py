@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from session_core.data.message import ERROR, AnswerFields, MessageFields
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
@@ -38,16 +40,21 @@ class ToolResult:
     result: str | None = None
     error: str | None = None
 
+    @property
+    def content(self) -> str:
+        """What the model is told."""
+        return self.result or "" if self.error is None else f"{ERROR}{self.error}"
+
 
 @dataclass(frozen=True, slots=True)
 class Message:
     """A complete message for the history: the assistant's with tool calls, or a tool's.
 
-    The assistant's has `reasoning`, `model` and `provider_state` where there are any, see `Answer`.
+    The assistant's has `reasoning`, `model` and `provider_metadata` where there are any, see `Answer`.
     `usage` is summed over the model calls of the run so far, if the model server tells it.
     """
 
-    data: dict[str, Any]
+    data: MessageFields
     usage: dict[str, Any] | None
 
 
@@ -56,15 +63,15 @@ class Answer:
     """The last event of a run that ended well, with the text after the last tool call.
 
     `reason` says why the answer is not complete: `length`, `content_filter` or `no_finish_reason`. `fields` are what
-    the history keeps beside the text: `reasoning`, the `model` that wrote it, and `provider_state`, which only this
-    room's neighbours read (see `session_core/model/provider_metadata.py`).
+    the history keeps beside the text: `reasoning`, the `model` that wrote it, and what
+    `session_core/model/provider_metadata.py` keeps.
     """
 
     content: str
     finish_reason: str | None
     reason: str | None
     usage: dict[str, Any] | None
-    fields: dict[str, Any] = field(default_factory=dict, compare=False)
+    fields: AnswerFields = field(default_factory=AnswerFields, compare=False)
 
 
 Event = Reasoning | Chunk | ToolCall | ToolResult | Message | Answer
@@ -73,7 +80,7 @@ Event = Reasoning | Chunk | ToolCall | ToolResult | Message | Answer
 class ModelError(Exception):
     """There is no answer. The text is a sentence for people, without the model server's own words.
 
-    `code` is `context_length_exceeded`, `model_rate_limited`, `model_error`, `model_unauthorized`,
+    `code` is `context_length_exceeded`, `invalid_request`, `model_rate_limited`, `model_error`, `model_unauthorized`,
     `too_many_tool_rounds` or `model_timeout`. `retry_after` is the model server's header, where it limits the rate.
     `refused` says that the model server refuses the question, so that it must not be sent again with later ones.
     """
@@ -86,5 +93,5 @@ class ModelError(Exception):
         self.retry_after = retry_after
 
 
-class Stopped(Exception):
-    """The `Stop` of the run ended it."""
+class Cancelled(Exception):
+    """The `Cancellation` of the run ended it."""

@@ -7,8 +7,9 @@ import logging
 import math
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
+from typing import NamedTuple
 
 import openai
 
@@ -17,20 +18,29 @@ from session_core.model.events import ModelError
 
 log = logging.getLogger(__name__)
 
+# Each pattern takes time in proportion to the text: what repeats in it is bounded.
+_GO_TIMEOUT = re.compile(r"context (deadline exceeded|cancell?ed)", re.IGNORECASE)  # of servers written in Go
 _OVERFLOW = re.compile(
-    r"context|prompt is (too long|longer)|prompt \(length|too many tokens|maximum (model|sequence) length"
+    r"context.{0,60}(length|size|window|token|exceed|limit|too (long|large|big))"
+    r"|(length|size|window|token|exceed|limit).{0,60}context"
+    r"|prompt is (too long|longer)|prompt \(length|too many tokens|maximum (model|sequence) length"
     r"|input token count|reduce the length",
     re.IGNORECASE,
 )
+_OVERFLOW_CODE = re.compile("context_length_exceeded|exceed_context_size_error")
+_BAD_CALL = re.compile(r"tool_use_failed|failed to call a function|failed_generation", re.IGNORECASE)  # Groq
 _BAD_KEY = re.compile(
-    r"api[ _-]?key|auth\w*[ _-]error|authenticat|unauthori[sz]ed|no_db_connection",  # the last one: litellm
+    r"api[ _-]?key|auth\w{0,30}[ _-]error|authenticat|unauthori[sz]ed|no_db_connection",  # the last one: litellm
     re.IGNORECASE,
 )
 _SECRET = re.compile(
-    r"bearer\s+\S+|\b(?:sk|pk|rk|gsk|xai|hf|key)[-_][^\s'\",;]+|(?=[\w+/*-]*\d)[\w+/*-]{24,}={0,2}"
-    r"|(?:key|token|secret|password)\w*\)?\s*[:=]\s*\S+",
+    r"bearer \S+|\b(?:sk|pk|rk|gsk|xai|hf|key)[-_][^\s'\",;]+"
+    r"|(?:key|token|secret|password)\w{0,30}\)? ?[:=] ?\S+",
     re.IGNORECASE,
 )
+_LONG_WORD = re.compile(r"[\w+/*-]{24,}={0,2}")  # a secret, where it has a digit
+_MAX_WORDS = 2000  # characters of an error that are read
+_MAX_LOGGED = 300  # characters of them in the log
 
 
 class NotAnAnswer(ValueError):
@@ -49,16 +59,62 @@ class Failure(ModelError):
     """A failed request.
 
     `begun` says whether some of the answer was there, `may_pass` whether another try may succeed after `delay`
-    seconds. `status` is the HTTP status, if there is one. `words` are the model server's own. `too_long` says that
-    the request may be too long for the model.
+    seconds. `status` is the HTTP status, if there is one. `words` are the model server's own, and `reason` is what a
+    log may hold of them. `too_long` says that the request may be too long for the model, and `overflows` that the
+    server says so clearly. `reached` says whether the server has seen the messages at all.
     """
 
     begun = False
     may_pass = False
     too_long = False
+    overflows = False
+    reached = True
     words = ""
+    reason = ""
     status: int | None = None
     delay: float | None = None
+
+    @property
+    def is_bad_call(self) -> bool:
+        """Whether the model called a tool in a wrong way, as its server says."""
+        return bool(_BAD_CALL.search(self.words))
+
+    def blame(self, options: Collection[str]) -> Failure:
+        """This failure, or the one of a request whose `options` are the caller's own and which the server refuses."""
+        if not options or self.code != "model_error" or self.status not in (400, 422):
+            return self
+        named = [name for name in options if re.search(rf"\b{re.escape(name)}\b", self.words)]
+        what = f"the parameter {named[0]}" if named else "the parameters of this request"
+        return Failure("invalid_request", f"The model server refuses {what} (status {self.status}).")
+
+
+class _Evidence(NamedTuple):
+    """What is known of an error."""
+
+    error: Exception
+    begun: bool
+    status: int | None
+    words: str
+
+    @property
+    def timed_out(self) -> bool:
+        known = (openai.APITimeoutError, http_library.TimeoutException, TimeoutError)
+        return isinstance(self.error, known) or self.status in (408, 504) or bool(_GO_TIMEOUT.search(self.words))
+
+    @property
+    def unreachable(self) -> bool:
+        return isinstance(self.error, (openai.APIConnectionError, http_library.HTTPError, OSError))
+
+    @property
+    def not_connected(self) -> bool:
+        return isinstance(
+            self.error.__cause__ or self.error, (http_library.ConnectError, http_library.ConnectTimeout)
+        )
+
+    @property
+    def overflows(self) -> bool:
+        named = self.status in (None, 400, 422, 500) and not _GO_TIMEOUT.search(self.words)
+        return self.status == 413 or (named and bool(_OVERFLOW.search(self.words)))
 
 
 def classify_failure(error: Exception, begun: bool, sent: list[str], options: Iterable[str] = ()) -> Failure:
@@ -67,65 +123,85 @@ def classify_failure(error: Exception, begun: bool, sent: list[str], options: It
     The model server's own words go to the log, without what they repeat of `sent`. So do the names of the request's
     `options`, where the server refuses the request.
     """
-    timed_out = isinstance(error, (openai.APITimeoutError, http_library.TimeoutException, TimeoutError))
-    unreachable = isinstance(error, (openai.APIConnectionError, http_library.HTTPError, OSError))
-    headers: Mapping[str, str] = error.response.headers if isinstance(error, openai.APIStatusError) else {}
     body = getattr(error, "body", None)
-    words = _words(body)
     status: int | None = getattr(error, "status_code", None) or _status_within(body)
-    said = words or ("" if status else str(error.__cause__ or error))
+    evidence = _Evidence(error, begun, status, _words(body))
+    said = evidence.words or ("" if status else str(error.__cause__ or error))
     asked = f" (with -model_options {', '.join(options)})" if status in (400, 422) and options else ""
-    log.warning("Model server: %s %s %r%s", type(error).__name__, status or "", _masked(said, sent), asked)
+    reason = _masked(said, sent)
+    log.warning("Model server: %s %s %r%s", type(error).__name__, status or "", reason, asked)
 
-    code = "model_error"
-    if status == 413 or (status in (None, 400, 422, 500) and _OVERFLOW.search(words)):
-        code, sentence = "context_length_exceeded", "The conversation is too long for the model."
-    elif status in (401, 403) or (status == 400 and _BAD_KEY.search(words)):
-        code, sentence = "model_unauthorized", "The model server does not accept the API key: check api_key."
-    elif timed_out or status in (408, 504):
-        code, sentence = "model_timeout", "The model server did not answer in time."
-    elif status == 429:
-        code, sentence = "model_rate_limited", "The model server takes no more requests for now."
-    elif status == 404:
-        sentence = "The model server knows no such model or address (status 404): check model and base_url."
-    elif status:
-        sentence = f"The model server answered with an error (status {status})."
-    elif unreachable and begun:
-        sentence = "The connection to the model server broke."
-    elif unreachable:
-        sentence = "The model server could not be reached: check base_url, and whether it runs."
-    elif words:
-        sentence = "The model server answered with an error."
-    else:
-        sentence = "The model server sent something that is not an answer: check base_url."
-
+    code, sentence = _meaning(evidence)
     failure = Failure(code, sentence)
-    failure.begun, failure.status, failure.delay, failure.words = begun, status, _delay(headers), words
-    failure.too_long = code == "context_length_exceeded" or isinstance(error, NoEvent)
-    failure.refused = code == "context_length_exceeded" or (code == "model_error" and status in (400, 413, 422))
+    failure.begun, failure.status, failure.words, failure.reason = begun, status, evidence.words, reason
+    failure.delay = _delay(error.response.headers if isinstance(error, openai.APIStatusError) else {})
+    overflow, empty = code == "context_length_exceeded", isinstance(error, NoEvent)
+    failure.too_long = overflow or empty
+    failure.overflows = overflow and (status in (400, 413, 422) or bool(_OVERFLOW_CODE.search(evidence.words)))
+    failure.refused = overflow or empty or (code == "model_error" and status in (400, 413, 422))
+    failure.reached = code in ("model_error", "model_timeout") and status != 404 and not evidence.not_connected
     failure.may_pass = code in ("model_rate_limited", "model_timeout") or (
-        code == "model_error" and (unreachable or (status or 0) >= 500)
+        code == "model_error" and (evidence.unreachable or (status or 0) >= 500 or failure.is_bad_call)
     )
     if code == "model_rate_limited" and failure.delay is not None:
         failure.retry_after = str(math.ceil(failure.delay))
     return failure
 
 
+def broken_off(finish_reason: str | None, begun: bool) -> Failure:
+    """An answer that ended with a finish reason that means a failure. It goes to the log."""
+    log.warning("Model server: the answer broke off with the finish reason %r", finish_reason)
+    failure = Failure("model_error", "The model server broke the answer off.")
+    failure.begun, failure.may_pass = begun, True
+    return failure
+
+
+def _meaning(evidence: _Evidence) -> tuple[str, str]:
+    """The code and the sentence of an error."""
+    status = evidence.status
+    if evidence.overflows:
+        return "context_length_exceeded", "The conversation is too long for the model."
+    if status in (401, 403) or (status == 400 and _BAD_KEY.search(evidence.words)):
+        return "model_unauthorized", "The model server does not accept the API key: check api_key."
+    if evidence.timed_out:
+        return "model_timeout", "The model server did not answer in time."
+    if status == 429:
+        return "model_rate_limited", "The model server takes no more requests for now."
+    return "model_error", _sentence(evidence)
+
+
+def _sentence(evidence: _Evidence) -> str:
+    """What a model_error says to people."""
+    if evidence.status == 404:
+        return "The model server knows no such model or address (status 404): check model and base_url."
+    if evidence.status:
+        return f"The model server answered with an error (status {evidence.status})."
+    if evidence.unreachable and evidence.begun:
+        return "The connection to the model server broke."
+    if evidence.unreachable:
+        return "The model server could not be reached: check base_url, and whether it runs."
+    if evidence.words:
+        return "The model server answered with an error."
+    if isinstance(evidence.error, NoEvent):
+        return "The model server answered with nothing. The message may be too long for the model."
+    return "The model server sent something that is not an answer: check base_url."
+
+
 def _status_within(body: object) -> int | None:
     """The status in the code of an error that came in a stream, if there is one."""
-    error = body.get("error") if isinstance(body, dict) else None
-    code = str(error.get("code")) if isinstance(error, dict) else ""
-    return int(code) if re.fullmatch("[45][0-9][0-9]", code) else None
+    error = body.get("error", body) if isinstance(body, dict) else None
+    codes = [str(error.get(key)) for key in ("code", "status", "status_code")] if isinstance(error, dict) else []
+    return next((int(code) for code in codes if re.fullmatch("[45][0-9][0-9]", code)), None)
 
 
 def _words(body: object, depth: int = 0) -> str:
     """The words of an error's body, wherever servers put them, and nothing else, since it may echo the request."""
     if isinstance(body, (str, int)):
-        return str(body)[:2000]
+        return str(body)[:_MAX_WORDS]
     if isinstance(body, list) and depth < 5:
         return " ".join(_words(item, depth + 1) for item in body[:5])
     if isinstance(body, dict) and depth < 5:
-        keys = ("code", "type", "message", "msg", "detail", "error")
+        keys = ("code", "type", "param", "loc", "message", "msg", "detail", "error")
         return " ".join(_words(body[key], depth + 1) for key in keys if body.get(key))
     return ""
 
@@ -135,11 +211,16 @@ def _masked(words: str, sent: list[str]) -> str:
 
     Model servers quote the request in their errors, and no message text may stand in a log line.
     """
-    words = _SECRET.sub("***", " ".join(words.split()))[:300]
+    words = _SECRET.sub("***", " ".join(words[:_MAX_WORDS].split()))
+    words = _LONG_WORD.sub(_mask_if_secret, words)[:_MAX_LOGGED]
     text = " ".join(" ".join(sent).split())
     starts = (start for start in range(len(words) - 7) if words[start : start + 8] in text)
     repeated = {index for start in starts for index in range(start, start + 8)}
     return re.sub("\0+", "…", "".join("\0" if index in repeated else letter for index, letter in enumerate(words)))
+
+
+def _mask_if_secret(word: re.Match[str]) -> str:
+    return "***" if any(map(str.isdigit, word.group())) else word.group()
 
 
 def _delay(headers: Mapping[str, str]) -> float | None:

@@ -7,6 +7,9 @@ from typing import Literal
 Meaning = Literal["completed", "length", "content_filter", "no_finish_reason", "failed"]
 
 _MEANINGS: dict[str, Meaning] = {
+    "null": "no_finish_reason",  # KoboldCpp, DashScope, in each chunk
+    "none": "no_finish_reason",  # gateways in Python
+    "finish_reason_unspecified": "no_finish_reason",  # Gemini
     "length": "length",  # OpenAI
     "max_tokens": "length",  # Anthropic, Gemini, Cohere, and gateways to them
     "model_length": "length",  # Mistral
@@ -18,6 +21,13 @@ _MEANINGS: dict[str, Meaning] = {
     "blocklist": "content_filter",  # Gemini
     "sensitive": "content_filter",  # z.ai
     "refusal": "content_filter",  # Anthropic
+    "guardrail_intervened": "content_filter",  # Bedrock
+    "content_filtered": "content_filter",  # Bedrock
+    "blocked": "content_filter",  # gateways
+    "spii": "content_filter",  # Gemini
+    "max_output_tokens": "length",  # gateways to OpenAI's Responses
+    "max_output_reached": "length",  # gateways
+    "repetition": "length",  # servers that end a loop
     "error": "failed",  # OpenRouter
     "abort": "failed",  # vLLM, SGLang
     "cancelled": "failed",  # gateways
@@ -30,6 +40,6 @@ _MEANINGS: dict[str, Meaning] = {
 
 def classify_finish_reason(finish_reason: str | None) -> Meaning:
     """What a finish reason means, in any case of letters. One that is not in the table means a complete answer."""
-    if not finish_reason:
+    if not finish_reason or finish_reason.isspace():
         return "no_finish_reason"
-    return _MEANINGS.get(finish_reason.lower(), "completed")
+    return _MEANINGS.get(finish_reason.strip().lower(), "completed")

@@ -6,10 +6,11 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from session_core.data.text import utf8_text
+from session_core.data.text import json_object, utf8_text
 from session_core.model.budget import Budget
 from session_core.model.events import Chunk, ModelError, Reasoning, ToolCall
 from session_core.model.failures import NotAnAnswer
+from session_core.model.finish_reasons import classify_finish_reason
 from session_core.model.provider_metadata import extra_call_fields
 from session_core.model.thinking import ThinkTags, add_details, read_details, read_parts, read_reasoning
 
@@ -25,7 +26,7 @@ class Reply:
         self.model: str | None = None  # as the last frame names it
         self.usage: Any = None
         self.reasoning_field: str | None = None  # the name under which the reasoning comes
-        self.details: list[dict[str, Any]] = []
+        self.verbatim_fields: dict[str, Any] = {}  # what the server wants back beside that
         self._budget = budget
         self._text: list[str] = []
         self._reasoning: list[str] = []
@@ -33,7 +34,6 @@ class Reply:
         self._reasoning_half = ""
         self._tags = ThinkTags()
         self._calls: list[_PartialCall] = []
-        self._by_index: dict[int, _PartialCall] = {}
 
     def add(self, frame: Any) -> list[Reasoning | Chunk]:
         """Takes one frame, a chunk or a whole completion. Returns the reasoning and the text that it adds.
@@ -44,18 +44,15 @@ class Reply:
             raise ValueError("a frame is not a JSON object")
         if frame.get("error") or frame.get("object") == "error":
             raise NotAnAnswer(frame)
-        if usage := frame.get("usage"):
-            self.usage = usage
+        self.usage = frame.get("usage") or self.usage
         choices = frame.get("choices")
-        if not choices or not isinstance(choices, list):
-            return []
-        choice = choices[0]
+        choice = choices[0] if choices and isinstance(choices, list) else None
         if not isinstance(choice, dict) or choice.get("index"):
             return []
-        if reason := choice.get("finish_reason"):
-            self.finish_reason = utf8_text(str(reason))[:100]
-            self.model = utf8_text(str(frame["model"]))[:200] if frame.get("model") else None
-        delta = choice.get("delta") or choice.get("message")
+        if choice.get("finish_reason"):
+            self._finish(choice["finish_reason"], frame.get("model"))
+        self.usage = choice.get("usage") or self.usage  # Moonshot
+        delta = choice.get("delta") or self._news_in(choice.get("message"))
         if not isinstance(delta, dict):
             return []
         text = delta.get("content")
@@ -63,21 +60,7 @@ class Reply:
             self._budget.use(len(text))
             self._text.append(text)
             return [Chunk(text)]
-        reasoning = self._reasoning_in(delta)
-        text = delta.get("content") or delta.get("refusal") or ""
-        if not isinstance(text, str):
-            size = len(str(text))
-            inner, text = read_parts(text)
-            self._budget.use(max(0, size - len(inner) - len(text)))  # what is neither, and is not kept
-            reasoning += inner
-        if calls := delta.get("tool_calls"):
-            self._add_calls(calls)
-        if isinstance(call := delta.get("function_call"), dict):  # of servers from before tool calls
-            self._add_calls([{"index": 0, "function": call}])
-        if not reasoning and not text:
-            return []
-        inner, text = self._tags.split(text) if text else ("", "")
-        return self._emit(reasoning + inner, text)
+        return self._add_delta(delta)
 
     def end(self) -> list[Reasoning | Chunk]:
         """The last reasoning and text, if any is left. Raises ValueError if nothing has come at all."""
@@ -99,22 +82,72 @@ class Reply:
         return "".join(self._reasoning)
 
     @property
-    def has_calls(self) -> bool:
-        """Whether a tool call has begun."""
-        return bool(self._calls)
+    def incomplete_reason(self) -> str | None:
+        """Why the answer is not complete: `length`, `content_filter` or `no_finish_reason`."""
+        meaning = classify_finish_reason(self.finish_reason)
+        return None if meaning == "completed" else meaning
+
+    @property
+    def is_broken_off(self) -> bool:
+        """Whether the finish reason means a failure."""
+        return classify_finish_reason(self.finish_reason) == "failed"
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is reasoning or text."""
+        return bool(self._text or self._reasoning)
 
     def calls(self, unique_id: Callable[[str], str]) -> list[ToolCall]:
-        """The tool calls. `unique_id` gives each an id that is unique in its conversation."""
+        """The tool calls of a complete answer, each with an id that `unique_id` makes unique in its conversation."""
         return [
             ToolCall(unique_id(utf8_text(call.id)), utf8_text(call.name), utf8_text("".join(call.arguments)) or "{}")
-            for call in self._calls
-            if call.name
+            for call in self._complete_calls()
         ]
 
     @property
     def call_extras(self) -> list[dict[str, Any]]:
         """For each tool call, what it carried beside its known fields."""
-        return [call.extras for call in self._calls if call.name]
+        return [call.extras for call in self._complete_calls()]
+
+    @property
+    def call_ids(self) -> list[str]:
+        """The ids of the tool calls, as they came."""
+        return [call.id for call in self._complete_calls() if call.id]
+
+    def _complete_calls(self) -> list[_PartialCall]:
+        return [call for call in self._calls if call.name] if self.incomplete_reason is None else []
+
+    def _add_delta(self, delta: dict[str, Any]) -> list[Reasoning | Chunk]:
+        reasoning = self._reasoning_in(delta)
+        text = delta.get("content") or delta.get("refusal") or ""
+        if not isinstance(text, str):
+            size = len(str(text))
+            inner, text = read_parts(text)
+            self._budget.use(max(0, size - len(inner) - len(text)))  # what is neither, and is not kept
+            reasoning += inner
+        if calls := delta.get("tool_calls"):
+            self._add_calls(calls)
+        if isinstance(call := delta.get("function_call"), dict):  # of servers from before tool calls
+            self._add_calls([{"index": 0, "function": call}])
+        if not reasoning and not text:
+            return []
+        inner, text = self._tags.split(text) if text else ("", "")
+        return self._emit(reasoning + inner, text)
+
+    def _finish(self, reason: Any, model: Any) -> None:
+        reason = utf8_text(str(reason))[:100]
+        if classify_finish_reason(reason) != "no_finish_reason":
+            self.finish_reason = reason
+            self.model = utf8_text(str(model))[:200] if model else None
+
+    def _news_in(self, message: Any) -> Any:
+        """What a whole message adds. Some servers send it last, behind its own pieces."""
+        if not isinstance(message, dict) or not (self._text or self._reasoning or self._calls):
+            return message
+        text = message.get("content")
+        known = self.text
+        rest = {"content": text[len(known) :]} if isinstance(text, str) and text.startswith(known) else {}
+        return rest | ({} if self._calls else {"tool_calls": message.get("tool_calls")})
 
     def _plain(self, delta: dict[str, Any]) -> bool:
         """Whether a delta has text alone, which is an answer's text as it stands."""
@@ -122,10 +155,14 @@ class Reply:
 
     def _reasoning_in(self, delta: dict[str, Any]) -> str:
         name, text = read_reasoning(delta)
-        self.reasoning_field = self.reasoning_field or name
+        if self.reasoning_field is None or (text and not self._reasoning):
+            self.reasoning_field = name or self.reasoning_field
+        if isinstance(opaque := delta.get("reasoning_opaque"), str) and opaque:
+            self._budget.use(len(opaque))
+            self.verbatim_fields["reasoning_opaque"] = opaque
         if details := delta.get("reasoning_details"):
             self._budget.use(len(str(details)))
-            add_details(self.details, details)
+            add_details(self.verbatim_fields.setdefault("reasoning_details", []), details)
             if not self.reasoning_field:  # else the same text comes under that name
                 text = read_details(details)
         return text
@@ -156,40 +193,41 @@ class Reply:
             if not isinstance(arguments, str):
                 arguments = "" if arguments is None else json.dumps(arguments)
             self._budget.use(len(id) + len(name) + len(arguments))
-            call = self._call_of(piece.get("index"), id, name)
+            call = self._find_call(piece.get("index"), id, name) or self._begin_call(piece.get("index"))
+            is_repeated = bool(id and name and call.name) and arguments == "".join(call.arguments)
             call.id = call.id or id
             call.name = call.name or name
             if extras := extra_call_fields(piece):
                 self._budget.use(len(str(extras)))
                 call.extras |= extras
-            if arguments:
+            if arguments and not (is_repeated and json_object(arguments) is not None):
                 call.arguments.append(arguments)
 
-    def _call_of(self, index: Any, id: str, name: str) -> _PartialCall:
-        """The call that a piece belongs to: by index where there is one, else by what the piece begins."""
-        last = self._calls[-1] if self._calls else None
-        if isinstance(index, int):
-            call = self._by_index.get(index)
-            new = call is None or bool(id and name and call.id and id != call.id)
-        else:
-            call = last
-            new = call is None or (id != call.id if id else bool(name))
-        if call is None or new:
-            if len(self._calls) == _MAX_CALLS:
-                raise ModelError("model_error", "The model asked for too many tools at once.")
-            call = _PartialCall(id, name)
-            self._calls.append(call)
-            if isinstance(index, int):
-                self._by_index[index] = call
-        return call
+    def _find_call(self, index: Any, id: str, name: str) -> _PartialCall | None:
+        """The call that a piece goes on with: by id and index where there are any, else by what the piece begins."""
+        is_indexed = isinstance(index, int)
+        calls = [call for call in self._calls if call.index == index] if is_indexed else self._calls
+        if not calls:
+            return None
+        last = calls[-1]
+        begins = bool(id and name and last.id) if is_indexed else bool(id or name)
+        known = (call for call in calls if id and call.id == id)
+        return next(known, None if begins else last)
+
+    def _begin_call(self, index: Any) -> _PartialCall:
+        if len(self._calls) == _MAX_CALLS:
+            raise ModelError("model_error", "The model asked for too many tools at once.")
+        self._calls.append(_PartialCall(index))
+        return self._calls[-1]
 
 
 class _PartialCall:
     """A tool call that is arriving."""
 
-    def __init__(self, id: str, name: str) -> None:
-        self.id = id
-        self.name = name
+    def __init__(self, index: Any) -> None:
+        self.index = index
+        self.id = ""
+        self.name = ""
         self.arguments: list[str] = []
         self.extras: dict[str, Any] = {}
 

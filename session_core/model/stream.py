@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import itertools
 import json
 import socket
@@ -27,7 +28,7 @@ class Body:
 
     def __init__(self, response: Any) -> None:
         self._response = response
-        self._reader = ChunkedBody.of(response)
+        self._reader = ChunkedBody.find(response)
         self._until: float | None = None
         self._timer: threading.Timer | None = None
 
@@ -66,44 +67,73 @@ class Body:
             socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
 
-def frames(parts: Iterable[bytes], budget: Budget) -> Iterator[bytes]:
-    """The data of each server-sent event in a body. Raises NotAnAnswer where the body holds none.
+def sse_data(parts: Iterable[bytes], budget: Budget) -> Iterator[bytes]:
+    """The data of each server-sent event in a body, as the HTML Standard says (section 9.2.6).
 
-    The SDK's own iterator bounds no line, takes 20 µs more a chunk, and gives the connection up.
+    Raises NotAnAnswer for an event `error`, and where the body holds no event. Old llama.cpp has a field `error`. The
+    SDK's own iterator bounds no line, takes 20 µs more a chunk, and gives the connection up.
     """
-    pending: list[bytes] = []  # of a line whose end has not come
     data: list[bytes] = []
-    held = 0
-    head: bytes | None = b""
-    for part in itertools.chain(parts, [b"\n\n"]):  # not every server ends its last event
+    is_error = False
+    head = bytearray()  # lines before the first event, which may hold an error
+    no_event = True
+    for line in _lines(parts, budget):
+        if line.startswith(b"data:"):
+            data.append(line[5:].lstrip(b" "))
+        elif not line:
+            if event := b"\n".join(data).strip():
+                if is_error:
+                    raise NotAnAnswer(_read_error(event))
+                no_event = False
+                yield event
+            data.clear()
+            is_error = False
+        elif line.startswith((b"error:", b"event:")):
+            name, _, value = line.partition(b":")
+            is_error = name == b"error" or value.strip() == b"error"
+            data += [value] if name == b"error" else []
+        elif no_event and len(head) < _MAX_HEAD_BYTES and not line.startswith((b":", b"id:", b"retry:")):
+            head += line + b"\n"
+    if no_event:
+        raise NotAnAnswer(_read_error(bytes(head))) if head.strip() else NoEvent(None)
+
+
+def _lines(parts: Iterable[bytes], budget: Budget) -> Iterator[bytes]:
+    """The lines of a body, which end in LF, CR or both. The last one needs no end. A byte order mark is left out."""
+    pending: list[bytes] = []  # of a line whose end has not come
+    held = 0  # bytes since the last empty line
+    after_cr = False
+    begun = False
+    for part in itertools.chain(parts, [b"\n\n"]):
         budget.remaining()
         held += len(part)
         if held > _MAX_HELD_BYTES:
             raise ModelError("model_error", "The model's answer is too long.")
-        if head is not None and len(head) < _MAX_HEAD_BYTES:
-            head += part
+        if after_cr and part.startswith(b"\n"):
+            part = part[1:]
+        after_cr = part.endswith(b"\r") or (after_cr and not part)
         pending.append(part)
-        if b"\n" not in part:
+        if b"\n" not in part and b"\r" not in part:
             continue
-        *lines, rest = b"".join(pending).split(b"\n")
+        text = b"".join(pending)
+        if b"\r" in text:
+            text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        *lines, rest = text.split(b"\n")
         pending = [rest]
-        for line in lines:
-            line = line.rstrip(b"\r")
-            if line.startswith(b"data:"):
-                data.append(line[5:].lstrip(b" "))
-            elif not line:
-                held = len(rest)
-                if data:
-                    head = None
-                    yield b"\n".join(data)
-                    data.clear()
-    if head is not None:
-        if not head.strip():
-            raise NoEvent(None)
-        try:
-            raise NotAnAnswer(json.loads(head))
-        except json.JSONDecodeError:
-            raise NotAnAnswer(None) from None
+        if not begun:
+            begun = True
+            lines[0] = lines[0].removeprefix(codecs.BOM_UTF8)
+        if b"" in lines:
+            held = len(rest)
+        yield from lines
+
+
+def _read_error(data: bytes) -> object:
+    """The body of an error, None where it is no JSON."""
+    try:
+        return json.loads(data)
+    except ValueError:
+        return None
 
 
 def whole(parts: Iterable[bytes], budget: Budget) -> Iterator[bytes]:

@@ -1,13 +1,15 @@
 """The reasoning of a model, from all shapes in which it comes.
 
-Servers send it as `reasoning_content`, `reasoning`, `reasoning_details`, parts of a list in `content`, or as
-`<think>…</think>` at the beginning of the text.
+Servers send it as `reasoning_content`, `reasoning`, `reasoning_text`, `reasoning_details`, parts of a list in
+`content`, or as `<think>…</think>` at the beginning of the text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+
+REASONING_FIELDS = ("reasoning_content", "reasoning", "reasoning_text")  # the last one: Copilot
 
 _OPEN, _CLOSE = "<think>", "</think>"
 _JOINED_KEYS = ("text", "summary", "data")  # of a reasoning detail, whose values come piece by piece
@@ -72,13 +74,10 @@ def _overlap(text: str, tag: str) -> int:
 def read_reasoning(delta: Mapping[str, Any]) -> tuple[str | None, str]:
     """The name and the text of the reasoning in a delta or a message. The name is None where there is none.
 
-    A server that sends the same text under two names is read by the first.
+    A server that sends the same text under two names is read by the first that is not empty.
     """
-    for name in ("reasoning_content", "reasoning"):
-        text = delta.get(name)
-        if isinstance(text, str):
-            return name, text
-    return None, ""
+    found = [(name, text) for name in REASONING_FIELDS if isinstance(text := delta.get(name), str)]
+    return next((one for one in found if one[1]), found[0] if found else (None, ""))
 
 
 def read_details(details: Any) -> str:

@@ -1,12 +1,18 @@
-"""Large sessions that a turn has used a moment ago, parsed."""
+"""What was parsed a moment ago: large sessions that a turn has used, and what lists show."""
 
 from __future__ import annotations
 
+import functools
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
-from storage import Session
+from storage import Session, Storage, Summary
+
+SummaryCache = Callable[[Storage, str, tuple[int, ...]], Summary]  # by store, session, and version of its file
+
+_CACHED_SUMMARIES = 10_000
 
 _MIN_BYTES = 64 << 10  # a smaller file is parsed in well under a millisecond
 _MAX_BYTES = 8 << 20  # of all files together; parsed, they take three times as much
@@ -29,33 +35,38 @@ class ParsedFile(NamedTuple):
 
 
 class FileCache:
-    """Parsed files by the version of the file. Every method may be called from any thread.
+    """Parsed files by path and version of the file. Every method may be called from any thread.
 
     A file is taken out for a turn, whose messages are added to it, and put back when the turn ends.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._files: dict[str, tuple[tuple[int, ...], ParsedFile]] = {}  # by session, oldest first
+        self._files: dict[str, tuple[tuple[int, ...], ParsedFile]] = {}  # by path, oldest first
         self._bytes = 0
 
-    def take(self, session_id: str, version: tuple[int, ...]) -> ParsedFile | None:
+    def take(self, path: str, version: tuple[int, ...]) -> ParsedFile | None:
         """The file as it was put back, if that was this version."""
         with self._lock:
-            known, parsed = self._remove(session_id)
+            known, parsed = self._remove(path)
         return parsed if known == version else None
 
-    def put(self, version: tuple[int, ...], parsed: ParsedFile) -> None:
+    def put(self, path: str, version: tuple[int, ...], parsed: ParsedFile) -> None:
         """Keeps the file, where it is large, and lets the oldest go."""
         if is_large(parsed.end):
             with self._lock:
-                self._remove(parsed.session.id)
-                self._files[parsed.session.id] = version, parsed
+                self._remove(path)
+                self._files[path] = version, parsed
                 self._bytes += parsed.end
                 while self._bytes > _MAX_BYTES:
                     self._remove(next(iter(self._files)))
 
-    def _remove(self, session_id: str) -> tuple[tuple[int, ...] | None, ParsedFile | None]:
-        known, parsed = self._files.pop(session_id, (None, None))
+    def _remove(self, path: str) -> tuple[tuple[int, ...] | None, ParsedFile | None]:
+        known, parsed = self._files.pop(path, (None, None))
         self._bytes -= parsed.end if parsed else 0
         return known, parsed
+
+
+def summary_cache() -> SummaryCache:
+    """A function that gives the summary of a session, and keeps that of each version of a file."""
+    return functools.lru_cache(_CACHED_SUMMARIES)(lambda storage, id, _version: Storage.summary(storage, id))

@@ -6,6 +6,9 @@ import contextlib
 import logging
 import os
 import stat
+import threading
+
+from storage import TurnLines
 
 log = logging.getLogger(__name__)
 
@@ -13,34 +16,54 @@ _MAX_BYTES = 64 << 20  # of a file that this program can have written
 
 
 class FileJournal:
-    """A file that is made when the first lines come. Whoever holds the session's lock has it for itself."""
+    """What a partial answer can be made of, in a file that is made when there is something to write.
 
-    def __init__(self, path: str, first: bytes) -> None:
+    It is written without waiting for the disk. After an error it is written no more. Whoever holds the session's lock
+    has the file for itself.
+    """
+
+    pending = False  # nobody waits for what it writes
+
+    def __init__(self, path: str, first: bytes, lines: TurnLines) -> None:
         self._path = path
         self._first = first
+        self._lines = lines
+        self._journaled_until = 0  # so many events are in the file
+        self._lock = threading.Lock()
         self._file: int | None = None
-        self._failed = False
+        self._closed = False
 
-    def write(self, lines: bytes) -> None:
-        """Adds lines, without waiting for the disk. After an error it writes no more."""
-        if self._failed:
-            return
-        try:
-            if self._file is None:
-                self._file = _made(self._path)
-                lines = self._first + b"\n" + lines
-            while lines:
-                lines = lines[os.write(self._file, lines) :]
-        except OSError as error:
-            self._failed = True
-            log.warning("cannot keep a journal: %s; a crash would lose what is not stored yet", error.strerror)
+    def flush(self) -> bool:
+        """Writes what has come since the last time. Returns False once it is closed. Never raises."""
+        with self._lock:
+            if self._closed:
+                return False
+            lines, self._journaled_until = self._lines.partial_text(self._journaled_until)
+            try:
+                self._write(lines)
+            except OSError as error:
+                self._close()
+                log.warning("cannot keep a journal: %s; a crash would lose what is not stored yet", error.strerror)
+            return not self._closed
 
     def close(self) -> None:
         """Leaves the file as it is."""
+        with self._lock:
+            self._close()
+
+    def _write(self, lines: list[bytes]) -> None:
+        if lines and self._file is None:
+            self._file = _made(self._path)
+            lines = [self._first, *lines]
+        data = b"".join(line + b"\n" for line in lines)
+        while data and self._file is not None:
+            data = data[os.write(self._file, data) :]
+
+    def _close(self) -> None:
         if self._file is not None:
             os.close(self._file)
             self._file = None
-        self._failed = True
+        self._closed = True
 
 
 def read_journal(path: str) -> list[bytes]:

@@ -14,8 +14,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from session_core.data.message import StoredMessage, is_message
 from session_core.data.strict_json import JSON_DECODER, from_json, to_json
-from storage import SETTINGS, Session, is_message, session_from
+from storage import SETTINGS, STATE, Session, session_from
 
 _SECTOR_BYTES = 512  # a disk writes whole sectors, so zeros in place of lost data end at a multiple of this
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -29,12 +30,8 @@ def layout(session: Session) -> bytes:
 
 def closing(session: Session) -> bytes:
     """The end of the file, from the line end behind the last message."""
-    tail: dict[str, Any] = {"updated_at": session.updated_at}
-    if session.last_error is not None:
-        tail["note"] = session.last_error
-    if session.continuation is not None:
-        tail["continuation"] = session.continuation
-    return b"\n]," + to_json(tail)[1:] + b"\n"
+    state = {name: value for name in STATE if (value := getattr(session, name)) not in (None, False)}
+    return b"\n]," + to_json({"updated_at": session.updated_at, **state})[1:] + b"\n"
 
 
 def parse(session_id: str, data: bytes) -> tuple[Session, int | None]:
@@ -45,13 +42,14 @@ def parse(session_id: str, data: bytes) -> tuple[Session, int | None]:
     """
     text = data.removeprefix(_BYTE_ORDER_MARK)
     try:
-        value = from_json(text)
+        value, whole = from_json(text), True
     except ValueError:
-        return session_from(session_id, _untorn(text)), None
-    session = session_from(session_id, value)
+        value, whole = _untorn(text), False
+    session = session_from(session_id, _without_outdated(value))
     end = closing(session)
     in_layout = (
-        data.startswith(_head(session))
+        whole
+        and data.startswith(_head(session))
         and data.endswith(end)
         and data.count(b'\n{"id":') == len(session.messages) == data.count(b"\n") - 2
     )
@@ -62,6 +60,16 @@ def _head(session: Session) -> bytes:
     head: dict[str, Any] = {"id": session.id, "created_at": session.created_at}
     head |= {name: text for name in SETTINGS if (text := getattr(session, name)) is not None}
     return to_json(head | session.extra)[:-1] + b',"messages":['
+
+
+def _without_outdated(value: Any) -> Any:
+    """The JSON object without what belongs behind the messages and stands in front of them, which an earlier version
+    does that has changed the file since: it keeps there what it does not know."""
+    names = list(value) if isinstance(value, dict) else []
+    head = names[: names.index("messages")] if "messages" in names else []
+    if "updated_at" in head:  # a layout of another hand
+        return value
+    return {name: value[name] for name in names if name not in STATE or name not in head} if names else value
 
 
 def _untorn(data: bytes) -> dict[str, Any]:
@@ -90,7 +98,7 @@ def _untorn(data: bytes) -> dict[str, Any]:
     return value
 
 
-def _message(line: bytes) -> tuple[dict[str, Any] | None, str]:
+def _message(line: bytes) -> tuple[StoredMessage | None, str]:
     """The message that a line begins with, None where there is none, and what follows it."""
     text = line.decode(errors="surrogateescape")
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import logging
 import operator
@@ -16,9 +15,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TypeVar
 
+from session_core.stores.background_writer import BackgroundWriter
 from session_core.stores.disk_access import make_directory, read_all, synced, version_of, write_all
 from session_core.stores.disk_errors import unavailable
-from session_core.stores.file_cache import FileCache, ParsedFile, is_large
+from session_core.stores.file_cache import FileCache, ParsedFile, SummaryCache, is_large, summary_cache
 from session_core.stores.file_journal import FileJournal, read_journal, remove_journal
 from session_core.stores.file_layout import closing, layout, parse
 from session_core.stores.file_locks import SUPPORTED, lock_now, lock_waiting, mark_turn, turn_marked
@@ -32,13 +32,15 @@ from storage import (
     Storage,
     StorageUnavailable,
     Summary,
+    TurnLines,
     checked_id,
 )
 
 log = logging.getLogger(__name__)
 
+_FLUSH_SECONDS = 0.15  # between two writes of a journal; callers are promised 0.2
+_END_SECONDS = 3.0  # to wait for the thread that writes journals
 _ORPHAN_SECONDS = 3600.0  # after which a temporary file is the rest of a crash
-_CACHED_SUMMARIES = 10_000
 _SCANNED_AT_ONCE = 200  # files
 _SESSION_FILE = re.compile(rf"({SESSION_ID.pattern})\.json")
 _JOURNAL_FILE = re.compile(rf"\.({SESSION_ID.pattern})\.journal")
@@ -55,20 +57,25 @@ class FileStorage(Storage):
     the old one. A locked session is locked with `flock`, which the kernel lifts when the process dies. The file's
     modification time is its place in the list.
 
-    Raises StorageUnavailable when the directory cannot be created or written, or where there is no `flock`.
+    Raises StorageUnavailable when the directory cannot be created or written, or where there is no `flock`. A store
+    `beside` another one shares its caches and its thread.
     """
 
-    def __init__(self, directory: str) -> None:
+    def __init__(self, directory: str, beside: FileStorage | None = None) -> None:
         if not SUPPORTED:
             raise StorageUnavailable("sessions on disk need flock, which this system does not have")
         self._directory = os.path.abspath(directory)
-        self._cache = FileCache()
-        self._cached_summary = functools.lru_cache(_CACHED_SUMMARIES)(self._summary_of_version)
+        self._cache: FileCache = beside._cache if beside else FileCache()
+        self._writer: BackgroundWriter = beside._writer if beside else BackgroundWriter(_FLUSH_SECONDS)
+        self._cached_summary: SummaryCache = beside._cached_summary if beside else summary_cache()
         with unavailable("open", self._directory, logging.DEBUG):  # the error is shown at the start
             make_directory(self._directory)
             with synced(self._directory):  # which also makes the renames of a killed process durable
                 self._sweep()
             self._try_writing()
+
+    def for_user(self, name: str) -> Storage:
+        return FileStorage(os.path.join(self._directory, name), beside=self)
 
     def check(self) -> None:
         with unavailable("write", self._directory):
@@ -76,10 +83,10 @@ class FileStorage(Storage):
 
     def summary(self, session_id: str) -> Summary:
         found = self._at(checked_id(session_id), lambda _, found: found)
-        return self._cached_summary(session_id, version_of(found))
+        return self._cached_summary(self, session_id, version_of(found))
 
-    def _summary_of_version(self, session_id: str, _version: tuple[int, ...]) -> Summary:
-        return super().summary(session_id)
+    def flush(self) -> None:
+        self._writer.flush(_END_SECONDS)
 
     def journal(self, session_id: str) -> list[bytes]:
         with unavailable("read the journal of", session_id):
@@ -253,9 +260,10 @@ class _LockedFile(LockedSession):
         self._end: int | None = None  # where the closing line begins, if a message can be added in place
         self._parsed: ParsedFile | None = None  # for the next turn
 
-    def journal(self, first: bytes) -> Callable[[bytes], None] | None:
-        self._journal = FileJournal(self._storage._journal_path(self.id), first)
-        return self._journal.write
+    def record(self, first: bytes, lines: TurnLines, on_end: Callable[[bool], None]) -> None:
+        self._journal = FileJournal(self._storage._journal_path(self.id), first, lines)
+        with contextlib.suppress(RuntimeError):  # the system gives no more threads
+            self._storage._writer.add(self._journal)
 
     def drop_journal(self) -> None:
         if self._journal is not None:
@@ -265,7 +273,7 @@ class _LockedFile(LockedSession):
     def _load(self) -> Session:
         if self._turn:
             with unavailable("read", self.id):
-                self._parsed = self._storage._cache.take(self.id, version_of(self._stat()))
+                self._parsed = self._storage._cache.take(self._path, version_of(self._stat()))
         if self._parsed is None:
             session, self._end = self._storage._parsed(self.id, self._file)
             if not self._turn or self._end is None or not is_large(self._end):
@@ -311,16 +319,21 @@ class _LockedFile(LockedSession):
             synced(self._storage._directory),
             contextlib.suppress(FileNotFoundError),
         ):
-            os.unlink(self._storage._path(self.id))
+            os.unlink(self._path)
         self.drop_journal()
 
     def _release(self) -> None:
         if self._journal is not None:
+            self._journal.flush()  # unless it was dropped, what it holds could not be stored
             self._journal.close()
         if self._parsed is not None:
             with contextlib.suppress(OSError):
-                self._storage._cache.put(version_of(self._stat()), self._parsed)
+                self._storage._cache.put(self._path, version_of(self._stat()), self._parsed)
         os.close(self._file)  # which unlocks it
+
+    @property
+    def _path(self) -> str:
+        return self._storage._path(self.id)
 
     def _stat(self) -> os.stat_result:
         found = os.fstat(self._file)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import os
 import secrets
@@ -11,11 +12,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from session_core.data.strict_json import from_json, to_json
-from session_core.stores.redis_connection import RETRY_SECONDS, RedisConnection
+from session_core.stores.background_writer import BackgroundWriter
+from session_core.stores.redis_connection import RETRY_SECONDS, Argument, RedisConnection
 from session_core.stores.redis_feed import Lease, Publisher, RedisTurnFeed, published_lines
+from session_core.stores.redis_keys import RedisKeys
 from session_core.stores.redis_scripts import LEASE_MILLISECONDS, SHORT_LEASE_MILLISECONDS
 from storage import (
     SETTINGS,
+    STATE,
     LockedSession,
     LockLost,
     Session,
@@ -25,6 +29,7 @@ from storage import (
     StorageUnavailable,
     Summary,
     TurnFeed,
+    TurnLines,
     checked_id,
     session_from,
     summarize,
@@ -32,31 +37,37 @@ from storage import (
 
 log = logging.getLogger(__name__)
 
-_JSON_FIELDS = (*SETTINGS, "note", "continuation", "replaced")  # of a session's hash
+_JSON_FIELDS = (*SETTINGS, *STATE, "note", "continuation", "replaced")  # of a session's hash, in all versions
 _LISTED_AT_ONCE = 500
+_FLUSH_SECONDS = 0.05  # in which events gather that go to Redis together
 _FIRST_LINE_SECONDS = 1.0  # how long to wait for the first line of a turn that another process starts
 
 
 class RedisStorage(Storage):
     """Sessions in the Redis server at a URL (`redis://`, `rediss://` or `unix://`), which other processes may share.
 
-    Sessions of a `user` are apart from those of all others.
-
     What is stored is as durable as Redis is configured to make it. Raises StorageUnavailable when Redis cannot be
     reached or used.
     """
 
-    def __init__(self, url: str, user: str = "") -> None:
-        self._connection = RedisConnection(url, user)
+    def __init__(self, url: str) -> None:
+        self._connection = RedisConnection(url)
         self._publisher = Publisher(self._connection)
+        self._writer = BackgroundWriter(_FLUSH_SECONDS)
+        self._keys = RedisKeys.of("")
         self._random = secrets.token_hex(8)
+
+    def for_user(self, name: str) -> Storage:
+        store = copy.copy(self)
+        store._keys = RedisKeys.of(name)
+        return store
 
     def check(self) -> None:
         self._connection.check()
 
     def page(self, limit: int | None = None, after: str | None = None) -> tuple[list[str], str | None]:
         after_id = "" if after is None else checked_id(after)
-        found = self._connection.run("list", "page", "", after_id, "" if limit is None else limit)
+        found = self._run("list", "page", "", after_id, "" if limit is None else limit)
         if found == b"missing":
             raise SessionNotFound(after)
         ids = [id.decode() for id in found]
@@ -77,18 +88,18 @@ class RedisStorage(Storage):
         give_up = time.monotonic() + _FIRST_LINE_SECONDS
         while True:
             holder, published = self._holder(checked_id(session_id))
-            kind, _, token = holder.partition(" ")
-            starting = kind == "turn" and token != published
-            if not starting or self._is_ours(token) or time.monotonic() > give_up:
+            kind, _, fence = holder.partition(" ")
+            starting = kind == "turn" and fence != published
+            if not starting or self._is_ours(fence) or time.monotonic() > give_up:
                 break
             time.sleep(0.01)
         if starting or not published or self._is_ours(published):
             return None
-        return RedisTurnFeed(self._connection, session_id, published)
+        return RedisTurnFeed(self._connection, self._keys, session_id, published)
 
     def unchanged_since(self, when: float) -> Iterator[str]:
         kept = 0  # of those that were given, which the caller has not deleted
-        while found := self._connection.run("list", "older", "", int(when * 1_000_000), kept, _LISTED_AT_ONCE):
+        while found := self._run("list", "older", "", int(when * 1_000_000), kept, _LISTED_AT_ONCE):
             for id in found:
                 yield id.decode()
                 with contextlib.suppress(SessionNotFound):
@@ -97,16 +108,16 @@ class RedisStorage(Storage):
 
     def journal(self, session_id: str) -> list[bytes]:
         _, published = self._holder(checked_id(session_id))
-        return published_lines(self._connection, session_id, published) if published else []
+        return published_lines(self._connection, self._keys, session_id, published) if published else []
 
     def flush(self) -> None:
-        self._publisher.flush()
+        self._writer.flush(RETRY_SECONDS)
 
     def _create(self, session: Session) -> None:
         fields = [part for pair in _fields(session).items() for part in pair] + ["created_at", session.created_at]
         lines = [to_json(message) for message in session.messages]
         # One that exists was made by a try whose reply was lost, or by another caller of `ensure`.
-        self._connection.run("create", "create", session.id, session.id, len(fields), *fields, *lines)
+        self._run("create", "create", session.id, session.id, len(fields), *fields, *lines)
 
     def _read(self, session_id: str) -> Session:
         return self._find(session_id, 0, -1)[0]
@@ -115,15 +126,16 @@ class RedisStorage(Storage):
         return self.page()[0]
 
     def _lock(self, session_id: str, turn: bool) -> LockedSession | None:
-        token = self._token_prefix + secrets.token_hex(16)
-        holder = f"{'turn' if turn else 'brief'} {token}"
+        fence = self._fence_prefix + secrets.token_hex(16)
+        holder = f"{'turn' if turn else 'short'} {fence}"
         milliseconds = LEASE_MILLISECONDS if turn else SHORT_LEASE_MILLISECONDS
-        if self._connection.run("lock", "lock", session_id, token, holder, milliseconds) == b"locked":
+        if self._run("lock", "lock", session_id, fence, holder, milliseconds) == b"locked":
             return None
-        locked = _LockedRedis(self._connection, self._publisher, Lease(session_id, token, holder))
+        locked = _LockedRedis(self, Lease(session_id, self._keys, fence, holder))
         if turn:
             try:
                 self._publisher.add(locked.lease)
+                self._writer.add(self._publisher)
             except RuntimeError as error:  # the system gives no more threads
                 locked.release()
                 raise StorageUnavailable(str(error)) from error
@@ -133,63 +145,60 @@ class RedisStorage(Storage):
         return self._holder(session_id)[0].startswith("turn ")
 
     def _holder(self, session_id: str) -> tuple[str, str]:
-        """Who has locked the session, and the token of the newest published turn. Empty strings for none."""
-        holder, published = self._connection.run("look at", "holder", session_id)
+        """Who has locked the session, and the fence of the newest published turn. Empty strings for none."""
+        holder, published = self._run("look at", "holder", session_id)
         return (holder or b"").decode(), (published or b"").decode()
 
     @property
-    def _token_prefix(self) -> str:
-        """What the tokens of this process begin with. A forked process has another one."""
+    def _fence_prefix(self) -> str:
+        """What the fences of this process begin with. A forked process has another one."""
         return f"{self._random}-{os.getpid()}-"
 
-    def _is_ours(self, token: str) -> bool:
-        return token.startswith(self._token_prefix)
+    def _is_ours(self, fence: str) -> bool:
+        return fence.startswith(self._fence_prefix)
 
     def _find(self, session_id: str, first: int, last: int) -> tuple[Session, int]:
         """The session with its messages from index `first` to `last`, and how many it has in all."""
-        return find_session(self._connection, session_id, first, last)
+        names = ("created_at", "updated_at", *_JSON_FIELDS)
+        fields, lines, count = self._run("read", "read", session_id, first, last, *names)
+        try:
+            value: dict[str, Any] = {
+                name: from_json(field) if name in _JSON_FIELDS else field.decode()
+                for name, field in zip(names, fields, strict=True)
+                if field is not None
+            }
+            value |= {"id": session_id, "messages": from_json(b"[" + b",".join(lines) + b"]")}
+            if len(value["messages"]) != len(lines):
+                raise ValueError("one of its lines is not one message")
+            return session_from(session_id, value), count
+        except (ValueError, RecursionError) as error:
+            log.error("%s cannot be understood and is left as it is: %s", session_id, error)
+            raise SessionCorrupt(session_id) from error
 
-
-def find_session(connection: RedisConnection, session_id: str, first: int, last: int) -> tuple[Session, int]:
-    """The session with its messages from index `first` to `last`, and how many it has in all."""
-    names = ("created_at", "updated_at", *_JSON_FIELDS)
-    fields, lines, count = connection.run("read", "read", session_id, first, last, *names)
-    try:
-        value: dict[str, Any] = {name: field for name, field in zip(names, fields, strict=True) if field is not None}
-        value = {name: from_json(field) if name in _JSON_FIELDS else field.decode() for name, field in value.items()}
-        value |= {"id": session_id, "messages": from_json(b"[" + b",".join(lines) + b"]")}
-        if len(value["messages"]) != len(lines):
-            raise ValueError("one of its lines is not one message")
-        return session_from(session_id, value), count
-    except (ValueError, RecursionError) as error:
-        log.error("%s cannot be understood and is left as it is: %s", session_id, error)
-        raise SessionCorrupt(session_id) from error
+    def _run(self, verb: str, script: str, session_id: str, *arguments: Argument, retry_seconds: float = 0) -> Any:
+        return self._keys.run(self._connection, verb, script, session_id, *arguments, retry_seconds=retry_seconds)
 
 
 def _fields(session: Session) -> dict[str, str]:
     """The fields of a session's hash."""
-    values = {**{name: getattr(session, name) for name in SETTINGS}, "note": session.last_error}
-    values["continuation"] = session.continuation
-    return {"updated_at": session.updated_at, **{name: to_json(value).decode() for name, value in values.items()}}
+    values = {name: to_json(getattr(session, name)).decode() for name in (*SETTINGS, *STATE)}
+    return {"updated_at": session.updated_at, **values}
 
 
 class _LockedRedis(LockedSession):
-    def __init__(self, connection: RedisConnection, publisher: Publisher, lease: Lease) -> None:
+    def __init__(self, storage: RedisStorage, lease: Lease) -> None:
         super().__init__(lease.session_id)
         self.lease = lease
-        self._connection = connection
-        self._publisher = publisher
+        self._storage = storage
         self._changes = 0
 
-    def publish_turn(self, first: bytes, on_end: Callable[[bool], None]) -> Callable[[bytes, bool], None] | None:
-        try:
-            self._connection.run("publish the turn of", "publish_first", self.id, self.lease.token, first)
-        except (StorageUnavailable, SessionCorrupt):
-            return None  # which was logged; clients can follow the turn from this process only
-        return self._publisher.publish(self.lease, on_end)
+    def record(self, first: bytes, lines: TurnLines, on_end: Callable[[bool], None]) -> None:
+        with contextlib.suppress(StorageUnavailable, SessionCorrupt):  # which was logged; nobody can follow it then
+            self._storage._run("publish the turn of", "publish_first", self.id, self.lease.fence, first)
+            self._storage._publisher.publish(self.lease, lines, on_end)
 
     def _load(self) -> Session:
-        return find_session(self._connection, self.id, 0, -1)[0]
+        return self._storage._read(self.id)
 
     def _append(self, session: Session, line: bytes | None) -> None:
         self._write(session, line or b"", self.id)
@@ -199,27 +208,25 @@ class _LockedRedis(LockedSession):
 
     def _write(self, session: Session, line: bytes, touched: str) -> None:
         self._changes += 1
-        which = (self.lease.token, self._changes, len(session.messages), line, touched)
         fields = _fields(session)
-        if b'"replaces"' in line or b'"history"' in line:
+        if any(name in line for name in (b'"replaces"', b'"after"', b'"history"')):
             fields["replaced"] = "true"  # so that the summary counts what is in the conversation
         pairs = [part for pair in fields.items() for part in pair]
-        self._check(self._connection.run("write", "write", self.id, *which, *pairs, retry_seconds=RETRY_SECONDS))
+        self._change("write", self._changes, len(session.messages), line, touched, *pairs)
 
     def _delete(self) -> None:
-        arguments = (self.lease.token, self.id)
-        self._check(self._connection.run("delete", "delete", self.id, *arguments, retry_seconds=RETRY_SECONDS))
+        self._change("delete", self.id)
 
     def _release(self) -> None:
         count = "" if self._session is None else len(self._session.messages)
         self.lease.released = True
-        try:
-            self._connection.run("release", "release", self.id, self.lease.token, self.lease.holder, count)
-        except (StorageUnavailable, SessionCorrupt):
-            pass  # which was logged; the lease runs out
-        self._publisher.released(self.lease)
+        with contextlib.suppress(StorageUnavailable, SessionCorrupt):  # which was logged; the lease runs out
+            self._storage._run("release", "release", self.id, self.lease.fence, self.lease.holder, count)
 
-    def _check(self, found: object) -> None:
-        if found == b"lost":
-            log.error("the lock of %s is lost: its lease ran out, and another process has locked it since", self.id)
-            raise LockLost(f"{self.id} is locked by another process")
+    def _change(self, script: str, *arguments: Argument) -> None:
+        fence = self.lease.fence
+        found = self._storage._run(script, script, self.id, fence, *arguments, retry_seconds=RETRY_SECONDS)
+        if found in (b"lost", b"vanished"):
+            why = "another process has locked it since" if found == b"lost" else "Redis has it no more"
+            log.error("the lock of %s is lost: %s", self.id, why)
+            raise LockLost(f"{self.id}: {why}")

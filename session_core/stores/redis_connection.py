@@ -6,20 +6,21 @@ import contextlib
 import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from session_core.stores.redis_scripts import DURABLE, KEEP_MILLISECONDS, scripts
-from storage import SessionCorrupt, SessionNotFound, StorageUnavailable
+from session_core.stores.redis_scripts import DURABLE, KEEP_MILLISECONDS, SCRIPTS
+from storage import SessionCorrupt, StorageUnavailable
 
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 3.0  # for which a change is tried again where the connection failed
 
+_CHECK_KEY = "session_server:check"
 _CONNECTIONS = 32
 _REPLICA_MILLISECONDS = 2000  # for which a change waits for replicas
 
@@ -28,7 +29,7 @@ Argument = str | bytes | int
 
 
 class RedisConnection:
-    """The clients and the scripts for one URL, and one user if there are users. Safe for any number of threads.
+    """The clients and the scripts for one URL, for all users. Safe for any number of threads.
 
     `client` is for requests that are answered at once, from a bounded pool. `waiting_client` is for reads that wait
     for events, and for the thread that publishes.
@@ -37,7 +38,7 @@ class RedisConnection:
     what it has acknowledged. Where `min-replicas-to-write` is set, each change waits for as many replicas.
     """
 
-    def __init__(self, url: str, user: str = "") -> None:
+    def __init__(self, url: str) -> None:
         options: dict[str, Any] = {
             "socket_connect_timeout": 2,
             "socket_timeout": 2.5,
@@ -53,45 +54,34 @@ class RedisConnection:
             raise StorageUnavailable("the URL cannot be understood") from None
         self.client = redis.Redis(connection_pool=pool)
         self.waiting_client = redis.Redis(connection_pool=waiting)
-        self._prefix = f"session_server@{user}:" if user else "session_server:"
-        self._texts = scripts(self._prefix)
-        self._scripts = {name: self.client.register_script(text) for name, text in self._texts.items()}
+        self._scripts = {name: self.client.register_script(text) for name, text in SCRIPTS.items()}
         self._replicas = 0
         self._check_configuration()
 
-    def key(self, kind: str, id: str) -> str:
-        """The key of this kind for a session, or for the token of a turn."""
-        return f"{self._prefix}{kind}:{id}"
-
     def check(self, level: int = logging.ERROR) -> None:
         """Raises StorageUnavailable if Redis cannot be written now."""
-        call(
-            "write to Redis", lambda: self.client.set(f"{self._prefix}check", b"", px=KEEP_MILLISECONDS), level=level
-        )
+        call("write to Redis", lambda: self.client.set(_CHECK_KEY, b"", px=KEEP_MILLISECONDS), level=level)
 
-    def run(self, verb: str, script: str, session_id: str, *arguments: Argument, retry_seconds: float = 0) -> Any:
-        """The result of a script on a session. Each script may run twice, and returns the same result then.
+    def run(self, script: str, keys: list[str], arguments: Sequence[Argument], client: Any = None) -> Any:
+        """The result of a script on these keys. Each script may run twice, and returns the same result then.
 
-        Raises SessionNotFound, SessionCorrupt, StorageUnavailable.
+        Raises the errors of the redis library.
         """
-        keys = [self.key(kind, session_id) for kind in ("session", "messages", "lease")]
-        keys.append(f"{self._prefix}sessions")
-        run = self._run_and_wait if self._replicas and script in DURABLE else self.run_on_keys
-        what = f"{verb} {session_id}".strip()
-        found = call(what, lambda: run(script, keys, arguments), retry_seconds, session_id)
-        if found == b"missing" and session_id:
-            raise SessionNotFound(session_id)
-        return found
-
-    def run_on_keys(self, script: str, keys: list[str], arguments: Any, client: Any = None) -> Any:
-        """The result of a script on these keys. Raises the errors of the redis library."""
+        if self._replicas and script in DURABLE:
+            return self._run_and_wait(script, keys, arguments)
         return self._scripts[script](keys, arguments, client)
 
-    def _run_and_wait(self, script: str, keys: list[str], arguments: tuple[Any, ...]) -> Any:
+    def _run_and_wait(self, script: str, keys: list[str], arguments: Sequence[Argument]) -> Any:
         pipeline: Any = self.client.pipeline(transaction=False)
-        pipeline.eval(self._texts[script], len(keys), *keys, *arguments)
+        pipeline.evalsha(self._scripts[script].sha, len(keys), *keys, *arguments)
         pipeline.execute_command("WAIT", self._replicas, _REPLICA_MILLISECONDS)
-        found, replicas = pipeline.execute()
+        found, replicas = pipeline.execute(raise_on_error=False)  # whose own errors quote the command
+        if isinstance(found, redis.exceptions.NoScriptError):
+            self.client.script_load(SCRIPTS[script])
+            return self._run_and_wait(script, keys, arguments)
+        for error in (found, replicas):
+            if isinstance(error, Exception):
+                raise error
         if replicas < self._replicas:
             raise redis.RedisError(f"{replicas} of {self._replicas} replicas have it")
         return found

@@ -2,15 +2,18 @@
 
 Keys begin with `session_server:`, those of a user with `session_server@<name>:`
 
-    session:<id>     a hash: times, settings and note, and the token of the caller that has locked the session;
+    session:<id>     a hash: times, settings, state; `token`, the fence of the caller that has locked the session;
+                     `published`, the fence of the newest turn that was recorded (`told` by earlier versions);
                      `replaced` where a question has replaced messages
     messages:<id>    a list: each message as JSON
     sessions         a sorted set: the ids, in the order of the list
     lease:<id>       who has locked the session; it expires unless it is renewed
-    events:<token>   a stream: what a turn has published, until a minute after its end; where the turn's process is
-                     gone, until somebody has stored what it has left
+    events:<fence>   a stream: what a turn has published, until a minute after its end; where the turn's process is
+                     gone, until somebody has stored what it has left. An entry's id is the number of its first line.
+                     The last one has the field `last`, and `substitute` where another process has added it
+    readers:<fence>  a sorted set: the other processes whose callers read the turn, and until when they said so
 
-A caller that locks a session writes a token of its own into the hash, and each later change compares it. A caller
+A caller that locks a session writes a fence of its own into the hash, and each later change compares it. A caller
 whose lease has run out, and whose session another one has locked, can change nothing any more, whatever its clock
 says.
 """
@@ -20,13 +23,20 @@ from __future__ import annotations
 LEASE_MILLISECONDS = 5000  # after which a lock for a turn is free whose process does not renew it
 SHORT_LEASE_MILLISECONDS = 2000  # the same for a short lock, which is not renewed
 KEEP_MILLISECONDS = 60_000  # for which a turn's events are kept after its end
-ENDED_ELSEWHERE = 10**12  # number of an entry that another process has added in place of the turn's own
+DELETED_MILLISECONDS = 5000  # the same after the session's deletion, so that who watches gets its end
 DURABLE = ("create", "write", "delete")  # scripts that wait for replicas
 
 # All scripts begin with this. A session exists if its hash does.
 _NAMES = """
-local session, messages, lease, list = unpack(KEYS)
-local events = '@PREFIX@events:'
+local session, messages, lease, list = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local prefix = string.match(session, '^[^:]*:')
+local events = prefix .. 'events:'
+local function published()
+    for _, name in ipairs({'told', 'published'}) do  -- what earlier versions write is the newer one where it is there
+        local found = redis.pcall('HGET', session, name)
+        if type(found) == 'string' then return found end
+    end
+end
 local function touch(id)
     local time = redis.call('TIME')
     local now = time[1] * 1000000 + time[2]
@@ -36,7 +46,9 @@ local function touch(id)
 end
 local function top(key)
     local entry = redis.call('XREVRANGE', key, '+', '-', 'COUNT', 1)[1]
-    if entry then return tonumber(string.match(entry[1], '%d+')), entry[2][3] end
+    if not entry then return end
+    local _, ends = string.gsub(entry[2][2], '\\n', '')
+    return tonumber(string.match(entry[1], '%d+')), entry[2][3], ends + 1, entry[2][5]
 end
 """
 
@@ -71,60 +83,68 @@ return redis.call('ZRANGE', list, '+inf', '-' .. before, 'BYSCORE', 'REV', 'LIMI
     # The first command needs no memory, so that Redis does not refuse the script where memory is short, and sessions
     # can be deleted then.
     "lock": """
-local token, lessee, milliseconds = unpack(ARGV)
+local fence, holder, milliseconds = unpack(ARGV)
 if redis.call('EXISTS', session) == 0 then return 'missing' end
-local holder = redis.call('GET', lease)
-if holder and holder ~= lessee then return 'locked' end
+local other = redis.call('GET', lease)
+if other and other ~= holder then return 'locked' end
 redis.call('HDEL', session, 'asked', 'written')
-redis.call('HSET', session, 'token', token)
-redis.call('SET', lease, lessee, 'PX', milliseconds)
+redis.call('HSET', session, 'token', fence)
+redis.call('SET', lease, holder, 'PX', milliseconds)
 """,
     "holder": """
 if redis.call('EXISTS', session) == 0 then return 'missing' end
-local told = redis.pcall('HGET', session, 'told')
-if type(told) == 'table' then told = false end
-if told and redis.call('EXISTS', events .. told) == 0 then told = false end
-return {redis.call('GET', lease), told}
+local newest = published()
+if not newest or redis.call('EXISTS', events .. newest) == 0 then newest = false end
+return {redis.call('GET', lease), newest}
 """,
+    # Earlier versions write `note` and `continuation`, which are true where one has written last.
     # Changes are numbered, so that one that arrives twice, or after the next one, does nothing. `count` is how many
     # messages there should be. One more is the rest of a try that was reported as failed.
     "write": """
-local token, number, count, line, id = unpack(ARGV, 1, 5)
-if redis.call('HGET', session, 'token') ~= token then return 'lost' end
+local fence, number, count, line, id = unpack(ARGV, 1, 5)
+if redis.call('HGET', session, 'token') ~= fence then
+    return redis.call('EXISTS', session) == 1 and 'lost' or 'vanished'
+end
 if tonumber(number) <= tonumber(redis.call('HGET', session, 'written') or 0) then return end
 if line ~= '' then
     local found = redis.call('LLEN', messages)
     if found > tonumber(count) then redis.call('LTRIM', messages, -found, count - found - 1) end
     redis.call('RPUSH', messages, line)
 end
+redis.call('HDEL', session, 'note', 'continuation')
 redis.call('HSET', session, 'written', number, unpack(ARGV, 6))
 if id ~= '' then touch(id) end
 """,
-    "delete": """
-local token, id = unpack(ARGV)
-if redis.call('EXISTS', session) == 1 and redis.call('HGET', session, 'token') ~= token then return 'lost' end
-local published = redis.pcall('HGET', session, 'told')
-if type(published) == 'string' then redis.call('UNLINK', events .. published) end
+    "delete": f"""
+local fence, id = unpack(ARGV)
+if redis.call('EXISTS', session) == 1 and redis.call('HGET', session, 'token') ~= fence then return 'lost' end
+local newest = published()
+if newest then
+    local _, over = top(events .. newest)
+    if over then redis.call('PEXPIRE', events .. newest, {DELETED_MILLISECONDS})
+    else redis.call('UNLINK', events .. newest) end
+end
 redis.call('UNLINK', session, messages)
 redis.call('ZREM', list, id)
 """,
     "release": f"""
-local token, lessee, count = unpack(ARGV)
-if redis.call('GET', lease) == lessee then redis.call('DEL', lease) end
-redis.call('PEXPIRE', events .. token, {KEEP_MILLISECONDS})
-if redis.call('HGET', session, 'token') == token then
+local fence, holder, count = unpack(ARGV)
+if redis.call('GET', lease) == holder then redis.call('DEL', lease) end
+redis.call('PEXPIRE', events .. fence, {KEEP_MILLISECONDS})
+if redis.call('HGET', session, 'token') == fence then
     local found = redis.call('LLEN', messages)
     if count ~= '' and found > tonumber(count) then redis.call('LTRIM', messages, -found, count - found - 1) end
     redis.call('HDEL', session, 'token')
 end
 """,
     "publish_first": f"""
-local token, line = unpack(ARGV)
-local before = redis.call('HGET', session, 'told')
-if redis.call('HGET', session, 'token') ~= token then return 'lost' end
-if before == token then return end
-redis.call('XADD', events .. token, '1-0', 'lines', line)
-redis.call('HSET', session, 'told', token)
+local fence, line = unpack(ARGV)
+local before = published()
+if redis.call('HGET', session, 'token') ~= fence then return 'lost' end
+if before == fence then return end
+redis.call('XADD', events .. fence, '1-0', 'lines', line)
+redis.call('HSET', session, 'published', fence)
+redis.call('HDEL', session, 'told')
 if before then redis.call('PEXPIRE', events .. before, {LEASE_MILLISECONDS}) end
 """,
     # For each turn of a process: adds to its stream what it has published, checks that it still has its session, and
@@ -132,16 +152,16 @@ if before then redis.call('PEXPIRE', events .. before, {LEASE_MILLISECONDS}) end
     "publish": f"""
 local replies = {{}}
 for turn = 0, #ARGV / 5 - 1 do
-    local session, lease = KEYS[2 * turn + 1], KEYS[2 * turn + 2]
-    local token, held, first, lines, last = unpack(ARGV, 5 * turn + 1, 5 * turn + 5)
-    local reply, stream = 'ok', events .. token
+    session, lease = KEYS[2 * turn + 1], KEYS[2 * turn + 2]
+    local fence, held, first, lines, last = unpack(ARGV, 5 * turn + 1, 5 * turn + 5)
+    local reply, stream = 'ok', string.match(session, '^[^:]*:') .. 'events:' .. fence
     local owner = redis.pcall('HMGET', session, 'token', 'asked')
     if owner.err then owner = {{}} end
     if lines ~= '' then
-        local newest, over = top(stream)
+        local newest, over, _, substitute = top(stream)
         if not newest then
             reply = 'gone'
-        elseif over and newest ~= tonumber(first) then
+        elseif over and (substitute or newest ~= tonumber(first)) then
             reply = 'over'
         elseif newest < tonumber(first) then
             local fields = {{'lines', lines}}
@@ -150,16 +170,16 @@ for turn = 0, #ARGV / 5 - 1 do
         end
     end
     if last == '1' then redis.call('PEXPIRE', stream, {KEEP_MILLISECONDS}) end
-    if held == '1' and owner[1] ~= token then
-        reply = 'lost'
+    if held == '1' and owner[1] ~= fence then
+        reply = redis.call('EXISTS', session) == 1 and 'lost' or 'vanished'
     elseif held == '1' then
         local left = redis.call('PTTL', lease)
         if left < 0 then
-            redis.pcall('SET', lease, 'turn ' .. token, 'PX', {LEASE_MILLISECONDS})
+            redis.pcall('SET', lease, 'turn ' .. fence, 'PX', {LEASE_MILLISECONDS})
         elseif left < {LEASE_MILLISECONDS} * 0.7 then
             redis.call('PEXPIRE', lease, {LEASE_MILLISECONDS})
         end
-        if owner[2] == token and reply == 'ok' then reply = 'asked' end
+        if owner[2] == fence and reply == 'ok' then reply = 'asked' end
     end
     replies[turn + 1] = reply
 end
@@ -167,28 +187,26 @@ return replies
 """,
     # Once a caller has been told that a turn is dead, the turn stores nothing more.
     "state": """
-local token = unpack(ARGV)
-if redis.call('EXISTS', events .. token) == 0 then return 'gone' end
-if redis.call('GET', lease) == 'turn ' .. token then return 'held' end
-if redis.call('HGET', session, 'token') ~= token then return 'left' end
+local fence = unpack(ARGV)
+if redis.call('EXISTS', events .. fence) == 0 then return 'gone' end
+if redis.call('GET', lease) == 'turn ' .. fence then return 'held' end
+if redis.call('HGET', session, 'token') ~= fence then return 'left' end
 redis.call('HDEL', session, 'token')
 return 'dead'
 """,
+    # `first` is the number that the first of the lines gets, if those before were all read.
     "end": f"""
-local token, id, lines = unpack(ARGV)
-local newest, over = top(events .. token)
-if newest and not over then
-    redis.call('XADD', events .. token, id .. '-0', 'lines', lines, 'last', '1')
-    redis.call('PEXPIRE', events .. token, {KEEP_MILLISECONDS})
+local fence, first, lines = unpack(ARGV)
+local newest, over, count = top(events .. fence)
+if newest and not over and newest + count == tonumber(first) then
+    redis.call('XADD', events .. fence, first .. '-0', 'lines', lines, 'last', '1', 'substitute', '1')
+    redis.call('PEXPIRE', events .. fence, {KEEP_MILLISECONDS})
 end
 """,
     "ask": """
-local token = unpack(ARGV)
-if redis.call('HGET', session, 'token') == token then redis.call('HSET', session, 'asked', token) end
+local fence = unpack(ARGV)
+if redis.call('HGET', session, 'token') == fence then redis.call('HSET', session, 'asked', fence) end
 """,
 }
 
-
-def scripts(prefix: str) -> dict[str, str]:
-    """The scripts by name, for keys that begin with this prefix."""
-    return {name: (_NAMES + body).replace("@PREFIX@", prefix) for name, body in _BODIES.items()}
+SCRIPTS = {name: _NAMES + body for name, body in _BODIES.items()}

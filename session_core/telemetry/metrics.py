@@ -6,7 +6,6 @@ import threading
 import time
 from contextlib import AbstractContextManager
 
-from flask import Response
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 from session_core.telemetry.spans import (
@@ -22,8 +21,6 @@ from session_core.telemetry.spans import (
     count_tokens,
 )
 
-_CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-
 _MAX_NAMES = 200  # of tools, since those of MCP servers come and go
 _OTHER = "other"
 _STORE_ERRORS = ("storage_unavailable", "session_corrupt")
@@ -36,6 +33,8 @@ class Metrics(Observer):
 
     No label is a user, a session or a model, and none has more values than the server has names of its own.
     """
+
+    content_type = "text/plain; version=0.0.4; charset=utf-8"
 
     def __init__(self, observer: Observer) -> None:
         self._observer = observer
@@ -69,9 +68,9 @@ class Metrics(Observer):
         for error in _STORE_ERRORS:
             self._store_errors.labels(error)
 
-    def answer(self) -> Response:
+    def render(self) -> bytes:
         """All metrics in the Prometheus text format."""
-        return Response(generate_latest(self._registry), content_type=_CONTENT_TYPE)
+        return generate_latest(self._registry)
 
     def start_span(self, work: Span, within: Observer | None = None) -> Observer:
         if isinstance(work, TurnSpan):

@@ -17,10 +17,20 @@ TOKEN_KINDS = {  # where the usage of a call has them; cached ones are input too
 
 
 class RequestSpan(NamedTuple):
-    """A request of a caller. `route` is its path with names in place of ids, empty where there is no such path."""
+    """A request of a caller. `route` is its path with names in place of ids, empty where there is no such path.
+
+    `host` is the Host header, and `trace` are the headers that tell of the caller's own trace.
+    """
 
     method: str
     route: str
+    path: str = ""
+    scheme: str = ""
+    host: str = ""
+    protocol: str = ""
+    client: str = ""
+    user_agent: str = ""
+    trace: Mapping[str, str] = MappingProxyType({})
 
 
 class TurnSpan(NamedTuple):

@@ -9,10 +9,9 @@ import importlib.metadata
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from urllib.parse import urlsplit
 
-from flask import request
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
@@ -68,8 +67,7 @@ class Traces(Observer):
             return _Spanned(self, work, Context())
         if work.route in _PROBES:
             return Observer()
-        carrier = {name: request.headers[name] for name in ("traceparent", "tracestate") if name in request.headers}
-        return _Spanned(self, work, self.propagator.extract(carrier, Context()))
+        return _Spanned(self, work, self.propagator.extract(work.trace, Context()))
 
     def count(self, change: int) -> None:
         """Counts the spans that are open."""
@@ -147,7 +145,7 @@ def _described(work: Span) -> tuple[str, SpanKind, _Attributes]:
     match work:
         case RequestSpan(method, route):
             known = method if method in METHODS else "HTTP"
-            return f"{known} {route}".rstrip(), SpanKind.SERVER, _request_attributes(method, route)
+            return f"{known} {route}".rstrip(), SpanKind.SERVER, _request_attributes(work)
         case TurnSpan(session_id, model):
             asked = {"gen_ai.request.model": model[:_MAX_TEXT], "gen_ai.conversation.id": session_id}
             return "invoke_agent", SpanKind.INTERNAL, _gen_ai("invoke_agent", asked)
@@ -174,20 +172,18 @@ def _peer(address: str) -> _Attributes:
     return {**({"server.address": url.hostname} if url.hostname else {}), **({"server.port": port} if port else {})}
 
 
-def _request_attributes(method: str, route: str) -> _Attributes:
+def _request_attributes(work: RequestSpan) -> _Attributes:
     attributes: _Attributes = {
-        "http.request.method": method if method in METHODS else "_OTHER",
-        "url.scheme": request.scheme,
-        "url.path": request.path[:_MAX_TEXT],
-        "network.protocol.version": request.environ.get("SERVER_PROTOCOL", "").removeprefix("HTTP/"),
-        "client.address": (request.remote_addr or "")[:_MAX_TEXT],
-        "user_agent.original": request.headers.get("User-Agent", "")[:_MAX_TEXT],
-        "http.route": route,
+        "http.request.method": work.method if work.method in METHODS else "_OTHER",
+        "url.scheme": work.scheme,
+        "url.path": work.path[:_MAX_TEXT],
+        "network.protocol.version": work.protocol.removeprefix("HTTP/"),
+        "client.address": work.client[:_MAX_TEXT],
+        "user_agent.original": work.user_agent[:_MAX_TEXT],
+        "http.route": work.route,
     }
-    try:
-        attributes |= _peer(f"{request.scheme}://{request.headers.get('Host', '')[:_MAX_TEXT]}")
-    except ValueError:  # the header is no host
-        pass
+    with suppress(ValueError):  # the header is no host
+        attributes |= _peer(f"{work.scheme}://{work.host[:_MAX_TEXT]}")
     return {name: value for name, value in attributes.items() if value}
 
 

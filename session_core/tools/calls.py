@@ -13,9 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from session_core.data.text import utf8_text
 from session_core.model.budget import Budget
+from session_core.model.cancellation import Cancellation
 from session_core.model.events import ToolCall, ToolResult
 from session_core.telemetry.spans import Observer, Result, ToolSpan
-from session_core.tools.functions import MAX_RESULT_CHARACTERS, Abandonment, AnyTool
+from session_core.tools.functions import MAX_RESULT_CHARACTERS, AnyTool
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +37,8 @@ def run_calls(
     """The results of the calls, in the order of the calls.
 
     A call that takes longer than `timeout` seconds is abandoned: it is told so, and its result is dropped. A function
-    cannot hear that, and its thread goes on. Raises Stopped or ModelError when the turn has ended or its time is up,
-    and abandons all calls then.
+    cannot hear that, and its thread goes on. Raises Cancelled or ModelError when the turn has ended or its time is
+    up, and abandons all calls then.
     """
     pending: queue.SimpleQueue[_Call] = queue.SimpleQueue()
     started = [_Call(tools, call, observer or Observer()) for call in calls]
@@ -50,7 +51,7 @@ def run_calls(
             while not call.done.wait(_LOOK_SECONDS):
                 budget.remaining()
                 if call.began_at is not None and time.monotonic() > call.began_at + timeout:
-                    call.abandonment.set()
+                    call.cancellation.cancel()
                     call.end(Result("timeout", failed=True))
                     call.result = ToolResult(call.call.id, call.call.name, error=_TIMED_OUT)
                     _start_worker(pending)  # in place of the one that hangs
@@ -61,7 +62,7 @@ def run_calls(
     finally:
         for call in started:
             if not call.done.is_set():
-                call.abandonment.set()
+                call.cancellation.cancel()
                 call.end(Result("stopped"))
 
 
@@ -72,7 +73,7 @@ class _Call:
         self.call = call
         self.done = threading.Event()
         self.began_at: float | None = None
-        self.abandonment = Abandonment()
+        self.cancellation = Cancellation()
         self.result: ToolResult | None = None
         self._tools = tools
         self._observer = observer
@@ -80,7 +81,7 @@ class _Call:
         self._lock = threading.Lock()
 
     def run(self) -> None:
-        if self.abandonment.is_set():
+        if self.cancellation.is_cancelled:
             return
         self.began_at = time.monotonic()
         observed = self._observed = self._observer.start_span(
@@ -89,7 +90,7 @@ class _Call:
         with observed.current():
             result = self._result()
         self.end(Result("ok") if result.error is None else Result("error", failed=True))
-        if not self.abandonment.is_set():
+        if not self.cancellation.is_cancelled:
             self.result = result
         self.done.set()
 
@@ -108,7 +109,7 @@ class _Call:
             return ToolResult(id, name, error=f"there is no tool of this name; the tools are: {known}")
         try:
             with _responsive:
-                return ToolResult(id, name, result=tool(self.call.arguments, id, self.abandonment))
+                return ToolResult(id, name, result=tool(self.call.arguments, id, self.cancellation))
         except ValueError as error:
             text = utf8_text(str(error))[:MAX_RESULT_CHARACTERS]
             return ToolResult(id, name, error=text or "the tool failed")
@@ -131,7 +132,7 @@ def _work(pending: queue.SimpleQueue[_Call]) -> None:
         while True:
             call = pending.get_nowait()
             call.run()
-            if call.abandonment.is_set():  # another worker has taken this one's place
+            if call.cancellation.is_cancelled:  # another worker has taken this one's place
                 return
 
 

@@ -8,13 +8,14 @@ import inspect
 import re
 import threading
 import typing
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, NewType, Protocol
 
 import pydantic
 import pydantic_core
 
 from session_core.data.text import json_object, utf8_text
+from session_core.model.cancellation import Cancellation
 
 MAX_RESULT_CHARACTERS = 1 << 20  # of one tool's result or error
 
@@ -22,43 +23,18 @@ MAX_RESULT_CHARACTERS = 1 << 20  # of one tool's result or error
 # stored call runs again, so a tool can do its work once.
 CallId = NewType("CallId", str)
 
-_FENCE = re.compile(r"\s*```(?:json)?\s*\n(.*?)\n?\s*```\s*", re.DOTALL | re.IGNORECASE)
+_Function = typing.TypeVar("_Function", bound=Callable[..., Any])
 
-
-class Abandonment:
-    """Tells a call of a tool that nobody waits for its result any more."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._abandoned = False
-        self._actions: list[Callable[[], object]] = []
-
-    def set(self) -> None:
-        """Abandons the call, and runs what `then` was given. May be repeated."""
-        with self._lock:
-            self._abandoned = True
-            actions, self._actions = self._actions, []
-        for action in actions:
-            action()
-
-    def is_set(self) -> bool:
-        """Whether `set` was called."""
-        return self._abandoned
-
-    def then(self, action: Callable[[], object]) -> None:
-        """Has `set` run this, which must not block; runs it now if the call is abandoned already."""
-        with self._lock:
-            if not self._abandoned:
-                self._actions.append(action)
-                return
-        action()
+_FENCE = "```"
 
 
 class AnyTool(Protocol):
     """What the agent and `GET /tools` need of a tool, wherever it comes from.
 
     A call gets a JSON object of arguments, and returns its result as text for the model. It raises ValueError in
-    words for the model. A call that can be interrupted hears of that by `abandonment`.
+    words for the model. A call that can be interrupted hears of that by `cancellation`.
+
+    `may_need_approval` says whether a person must agree to calls, or to some of them, before they run.
     """
 
     name: str
@@ -66,8 +42,12 @@ class AnyTool(Protocol):
     description: str
     parameters: dict[str, Any]
     schema: dict[str, Any]
+    may_need_approval: bool
 
-    def __call__(self, arguments: str, call_id: str = "", abandonment: Abandonment | None = None) -> str: ...
+    def needs_approval(self, arguments: str) -> bool:
+        """Whether a person must agree to a call with this JSON object of arguments. Never raises."""
+
+    def __call__(self, arguments: str, call_id: str = "", cancellation: Cancellation | None = None) -> str: ...
 
 
 def tool_schema(name: str, description: str, parameters: dict[str, Any]) -> dict[str, Any]:
@@ -75,10 +55,25 @@ def tool_schema(name: str, description: str, parameters: dict[str, Any]) -> dict
     return {"type": "function", "function": {"name": name, "description": description, "parameters": parameters}}
 
 
+def tool(*, needs_approval: bool | Callable[..., object]) -> Callable[[_Function], _Function]:
+    """Marks a function as a tool whose calls run only when a person agrees to them.
+
+    `needs_approval` is true, or a function that gets the arguments of a call as keywords, and returns whether this
+    call needs approval. It does where the function raises.
+    """
+
+    def marked(function: _Function) -> _Function:
+        function.needs_approval = needs_approval  # type: ignore[attr-defined]
+        return function
+
+    return marked
+
+
 class Tool:
     """A function that the model may call, plain or `async`. `schema` is its description for the model server.
 
-    `source` says where it comes from, for people. Raises ValueError where the function cannot be a tool.
+    `source` says where it comes from, for people. The function's attribute `needs_approval` says which calls need
+    approval, see `tool`. Raises ValueError where the function cannot be a tool.
     """
 
     def __init__(self, function: Callable[..., Any], source: str = "embedded") -> None:
@@ -87,9 +82,15 @@ class Tool:
         if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", self.name):
             raise ValueError(f"{function!r} cannot be a tool: it has no name of letters, digits, _ and -")
         self._async = inspect.iscoroutinefunction(function)
+        rule = getattr(function, "needs_approval", False)
+        if not isinstance(rule, bool) and (not callable(rule) or inspect.iscoroutinefunction(rule)):
+            raise ValueError(f"{self.name} cannot be a tool: its needs_approval is neither true nor a plain function")
+        self.may_need_approval = bool(rule)
         try:
             target, self._id_parameter = _without_call_id(function)
             self._adapter: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(target)
+            self._checked = pydantic.TypeAdapter(_keywords_of(target)) if callable(rule) else None
+            self._rule: Any = rule
             self.parameters: dict[str, Any] = self._adapter.json_schema()
         except (pydantic.errors.PydanticUserError, NameError, TypeError) as error:
             reason = str(error).splitlines()[0]
@@ -99,10 +100,24 @@ class Tool:
         self.description = inspect.getdoc(function) or ""
         self.schema = tool_schema(self.name, self.description, self.parameters)
 
-    def __call__(self, arguments: str, call_id: str = "", abandonment: Abandonment | None = None) -> str:
+    def needs_approval(self, arguments: str) -> bool:
+        """Whether a person must agree to a call with these arguments, which the function gets as the tool does.
+
+        So it is where nothing can be said, such as for arguments that do not fit.
+        """
+        if self._checked is None:
+            return self.may_need_approval
+        try:
+            given = read_arguments(arguments)
+            checked = self._checked.validate_json(pydantic_core.to_json(given))
+            return bool(self._rule(**{name: value for name, value in checked.items() if name in given}))
+        except Exception:  # noqa: BLE001  the function is anybody's code
+            return True
+
+    def __call__(self, arguments: str, call_id: str = "", cancellation: Cancellation | None = None) -> str:
         """Calls the function with a JSON object of arguments. Returns its result as text for the model.
 
-        A function cannot be interrupted: it does not hear of `abandonment`. Raises ValueError, in words for the
+        A function cannot be interrupted: it does not hear of `cancellation`. Raises ValueError, in words for the
         model, if the arguments do not fit, and whatever the function raises.
         """
         given = read_arguments(arguments)
@@ -148,16 +163,40 @@ def _without_call_id(function: Callable[..., Any]) -> tuple[Any, str | None]:
     if name is None or name == "return":
         return function, None
 
-    @functools.wraps(function)
-    def with_call_id(*args: Any, **kwargs: Any) -> Any:
-        return function(*args, **kwargs, **{name: CallId(_call_id.value)})
-
     signature = inspect.signature(function)
     rest = [parameter for key, parameter in signature.parameters.items() if key != name]
-    with_call_id.__signature__ = signature.replace(parameters=rest)  # type: ignore[attr-defined]
-    with_call_id.__annotations__ = {key: hint for key, hint in hints.items() if key != name}
-    del with_call_id.__wrapped__  # pydantic would read its signature
+    with_call_id = _with_signature(
+        lambda *args, **kwargs: function(*args, **kwargs, **{name: CallId(_call_id.value)}),
+        function,
+        signature.replace(parameters=rest),
+        {key: hint for key, hint in hints.items() if key != name},
+    )
     return with_call_id, name
+
+
+def _keywords_of(target: Callable[..., Any]) -> Any:
+    """A function that takes what `target` takes, and gives it by name."""
+    signature = inspect.signature(target)
+    further = [one.name for one in signature.parameters.values() if one.kind is one.VAR_KEYWORD]
+
+    def keywords(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        given = signature.bind(*args, **kwargs).arguments
+        return {name: value for name, value in given.items() if name not in further} | dict(
+            *(given.get(name, {}) for name in further)
+        )
+
+    return _with_signature(keywords, target, signature, typing.get_type_hints(target, include_extras=True))
+
+
+def _with_signature(
+    function: Callable[..., Any], like: Callable[..., Any], signature: inspect.Signature, hints: Mapping[str, Any]
+) -> Callable[..., Any]:
+    """The function, which pydantic reads as if it had this signature."""
+    functools.update_wrapper(function, like)
+    function.__signature__ = signature  # type: ignore[attr-defined]
+    function.__annotations__ = dict(hints)
+    del function.__wrapped__  # type: ignore[attr-defined]  # pydantic would read its signature
+    return function
 
 
 def read_arguments(arguments: str) -> dict[str, Any]:
@@ -174,8 +213,10 @@ def _nearly_right(arguments: str) -> dict[str, Any] | None:
     text = arguments.strip()
     if not text:
         return {}
-    if fenced := _FENCE.fullmatch(text):
-        text = fenced[1]
+    if text.startswith(_FENCE) and text.endswith(_FENCE):
+        language, line_end, inside = text.removeprefix(_FENCE).removesuffix(_FENCE).partition("\n")
+        if line_end and language.strip().lower() in ("", "json"):
+            text = inside
     if (found := json_object(text)) is not None:
         return found
     try:

@@ -1,11 +1,14 @@
-"""An MCP server as a child process, whose messages are lines on its standard streams."""
+"""An MCP server as a child process, whose messages are lines on its standard streams.
+
+The SDK's own client of this kind bounds no line, drops an answer that is not quite a message, and does not tell which
+process it has started. All else that it does is its own here too: the environment, and how a process is ended.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import re
-import signal
 import subprocess
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
@@ -15,12 +18,12 @@ import anyio
 import mcp_types
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 from mcp.client.stdio import get_default_environment
+from mcp.os.posix.utilities import terminate_posix_process_tree
 from mcp.shared.message import SessionMessage
 
 from session_core.data.text import utf8_text
+from session_core.tools.mcp_answers import MAX_MESSAGE_BYTES, failed_answer, read_messages
 from session_core.tools.mcp_config import McpServer
-
-MAX_MESSAGE_BYTES = 8 << 20  # of one message of an MCP server
 
 _CHUNK_BYTES = 1 << 16
 _END_SECONDS = 2.0  # that a server gets to end by itself, and again after SIGTERM
@@ -35,7 +38,7 @@ _ID_LAST = re.compile(rb'"id"\s*:\s*(\d{1,15}|"[^"\\]{1,100}")\s*(?:,\s*"jsonrpc
 _GUARD = """
 trap '' INT TERM HUP
 groups=
-while read -r sign group; do
+while read -r sign group && [ "$sign" != . ]; do
     kept=
     for one in $groups; do [ "$one" = "$group" ] || kept="$kept $one"; done
     groups=$kept
@@ -54,6 +57,9 @@ class Guard:
 
     def __init__(self) -> None:
         self._shell: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Starts a small process that is left when this one is killed."""
         with suppress(OSError):
             if os.name == "posix":
                 self._shell = subprocess.Popen(
@@ -65,26 +71,18 @@ class Guard:
                     start_new_session=True,
                 )
 
-    def add(self, group: int) -> None:
-        """Has this process group killed when this process ends."""
-        self._tell(f"+ {group}\n")
-
-    def remove(self, group: int) -> None:
-        """Forgets a process group, which has ended."""
-        self._tell(f"- {group}\n")
+    def tell(self, line: str) -> None:
+        """`+ 123` has the process group 123 killed when this process ends, and `- 123` forgets it."""
+        if self._shell and self._shell.stdin:
+            with suppress(OSError, ValueError):  # it has ended, or is closed
+                self._shell.stdin.write(f"{line}\n".encode())
+                self._shell.stdin.flush()
 
     def close(self) -> None:
         """Kills the process groups that are left."""
-        if self._shell and self._shell.stdin:
-            with suppress(OSError):
-                self._shell.stdin.close()
-            self._shell.wait()
-
-    def _tell(self, line: str) -> None:
-        if self._shell and self._shell.stdin:
-            with suppress(OSError):
-                self._shell.stdin.write(line.encode())
-                self._shell.stdin.flush()
+        self.tell(".")  # a child that a tool has forked may hold the pipe open
+        if self._shell:
+            self._shell.communicate()
 
 
 class Stderr:
@@ -92,13 +90,14 @@ class Stderr:
 
     def __init__(self) -> None:
         self.last_line = ""
+        self.ended = anyio.Event()
 
     async def read(self, stream: asyncio.StreamReader) -> None:
         """Reads to the end."""
-        with suppress(OSError):
-            async for line, _ in _lines(stream, 4096):
-                if text := " ".join(line.decode(errors="replace").split()):
-                    self.last_line = text[:300]
+        async for line, _ in _lines(stream, 4096):
+            if text := " ".join(line.decode(errors="replace").split()):
+                self.last_line = text[:300]
+        self.ended.set()
 
 
 @asynccontextmanager
@@ -121,24 +120,26 @@ async def stdio_transport(
         start_new_session=True,
     )
     assert process.stdin and process.stdout and process.stderr
-    guard.add(process.pid)
-    last_words = asyncio.create_task(stderr.read(process.stderr))
+    guard.tell(f"+ {process.pid}")
     sender, incoming = anyio.create_memory_object_stream[SessionMessage | Exception](0)
     outgoing, receiver = anyio.create_memory_object_stream[SessionMessage](0)
+    asked: set[str] = set()
     try:
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(_read, process.stdout, sender, on_end, on_rubbish)
-            tasks.start_soon(_write, receiver, process.stdin)
+            tasks.start_soon(stderr.read, process.stderr)
+            tasks.start_soon(_read, process.stdout, sender, asked, on_end, on_rubbish)
+            tasks.start_soon(_write, receiver, process.stdin, asked)
             try:
                 yield incoming, outgoing
             finally:
+                incoming.close()  # from here on what it writes is dropped: a server that waits to write does not end
+                with anyio.CancelScope(shield=True):
+                    await _end(process)
+                    with anyio.move_on_after(_CLOSE_SECONDS):
+                        await stderr.ended.wait()
                 tasks.cancel_scope.cancel()
     finally:
-        with anyio.CancelScope(shield=True):
-            await _end(process)
-            await asyncio.wait([last_words], timeout=_CLOSE_SECONDS)
-        last_words.cancel()
-        guard.remove(process.pid)
+        guard.tell(f"- {process.pid}")
         for stream in (sender, incoming, outgoing, receiver):
             stream.close()
 
@@ -146,101 +147,74 @@ async def stdio_transport(
 async def _read(
     stdout: asyncio.StreamReader,
     sender: MemoryObjectSendStream[SessionMessage | Exception],
+    asked: set[str],
     on_end: Callable[[], object],
     on_rubbish: Callable[[], object],
 ) -> None:
-    try:
-        async with sender:
-            async for line, tail in _lines(stdout, MAX_MESSAGE_BYTES):
-                message = _message(line) if tail is None else _too_long(line, tail)
-                if message is not None:
-                    await sender.send(SessionMessage(message))
-                elif line.strip():
-                    on_rubbish()
-    except (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
-        pass  # the session has ended
-    finally:
-        on_end()
+    async for line, tail in _lines(stdout, MAX_MESSAGE_BYTES):
+        understood = read_messages(line.decode("utf-8-sig", "replace")) if tail is None else []
+        for message in understood or _in_place_of(line, tail):
+            if "method" not in message:
+                if message["id"] is None and len(asked) == 1:
+                    [message["id"]] = asked
+                asked.discard(str(message["id"]))
+            with suppress(ValueError, anyio.BrokenResourceError):  # an answer to nothing, or the session has ended
+                item = mcp_types.jsonrpc_message_adapter.validate_python(message, by_name=False)
+                await sender.send(SessionMessage(item))
+        if not understood and line.strip():
+            on_rubbish()
+    on_end()
+    sender.close()
 
 
-async def _write(receiver: MemoryObjectReceiveStream[SessionMessage], stdin: asyncio.StreamWriter) -> None:
+async def _write(
+    receiver: MemoryObjectReceiveStream[SessionMessage], stdin: asyncio.StreamWriter, asked: set[str]
+) -> None:
     with suppress(OSError):
-        async with receiver:
-            async for item in receiver:
-                text = item.message.model_dump_json(by_alias=True, exclude_unset=True)
-                stdin.write(text.encode() + b"\n")
-                await stdin.drain()
+        async for item in receiver:
+            asked.discard(str((getattr(item.message, "params", None) or {}).get("requestId")))  # that is cancelled
+            if isinstance(item.message, mcp_types.JSONRPCRequest):
+                asked.add(str(item.message.id))
+            stdin.write(item.message.model_dump_json(by_alias=True, exclude_unset=True).encode() + b"\n")
+            await stdin.drain()
 
 
 async def _lines(stream: asyncio.StreamReader, limit: int) -> AsyncIterator[tuple[bytes, bytes | None]]:
     """The lines, and None beside them; of a line of more than `limit` bytes its beginning, and its end."""
     line, tail = bytearray(), b""
     length = 0
-    while chunk := await stream.read(_CHUNK_BYTES):
-        first, *rest = chunk.split(b"\n")
-        for number, piece in enumerate([first, *rest]):
-            if number:
-                yield bytes(line), tail if length > limit else None
-                line, tail, length = bytearray(), b"", 0
-            length += len(piece)
-            line += piece[: max(0, limit - len(line))]
-            tail = (tail + piece[-_TAIL_BYTES:])[-_TAIL_BYTES:]
+    with suppress(OSError):
+        while chunk := await stream.read(_CHUNK_BYTES):
+            first, *rest = chunk.split(b"\n")
+            for number, piece in enumerate([first, *rest]):
+                if number:
+                    yield bytes(line), tail if length > limit else None
+                    line, tail, length = bytearray(), b"", 0
+                length += len(piece)
+                line += piece[: max(0, limit - len(line))]
+                tail = (tail + piece[-_TAIL_BYTES:])[-_TAIL_BYTES:]
     if line:
         yield bytes(line), tail if length > limit else None
 
 
-def _message(line: bytes) -> mcp_types.JSONRPCMessage | None:
-    try:
-        return mcp_types.jsonrpc_message_adapter.validate_json(line, by_name=False)
-    except ValueError:
-        return None
-
-
-def _too_long(line: bytes, tail: bytes) -> mcp_types.JSONRPCMessage | None:
-    """An error in place of an answer that is too long, if it shows its id."""
-    found = _ID_FIRST.match(line[:4096]) or _ID_LAST.search(tail)
-    if not found:
-        return None
-    text = found[1].decode(errors="replace")
-    id = utf8_text(text.strip('"')) if text.startswith('"') else int(text)
-    error = mcp_types.ErrorData(code=mcp_types.PARSE_ERROR, message="the answer is too long")
-    return mcp_types.JSONRPCError(jsonrpc="2.0", id=id, error=error)
+def _in_place_of(line: bytes, tail: bytes | None) -> list[dict[str, Any]]:
+    """An answer in place of one that is too long or broken, if it shows its id."""
+    beginning, end = line[:4096], tail or line[-_TAIL_BYTES:]
+    found = _ID_FIRST.match(beginning) or _ID_LAST.search(end)
+    if not found or b'"jsonrpc"' not in beginning + end:
+        return []
+    id = utf8_text(found[1].decode(errors="replace").strip('"'))
+    return [failed_answer(id, "the answer is not JSON" if tail is None else "the answer is too long")]
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:
-    """Closes the input of a server, waits, and then kills its process group."""
-    assert process.stdin and process.stdout and process.stderr
+    """Closes the input of a server, waits, and then ends its process group."""
+    assert process.stdin
     process.stdin.close()
-    async with anyio.create_task_group() as drains:
-        drains.start_soon(_drain, process.stdout)  # a server that waits to write does not end
-        for end in (None, _terminate, _kill):
-            if end:
-                end(process)
-            with anyio.move_on_after(_END_SECONDS):
-                while process.returncode is None:
-                    await anyio.sleep(0.01)
-                break
-        _kill(process)  # what is left of its group
-        drains.cancel_scope.deadline = anyio.current_time() + _CLOSE_SECONDS
-
-
-async def _drain(stream: asyncio.StreamReader) -> None:
-    with suppress(OSError):
-        while await stream.read(_CHUNK_BYTES):
-            pass
-
-
-def _terminate(process: asyncio.subprocess.Process) -> None:
-    with suppress(OSError):  # all have ended
-        if os.name == "posix":
-            os.killpg(process.pid, signal.SIGTERM)
-        else:
-            process.terminate()
-
-
-def _kill(process: asyncio.subprocess.Process) -> None:
-    with suppress(OSError):  # all have ended
-        if os.name == "posix":
-            os.killpg(process.pid, signal.SIGKILL)
-        else:
-            process.kill()
+    with anyio.move_on_after(_END_SECONDS):
+        while process.returncode is None:
+            await anyio.sleep(0.01)
+    if os.name == "posix":
+        await terminate_posix_process_tree(process, _END_SECONDS)  # type: ignore[arg-type]  # it needs the pid alone
+    elif process.returncode is None:
+        process.kill()

@@ -1,45 +1,55 @@
-"""A tool of an MCP server as the model sees it."""
+"""A tool of an MCP server: as the server lists it, and as the model sees it."""
 
 from __future__ import annotations
 
 import asyncio
 import concurrent.futures
 import re
-from collections.abc import Callable, Coroutine, Iterable
-from typing import Any
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, Literal
 
 import mcp_types
-import pydantic_core
+import pydantic
 
 from session_core.data.text import utf8_text
-from session_core.tools.functions import Abandonment, bounded, read_arguments, tool_schema
+from session_core.model.cancellation import Cancellation
+from session_core.tools.functions import bounded, read_arguments, tool_schema
+from session_core.tools.mcp_answers import as_object, mcp_result_text
+from session_core.tools.mcp_config import McpServer
 
 Call = Callable[[str, dict[str, Any], str], Coroutine[Any, Any, mcp_types.CallToolResult]]
 
 _MAX_NAME = 64  # characters, of those that model servers take
 _MAX_DESCRIPTION = 16 << 10  # characters
+_Type = Literal["object", "string", "number", "integer", "boolean", "array", "null"]
+_FOLDED = ("allOf", "anyOf", "oneOf", "enum", "not", "$ref", "required")  # what OpenAI does not take at the top
 
 
 class McpTool:
-    """A tool of the server `server`, under a name that no other tool has.
+    """A tool of `server`, under a name that no other tool has.
 
     `call` asks the server for it on `loop`, and is given the tool's own name, the arguments and the call's id.
     """
 
     def __init__(
-        self, name: str, tool: mcp_types.Tool, server: str, call: Call, loop: asyncio.AbstractEventLoop
+        self, name: str, tool: mcp_types.Tool, server: McpServer, call: Call, loop: asyncio.AbstractEventLoop
     ) -> None:
         self.name = name
-        self.source = f"MCP server {server}"
-        self.description = utf8_text(tool.description or tool.title or "")[:_MAX_DESCRIPTION]
-        self.parameters: dict[str, Any] = {"properties": {}, **tool.input_schema, "type": "object"}
+        self.source = f"MCP server {server.name}"
+        self.description = utf8_text(tool.description)[:_MAX_DESCRIPTION]
+        self.parameters = tool.input_schema
         self.schema = tool_schema(name, self.description, self.parameters)
+        self.may_need_approval = "*" in server.approve or tool.name in server.approve
         self._tool = tool.name
         self._call = call
         self._loop = loop
 
-    def __call__(self, arguments: str, call_id: str = "", abandonment: Abandonment | None = None) -> str:
-        """Asks the server, and returns its result as text for the model. An abandonment is passed on to the server.
+    def needs_approval(self, arguments: str) -> bool:
+        """Whether a person must agree to a call with these arguments."""
+        return self.may_need_approval
+
+    def __call__(self, arguments: str, call_id: str = "", cancellation: Cancellation | None = None) -> str:
+        """Asks the server, and returns its result as text for the model. A cancel is passed on to the server.
 
         Raises ValueError in words for the model.
         """
@@ -50,10 +60,9 @@ class McpTool:
         except RuntimeError:  # the loop is closed
             coroutine.close()
             raise ValueError("the MCP server has been ended") from None
-        if abandonment:
-            abandonment.then(future.cancel)
         try:
-            result = future.result()
+            with (cancellation or Cancellation()).on_cancel(future.cancel):
+                result = future.result()
         except concurrent.futures.CancelledError:
             raise ValueError("the call was cancelled") from None
         text = bounded(mcp_result_text(result))
@@ -62,54 +71,115 @@ class McpTool:
         return text
 
 
-def tool_names(server: str, tools: Iterable[str], taken: set[str]) -> dict[str, str]:
-    """A name for each tool of a server: `<server>__<tool>`, in the characters and the length that model servers take.
+def tool_name(server: str, tool: str, taken: set[str]) -> str:
+    """A name for a tool of a server: `<server>__<tool>`, in the characters and the length that model servers take.
 
-    A name that is `taken` ends in a number instead. Names are added to `taken`.
+    A name that is `taken` ends in a number instead. The name is added to `taken`.
     """
-    names = {}
-    for tool in tools:
-        whole = re.sub(r"[^A-Za-z0-9_-]", "_", f"{server}__{tool}")
-        name, number = whole[:_MAX_NAME], 1
-        while name in taken:
-            number += 1
-            name = f"{whole[: _MAX_NAME - len(str(number)) - 1]}_{number}"
-        taken.add(name)
-        names[tool] = name
-    return names
+    whole = re.sub(r"[^A-Za-z0-9_-]", "_", f"{server}__{tool}")
+    name, number = whole[:_MAX_NAME], 1
+    while name in taken:
+        number += 1
+        name = f"{whole[: _MAX_NAME - len(str(number)) - 1]}_{number}"
+    taken.add(name)
+    return name
 
 
-def mcp_result_text(result: mcp_types.CallToolResult) -> str:
-    """The text of a result, or its structured content as JSON where there is no text. All else is named only."""
-    texts = [text for part in result.content if (text := _text(part)) is not None]
-    others = [_name(part) for part in result.content if _text(part) is None]
-    if not texts and result.structured_content is not None:
-        structured = pydantic_core.to_json(result.structured_content, inf_nan_mode="null", serialize_unknown=True)
-        texts = [structured.decode()]
-    return utf8_text("\n".join([*texts, *others]))
+def read_tools(listed: object) -> tuple[list[dict[str, Any]], list[str]]:
+    """The tools of a list that are understood, in the form of the SDK, and why others are left out."""
+    found, left_out = [], []
+    for tool in listed if isinstance(listed, list) else [listed]:
+        try:
+            found.append(_read_tool(as_object(tool)))
+        except (ValueError, RecursionError) as error:
+            left_out.append(f"the tool {as_object(tool).get('name')} is left out: {error}")
+    return found, left_out
 
 
-def _text(part: mcp_types.ContentBlock) -> str | None:
-    if isinstance(part, mcp_types.TextContent):
-        return part.text
-    if isinstance(part, mcp_types.EmbeddedResource) and isinstance(part.resource, mcp_types.TextResourceContents):
-        return part.resource.text
-    return None
+def _read_tool(tool: dict[str, Any]) -> dict[str, Any]:
+    name, description = tool.get("name"), tool.get("description") or tool.get("title") or ""
+    if not isinstance(name, str) or not name:
+        raise ValueError("it has no name")
+    if not isinstance(description, str):
+        raise ValueError("its description is no text")
+    if as_object(tool.get("execution")).get("taskSupport") == "required":
+        raise ValueError("it can be called as a task only")
+    return {"name": name, "description": description, "inputSchema": _input_schema(_fields(tool.get("inputSchema")))}
 
 
-def _name(part: mcp_types.ContentBlock) -> str:
-    match part:
-        case mcp_types.ImageContent() | mcp_types.AudioContent():
-            return f"[{part.type}, {part.mime_type}, {_size(part.data)} bytes]"
-        case mcp_types.EmbeddedResource(resource=mcp_types.BlobResourceContents() as resource):
-            return f"[resource {resource.uri}, {resource.mime_type or 'unknown type'}, {_size(resource.blob)} bytes]"
-        case mcp_types.ResourceLink():
-            size = f", {part.size} bytes" if part.size is not None else ""
-            return f"[link to {part.uri}, {part.mime_type or 'unknown type'}{size}]"
-        case _:
-            return f"[{part.type}]"
+def _input_schema(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema of an object, with what `anyOf` and the like have at its top among its properties.
+
+    Raises ValueError where it is not understood.
+    """
+    kind = schema.get("type") or "object"
+    if kind != "object" and "object" not in (kind if isinstance(kind, list) else []):
+        raise ValueError(f"its arguments are no object but {kind}")
+    properties: dict[str, list[Any]] = {}
+    required: list[Any] = []
+    for part, certain in _parts(schema):
+        for name, one in _fields(part.get("properties")).items():
+            if one is not False and one not in properties.setdefault(name, []):
+                properties[name].append(one)
+        required += [name for name in _list(part, "required") if certain and name not in required]
+    rest = {key: value for key, value in schema.items() if value is not None and key not in _FOLDED}
+    merged = {name: _property(ones) for name, ones in properties.items()}
+    folded = {**rest, "type": "object", "properties": merged} | ({"required": required} if required else {})
+    try:
+        _Schema.model_validate(folded)
+    except pydantic.ValidationError as error:
+        place = ".".join(str(step) for step in error.errors()[0]["loc"])
+        raise ValueError(f"its schema is not understood: {place}: {error.errors()[0]['msg']}"[:300]) from None
+    return folded
 
 
-def _size(base64: str) -> int:
-    """The bytes that a base64 text stands for."""
-    return len(base64.rstrip("=")) * 3 // 4
+def _parts(schema: dict[str, Any]) -> Iterator[tuple[dict[str, Any], bool]]:
+    """The schema, and all schemas that stand at its top, each once; and whether each holds for every call."""
+    pending: list[tuple[Any, bool]] = [(schema, True)]
+    seen: set[int] = set()
+    for part, certain in pending:  # which grows meanwhile
+        if isinstance(part, dict) and id(part) not in seen:
+            seen.add(id(part))
+            yield part, certain
+            pending += [(one, certain) for one in [*_list(part, "allOf"), _target(schema, part)]]
+            pending += [(one, False) for one in _list(part, "anyOf") + _list(part, "oneOf")]
+
+
+class _Schema(pydantic.BaseModel):
+    """As much of a JSON Schema as model servers look at."""
+
+    type: _Type | list[_Type] = "object"
+    properties: dict[str, _Schema | bool] = {}
+    required: list[str] = []
+    items: _Schema | bool | list[_Schema | bool] = True
+    additionalProperties: _Schema | bool = True
+    anyOf: list[_Schema | bool] = []
+    oneOf: list[_Schema | bool] = []
+    allOf: list[_Schema | bool] = []
+    enum: list[Any] = []
+    definitions: dict[str, _Schema | bool] = pydantic.Field({}, alias="$defs")
+
+
+def _property(ones: list[Any]) -> dict[str, Any]:
+    """The schema of a property that several parts may describe."""
+    schemas = [{} if one is True else _fields(one) for one in ones]
+    return schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
+
+
+def _fields(value: object) -> dict[str, Any]:
+    """An object, which PHP writes as an array where it is empty."""
+    if not isinstance(value, dict) and value not in (None, []):
+        raise ValueError(f"{str(value)[:100]} in its schema is not understood")
+    return as_object(value)
+
+
+def _list(part: dict[str, Any], key: str) -> list[Any]:
+    value = part.get(key)
+    return value if isinstance(value, list) else []
+
+
+def _target(schema: Any, part: dict[str, Any]) -> Any:
+    """What the `$ref` of a part into its own schema names, or None."""
+    for step in str(part.get("$ref")).removeprefix("#/").split("/"):
+        schema = as_object(schema).get(step.replace("~1", "/").replace("~0", "~"))
+    return schema

@@ -1,7 +1,7 @@
 """The events of one turn, for any number of readers.
 
-A turn appends each event once. Readers follow the log, each at its own pace. The log can be sealed, so that exactly
-one caller writes the last event.
+A turn appends each event once. Readers and the recorder follow the log, each at its own pace. The log can be sealed,
+so that exactly one caller writes the last event.
 """
 
 from __future__ import annotations
@@ -12,16 +12,15 @@ import sys
 import threading
 import time
 from bisect import bisect_right
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from session_core.data.message import Status, StoredMessage, read_status
 from session_core.data.strict_json import from_json, to_json
 from session_core.model.events import Chunk, Reasoning, ToolCall, ToolResult
 from storage import timestamp
 
 MAX_EVENTS = 200_000  # of one turn
-INTERRUPTED = 1_000_000  # number of the event that ends a turn whose process is gone; its real last one is unknown
 
 _ENTRY_BYTES = 250  # about what an entry takes in memory beside its texts
 
@@ -39,13 +38,18 @@ class Started:
 class Ended:
     """The last event of a turn that the model finished or that was cancelled.
 
-    `message` is stored; its `status` and `reason` say whether it is complete. `complete_text` is all text of the
+    `message` is stored. `complete_text` is all text of the
     turn.
     """
 
-    message: dict[str, Any]
+    message: StoredMessage
     complete_text: str
     finish_reason: str | None
+
+    @property
+    def status(self) -> Status:
+        """Whether the answer is complete, and why not."""
+        return read_status(self.message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +68,7 @@ class Failed:
 
 def status_of(last: Ended | Failed) -> str:
     """The status of a turn, or the code of the error that ended it."""
-    return last.code if isinstance(last, Failed) else str(last.message.get("status", "completed"))
+    return last.code if isinstance(last, Failed) else last.status
 
 
 Event = Started | Reasoning | Chunk | ToolCall | ToolResult | Ended | Failed
@@ -72,12 +76,14 @@ Event = Started | Reasoning | Chunk | ToolCall | ToolResult | Ended | Failed
 
 class LoggedEvent(NamedTuple):
     """An event in the log of its turn. Entries are numbered from 1. `sequence` numbers the chunks among
-    them, and the pieces of reasoning apart from those."""
+    them, and the pieces of reasoning apart from those. With `substituted`, it stands in place of events of a process
+    that is gone, which may have sent others of this number to its clients."""
 
     number: int
     created_at: str
     sequence: int
     event: Event
+    substituted: bool = False
 
 
 class EventLog:
@@ -89,10 +95,11 @@ class EventLog:
         self._waiting: list[_thread.LockType] = []
         self._chunks = 0
         self._thoughts = 0
+        self._stored_until = 0  # the text behind so many entries is in no stored message yet
         self._sealed = False
+        self._over = threading.Event()
         self._second = 0
         self._now = ""
-        self.publish: Callable[[LoggedEvent], None] | None = None  # is called with each new entry
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -119,12 +126,23 @@ class EventLog:
         """Adds the last event."""
         with self._lock:
             self._add(event)
+        self._over.set()
+
+    def give_up(self) -> None:
+        """Says that no more events will come, and no last one."""
+        self._over.set()
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Waits until no more events will come, at most so long. Returns whether that is so."""
+        return self._over.wait(seconds)
 
     def copy(self, entry: LoggedEvent) -> None:
         """Adds an entry as it stands in the log of another process."""
         with self._lock:
             self._entries.append(entry)
             self._wake()
+        if self.closed:
+            self._over.set()
 
     def read(self, after: int, seconds: float, most: int = 256) -> list[LoggedEvent]:
         """The next entries behind the first `after` ones, at most `most`, as soon as there are any.
@@ -147,23 +165,40 @@ class EventLog:
         """Whether the last event can be read."""
         return bool(self._entries) and isinstance(self._entries[-1].event, Ended | Failed)
 
-    def find_index(self, number: int) -> int | None:
-        """How many entries there are up to this number. None if the log has no such entry yet.
+    @property
+    def lost(self) -> bool:
+        """Whether there is no last event, and will be none."""
+        return self._over.is_set() and not self.closed
+
+    def find_index(self, number: int, *, substituted: bool = False) -> int | None:
+        """How many entries there are up to this number, of the turn's own or of the substituted ones. None if the
+        log has no such entry yet.
 
         A process that is gone may have sent an entry to its own clients and not published it. Such a number gives all
         entries but the last. It gives None where the log holds a text in its place, which may repeat what was sent.
         """
-        if not self._entries or number > self._entries[-1].number:
-            return None
         index = bisect_right(self._entries, number, key=lambda entry: entry.number)
-        if self._entries[index - 1].number == number:
+        if index and self._entries[index - 1][::4] == (number, substituted):
             return index
-        substituted = any(entry.number == INTERRUPTED for entry in self._entries[-2:])
-        return None if substituted else len(self._entries) - 1
+        substitutes = sum(entry.substituted for entry in self._entries[-2:])
+        return len(self._entries) - 1 if substitutes == 1 and not substituted else None
 
-    def text(self, after: int = 0) -> str:
-        """All text behind the first `after` entries."""
-        return "".join(entry.event.content for entry in self._entries[after:] if type(entry.event) is Chunk)
+    def mark_stored(self) -> None:
+        """Says that all text so far is in stored messages."""
+        self._stored_until = len(self._entries)
+
+    def unstored(self, kind: type[Chunk] | type[Reasoning]) -> str:
+        """The text, or the reasoning, that is in no stored message yet."""
+        return self._joined(kind, self._stored_until)
+
+    @property
+    def text(self) -> str:
+        """All text."""
+        return self._joined(Chunk, 0)
+
+    def _joined(self, kind: type[Chunk] | type[Reasoning], after: int) -> str:
+        events = (entry.event for entry in self._entries[after:])
+        return "".join(event.content for event in events if isinstance(event, kind))
 
     def size(self) -> int:
         """About how many bytes of memory the entries take."""
@@ -179,8 +214,6 @@ class EventLog:
         elif type(event) is Reasoning:
             self._thoughts = sequence = self._thoughts + 1
         self._entries.append(LoggedEvent(len(self._entries) + 1, self._now, sequence, event))
-        if self.publish is not None:
-            self.publish(self._entries[-1])
         if self._waiting:
             self._wake()
 
@@ -200,7 +233,9 @@ def _size(event: Event) -> int:
     return sum(sys.getsizeof(text) for text in texts if isinstance(text, str))
 
 
-_EVENTS = {kind.__name__: kind for kind in (Started, Reasoning, Chunk, ToolCall, ToolResult, Ended, Failed)}
+_EVENTS: dict[str, type[Event]] = {
+    kind.__name__: kind for kind in (Started, Reasoning, Chunk, ToolCall, ToolResult, Ended, Failed)
+}
 
 
 def encode_event(entry: LoggedEvent) -> bytes:
@@ -209,9 +244,15 @@ def encode_event(entry: LoggedEvent) -> bytes:
     return to_json([entry.number, entry.created_at, entry.sequence, type(entry.event).__name__, *fields])
 
 
-def decode_event(line: bytes) -> LoggedEvent:
-    """The entry that `encode_entry` has put on a line. Raises ValueError, TypeError or KeyError for anything else."""
+def decode_event(line: bytes) -> LoggedEvent | None:
+    """The entry that `encode_event` has put on a line. None for a kind of event that this version does not know.
+
+    Raises ValueError or TypeError for anything else.
+    """
     number, created_at, sequence, kind, *fields = from_json(line)
-    if not isinstance(created_at, str):
-        raise TypeError("an entry without its time")
-    return LoggedEvent(number, created_at, sequence, _EVENTS[kind](*fields))
+    if not isinstance(created_at, str) or not isinstance(number, int) or not isinstance(sequence, int):
+        raise TypeError("an entry without its number and time")
+    known = _EVENTS.get(kind)
+    if known is None:
+        return None
+    return LoggedEvent(number, created_at, sequence, known(*fields[: len(known.__slots__)]))

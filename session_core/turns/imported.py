@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
 
+from session_core.data.message import (
+    AnswerFields,
+    MessageFields,
+    StoredMessage,
+    answer_fields,
+    assistant_message,
+    tool_call,
+    tool_message,
+    user_message,
+)
+from session_core.data.versions import find_parents, find_path
 from session_core.model.reply import sum_usage
-from storage import Session, new_id, timestamp
+from storage import Session, expanded, new_id, timestamp
 
 _MESSAGE_ID = re.compile(r"msg-[0-9a-z-]{1,64}")
-_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
+_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
+_REASON = re.compile(r"[a-z_]{1,40}")
 _STATUSES = ("incomplete", "cancelled")
 
 
@@ -18,21 +30,24 @@ class ImportRefused(Exception):
     """A conversation that cannot be taken in. The text names the message by its index, for people."""
 
 
-def copied(session: Session, until: str | None) -> tuple[list[dict[str, Any]], str | None]:
-    """The conversation of a session up to and with this message, or all of it, for a session of its own; and its last
-    error. Raises ImportRefused."""
-    messages, last_error = session.conversation, session.last_error
-    if until is not None:
-        ids = [message["id"] for message in messages]
-        if until not in ids:
-            raise ImportRefused("until must be the id of a message in the conversation of that session.")
-        last_error = last_error if until == ids[-1] else None
-        messages = messages[: ids.index(until) + 1]
-    private = ("idempotency_key", "replaces")  # they tell of the other session's turns
-    return [{key: field for key, field in one.items() if key not in private} for one in messages], last_error
+def copied(session: Session, until: str | None) -> tuple[list[StoredMessage], dict[str, Any]]:
+    """The conversation of a session up to and with this message, of any version, or the one that counts now, for a
+    session of its own; and the last error, where it ends there. Raises ImportRefused."""
+    messages = expanded(session.messages)
+    ids = [message["id"] for message in messages]
+    if until is not None and until not in ids:
+        raise ImportRefused("until must be the id of a message of that session.")
+    last = len(ids) - 1 if until is None else ids.index(until)
+    found = [messages[index].copy() for index in find_path(find_parents(messages), last)]
+    for message in found:  # these tell of the other session's turns
+        for name in ("idempotency_key", "replaces", "after", "client_id", "terms"):
+            message.pop(name, None)  # type: ignore[misc]
+    if last < len(ids) - 1:
+        return found, {}
+    return found, {"last_error": session.last_error, "last_refused": session.last_refused}
 
 
-def imported(messages: Any) -> tuple[list[dict[str, Any]], str | None]:
+def imported(messages: Any) -> tuple[list[StoredMessage], str | None]:
     """The messages that a caller sends, as they are stored, and the text of a system message at their beginning.
 
     Takes what `GET /sessions/{id}` gives and what the Chat Completions API takes: user, assistant and tool messages
@@ -41,7 +56,7 @@ def imported(messages: Any) -> tuple[list[dict[str, Any]], str | None]:
     """
     if not isinstance(messages, list):
         raise ImportRefused("messages must be a list of messages.")
-    found: list[dict[str, Any]] = []
+    found: list[StoredMessage] = []
     system_prompt = None
     ids: set[str] = set()
     calls: set[str] = set()
@@ -59,17 +74,15 @@ def imported(messages: Any) -> tuple[list[dict[str, Any]], str | None]:
             raise ImportRefused(f"messages[{index}] has the role {role!r}: {where}.")
         if role == "user" and not text.strip():
             raise ImportRefused(f"messages[{index}] is a blank question.")
-        stored: dict[str, Any] = {"id": _id(message.get("id"), index, ids), "role": role, "content": text}
-        if role == "assistant":
-            stored |= _answer(message, index)
+        id = _id(message.get("id"), index, ids)
+        if role == "user":
+            stored = user_message(text)
+        elif role == "assistant":
+            stored = _answer(text, message, index)
             calls |= {call["id"] for call in stored.get("tool_calls", ())}
-        elif role == "tool":
-            if message.get("tool_call_id") not in calls:
-                raise ImportRefused(f"messages[{index}] has a tool_call_id that no message before it calls.")
-            stored |= {"tool_call_id": message["tool_call_id"], "name": _string(message.get("name"))}
-        created = message.get("created_at")
-        known = isinstance(created, str) and _TIME.fullmatch(created)
-        found.append({**stored, "created_at": created if known else timestamp()})
+        else:
+            stored = _result(text, message, index, calls)
+        found.append({**stored, "id": id, "created_at": _time(message.get("created_at"))})
     return found, system_prompt
 
 
@@ -91,18 +104,32 @@ def _id(given: Any, index: int, ids: set[str]) -> str:
     return id
 
 
-def _answer(message: Mapping[str, Any], index: int) -> dict[str, Any]:
-    """What an assistant's message has beside its text."""
-    found: dict[str, Any] = {name: text for name in ("reasoning", "model") if (text := _string(message.get(name)))}
-    if message.get("tool_calls"):
-        found["tool_calls"] = _calls(message["tool_calls"], index)
-    if message.get("status") in _STATUSES:
-        reason = _string(message.get("reason"))
-        known = re.fullmatch(r"[a-z_]{1,40}", reason)
-        found |= {"status": message["status"], "reason": reason if known else "interrupted"}
-    if usage := sum_usage(None, message.get("usage")):
-        found["usage"] = usage
-    return found
+def _time(given: Any) -> str:
+    """A time as this server writes it: the one that is given, or now."""
+    try:
+        if isinstance(given, str) and _TIME.fullmatch(given) and datetime.fromisoformat(given):
+            return given
+    except ValueError:  # no day, or no time of a day
+        pass
+    return timestamp()
+
+
+def _answer(text: str, message: dict[str, Any], index: int) -> MessageFields:
+    calls = _calls(message["tool_calls"], index) if message.get("tool_calls") else []
+    known = answer_fields(message)
+    kept: AnswerFields = {"reasoning": known.get("reasoning", ""), "model": known.get("model", "")}
+    kept["usage"] = sum_usage(None, known.get("usage")) or {}
+    if (status := known.get("status")) in _STATUSES:
+        reason = known.get("reason", "")
+        kept |= {"status": status, "reason": reason if _REASON.fullmatch(reason) else "interrupted"}
+    return assistant_message(text, calls, **kept)
+
+
+def _result(text: str, message: dict[str, Any], index: int, calls: set[str]) -> MessageFields:
+    call_id, is_error = message.get("tool_call_id"), message.get("is_error")
+    if not isinstance(call_id, str) or call_id not in calls:
+        raise ImportRefused(f"messages[{index}] has a tool_call_id that no message before it calls.")
+    return tool_message(call_id, _string(message.get("name")), text, is_error if type(is_error) is bool else None)
 
 
 def _calls(calls: Any, index: int) -> list[dict[str, Any]]:
@@ -116,7 +143,7 @@ def _calls(calls: Any, index: int) -> list[dict[str, Any]]:
         )
         if not (isinstance(id, str) and isinstance(name, str) and name and isinstance(arguments, str)):
             raise ImportRefused(f"messages[{index}] has a tool call without id, name and arguments as texts.")
-        found.append({"id": id, "type": "function", "function": {"name": name, "arguments": arguments}})
+        found.append(tool_call(id, name, arguments))
     return found
 
 

@@ -1,29 +1,23 @@
 """What a running turn has written so far, kept where a crash leaves it.
 
-A journal is the lines that `Storage.journal` gives: first the identity of the turn, then entries of its log, of which
-several may be joined. It survives `kill -9`, and no power cut. Whoever locks the session next for a turn stores what
-it holds as a partial answer, with the reason `interrupted`.
+A journal is the lines that `Storage.journal` returns: first the identity of the turn, then entries of its log, of
+which several may be joined. It survives `kill -9`, and no power cut. Whoever locks the session next for a turn stores
+what it holds as a partial answer, with the reason `interrupted`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import logging
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import Any, Protocol
+from typing import Any
 
+from session_core.data.message import StoredMessage, answer_fields, assistant_message
 from session_core.data.strict_json import from_json, to_json
 from session_core.model.events import Chunk, Reasoning, ToolCall, ToolResult
-from session_core.turns.event_log import Ended, Failed, LoggedEvent, decode_event, encode_event
+from session_core.turns.event_log import MAX_EVENTS, Ended, EventLog, Failed, LoggedEvent, decode_event, encode_event
 from session_core.turns.stored import last_turn
 from storage import LockedSession, Session, Storage
-
-log = logging.getLogger(__name__)
-
-_KEEP_SECONDS = 0.15  # between two writes; callers are promised 0.2
-_IDLE_SECONDS = 10.0  # for which the thread waits for the next turn
 
 
 def identity(turn_id: str, message_id: str, attempt: int, fields: Mapping[str, Any]) -> bytes:
@@ -32,8 +26,32 @@ def identity(turn_id: str, message_id: str, attempt: int, fields: Mapping[str, A
     return to_json([turn_id, message_id, attempt, dict(fields)])
 
 
+class LogLines:
+    """The log of a running turn as lines, for the recorder of its store (see `storage.TurnLines`)."""
+
+    def __init__(self, log: EventLog) -> None:
+        self._log = log
+
+    def events(self, after: int) -> tuple[list[bytes], bool]:
+        entries = self._log.read(after, 0, MAX_EVENTS + 1)
+        ended = isinstance(entries[-1].event, Ended | Failed) if entries else self._log.closed
+        return [encode_event(entry) for entry in entries], ended
+
+    def partial_text(self, after: int) -> tuple[list[bytes], int]:
+        entries = self._log.read(after, 0, MAX_EVENTS + 1)
+        return list(journal_lines(entries)), after + len(entries)
+
+    @property
+    def ended(self) -> bool:
+        return self._log.closed
+
+    @property
+    def size(self) -> int:
+        return self._log.size()
+
+
 def journal_lines(entries: Iterable[LoggedEvent]) -> Iterator[bytes]:
-    """The entries as lines of a journal. Texts in a row are joined, and of tools only the kind of event is kept."""
+    """The entries in fewer lines. Texts in a row are joined, and of tools only the kind of event is kept."""
     for kind, group in groupby(entries, key=lambda entry: type(entry.event)):
         first, *rest = group
         if kind in (Chunk, Reasoning):
@@ -45,7 +63,7 @@ def journal_lines(entries: Iterable[LoggedEvent]) -> Iterator[bytes]:
             yield encode_event(first._replace(event=ToolResult("", "")))
 
 
-def partial_answer(session: Session, lines: Sequence[bytes]) -> dict[str, Any] | None:
+def partial_answer(session: Session, lines: Sequence[bytes]) -> StoredMessage | None:
     """The message that an interrupted turn has left, None where it has left nothing that is not stored.
 
     The lines may be torn, foreign, or of an earlier turn. The message has the same id however often it is made.
@@ -65,10 +83,8 @@ def partial_answer(session: Session, lines: Sequence[bytes]) -> dict[str, Any] |
     if len(stored) > rounds or not (reasoning or text):
         return None  # the text was stored with the tool calls behind it
     digest = hashlib.sha256(lines[0] + b"%d" % rounds).hexdigest()
-    kept = {"reasoning": reasoning} if reasoning else {}
-    mark = {"status": "incomplete", "reason": "interrupted"}
-    beside = {"id": f"msg-{digest[:32]}", "role": "assistant", "content": text, **kept, **fields, **mark}
-    return {**beside, "created_at": created_at}
+    beside = answer_fields(fields) | {"reasoning": reasoning, "status": "incomplete", "reason": "interrupted"}
+    return {**assistant_message(text, **beside), "id": f"msg-{digest[:32]}", "created_at": created_at}
 
 
 def take_over(storage: Storage, session: LockedSession) -> None:
@@ -106,8 +122,10 @@ def _last_round(lines: Iterable[bytes]) -> tuple[int, str, str, str]:
     for line in lines:
         try:
             entry = decode_event(line)
-        except (ValueError, TypeError, KeyError, RecursionError):  # the end is torn, or of another program
+        except (ValueError, TypeError, RecursionError):  # the end is torn, or of another program
             break
+        if entry is None:  # of a later version
+            continue
         event = entry.event
         if isinstance(event, Ended | Failed):
             break
@@ -120,52 +138,3 @@ def _last_round(lines: Iterable[bytes]) -> tuple[int, str, str, str]:
             created_at = entry.created_at
     texts = {kind: "".join(one.content for one in pieces if type(one) is kind) for kind in (Reasoning, Chunk)}
     return rounds, texts[Reasoning], texts[Chunk], created_at
-
-
-class _Kept(Protocol):
-    def keep(self) -> None:
-        """Writes to the journal what has come since the last time. Never raises."""
-
-
-class Keeper:
-    """Has the running turns write their journals, on one thread for all."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._turns: dict[_Kept, None] = {}
-        self._thread: threading.Thread | None = None
-        self._closed = threading.Event()
-
-    def add(self, turn: _Kept) -> None:
-        """Keeps this turn until `remove`. Where the system gives no more threads, it is not kept."""
-        with self._lock:
-            self._turns[turn] = None
-            if self._thread is None:
-                thread = threading.Thread(target=self._work, name="journals", daemon=True)
-                try:
-                    thread.start()
-                except RuntimeError:
-                    return
-                self._thread = thread
-
-    def remove(self, turn: _Kept) -> None:
-        """Keeps this turn no more."""
-        with self._lock:
-            self._turns.pop(turn, None)
-
-    def close(self) -> None:
-        """Ends the thread. No turn may run."""
-        self._closed.set()
-
-    def _work(self) -> None:
-        idle_seconds = 0.0
-        while True:
-            closed = self._closed.wait(_KEEP_SECONDS)
-            with self._lock:
-                turns = list(self._turns)
-                idle_seconds = 0.0 if turns else idle_seconds + _KEEP_SECONDS
-                if closed or idle_seconds > _IDLE_SECONDS:
-                    self._thread = None
-                    return
-            for turn in turns:
-                turn.keep()

@@ -1,18 +1,19 @@
-"""Going on with turns that a crash has cut off, when the server starts."""
+"""Continuing turns that a crash has cut off, when the server starts."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
+from collections.abc import Callable, Iterable
 
 from session_core.turns.journal import partial_answer
 from session_core.turns.models import ModelRefused
 from session_core.turns.remote import ShuttingDown
+from session_core.turns.sessions import Sessions
 from session_core.turns.stored import last_turn
 from session_core.turns.turn import Overloaded
 from session_core.turns.turn_request import KeyReused, NothingToContinue, TurnRequest
-from session_core.turns.turns import Turns
 from storage import SessionBusy, SessionCorrupt, SessionNotFound, Storage, StorageUnavailable, timestamp
 
 log = logging.getLogger(__name__)
@@ -22,27 +23,35 @@ _WAIT_SECONDS = 10.0  # for sessions that seem to run: a lease of a process that
 _LISTED_AT_ONCE = 100
 
 
-def continue_interrupted(runs: Turns, seconds: float) -> threading.Thread:
-    """Goes on with the turns that were cut off less than so many seconds ago, on a thread of its own."""
-    thread = threading.Thread(target=_work, args=(runs, runs.storage, seconds), name="recovery", daemon=True)
+def continue_interrupted(sessions: Callable[[], Iterable[Sessions]], seconds: float) -> threading.Thread:
+    """Continues the turns that were cut off less than so many seconds ago, on one thread for all stores."""
+    thread = threading.Thread(target=_work, args=(sessions, seconds), name="recovery", daemon=True)
     thread.start()
     return thread
 
 
-def _work(runs: Turns, storage: Storage, seconds: float) -> None:
+def _work(sessions: Callable[[], Iterable[Sessions]], seconds: float) -> None:
     give_up = time.monotonic() + _WAIT_SECONDS
-    try:
-        left = [one for one in _changed_since(storage, time.time() - seconds) if not _go_on(runs, storage, one)]
-        while left and time.monotonic() < give_up and not runs.closing:
-            time.sleep(0.2)
-            left = [session_id for session_id in left if not _go_on(runs, storage, session_id)]
-    except StorageUnavailable:
-        log.error("interrupted turns could not be found, and are left as they are")
-    except Exception:
-        log.exception("interrupted turns could not be gone on with")
+    since = time.time() - seconds
+    left = [(store, id) for store in sessions() for id in _changed_since(store.storage, since)]
+    while left := [(store, id) for store, id in left if not _continue(store, id)]:
+        if time.monotonic() > give_up:
+            return
+        time.sleep(0.2)
 
 
 def _changed_since(storage: Storage, when: float) -> list[str]:
+    """The sessions that have changed since, as far as they can be found."""
+    try:
+        return _find_changed(storage, when)
+    except StorageUnavailable:
+        log.error("interrupted turns could not be found, and are left as they are")
+    except Exception:
+        log.exception("interrupted turns could not be found")
+    return []
+
+
+def _find_changed(storage: Storage, when: float) -> list[str]:
     found: list[str] = []
     after = None
     while True:
@@ -56,8 +65,9 @@ def _changed_since(storage: Storage, when: float) -> list[str]:
             return found
 
 
-def _go_on(runs: Turns, storage: Storage, session_id: str) -> bool:
-    """Goes on with the last turn if that is interrupted. Returns False where it may be worth another look."""
+def _continue(sessions: Sessions, session_id: str) -> bool:
+    """Continues the last turn if that is interrupted. Returns False where it may be worth another look."""
+    storage = sessions.storage
     try:
         session = storage.get(session_id)
         turn = last_turn(session)
@@ -67,14 +77,18 @@ def _go_on(runs: Turns, storage: Storage, session_id: str) -> bool:
             return False
         if not turn.interrupted and not partial_answer(session, storage.journal(session_id)):
             return True
-        recovery = (session.continuation or {}).get("recovery", 0)
+        recovery = (session.continues or {}).get("recovery", 0)
         if not isinstance(recovery, int) or recovery >= _MAX_RECOVERIES:
             log.warning("the turn of %s was interrupted again and again, and is left as it is", session_id)
             return True
-        runs.start(session_id, TurnRequest(continues=True, recovery=recovery + 1))
+        sessions.start(session_id, TurnRequest(continues=True, recovery=recovery + 1))
         log.info("going on with the interrupted turn of %s", session_id)
-        return True
     except (SessionBusy, Overloaded):
         return False
     except (SessionNotFound, SessionCorrupt, NothingToContinue, ModelRefused, KeyReused, ShuttingDown):
-        return True
+        pass
+    except StorageUnavailable:
+        log.error("the interrupted turn of %s could not be continued, and is left as it is", session_id)
+    except Exception:
+        log.exception("the interrupted turn of %s could not be continued", session_id)
+    return True

@@ -6,16 +6,16 @@ The log of a RemoteTurn is a copy of the one there. A thread of this process rea
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import threading
 import time
 
+from session_core.data.strict_json import from_json
 from session_core.model.events import Chunk
 from session_core.turns.event_log import (
-    INTERRUPTED,
     MAX_EVENTS,
     Ended,
+    Event,
     Failed,
     LoggedEvent,
     Started,
@@ -51,51 +51,60 @@ class ShuttingDown(Exception):
 class RemoteTurn(Turn):
     """A turn that another process runs, or has just run.
 
-    Raises FeedGap where the beginning of the feed is gone, and StorageUnavailable.
+    Raises FeedGap where the beginning of the feed is gone, StorageUnavailable, and ValueError or TypeError where
+    another version has written what this one does not understand.
     """
 
     def __init__(self, session_id: str, feed: TurnFeed, storage: Storage) -> None:
         super().__init__(session_id, TurnRequest())
         self.feed = feed
         self._storage = storage
-        self._leave = threading.Event()
+        self._left = threading.Event()
         identity, *lines = feed.read(_READ_SECONDS) or [b""]
         if not identity:
             raise FeedGap(f"nothing is published of the turn of {session_id}")
-        self.id, self.message_id, self._attempt, _ = json.loads(identity)
+        self.id, self.message_id, self._attempt, *_ = from_json(identity)
+        if not (isinstance(self.id, str) and isinstance(self.message_id, str) and isinstance(self._attempt, int)):
+            raise TypeError("the identity of the turn is none")
         self._copy(lines)
 
     def follow(self) -> None:
         """Copies the feed, on the calling thread, until the turn has ended or can be followed no more."""
         heard_at = time.monotonic()
+        ended_here = False
         try:
-            while not self.ended and not self._leave.is_set() and time.monotonic() < heard_at + SILENT_SECONDS:
+            while not self.ended and not self._left.is_set() and time.monotonic() < heard_at + SILENT_SECONDS:
                 try:
                     lines = self.feed.read(_READ_SECONDS)
+                    if not lines and ended_here:
+                        return  # there is a last event, but none that is understood here
                     if not lines and self.feed.interrupted():
                         self._take_over()
                         self.feed.end(self._last_lines())
+                        ended_here = True
                 except FeedGap:
                     return
                 except StorageUnavailable:
-                    self._leave.wait(0.2)
+                    self._left.wait(0.2)
                 else:
                     heard_at = time.monotonic()
                     self._copy(lines)
+        except (ValueError, TypeError):
+            log.warning("turn %s of %s is of another version, and cannot be followed", self.id, self.session_id)
         except Exception:
             log.exception("turn %s of %s cannot be followed", self.id, self.session_id)
         finally:
-            self._ended.set()
+            self._log.give_up()
 
-    def leave(self) -> None:
+    def unfollow(self) -> None:
         """Stops following soon."""
-        self._leave.set()
+        self._left.set()
 
     def read(self, after: int, seconds: float) -> list[LoggedEvent]:
         """See Turn.read. Raises StorageUnavailable where the turn can be followed no more."""
         until = time.monotonic() + seconds
         while True:
-            lost = self._lost
+            lost = self._log.lost
             entries = self._log.read(after, max(0.0, min(until - time.monotonic(), 1.0)))
             if entries or (time.monotonic() >= until and not lost):
                 return entries
@@ -103,18 +112,22 @@ class RemoteTurn(Turn):
                 raise StorageUnavailable(f"the turn of {self.session_id} can be followed no more")
 
     def result(self) -> Ended | Failed:
-        """See Turn.result. Raises StorageUnavailable where the turn can be followed no more."""
-        self._ended.wait()
-        if self._lost:
+        """See Turn.result. Raises SessionNotFound where the session was deleted, and StorageUnavailable where the
+        turn can be followed no more."""
+        self._log.wait()
+        if self._log.lost:
+            self._storage.running(self.session_id)
             raise StorageUnavailable(f"the turn of {self.session_id} can be followed no more")
         return super().result()
 
-    def find_index(self, number: int) -> int | None:
-        """See Turn.index_of. Waits for an event that the other process has sent and not published yet."""
+    def find_index(self, number: int, *, substituted: bool = False) -> int | None:
+        """See Turn.find_index. Waits for an event that the other process has sent and not published yet."""
         give_up = time.monotonic() + 2 * SILENT_SECONDS
-        while self._log.find_index(number) is None and not self._ended.is_set() and time.monotonic() < give_up:
+        while (found := super().find_index(number, substituted=substituted)) is None:
+            if self._log.wait(0) or time.monotonic() > give_up:
+                return None
             self._log.read(self.length, 0.2)
-        return self._log.find_index(number)
+        return found
 
     def cancel(self) -> bool:
         """Has the other process cancel the turn, and waits until it has ended. Returns whether that cancelled it."""
@@ -122,23 +135,18 @@ class RemoteTurn(Turn):
             return False
         self.feed.ask_to_end()
         last = self.result()
-        return isinstance(last, Ended) and last.message.get("status") == "cancelled"
+        return isinstance(last, Ended) and last.status == "cancelled"
 
     @property
     def failed(self) -> bool:
         """Whether the turn has ended, and not with an answer."""
         return self.ended and isinstance(self.result(), Failed)
 
-    @property
-    def _lost(self) -> bool:
-        """Whether there is no last event, and will be none."""
-        return self._ended.is_set() and not self.ended
-
     def _copy(self, lines: list[bytes]) -> None:
         for line in lines:
-            self._log.copy(decode_event(line))
-        if self.ended:
-            self._ended.set()
+            if entry := decode_event(line):
+                substituted = self.feed.substituted and not isinstance(entry.event, Started)
+                self._log.copy(entry._replace(substituted=substituted))
 
     def _take_over(self) -> None:
         """Stores what the process that is gone has left, unless another caller does."""
@@ -156,41 +164,43 @@ class RemoteTurn(Turn):
             ids = [message["id"] for message in session.messages]
             if self.message_id in ids:
                 last = turn_at(session, ids.index(self.message_id)).last_event_of(self._attempt)
-        entries = [] if len(self._log) else [LoggedEvent(1, timestamp(), 0, Started())]
-        if isinstance(last, Ended) and (rest := last.complete_text.removeprefix(self._log.text())):
+        known = self._log.read(0, 0, MAX_EVENTS)
+        number = known[-1].number if known else 0
+        events: list[tuple[int, Event]] = [] if known else [(0, Started())]
+        if isinstance(last, Ended) and (rest := last.complete_text.removeprefix(self._log.text)):
             # The other process sent this text to its own clients, and published it no more.
-            entries_so_far = self._log.read(0, 0, MAX_EVENTS)
-            chunks = [entry for entry in entries_so_far if isinstance(entry.event, Chunk)]
-            sequence = 1 + max((entry.sequence for entry in chunks), default=0)
-            entries.append(LoggedEvent(INTERRUPTED, timestamp(), sequence, Chunk(rest)))
-        entries.append(LoggedEvent(INTERRUPTED + 1, timestamp(), 0, last))
-        return [encode_event(entry) for entry in entries]
+            chunks = [entry.sequence for entry in known if isinstance(entry.event, Chunk)]
+            events.append((1 + max(chunks, default=0), Chunk(rest)))
+        entries = enumerate([*events, (0, last)], number + 1)
+        return [encode_event(LoggedEvent(number, timestamp(), *event)) for number, event in entries]
 
 
 class RemoteTurns:
     """The turns of other processes that this one follows. Safe for any number of threads."""
 
-    def __init__(self, storage: Storage) -> None:
-        self._storage = storage
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._turns: dict[str, RemoteTurn] = {}  # by the id of the feed, those that have not ended
-        self.closing = False  # whether no further turn is followed
+        self._closing = False
 
-    def turn(self, session_id: str) -> RemoteTurn | None:
+    def turn(self, storage: Storage, session_id: str) -> RemoteTurn | None:
         """The session's newest turn, if it is one of another process. This process follows it from now on.
 
-        Raises ShuttingDown where `closing` is set, and StorageUnavailable.
+        Raises ShuttingDown after `close`, StorageUnavailable, and SessionBusy where it cannot be understood.
         """
-        feed = self._storage.turn_feed(session_id)
+        feed = storage.turn_feed(session_id)
         if feed is None:
             return None
         with self._lock:
             known = self._turns.get(feed.id)
-        turn = known or RemoteTurn(session_id, feed, self._storage)
+        try:
+            turn = known or RemoteTurn(session_id, feed, storage)
+        except (ValueError, TypeError):
+            raise SessionBusy(session_id) from None
         if turn is known or turn.ended:
             return turn
         with self._lock:
-            if self.closing:
+            if self._closing:
                 raise ShuttingDown
             if feed.id not in self._turns:
                 try:
@@ -200,11 +210,20 @@ class RemoteTurns:
                 self._turns[feed.id] = turn
             return self._turns[feed.id]
 
-    def leave(self) -> None:
-        """Follows no turn any more, soon."""
+    def close(self) -> None:
+        """Follows no further turn."""
         with self._lock:
-            for turn in self._turns.values():
-                turn.leave()
+            self._closing = True
+
+    def leave(self, until: float) -> None:
+        """Waits until those turns have ended that somebody reads here, but not longer than `until`, by the monotonic
+        clock. Then follows no turn any more, soon."""
+        with self._lock:
+            turns = list(self._turns.values())
+        for turn in turns:
+            if turn.readers.count:
+                turn.wait(until - time.monotonic())
+            turn.unfollow()
 
     def _follow(self, turn: RemoteTurn) -> None:
         turn.follow()

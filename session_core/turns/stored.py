@@ -2,18 +2,28 @@
 
 A turn may be tried again. Messages of later attempts carry their number as `attempt`, so the messages of a failed
 attempt stay stored and are left out of what the model gets. An attempt may go on with the one before: its messages
-carry `goes_on`, and the tool calls and results of the one before go to the model, but not its partial answer.
+carry `continues`, and the tool calls and results of the one before go to the model, but not its partial answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
+from session_core.data.message import (
+    ERROR,
+    MessageFields,
+    QuestionFields,
+    StoredMessage,
+    read_status,
+    tool_failed,
+    user_message,
+)
+from session_core.data.versions import BEGINNING
 from session_core.model.events import Chunk, Reasoning, ToolResult
-from session_core.model.history import read_tool_calls
+from session_core.model.outgoing_messages import read_tool_calls
 from session_core.model.reply import sum_usage
 from session_core.turns.event_log import Ended, Event, Failed, Started
 from session_core.turns.turn_request import TurnRefused, TurnRequest
@@ -21,8 +31,9 @@ from storage import Session, expanded, replaced_messages
 
 INTERRUPTED_TEXT = "The turn was interrupted."
 
-_REFUSED = " refused"  # follows the stored code of an error where the model server refused the question
-_FIELDS_THAT_LEAVE_OUT = frozenset(("attempt", "previous_error", "replaces", "history"))  # see `outgoing_messages`
+_FIELDS_THAT_LEAVE_OUT = frozenset(
+    ("attempt", "previous_refused", "leaves_out", "replaces", "after", "history")
+)  # see `outgoing_messages`
 _INCOMPLETE = ("length", "content_filter", "no_finish_reason")  # the model ended here, and nothing failed
 
 
@@ -35,7 +46,7 @@ class StoredTurn:
     `begun` is the number of the attempt that goes on with the one before, of which nothing may be stored yet.
     """
 
-    messages: list[dict[str, Any]]
+    messages: list[StoredMessage]
     error: str | None
     is_last: bool
     begun: int = 1
@@ -43,7 +54,7 @@ class StoredTurn:
     @property
     def attempt(self) -> int:
         """The number of the last attempt, from 1."""
-        return max(self.begun, *map(_attempt, self.messages))
+        return max(self.begun, *(message.get("attempt", 1) for message in self.messages))
 
     @property
     def can_be_retried(self) -> bool:
@@ -54,14 +65,14 @@ class StoredTurn:
     def complete(self) -> bool:
         """Whether the turn has its whole answer, so that there is nothing to go on with."""
         last = self.last_event()
-        return isinstance(last, Ended) and "status" not in last.message
+        return isinstance(last, Ended) and last.status == "completed"
 
     @property
     def interrupted(self) -> bool:
         """Whether the last attempt has no end: it runs, or its process is gone."""
         last = self.messages[-1]
-        unanswered = last["role"] != "assistant" or bool(last.get("tool_calls")) or _attempt(last) < self.attempt
-        return self.error is None and unanswered
+        answered = last["role"] == "assistant" and not last.get("tool_calls")
+        return self.error is None and not (answered and last.get("attempt", 1) == self.attempt)
 
     def last_event(self) -> Ended | Failed:
         """The event that ended the last attempt."""
@@ -72,43 +83,43 @@ class StoredTurn:
             return Failed("internal_error", INTERRUPTED_TEXT)
         if last.get("reason") == "interrupted":
             return Failed("internal_error", INTERRUPTED_TEXT, message_id=last["id"])
-        if last.get("status") == "incomplete" and last.get("reason") not in _INCOMPLETE:
-            return Failed(str(last.get("reason")), message_id=last["id"])
+        if read_status(last) == "incomplete" and last.get("reason") not in _INCOMPLETE:
+            return Failed(last.get("reason", "internal_error"), message_id=last["id"])
         text = "".join(message["content"] for message in self._answers() if message["role"] == "assistant")
         return Ended(last, text, last.get("finish_reason"))
 
     def last_event_of(self, attempt: int) -> Ended | Failed:
         """The event that ended this attempt, as far as the attempt was stored."""
-        messages = [message for message in self.messages if _attempt(message) <= attempt]
+        messages = [message for message in self.messages if message.get("attempt", 1) <= attempt]
         return replace(self, messages=messages, begun=attempt).last_event()
 
-    def events(self, *, show_reasoning: bool) -> list[Event]:
+    def events(self) -> list[Event]:
         """The events of the last attempt, made from what is stored."""
         events: list[Event] = [Started()]
         for message in self._answers():
             if message["role"] == "tool":
-                text, call = message["content"], (message.get("tool_call_id", ""), message.get("name", ""))
-                error = text.removeprefix("error: ") if text.startswith("error: ") else None
-                events.append(ToolResult(*call, result=text if error is None else None, error=error))
+                call_id, name = message.get("tool_call_id", ""), message.get("name", "")
+                text, failed = message["content"], tool_failed(message)
+                outcome = (None, text.removeprefix(ERROR)) if failed else (text, None)
+                events.append(ToolResult(call_id, name, *outcome))
                 continue
-            reasoning = message.get("reasoning")
-            if show_reasoning and reasoning and isinstance(reasoning, str):
+            if reasoning := message.get("reasoning"):
                 events.append(Reasoning(reasoning))
             if message["content"]:
                 events.append(Chunk(message["content"]))
             events += read_tool_calls(message)
         return [*events, self.last_event()]
 
-    def _answers(self) -> list[dict[str, Any]]:
+    def _answers(self) -> list[StoredMessage]:
         attempt = self.attempt
-        return [message for message in self.messages[1:] if _attempt(message) == attempt]
+        return [message for message in self.messages[1:] if message.get("attempt", 1) == attempt]
 
 
 def find_turn(session: Session, key: str | None) -> StoredTurn | None:
     """The turn that was started, or gone on with, under this idempotency key."""
     if key is None:
         return None
-    if session.continuation and session.continuation.get("idempotency_key") == key:
+    if session.continues and session.continues.get("idempotency_key") == key:
         return last_turn(session)
     keys = [message.get("idempotency_key") for message in session.messages]
     if key not in keys:
@@ -132,31 +143,39 @@ def turn_at(session: Session, index: int) -> StoredTurn:
     messages = session.messages[index:]
     for number, message in enumerate(messages):
         if number > 0 and message["role"] == "user":
-            return StoredTurn(messages[:number], _code(message.get("previous_error")), is_last=False)
-    begun = (session.continuation or {}).get("attempt")
+            return StoredTurn(messages[:number], message.get("previous_error"), is_last=False)
+    begun = (session.continues or {}).get("attempt")
     begun = begun if isinstance(begun, int) else 1
-    return StoredTurn(messages, _code(session.last_error), is_last=True, begun=begun)
+    return StoredTurn(messages, session.last_error, is_last=True, begun=begun)
 
 
-def question_message(session: Session, question: TurnRequest) -> dict[str, Any]:
-    """The user's message for a new question, without its id. Raises QuestionRefused."""
-    text = question.text
-    beside: dict[str, Any] = {
-        "idempotency_key": question.key,
-        "previous_error": session.last_error,
-        "replaces": question.replaces,
+def question_message(session: Session, request: TurnRequest) -> MessageFields:
+    """The user's message for a new question. Raises TurnRefused."""
+    text = request.text
+    fields: QuestionFields = {
+        "previous_error": session.last_error or "",
+        "previous_refused": session.last_refused,
+        "client_id": request.client_id or "",
+        "terms": request.terms or "",
     }
-    if question.replaces is not None:
-        users = {message["id"]: message for message in session.conversation if message["role"] == "user"}
-        if question.replaces not in users:
-            raise TurnRefused("replaces must be the id of a user's message in the conversation as it is now.")
-        text = users[question.replaces]["content"] if text is None else text
-    if question.history:
-        first, *others = question.history
-        first = first if question.replaces is None else {**first, "replaces": beside.pop("replaces")}
-        beside["history"] = [first, *others]
-    known = {name: value for name, value in beside.items() if value is not None}
-    return {"role": "user", "content": text, **known}
+    known = {message["id"]: message for message in expanded(session.messages)}
+    place: QuestionFields = {}
+    if request.replaces is not None:
+        replaced = known.get(request.replaces)
+        if replaced is None or replaced["role"] != "user":
+            raise TurnRefused("replaces must be the id of a user's message of this session.")
+        text = replaced["content"] if text is None else text
+        place = {"replaces": request.replaces}
+    elif request.after is not None:
+        if request.after not in (BEGINNING, *known):
+            raise TurnRefused("after must be the id of a message of this session.")
+        place = {"after": request.after}
+    if request.history:
+        first, *others = request.history
+        fields["history"] = [{**first, **place}, *others]
+    else:
+        fields |= place
+    return user_message(text or "", request.key, **fields)
 
 
 def session_usage(session: Session) -> dict[str, Any] | None:
@@ -174,44 +193,37 @@ def version_of(session: Session) -> tuple[int, str | None]:
     return len(session.messages), session.messages[-1]["id"] if session.messages else None
 
 
-def stored_error(code: str, *, refused: bool) -> str:
-    """The code of the error that ended a turn, as it is stored. `refused` says that the model server refused the
-    question."""
-    return code + _REFUSED if refused else code
-
-
 def outgoing_messages(
-    messages: Sequence[dict[str, Any]], attempt: int, *, goes_on: bool = False
-) -> list[dict[str, Any]]:
+    messages: Sequence[StoredMessage], attempt: int, *, continues: bool = False
+) -> list[StoredMessage]:
     """The messages that go to the model, where this attempt runs now in the last turn.
 
-    They are all but those of failed attempts, those of earlier turns whose question the model server refused, and
-    those that a later question has replaced.
+    They are all but those of failed attempts, those of earlier turns whose question the model server refused or which
+    a later answer leaves out, and those that a later question has replaced.
     """
     if attempt == 1 and _FIELDS_THAT_LEAVE_OUT.isdisjoint(chain.from_iterable(messages)):
         return list(messages)  # in one pass, since histories are long
     replaced = replaced_messages(expanded(list(messages)))
-    kept = expanded(_without_refused_turns(without_failed_attempts(messages, attempt, goes_on=goes_on)))
+    kept = expanded(_without_refused_turns(without_failed_attempts(messages, attempt, continues=continues)))
     return [message for message in kept if message["id"] not in replaced] if replaced else kept
 
 
-def _without_refused_turns(kept: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    if not any(_is_refused(message.get("previous_error")) for message in kept if message["role"] == "user"):
-        return kept
-    found: list[dict[str, Any]] = []
-    turn: list[dict[str, Any]] = []
+def _without_refused_turns(kept: list[StoredMessage]) -> list[StoredMessage]:
+    left_out = {id for message in kept for id in message.get("leaves_out", ())}
+    found: list[StoredMessage] = []
+    turn: list[StoredMessage] = []
     for message in kept:
         if message["role"] == "user":
-            found += [] if _is_refused(message.get("previous_error")) else turn
+            found += [] if message.get("previous_refused") or (turn and turn[0]["id"] in left_out) else turn
             turn = []
         turn.append(message)
     return found + turn
 
 
 def without_failed_attempts(
-    messages: Sequence[dict[str, Any]], attempt: int, *, goes_on: bool = False
-) -> list[dict[str, Any]]:
-    """The messages without those of attempts that another one followed. Where that one goes on with the one before,
+    messages: Sequence[StoredMessage], attempt: int, *, continues: bool = False
+) -> list[StoredMessage]:
+    """The messages without those of attempts that another one followed. Where that one continues the one before,
     without the partial answer of the one before.
 
     `attempt` is the number of the attempt that runs now, in the last turn.
@@ -221,27 +233,14 @@ def without_failed_attempts(
     kept = []
     for message in reversed(messages):
         if message["role"] == "user":
-            attempt, goes_on = 1, False
+            attempt, continues = 1, False
         else:
-            own = _attempt(message)
+            own = message.get("attempt", 1)
             followed = own < attempt
-            if followed and not goes_on:
+            if followed and not continues:
                 continue
-            attempt, goes_on = own, bool(message.get("goes_on"))
+            attempt, continues = own, message.get("continues", False)
             if followed and message["role"] == "assistant" and not message.get("tool_calls"):
                 continue
         kept.append(message)
     return kept[::-1]
-
-
-def _code(stored: Any) -> str | None:
-    return stored.removesuffix(_REFUSED) if isinstance(stored, str) else None
-
-
-def _is_refused(stored: Any) -> bool:
-    return isinstance(stored, str) and stored.endswith(_REFUSED)
-
-
-def _attempt(message: Mapping[str, Any]) -> int:
-    attempt = message.get("attempt")
-    return attempt if isinstance(attempt, int) else 1

@@ -1,196 +1,162 @@
-"""All turns of a store: start, attach, cancel, delete, time out, shut down."""
+"""All turns of a process: start, attach, cancel, time out, shut down."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import logging
 import threading
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
 from typing import Any
 
-from agent import Agent
-from session_core.telemetry.spans import Observer
-from session_core.turns.event_log import Ended, Failed, status_of
-from session_core.turns.expiry import Expiry
-from session_core.turns.journal import Keeper, take_over, with_partial_answer
-from session_core.turns.local import KeyInUse, LocalTurn, fail_all
+from session_core.telemetry.spans import Observer, TurnSpan
+from session_core.turns.attempt import begin_attempt
+from session_core.turns.clock import Clock
+from session_core.turns.event_log import Failed
+from session_core.turns.journal import take_over
+from session_core.turns.local import LocalTurn, fail_all
 from session_core.turns.models import ModelChoice
-from session_core.turns.recent import RecentTurns
+from session_core.turns.recent import Place, RecentTurns
 from session_core.turns.remote import SILENT_SECONDS, RemoteTurn, RemoteTurns, ShuttingDown
-from session_core.turns.stored import find_turn, version_of
+from session_core.turns.report import TurnReport
+from session_core.turns.stored import StoredTurn, find_turn, version_of
 from session_core.turns.turn import Overloaded, Turn
 from session_core.turns.turn_request import KeyReused, TurnRequest
 from session_core.turns.workers import Workers
-from storage import Session, SessionBusy, SessionCorrupt, Storage
-
-log = logging.getLogger(__name__)
+from storage import LockedSession, Session, SessionBusy, SessionCorrupt
 
 _MAX_LOOKS = 3  # at a session that is busy, for the turn of a key
-_MIN_TICK_SECONDS = 0.05  # between two looks of the clock
+
+_Admit = Callable[[], None]
+
+
+@dataclass(frozen=True, eq=False)
+class _Start:
+    """A request that has taken a session: it may start a turn there, or has.
+
+    `decided` is the turn, None where no turn starts, or the error that keeps it from starting.
+    """
+
+    request: TurnRequest
+    began_at: float
+    looked: threading.Event = field(default_factory=threading.Event)  # its key is that of no earlier turn, or decided
+    decided: Future[LocalTurn | None] = field(default_factory=Future)
+
+    @property
+    def turn(self) -> LocalTurn | None:
+        """The turn, once it has started."""
+        done = self.decided.done() and self.decided.exception() is None
+        return self.decided.result() if done else None
+
+    def wait(self) -> LocalTurn | None:
+        """The turn, None where none starts. Waits for that."""
+        return None if self.decided.exception() else self.decided.result()
 
 
 class Turns:
-    """The turns of all sessions in a storage, run with one agent. Every method may be called from any thread.
+    """The turns of a process, in sessions of any store. Every method may be called from any thread.
 
-    At most `max_turns` run at once (or as many as `slots` has, which several stores may share), each for at most
-    `timeout` seconds. With `show_reasoning`, the model's reasoning is among their events. `models` are the names of
-    the models that may run beside the agent's own; None means any. Sessions that did not change for `session_ttl`
-    seconds are deleted (0: none). The `observer` sees the turns.
+    A place is a session: its store and its id. At most `max_turns` turns run at once, each for at most `timeout`
+    seconds, with the agent of `models`. The `observer` sees them.
     """
 
     def __init__(
-        self,
-        storage: Storage,
-        agent: Agent,
-        *,
-        timeout: float,
-        max_turns: int = 500,
-        slots: threading.Semaphore | None = None,
-        show_reasoning: bool = True,
-        models: Collection[str] | None = (),
-        session_ttl: float = 0.0,
-        observer: Observer | None = None,
+        self, models: ModelChoice, *, timeout: float, max_turns: int = 500, observer: Observer | None = None
     ) -> None:
-        self.storage = storage
-        self._agent, self._observer = agent, observer or Observer()
+        self.models = models
+        self._observer = observer or Observer()
         self._timeout = timeout
-        self._slots = slots or threading.Semaphore(max_turns)
-        self._show_reasoning = show_reasoning
-        self.models = ModelChoice(agent, models)
-        self._expiry = Expiry(storage, session_ttl)
-        self._expiry.start()
-        self._keeper, self._workers = Keeper(), Workers()
+        self._slots = threading.Semaphore(max_turns)
+        self._workers = Workers()
         self._lock = threading.Lock()
-        self._local: dict[str, LocalTurn] = {}  # by session, from before they start until they have ended
-        self._admitted: dict[LocalTurn, None] = {}  # those that count as running, oldest first
+        self._local: dict[Place, _Start] = {}  # from before a turn starts until it has ended
         self._recent = RecentTurns()
-        self._remote = RemoteTurns(storage)
+        self._remote = RemoteTurns()
         self._closing = False
-        self._clock: threading.Thread | None = None
-        self._tick = threading.Condition(self._lock)
-        self._next_tick = 0.0
+        self._clock = Clock(self._tick)
 
     def start(
-        self, session_id: str, question: TurnRequest, *, slot: bool = True, observer: Observer | None = None
+        self, place: Place, request: TurnRequest, *, admit: _Admit | None = None, observer: Observer | None = None
     ) -> tuple[Turn, bool]:
-        """Starts a turn with a question, which is durable when this returns. Returns the turn and False.
+        """Starts a turn, whose question is durable when this returns. Returns the turn and False.
 
-        Where the idempotency key is that of an earlier request for the same, gives the turn of that request and
+        Where the idempotency key is that of an earlier request for the same, returns the turn of that request and
         whether it has ended: running, recently ended, or replayed from what is stored. A failed turn that is the
-        session's last is tried again under its key. Without a `slot`, no new turn starts.
+        session's last is tried again under its key. `admit` is called before a new turn starts, and may raise.
 
-        Raises SessionNotFound, KeyReused, ShuttingDown, SessionBusy, Overloaded (in this order), QuestionRefused,
-        NothingToContinue, ModelRefused, and StorageUnavailable or SessionCorrupt.
+        Raises SessionNotFound, KeyReused, ShuttingDown, SessionBusy, Overloaded (in this order), TurnRefused,
+        NothingToContinue, ModelRefused, StorageUnavailable, SessionCorrupt, and what `admit` raises.
         """
-        key, observer, busy = question.key, observer or self._observer, 0
+        looks = 0
         while True:
-            turn = LocalTurn(session_id, question, self._on_end, observer, show_reasoning=self._show_reasoning)
-            try:
-                if key is not None and (earlier := self._turn_of_key(session_id, question, key)):
-                    return earlier
-                history = self._start(turn, slot)
-            except KeyInUse:
-                continue
-            except SessionBusy:
-                busy += 1  # another process may start, or only look for, the turn of this key
-                if key is None or busy == _MAX_LOOKS:
-                    raise
-                self.storage.turn_feed(session_id)  # which waits until a turn that starts there is stored
-                continue
-            try:
-                self._workers.run(functools.partial(turn.run, self._agent, history))
-            except RuntimeError:  # the system gives no more threads
-                turn.fail("overloaded")
-            return turn, False
+            start = _Start(request, time.monotonic())
+            with self._lock:
+                closing, other = self._closing, self._local.get(place)
+                if not closing and other is None:
+                    self._local[place] = start
+            if other is None and not closing:
+                looks += 1
+                last_try = looks == _MAX_LOOKS
+                found = self._take(place, start, admit, observer or self._observer, last_try=last_try)
+            else:
+                found = self._beside(place, request, other)
+            if found is not None:
+                return found
 
-    def attach(self, session_id: str) -> Turn | None:
+    def attach(self, place: Place) -> Turn | None:
         """The session's turn that runs or can still be watched. None where there is none.
 
         Raises SessionNotFound and StorageUnavailable. Where the turn runs in another process, raises ShuttingDown, or
         SessionBusy if it cannot be followed from here.
         """
+        storage, session_id = place
         while True:
-            turn = self._local_or_remote(session_id)
-            if turn is None or not turn.ended or isinstance(turn, RemoteTurn):
+            turn = self._local_or_remote(place)
+            with self._lock:
+                ended = self._recent.get(place)
+            if turn is None or ended is None or ended.turn is not turn:
                 return turn
             try:
-                if version_of(self.storage.get(session_id)) == turn.version:
+                if version_of(storage.get(session_id)) == ended.version:
                     return turn
             except SessionCorrupt:
                 return turn
-            with self._lock:  # another process has added to the session
-                if self._recent.get(session_id) is turn:
-                    self._recent.remove(session_id)
+            self.forget(place)  # another process has added to the session
 
-    def session(self, session_id: str) -> Session:
-        """The session, with the partial answer that an interrupted turn has left. Raises SessionNotFound,
-        SessionCorrupt and StorageUnavailable."""
-        return with_partial_answer(self.storage, session_id)
-
-    def running(self, session_id: str) -> bool:
-        """Whether a turn runs in the session, in any process. Raises SessionNotFound and StorageUnavailable."""
-        return self.storage.running(session_id)
-
-    def cancel(self, session_id: str) -> bool:
-        """Cancels the session's turn and waits until it has ended. Returns False if none runs.
-
-        Raises SessionNotFound and StorageUnavailable. Where the turn runs in another process, raises ShuttingDown, or
-        SessionBusy if it cannot be followed from here.
-        """
-        turn = self._local_or_remote(session_id)
+    def cancel(self, place: Place) -> bool:
+        """Cancels the session's turn and waits until it has ended. Returns False if none runs. Raises what `attach`
+        does."""
+        turn = self._local_or_remote(place)
         return turn is not None and turn.cancel()
 
-    def delete(self, session_id: str) -> None:
-        """Deletes the session, durably. Cancels a turn that runs in it, which has ended when this returns.
-
-        Raises what `cancel` does, and SessionBusy where one turn after the other starts.
-        """
-        for last_try in (False, False, False, True):
-            self.cancel(session_id)
-            try:
-                with self.storage.lock(session_id) as session:
-                    session.delete()
-                break
-            except SessionBusy:  # another turn started in between
-                if last_try:
-                    raise
+    def forget(self, place: Place) -> None:
+        """Lets go of the session's ended turn."""
         with self._lock:
-            self._recent.remove(session_id)
-
-    def create(self, settings: Mapping[str, str | None], messages: Any = (), last_error: str | None = None) -> str:
-        """Creates a session, durably, and returns its id. Raises ModelRefused and StorageUnavailable."""
-        self.models.check(settings.get("model"))
-        return self.storage.create(messages, last_error, **settings)
-
-    def configure(self, session_id: str, settings: Mapping[str, str | None]) -> None:
-        """Sets the session's title, model or instructions, or removes them with None.
-
-        Raises ModelRefused, SessionNotFound, SessionBusy where a turn runs, SessionCorrupt and StorageUnavailable.
-        """
-        self.models.check(settings.get("model"))
-        with self.storage.lock(session_id) as session:
-            session.configure(**settings)
+            self._recent.remove(place)
 
     def shut_down(self, grace: float) -> None:
         """Refuses new turns, gives the running ones `grace` seconds to end, then ends them as failed.
 
-        All turns have ended, and what they leave is stored, when this returns. May be called again, with less grace.
+        All turns have ended, and what they leave is stored, when this returns. Turns of other processes that are read
+        here get as long. May be called again, with less grace.
         """
-        with self._lock:
-            self._closing = self._remote.closing = True
-            turns = list(self._local.values())
         until = time.monotonic() + grace
-        for turn in turns:
-            if turn.wait_for_start():
-                turn.wait(until - time.monotonic())
-        fail_all(turns, "shutting_down")
-        self.storage.flush()
         with self._lock:
-            self._tick.notify()
-        self._remote.leave()
-        self._expiry.stop()
-        self._keeper.close()
+            self._closing = True
+            starts = list(self._local.values())
+        self._remote.close()
+        turns = [turn for start in starts if (turn := start.wait())]
+        for turn in turns:
+            turn.wait(until - time.monotonic())
+        fail_all(turns, "shutting_down")
+        with self._lock:
+            storages = self._recent.storages
+        for storage in storages:
+            storage.flush()
+        self._remote.leave(until)
+        self._clock.hurry()
         self._workers.close()
 
     @property
@@ -198,153 +164,180 @@ class Turns:
         """Whether `shut_down` was called."""
         return self._closing
 
-    def _turn_of_key(self, session_id: str, question: TurnRequest, key: str) -> tuple[Turn, bool] | None:
-        """The turn that has this key, and whether it has ended. None where the key may start a turn."""
-        with self._lock:
-            running = self._local.get(session_id)
-        if running is not None and running.question.key == key:
-            if not question.is_same(running.question):
+    def _beside(self, place: Place, request: TurnRequest, other: _Start | None) -> tuple[Turn, bool] | None:
+        """What a request gets where another one has the session, or at a shutdown. None where it may try again."""
+        storage, session_id = place
+        if other is not None and request.key is not None and other.request.key == request.key:
+            if not request.is_same(other.request):
                 raise KeyReused
-            running.join()
-            return running, False
-        stored = find_turn(self.storage.get(session_id), key)
+            turn = other.decided.result()
+            return None if turn is None else (turn, False)
+        if other is not None and other.looked.wait() and other.decided.done() and other.wait() is None:
+            return None  # it was a retry of a turn that has ended
+        if request.key is None:
+            storage.running(session_id)  # a session that does not exist is the first error
+        else:
+            running = other.turn if other is not None else None
+            if earlier := self._earlier_turn(place, request, storage.get(session_id), running):
+                return earlier
+        raise ShuttingDown if self._closing else SessionBusy(session_id)
+
+    def _take(
+        self, place: Place, start: _Start, admit: _Admit | None, observer: Observer, *, last_try: bool
+    ) -> tuple[Turn, bool] | None:
+        """Locks the session and starts the turn in it, or finds the turn of its key. Leaves everything as it was
+        where it raises. None where another process has the session, and a further look may help."""
+        storage, session_id = place
+        try:
+            try:
+                turn, session = self._start_in(place, storage.lock_for_turn(session_id), start, admit, observer)
+            except SessionBusy:  # another process may start, or only look for, the turn of this key
+                if start.request.key is None:
+                    raise
+                turn, session = None, None
+        except BaseException as error:
+            self._decide(place, start, error)
+            raise
+        self._decide(place, start, turn)
+        if turn is not None:
+            return turn, False
+        earlier = self._earlier_turn(place, start.request, session or storage.get(session_id), None)
+        if earlier is None and last_try:
+            raise SessionBusy(session_id)
+        if earlier is None:
+            storage.turn_feed(session_id)  # which waits until a turn that starts elsewhere is stored
+        return earlier
+
+    def _decide(self, place: Place, start: _Start, outcome: LocalTurn | BaseException | None) -> None:
+        if not isinstance(outcome, LocalTurn):
+            with self._lock:
+                del self._local[place]
+        if isinstance(outcome, BaseException):
+            start.decided.set_exception(outcome)
+        else:
+            start.decided.set_result(outcome)
+        start.looked.set()
+
+    def _start_in(
+        self, place: Place, locked: LockedSession, start: _Start, admit: _Admit | None, observer: Observer
+    ) -> tuple[LocalTurn | None, Session]:
+        """The turn, None where its key is that of a turn that has ended, and the session as it was found."""
+        with contextlib.ExitStack() as undo:
+            undo.callback(locked.release)
+            session, request = locked.session, start.request
+            stored = _turn_of_key(session, request)
+            if stored is not None and not stored.can_be_retried:
+                return None, session
+            start.looked.set()
+            self._admit(start, admit)
+            undo.callback(self._slots.release)
+            self.models.check(request.model or session.model)
+            take_over(place[0], locked)
+            attempt = begin_attempt(locked, request, self.models.agent.model)
+            undo.pop_all()
+        span = observer.start_span(TurnSpan(locked.id, attempt.settings["model"], start.began_at))
+        report = TurnReport(locked.id, span, start.began_at)
+        turn = LocalTurn(locked, request, attempt, report, functools.partial(self._on_end, place))
+        turn.start()
+        try:
+            self._workers.run(functools.partial(turn.run, self.models.agent, attempt.history))
+        except RuntimeError:  # the system gives no more threads
+            turn.fail("overloaded")
+        return turn, session
+
+    def _admit(self, start: _Start, admit: _Admit | None) -> None:
+        if self._closing:
+            raise ShuttingDown
+        if admit is not None:
+            admit()
+        if not self._slots.acquire(blocking=False):
+            raise Overloaded
+        try:
+            self._clock.wake_by(start.began_at + self._timeout)
+        except RuntimeError:  # the system gives no more threads
+            self._slots.release()
+            raise Overloaded from None
+
+    def _earlier_turn(
+        self, place: Place, request: TurnRequest, session: Session, running: LocalTurn | None
+    ) -> tuple[Turn, bool] | None:
+        """The turn that has the key of the request, and whether it has ended. None where the key may start a turn."""
+        stored = _turn_of_key(session, request)
         if stored is None:
             return None
-        if not question.is_same(TurnRequest.stored(stored.messages[0], key)):
-            raise KeyReused
-        if running is not None and running.message_id == stored.messages[0]["id"] and running.question.continues:
-            return running, False  # another caller, or the server itself, goes on with it
-        remote = self._remote.turn(session_id)
-        if remote is not None and remote.message_id == stored.messages[0]["id"]:
-            ended = not self.storage.running(session_id)
+        message_id = stored.messages[0]["id"]
+        if running is not None and running.message_id == message_id and running.request.continues:
+            return running, False  # another caller, or the server itself, continues it
+        remote = self._remote.turn(*place)
+        if remote is not None and remote.message_id == message_id:
+            ended = not place[0].running(place[1])
             if ended:
                 remote.wait(SILENT_SECONDS)  # for its last event, which may have to be made up
-            if not remote.failed:
+            if not (remote.ended and isinstance(remote.result(), Failed)):
                 return remote, ended
         if stored.can_be_retried:
             return None
         with self._lock:
-            recent = self._recent.get(session_id)
-        retried_elsewhere = recent is not None and isinstance(recent.result(), Failed)
-        if recent is None or recent.question.key != key or retried_elsewhere:
-            return Turn.replay(session_id, stored, show_reasoning=self._show_reasoning), True
-        return recent, True
+            recent = self._recent.get(place)
+        if recent and recent.turn.request.key == request.key and not isinstance(recent.turn.result(), Failed):
+            return recent.turn, True
+        return Turn.replay(session.id, stored), True
 
-    def _local_or_remote(self, session_id: str) -> LocalTurn | RemoteTurn | None:
-        turn = self._local_turn(session_id)
+    def _local_or_remote(self, place: Place) -> LocalTurn | RemoteTurn | None:
+        storage, session_id = place
+        turn = self._local_turn(place)
         if turn is not None and not turn.ended:
             return turn
-        if remote := self._remote.turn(session_id):
+        if remote := self._remote.turn(storage, session_id):
             return remote
-        if self.storage.running(session_id):
-            turn = self._local_turn(session_id)  # which may have started since
+        if storage.running(session_id):
+            turn = self._local_turn(place)  # which may have started since
             if turn is None or turn.ended:
                 raise SessionBusy(session_id)
         return turn
 
-    def _local_turn(self, session_id: str) -> LocalTurn | None:
+    def _local_turn(self, place: Place) -> LocalTurn | None:
         while True:
             with self._lock:
-                turn = self._local.get(session_id)
-                if turn is None:
-                    return self._recent.get(session_id)
-            if turn.wait_for_start():
+                start, ended = self._local.get(place), self._recent.get(place)
+            if start is None:
+                return ended and ended.turn
+            if turn := start.wait():
                 return turn
 
-    def _start(self, turn: LocalTurn, slot: bool) -> list[dict[str, Any]]:
-        """Locks the session and starts the turn in it, or leaves everything as it was and raises.
-
-        Raises KeyInUse where a turn of the same key is in the session by now.
-        """
-        id = turn.session_id
-        with self._lock:
-            closing, other = self._closing, self._local.get(id)
-            if not closing and other is None:
-                self._local[id] = turn
-        if other is not None and other.question.key is not None and other.question.key == turn.question.key:
-            raise KeyInUse
-        if closing or other is not None:
-            self.storage.running(id)  # a session that does not exist is the first error
-            raise ShuttingDown if closing else SessionBusy(id)
-        try:
-            session = self.storage.lock(id, turn=True)
-            try:
-                self._admit(turn, slot)
-                self.models.check(turn.question.model or session.session.model)
-                take_over(self.storage, session)
-                history = turn.start(session, self._agent.model)
-                self._keeper.add(turn)
-                return history
-            except BaseException:
-                session.release()
-                raise
-        except BaseException as error:
-            with self._lock:
-                del self._local[id]
-                self._dismiss(turn)
-            turn.fail_to_start(error)
-            raise
-
-    def _admit(self, turn: LocalTurn, slot: bool) -> None:
-        with self._lock:
-            if self._closing:
-                raise ShuttingDown
-            if not slot or not self._slots.acquire(blocking=False):
-                raise Overloaded
-            self._admitted[turn] = None
-            try:
-                self._wake_by(turn.started_at + self._timeout)
-            except RuntimeError:  # the system gives no more threads
-                raise Overloaded from None
-
-    def _dismiss(self, turn: LocalTurn) -> None:
-        """The turn runs no more. The caller holds the lock."""
-        if turn in self._admitted:
-            del self._admitted[turn]
-            self._slots.release()
-
-    def _on_end(self, turn: LocalTurn, last: Ended | Failed) -> None:
+    def _on_end(self, place: Place, turn: LocalTurn, version: tuple[Any, ...]) -> None:
         now, size = time.monotonic(), turn.size
-        self._keeper.remove(turn)
         with self._lock:
-            del self._local[turn.session_id]
-            self._dismiss(turn)
-            self._wake_by(self._recent.add(turn, size, now))
-        seconds = now - turn.started_at
-        log.info(
-            "turn session=%s status=%s seconds=%.3f model_seconds=%.3f tokens=%s",
-            turn.session_id,
-            status_of(last),
-            seconds,
-            seconds - turn.tool_seconds(),
-            (turn.usage or {}).get("total_tokens", "-"),
-        )
+            del self._local[place]
+            until = self._recent.add(place, turn, version, size, now)
+        self._slots.release()
+        with contextlib.suppress(RuntimeError):  # the system gives no more threads: it is let go of later
+            self._clock.wake_by(until)
 
-    def _wake_by(self, when: float) -> None:
-        """Has the clock look again at this time, or earlier. The caller holds the lock."""
-        if self._clock is None:
-            clock = threading.Thread(target=self._keep_time, name="clock", daemon=True)
-            clock.start()
-            self._clock = clock
-        elif when < self._next_tick:
-            self._tick.notify()
-
-    def _keep_time(self) -> None:
-        """Ends the turns whose time is up and drops the ended ones, as long as there are any of either.
+    def _tick(self, now: float) -> float | None:
+        """Ends the turns whose time is up, and lets go of ended ones, as long as there are any of either.
 
         After a shutdown it goes on as long as any turn runs.
         """
-        while True:
-            with self._lock:
-                now = time.monotonic()
-                next_expiry = self._recent.remove_expired(now)
-                if not self._admitted and (self._closing or not self._recent):
-                    self._clock = None
-                    return
-                deadlines = {turn: turn.started_at + self._timeout for turn in self._admitted if not turn.ending}
-                due = [turn for turn, deadline in deadlines.items() if deadline <= now]
-                if not due:
-                    ticks = [*deadlines.values(), *([] if next_expiry is None else [next_expiry])]
-                    self._next_tick = max(min(ticks, default=0.0), now + _MIN_TICK_SECONDS)
-                    self._tick.wait(self._next_tick - now)
-            fail_all(due, "model_timeout")
+        with self._lock:
+            next_expiry = self._recent.remove_expired(now)
+            starts = list(self._local.values())
+            if not starts and (self._closing or next_expiry is None):
+                return None
+        running = [(start.began_at + self._timeout, turn) for start in starts if (turn := start.turn)]
+        due = [turn for deadline, turn in running if deadline <= now and not turn.ending]
+        fail_all(due, "model_timeout")
+        deadlines = [deadline for deadline, turn in running if not turn.ending]
+        deadlines += [start.began_at + self._timeout for start in starts if not start.decided.done()]
+        deadlines += [] if next_expiry is None else [next_expiry]
+        return min(deadlines, default=now)
+
+
+def _turn_of_key(session: Session, request: TurnRequest) -> StoredTurn | None:
+    """The stored turn that has the key of the request. Raises KeyReused where it asked for something else."""
+    stored = find_turn(session, request.key)
+    if stored is None or request.key is None:
+        return None
+    if not request.is_same(TurnRequest.stored(stored.messages[0], request.key)):
+        raise KeyReused
+    return stored

@@ -19,10 +19,8 @@ from session_core.web.users import Users
 
 log = logging.getLogger(__name__)
 
-_OPEN_PATHS = {"/ready", "/", "/openapi.json"}  # need no token
-
-
-_EXPOSED = "Idempotency-Replayed, Location, Retry-After, X-Request-Id, X-Session-Id, X-Vercel-AI-UI-Message-Stream"
+_OPEN_PATHS = {"/ready", "/", "/openapi.json"}  # need no token, as the files of the page
+_EXPOSED = {"Idempotency-Replayed", "Location", "Retry-After", "X-Request-Id"}  # beside the X- headers of a dialect
 
 
 def check_access(settings: Settings, users: Users | None = None) -> Response | None:
@@ -44,15 +42,7 @@ def check_access(settings: Settings, users: Users | None = None) -> Response | N
     if origin in settings.cors_origin and request.method == "OPTIONS":
         return Response(status=204)
     if needs_token and request.path not in _OPEN_PATHS and not is_page_file(request.path):
-        scheme, _, token = request.environ.get("HTTP_AUTHORIZATION", "").partition(" ")
-        if users:
-            user = users.find_user(token.strip())
-        else:
-            valid = hmac.compare_digest(token.strip().encode("latin-1"), settings.auth_token.encode())
-            user = "" if valid else None
-        if user is None or scheme.lower() != "bearer":
-            raise ApiError("unauthorized", headers={"WWW-Authenticate": "Bearer"})
-        g.user = user
+        g.user = _authenticate(settings, users)
     return None
 
 
@@ -60,15 +50,15 @@ def add_common_headers(response: Response, settings: Settings) -> Response:
     """Adds what every response carries. Logs a line when the response has been sent."""
     response.headers["X-Request-Id"] = g.request_id
     response.headers["X-Content-Type-Options"] = "nosniff"
+    if g.get("user"):
+        response.headers["X-User"] = g.user
     origin = request.headers.get("Origin")
     if settings.cors_origin:
         response.headers.add("Vary", "Origin")
     if origin in settings.cors_origin:
         response.headers["Access-Control-Allow-Origin"] = str(origin)
-        exposed = (
-            "Idempotency-Replayed, Location, Retry-After, X-Request-Id, X-Session-Id, X-Vercel-AI-UI-Message-Stream"
-        )
-        response.headers["Access-Control-Expose-Headers"] = exposed
+        exposed = _EXPOSED | {name for name, _ in response.headers if name.startswith("X-")}
+        response.headers["Access-Control-Expose-Headers"] = ", ".join(sorted(exposed))
         if request.method == "OPTIONS":
             response.headers["Access-Control-Allow-Methods"] = "DELETE, GET, PATCH, POST"
             # The origin is one that may call, and SDKs and tracers send headers of their own.
@@ -83,6 +73,19 @@ def add_common_headers(response: Response, settings: Settings) -> Response:
     user = f" user={g.user}" if g.get("user") else ""
     response.call_on_close(lambda: log.log(level, "%s %.3f s%s", line, time.monotonic() - started_at, user))
     return response
+
+
+def _authenticate(settings: Settings, users: Users | None) -> str:
+    """The user whose token the request has, "" where there are no users. Raises ApiError."""
+    scheme, _, token = request.environ.get("HTTP_AUTHORIZATION", "").partition(" ")
+    if users:
+        user = users.find_user(token.strip())
+    else:
+        is_valid = hmac.compare_digest(token.strip().encode("latin-1"), settings.auth_token.encode())
+        user = "" if is_valid else None
+    if user is None or scheme.lower() != "bearer":
+        raise ApiError("unauthorized", headers={"WWW-Authenticate": "Bearer"})
+    return user
 
 
 def is_loopback(host: str) -> bool:

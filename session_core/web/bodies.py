@@ -1,21 +1,29 @@
-"""What comes in: JSON bodies, questions, settings and query values."""
+"""What comes in: JSON bodies and what is checked of them, headers and query values."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 from flask import request
+from pydantic import AfterValidator, BaseModel, StringConstraints, ValidationError
 
 from session_core.data.strict_json import from_json
-from session_core.turns.turn_request import TurnRequest
 from session_core.web.errors import ApiError
 from storage import TITLE_LENGTH
 
 MODEL_NAME_LENGTH = 200  # characters
 SYSTEM_PROMPT_BYTES = 64 << 10
-KEY = re.compile(r"[\x21-\x7e]{1,255}")
+IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+
+_MISSED = {  # where pydantic's own words would not be understood
+    "missing": "must be given",
+    "model_type": "must be an object",
+}
+
+Body = TypeVar("Body", bound=BaseModel)
+ModelName = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MODEL_NAME_LENGTH)]
 
 
 def json_body(*, optional: bool = False) -> dict[str, Any]:
@@ -34,52 +42,51 @@ def json_body(*, optional: bool = False) -> dict[str, Any]:
     return value
 
 
-def session_settings(body: Mapping[str, Any]) -> dict[str, str | None]:
+def parse_body(model: type[Body], body: Mapping[str, Any]) -> Body:
+    """The body as this model has it. Raises ApiError that names the first field of another form."""
+    try:
+        return model.model_validate(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        what = _MISSED.get(first["type"]) or re.sub(r"^\w+( should| error,)", "must", first["msg"])
+        raise ApiError("invalid_request", f"{_name_field(first['loc'], body)} {what}.") from None
+
+
+def _name_field(path: tuple[int | str, ...], value: Any) -> str:
+    """A field by its path, `messages[0].role`. What pydantic adds to the path is left out."""
+    name = ""
+    for part in path:
+        if isinstance(value, list) and isinstance(part, int) and part < len(value):
+            name, value = f"{name}[{part}]", value[part]
+        elif isinstance(value, Mapping) and (part in value or part == path[-1]):
+            name, value = f"{name}.{part}", value.get(part)
+    return name.removeprefix(".")
+
+
+def check_question(text: str | None) -> str:
+    """The text of a question, which every dialect gives to this check. Raises ApiError where it is blank."""
+    if text is None or not text.strip():
+        raise ApiError("invalid_request", "The message must have text, and the text must not be blank.")
+    return text
+
+
+def check_settings(body: Mapping[str, Any]) -> dict[str, str | None]:
     """The settings of a session that a body gives. None removes one. Raises ApiError for one that cannot be set."""
-    settings: dict[str, str | None] = {}
-    for name, most, what in (
-        ("title", TITLE_LENGTH, f"at most {TITLE_LENGTH} characters"),
-        ("model", MODEL_NAME_LENGTH, "the name of a model"),
-        ("system_prompt", SYSTEM_PROMPT_BYTES, "at most 64 KiB of text"),
-    ):
-        if name in body:
-            value = body[name]
-            text = value.strip() if isinstance(value, str) and name != "system_prompt" else value
-            if not isinstance(text, str | None):
-                raise ApiError("invalid_request", f"{name} must be text, or null.")
-            size = len((text or "").encode()) if name == "system_prompt" else len(text or "")
-            if size > most or (name == "model" and text == ""):
-                raise ApiError("invalid_request", f"{name} must be {what}, or null.")
-            settings[name] = (text or None) if name == "title" else text
-    return settings
+    settings = parse_body(_Settings, body).model_dump(exclude_unset=True)
+    return {**settings, "title": settings["title"] or None} if "title" in settings else settings
 
 
-def id_field(body: Mapping[str, Any], name: str, kind: str) -> str:
-    """The id of this kind in a field of a body. Raises ApiError where it has another form."""
-    value = body.get(name)
+def check_id(value: Any, name: str, kind: str) -> str:
+    """The id of this kind in the field of this name. Raises ApiError where it has another form."""
     if not isinstance(value, str) or not re.fullmatch(rf"{kind}-[0-9a-z-]{{1,64}}", value):
         raise ApiError("invalid_request", f"{name} must be an id that begins with {kind}-.")
     return value
 
 
-def parse_turn_request(body: Mapping[str, Any]) -> TurnRequest:
-    """What a body of `run` or `run_stream` asks for, with the request's key. Raises ApiError."""
-    text, replaces, continues = body.get("message"), body.get("replaces"), body.get("continue", False)
-    if not isinstance(continues, bool) or not isinstance(replaces, str | None):
-        raise ApiError("invalid_request", "continue must be true or false, and replaces the id of a message.")
-    if continues and (text is not None or replaces is not None):
-        raise ApiError("invalid_request", 'A body with "continue" has neither message nor replaces.')
-    blank = not isinstance(text, str) or not text.strip()
-    if blank and not continues and not (text is None and replaces is not None):
-        raise ApiError("invalid_request", 'The body must be {"message": "text"}, and the text not blank.')
-    model = session_settings({"model": body.get("model")})["model"]
-    return TurnRequest(text, replaces, continues=continues, key=idempotency_key(), model=model)
-
-
 def idempotency_key() -> str | None:
     """The request's Idempotency-Key, None where it has none. Raises ApiError where it has another form."""
     key = request.headers.get("Idempotency-Key")
-    if key is not None and not KEY.fullmatch(key):
+    if key is not None and not IDEMPOTENCY_KEY.fullmatch(key):
         raise ApiError("invalid_request", "Idempotency-Key must be 1 to 255 visible ASCII characters.")
     return key
 
@@ -100,3 +107,17 @@ def flag_argument(name: str) -> bool:
     if text not in ("true", "false"):
         raise ApiError("invalid_request", f"{name} must be true or false.")
     return text == "true"
+
+
+def _check_size(text: str) -> str:
+    if len(text.encode()) > SYSTEM_PROMPT_BYTES:
+        raise ValueError("have at most 64 KiB")
+    return text
+
+
+class _Settings(BaseModel, strict=True):
+    """The settings of a session."""
+
+    title: Annotated[str, StringConstraints(strip_whitespace=True, max_length=TITLE_LENGTH)] | None = None
+    model: ModelName | None = None
+    system_prompt: Annotated[str, AfterValidator(_check_size)] | None = None

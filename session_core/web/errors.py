@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
-from flask import Response, g, request
+from flask import Blueprint, Response, current_app, g, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from session_core.data.strict_json import to_json
@@ -59,7 +58,6 @@ _CODES: dict[type[Exception], str] = {
     Overloaded: "overloaded",
     ShuttingDown: "shutting_down",
 }
-_OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 _STATUS_CODES = {404: "not_found", 405: "method_not_allowed", 413: "request_too_large"}
 
 
@@ -70,6 +68,9 @@ class ApiError(Exception):
         super().__init__(text or ERRORS[code][1])
         self.code = code
         self.headers = dict(headers or {})
+
+
+ErrorForm = Callable[[int, str, str], Response]  # from status, code and text to the answer
 
 
 def describe_error(code: str) -> tuple[str, int, str]:
@@ -84,20 +85,21 @@ def json_response(value: object, status: int = 200, headers: Mapping[str, str] |
     return Response(to_json(value) + b"\n", status, headers, mimetype="application/json")
 
 
+def set_error_form(blueprint: Blueprint, form: ErrorForm) -> None:
+    """Has all errors below the blueprint's prefix answered in this form, also where there is no such route."""
+    blueprint.record(
+        lambda state: state.app.extensions.setdefault("error_forms", {}).update({state.url_prefix: form})
+    )
+
+
 def error_response(code: str, text: str | None = None, headers: Mapping[str, str] | None = None) -> Response:
-    """`{"error": text, "code": code}` with the status of the code, and Retry-After where one is fixed."""
+    """The error in the form of the dialect that was asked, with Retry-After where one is fixed."""
     code, status, default = describe_error(code)
+    response = _find_error_form()(status, code, text or default)
     if code in _RETRY_AFTER_SECONDS:
-        headers = {"Retry-After": _RETRY_AFTER_SECONDS[code], **(headers or {})}
-    if request.path.startswith("/v1/"):
-        return json_response(openai_error(status, code, text or default), status, headers)
-    return json_response({"error": text or default, "code": code}, status, headers)
-
-
-def openai_error(status: int, code: str, text: str) -> dict[str, Any]:
-    """The error in the form of OpenAI's API."""
-    kind = _OPENAI_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    return {"error": {"message": text, "type": kind, "param": None, "code": code}}
+        response.headers["Retry-After"] = _RETRY_AFTER_SECONDS[code]
+    response.headers.update(headers or {})
+    return response
 
 
 def answer_error(error: Exception) -> Response:
@@ -117,3 +119,12 @@ def answer_error(error: Exception) -> Response:
         return error_response(code, headers={"Allow": ", ".join(sorted(allowed))} if allowed else {})
     log.error("request %s failed", g.get("request_id"), exc_info=error)
     return error_response("internal_error")
+
+
+def _find_error_form() -> ErrorForm:
+    forms: dict[str, ErrorForm] = current_app.extensions.get("error_forms", {})
+    return next((form for prefix, form in forms.items() if request.path.startswith(f"{prefix}/")), _native_error)
+
+
+def _native_error(status: int, code: str, text: str) -> Response:
+    return json_response({"error": text, "code": code}, status)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+
+from session_core.data.message import StoredMessage
+from session_core.model.outgoing_messages import read_tool_calls
 
 _ROLES = {"user": "User", "assistant": "Assistant", "tool": "Tool result"}
 
 
-def render_markdown(title: str | None, head: Mapping[str, str], messages: Iterable[Mapping[str, Any]]) -> str:
+def render_markdown(title: str | None, head: Mapping[str, str], messages: Iterable[StoredMessage]) -> str:
     """The document: a title, a line for each field of `head`, and a section for each message.
 
     Each text stands in a fenced block of its own, with a fence that is longer than any in the text (CommonMark 0.31,
@@ -26,9 +28,8 @@ def render_markdown(title: str | None, head: Mapping[str, str], messages: Iterab
             parts.append(f"Reasoning:\n\n{_block(message['reasoning'], 'text')}\n")
         if message["content"]:
             parts.append(_block(message["content"], "markdown" if role == "Assistant" else "text"))
-        for call in message.get("tool_calls", ()):
-            function = call["function"]
-            parts.append(f"\nTool call of {_plain(function['name'])}:\n\n{_block(function['arguments'], 'json')}")
+        for call in read_tool_calls(message):
+            parts.append(f"\nTool call of {_plain(call.name)}:\n\n{_block(call.arguments, 'json')}")
     return "\n".join(parts) + "\n"
 
 

@@ -60,9 +60,7 @@ def observe_requests(app: Flask, observer: Observer) -> None:
     """Has each request seen, from before its checks until its response is closed. `g.observed` sees what it does."""
 
     def begin() -> None:
-        rule = request.url_rule.rule if request.url_rule else ""
-        route = re.sub(r"<(?:[^<>]*:)?(?:session_)?(\w+)>", r"{\1}", rule)
-        g.observed = observer.start_span(RequestSpan(request.method, route))
+        g.observed = observer.start_span(_describe_request())
 
     def end_when_sent(response: Response) -> Response:
         status = response.status_code
@@ -72,3 +70,25 @@ def observe_requests(app: Flask, observer: Observer) -> None:
 
     app.before_request(begin)
     app.after_request(end_when_sent)
+
+
+def add_metrics_route(app: Flask, metrics: Metrics) -> None:
+    """Serves `GET /metrics`."""
+
+    app.add_url_rule("/metrics", "metrics", lambda: Response(metrics.render(), content_type=metrics.content_type))
+
+
+def _describe_request() -> RequestSpan:
+    return RequestSpan(
+        request.method,
+        re.sub(r"<(?:[^<>]*:)?(?:session_)?(\w+)>", r"{\1}", request.url_rule.rule if request.url_rule else ""),
+        path=request.path,
+        scheme=request.scheme,
+        host=request.headers.get("Host", ""),
+        protocol=request.environ.get("SERVER_PROTOCOL", ""),
+        client=request.remote_addr or "",
+        user_agent=request.headers.get("User-Agent", ""),
+        trace={
+            name: text for name in ("traceparent", "tracestate") if (text := request.headers.get(name)) is not None
+        },
+    )

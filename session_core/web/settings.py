@@ -56,7 +56,7 @@ class Settings:
     max_history: int = 0
     auth_token: str = ""
     users: str = ""
-    session_headers: tuple[str, ...] = ("X-Session-Id", "X-OpenWebUI-Chat-Id", "X-Conversation-Id")
+    session_headers: tuple[str, ...] = ("X-OpenWebUI-Chat-Id", "X-Conversation-Id")
     trusted_proxies: int = 0
     metrics: bool = False
     cors_origin: tuple[str, ...] = ()
@@ -106,7 +106,11 @@ FLAGS: dict[str, tuple[Callable[[str], Any], str, tuple[str, ...]]] = {
     "max_history": (whole_number(0), "at most this many earlier messages go to the model; 0: all", ()),
     "auth_token": (token, "callers must send Authorization: Bearer <token>", ("SESSION_SERVER_TOKEN",)),
     "users": (str, "a file of users and their tokens, each with sessions of their own", ()),
-    "session_headers": (names, "request headers that name the session of a chat completion, with commas", ()),
+    "session_headers": (
+        names,
+        "request headers in which a front end names a chat, with commas",
+        (),
+    ),
     "trusted_proxies": (whole_number(0, 16), "how many proxies in front are believed (X-Forwarded-…)", ()),
     "metrics": (boolean, "serve GET /metrics, for Prometheus", ()),
     "cors_origin": (origins, "a web origin that may call; repeatable", ()),
@@ -133,26 +137,28 @@ def read_settings(arguments: Sequence[str], environment: Mapping[str, str]) -> S
 
     values: dict[str, Any] = {}
     for name in ("demo", *FLAGS):
-        read, _, others = FLAGS[name]
         if values.get("demo") and name in ("api_key", "base_url"):
             if given[name]:
                 raise SettingsError(f"-demo has a model of its own: leave -{name} out, or -demo")
             continue
-        variables = (f"SESSION_SERVER_{name.upper()}", *others)
-        if given[name]:
-            source, text = f"-{name}", ",".join(given[name]) if name in _REPEATABLE else given[name][-1]
-        else:
-            source = next((variable for variable in variables if environment.get(variable)), "")
-            text = environment.get(source)
-        if given[name] and "" in given[name] and name != "session_dir":
-            raise SettingsError(f"-{name} is empty: give it a value, or leave it out")
-        if text is None:
-            continue
-        try:
-            values[name] = read(text)
-        except ValueError as error:
-            raise SettingsError(f"{source} {error}") from None
+        source, text = _find_text(name, given[name], environment)
+        if text is not None:
+            try:
+                values[name] = FLAGS[name][0](text)
+            except ValueError as error:
+                raise SettingsError(f"{source} {error}") from None
     return _checked(values)
+
+
+def _find_text(name: str, given: list[str] | None, environment: Mapping[str, str]) -> tuple[str, str | None]:
+    """Where the text of a setting comes from, and the text: from its flag, else from the environment."""
+    if given:
+        if "" in given and name != "session_dir":
+            raise SettingsError(f"-{name} is empty: give it a value, or leave it out")
+        return f"-{name}", ",".join(given) if name in _REPEATABLE else given[-1]
+    variables = (f"SESSION_SERVER_{name.upper()}", *FLAGS[name][2])
+    source = next((variable for variable in variables if environment.get(variable)), "")
+    return source, environment.get(source)
 
 
 class _Parser(argparse.ArgumentParser):

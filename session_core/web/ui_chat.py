@@ -1,4 +1,4 @@
-"""What the AI SDK's transport sends: a new question, an edited one, or an answer that is to be tried again.
+"""The AI SDK's dialect: what its transport sends, and the routes that it sends that to.
 
 The sources are `src/ui/http-chat-transport.ts` and `src/ui/chat.ts` of the npm package `ai`, 5 to 7. The client makes
 ids for its messages, and keeps that of one that it edits. After a reload it has the server's. Both are understood.
@@ -6,18 +6,24 @@ ids for its messages, and keeps that of one that it edits. After a reload it has
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ValidationError
+from flask import Blueprint, Response
+from pydantic import BaseModel
 
-from session_core.turns.stored import turn_at
+from session_core.data.message import StoredMessage
+from session_core.data.strict_json import to_json
+from session_core.turns.sessions import Sessions
+from session_core.turns.stored import find_turn
+from session_core.turns.transcripts import ClientMessage, compare_histories
 from session_core.turns.turn_request import TurnRequest
-from session_core.web.bodies import KEY, idempotency_key, session_settings
-from session_core.web.errors import ApiError
-from session_core.web.ui_messages import ANSWER
-from storage import Session
+from session_core.web.bodies import ModelName, check_question, idempotency_key, json_body, parse_body
+from session_core.web.errors import ApiError, set_error_form
+from session_core.web.turn_responses import TurnResponses, add_stream
+from session_core.web.ui_messages import ANSWER, UiRenderer
+from storage import Session, expanded, new_id, timestamp
 
 
 class _Part(BaseModel, strict=True):
@@ -26,86 +32,133 @@ class _Part(BaseModel, strict=True):
 
 
 class _Message(BaseModel, strict=True):
-    role: Literal["user"] = "user"
+    role: Literal["system", "user", "assistant"] = "user"
     id: str | None = None
     parts: list[_Part] = []
 
+    @property
+    def text(self) -> str:
+        """The texts of all its parts."""
+        return "".join(part.text for part in self.parts if part.type == "text")
 
-class _Request(BaseModel, strict=True):
+
+class _Body(BaseModel, strict=True):
+    """What `DefaultChatTransport` sends: the transcript, or its last message alone."""
+
     id: str
-    messages: list[dict[str, Any]] = []
-    message: dict[str, Any] | None = None
+    messages: list[_Message] = []
+    message: _Message | None = None
     trigger: Literal["submit-message", "regenerate-message"] = "submit-message"
     messageId: str | None = None
+    model: ModelName | None = None
+
+    @property
+    def transcript(self) -> list[_Message]:
+        """The messages up to the question."""
+        sent = [one for one in ([self.message] if self.message else self.messages) if one.role != "system"]
+        while sent and sent[-1].role == "assistant" and self.trigger == "regenerate-message":
+            sent.pop()
+        return sent
 
 
-def ui_question(body: Mapping[str, Any], get: Callable[[str], Session]) -> tuple[str, TurnRequest]:
-    """The id of the session, and what the body of `POST /ui/chat` asks of it, with a key that a retry has too.
+def ui_dialect(responses: TurnResponses) -> Blueprint:
+    """The routes that `useChat` calls."""
+    blueprint = Blueprint("ui", __name__, url_prefix="/ui")
+    set_error_form(blueprint, _sentence)
 
-    The key is the request's own Idempotency-Key. Without one, that of a new question is the id of its message, and
-    that of any other is made from what it replaces. `get` reads the session. Raises ApiError, and what `get` raises.
+    @blueprint.post("/chat")
+    def chat() -> Response:
+        asked = parse_body(_Body, json_body())
+        reader = responses.start(asked.id, _find_request(responses.sessions, asked))
+        return responses.stream(reader, UiRenderer(reader.turn.message_id))
+
+    def resume_chat(session_id: str) -> Response:
+        turn = responses.sessions.attach(session_id)
+        running = None if turn is None or turn.ended else turn  # the client has the answer of an ended turn
+        return responses.watch(running, lambda _: 0, lambda turn: UiRenderer(turn.message_id))
+
+    add_stream(blueprint, "/chat/<session_id>/stream", resume_chat)
+    return blueprint
+
+
+def _sentence(status: int, _code: str, text: str) -> Response:
+    """The error as text, which the AI SDK makes the message of its error, and a page shows."""
+    return Response(text, status, mimetype="text/plain")
+
+
+def _find_request(sessions: Sessions, asked: _Body) -> TurnRequest:
+    """What a body asks for, with a key that a retry has too. Raises ApiError, and what reading the session raises."""
+    session = sessions.session(asked.id)
+    sent = asked.transcript
+    question = sent[-1] if sent else None
+    if question is not None and any(part.type == "file" for part in question.parts):
+        raise ApiError("invalid_request", "A message must have no files.")
+    key = idempotency_key() or _find_key(session, asked, question)
+    if known := find_turn(session, key):
+        found = TurnRequest.stored(known.messages[0], str(key))
+        found = found if found.continues or question is None else dataclasses.replace(found, text=question.text)
+    elif asked.messages and asked.message is None:
+        found = _compare(session, sent)
+    else:
+        found = _find_alone(session, asked, question)
+    client_id = question.id if question else None
+    return dataclasses.replace(found, key=key, client_id=client_id, model=asked.model)
+
+
+def _compare(session: Session, sent: list[_Message]) -> TurnRequest:
+    """What a transcript asks for."""
+    if not sent or sent[-1].role != "user":
+        raise ApiError("invalid_request", "The last message must be the user's.")
+    check_question(sent[-1].text)
+    transcript = [
+        ClientMessage("user" if one.role == "user" else "assistant", one.text, _question_id(one.id)) for one in sent
+    ]
+    messages: list[StoredMessage] = [
+        {"id": new_id("msg"), "role": one.role, "content": one.text, "created_at": timestamp()} for one in sent
+    ]
+    return compare_histories(expanded(session.messages), transcript).request(messages)
+
+
+def _find_alone(session: Session, asked: _Body, question: _Message | None) -> TurnRequest:
+    """What a message asks for that comes without the ones before it: it goes on, or names what it stands in place of.
+
+    A known id with another text is an edit.
     """
-    try:
-        request = _Request.model_validate(body)
-        again = request.trigger == "regenerate-message"
-        sent = [request.message] if request.message else request.messages
-        last = [one for one in sent if not again or one.get("role") == "user"][-1:]
-        message = _Message.model_validate(last[0] if last else {})
-    except ValidationError:
-        wanted = "The body must be what DefaultChatTransport of the AI SDK sends, and the last message the user's."
-        raise ApiError("invalid_request", wanted) from None
-    named, key = request.messageId, idempotency_key()
-    model = session_settings({"model": body.get("model")})["model"]
-    session = get(request.id) if again or named else None
-    if session and (target := _question(session, named) or (_question(session, message.id) if again else None)):
-        answered = bool(named and named.endswith(ANSWER))
-        text = None if again else _text(message)
-        replaces = _replaced(session, target, text, key, answered=answered)
-        return request.id, TurnRequest(text, replaces, key=key or _replacing_key(replaces, text), model=model)
-    return request.id, TurnRequest(_text(message), key=key or _key(message.id), model=model)
+    again = asked.trigger == "regenerate-message"
+    target = _find_question(session, asked.messageId) or _find_question(session, question.id if question else None)
+    text = None if question is None and again and target else check_question(question.text if question else None)
+    if target is None:  # of a question that never arrived, too
+        return TurnRequest(text)
+    return TurnRequest(text, target["id"])
 
 
-def _text(message: _Message) -> str:
-    text = "".join(part.text for part in message.parts if part.type == "text")
-    if not text.strip() or any(part.type == "file" for part in message.parts):
-        raise ApiError("invalid_request", "A message must have text that is not blank, and no files.")
-    return text
+def _find_question(session: Session, id: str | None) -> StoredMessage | None:
+    """The question that the client calls by this id, or whose answer it calls so: of several, the newest."""
+    messages = expanded(session.messages) if id else []
+    called = [one for one in messages if _question_id(id) in (one["id"], one.get("client_id"))]
+    return next((one for one in reversed(called) if one["role"] == "user"), None)
 
 
-def _question(session: Session, id: str | None) -> dict[str, Any] | None:
-    """The question of this id, or the one that stands in its place by now. By the id of its answer, only itself."""
-    found: dict[str, Any] | None = None
-    for message in session.messages if id else ():
-        if message["role"] != "user":
-            continue
-        if message["id"] + ANSWER == id:
-            return message
-        if message.get("replaces") == found["id"] if found else message["id"] == id or _has_key(message, _key(id)):
-            found = message
-    return found
+def _question_id(id: str | None) -> str | None:
+    return id and id.removesuffix(ANSWER)
 
 
-def _replaced(session: Session, target: dict[str, Any], text: str | None, key: str | None, *, answered: bool) -> str:
-    """The id of the question that this one replaces: the target, or where the request is a retry, the same as before.
+def _find_key(session: Session, asked: _Body, question: _Message | None) -> str | None:
+    """A key that the same wish has, made of the last message's id, the trigger, and what the message says.
 
-    Two wishes to try the last answer again look the same, unless they name the answer or have a key. The second is
-    taken for a retry as long as the first has no answer.
+    A wish to try an answer again that names none says too little: it is a retry while the answer is missing, and
+    another try after that.
     """
-    earlier = [message for message in session.messages if key and _has_key(message, key)]
-    if not key and not answered and _has_key(target, _replacing_key(target.get("replaces", ""), text)):
-        unanswered = turn_at(session, session.messages.index(target)).can_be_retried
-        earlier = [target] if unanswered or text is not None else []
-    return str(earlier[0].get("replaces", target["id"]) if earlier else target["id"])
+    named = asked.messageId if asked.trigger == "regenerate-message" else None
+    id = question.id if question else None
+    if not (id or named):
+        return None
+    key = _digest(id, asked.trigger, question.text if question else None, named)
+    if asked.trigger == "regenerate-message" and not named:
+        while (known := find_turn(session, key)) and not known.can_be_retried:
+            key = _digest(key)
+    return key
 
 
-def _has_key(message: Mapping[str, Any], key: str | None) -> bool:
-    return message.get("idempotency_key") == key
-
-
-def _replacing_key(replaces: str, text: str | None) -> str:
-    return "ui-" + hashlib.sha256(f"{replaces} {'again' if text is None else 'edit ' + text}".encode()).hexdigest()
-
-
-def _key(id: str | None) -> str | None:
-    """The key that a message's own id stands for, whatever characters it has."""
-    return (id if KEY.fullmatch(id) else "ui-" + hashlib.sha256(id.encode()).hexdigest()) if id else None
+def _digest(*values: Any) -> str:
+    return "ui-" + hashlib.sha256(to_json(values)).hexdigest()

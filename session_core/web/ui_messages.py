@@ -9,17 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
-from session_core.data.strict_json import from_json, to_json
+from session_core.data.strict_json import from_json
 from session_core.model.events import Chunk, Reasoning, ToolCall, ToolResult
 from session_core.turns.event_log import Ended, Event, Failed, LoggedEvent, Started
 from session_core.turns.stored import StoredTurn, turn_at, without_failed_attempts
 from session_core.web.errors import describe_error
+from session_core.web.turn_responses import encode_json, sse_data
 from storage import Session, expanded, replaced_messages
 
 UI_MESSAGES = "application/vnd.ai-sdk.ui-messages+json"
-UI_HEADERS = {"X-Vercel-AI-UI-Message-Stream": "v1"}
 ANSWER = "-answer"  # behind the id of the question in the id of the assistant's message, which is known at the start
 
 _DONE = b"data: [DONE]\n\n"
@@ -29,11 +29,20 @@ _FINISH_REASONS = {None: "stop", "length": "length", "content_filter": "content-
 _Json = dict[str, Any]
 
 
-class UiFrames:
+def _as_data(chunk: _Json) -> bytes:
+    return sse_data(encode_json(chunk))
+
+
+class UiRenderer:
     """The frames of one turn, from its first event to its last.
 
     Each step is one model call. A text, a reasoning and a call that are open when the turn ends are closed first.
     """
+
+    headers: ClassVar[Mapping[str, str]] = {"X-Vercel-AI-UI-Message-Stream": "v1"}
+    comment = b": keep-alive\n\n"
+    # A client takes an end without a last frame for a good one.
+    broken_off = _as_data({"type": "error", "errorText": describe_error("storage_unavailable")[2]}) + _DONE
 
     def __init__(self, message_id: str) -> None:
         self._metadata: _Json = {"questionId": message_id}
@@ -42,34 +51,28 @@ class UiFrames:
         self._calls: list[str] = []  # without a result
         self._called = False  # the step has results, so that whatever comes next is of the next one
 
-    def encode(self, entry: LoggedEvent) -> bytes:
+    def render(self, entry: LoggedEvent) -> bytes:
         """The frames of the next event, and `[DONE]` behind the last."""
         event = entry.event
-        if type(event) is Chunk and self._open == "text" and not self._called:  # most events, see `event_frame`
-            return b'data: {"type":"text-delta","id":"%d","delta":%b}\n\n' % (self._parts, to_json(event.content))
-        block = b"".join(map(_as_data, self.frames(event)))
+        if type(event) is Chunk and self._open == "text" and not self._called:  # most events, see `EventRenderer`
+            return sse_data(f'{{"type":"text-delta","id":"{self._parts}","delta":{encode_json(event.content)}}}')
+        block = b"".join(map(_as_data, self.ui_chunks(event)))
         return block + _DONE if isinstance(event, Ended | Failed) else block
 
-    def frames(self, event: Event) -> Iterator[_Json]:
-        """The frames of the next event, as objects."""
+    def ui_chunks(self, event: Event) -> Iterator[_Json]:
+        """The chunks that the next event is to the client, as objects."""
         match event:
             case Started():
                 message_id = self._metadata["questionId"] + ANSWER
                 yield {"type": "start", "messageId": message_id, "messageMetadata": self._metadata}
                 yield {"type": "start-step"}
             case Reasoning() | Chunk():
-                yield from self._next_step()
-                kind = "text" if isinstance(event, Chunk) else "reasoning"
-                if self._open != kind:
-                    yield from self._close()
-                    self._open, self._parts = kind, self._parts + 1
-                    yield {"type": f"{kind}-start", "id": str(self._parts)}
-                yield {"type": f"{kind}-delta", "id": str(self._parts), "delta": event.content}
+                yield from self._delta("text" if isinstance(event, Chunk) else "reasoning", event.content)
             case ToolCall():
                 yield from self._next_step()
                 yield from self._close()
                 self._calls.append(event.id)
-                call = {"toolCallId": event.id, "toolName": event.name, "input": _input(event.arguments)}
+                call = {"toolCallId": event.id, "toolName": event.name, "input": _parse_input(event.arguments)}
                 yield {"type": "tool-input-available", **call, "dynamic": True, "providerExecuted": True}
             case ToolResult():
                 self._called = True
@@ -77,19 +80,29 @@ class UiFrames:
                     self._calls.remove(event.id)
                     yield _output(event.id, event.result, event.error)
             case Ended():
-                status = event.message.get("status", "completed")
-                fields = ("reason", "usage")
-                found = {name: event.message[name] for name in fields if name in event.message}
-                yield from self._end({"answerId": event.message["id"], "status": status, **found})
-                if status == "cancelled":
-                    yield {"type": "abort"}
-                else:
-                    yield {"type": "finish", "finishReason": _FINISH_REASONS.get(found.get("reason"), "other")}
+                yield from self._ended(event)
             case Failed():
                 code, _, text = describe_error(event.code)
                 answer = {} if event.message_id is None else {"answerId": event.message_id}
                 yield from self._end({**answer, "status": "failed", "reason": code})
                 yield {"type": "error", "errorText": event.text or text}
+
+    def _delta(self, kind: str, text: str) -> Iterator[_Json]:
+        yield from self._next_step()
+        if self._open != kind:
+            yield from self._close()
+            self._open, self._parts = kind, self._parts + 1
+            yield {"type": f"{kind}-start", "id": str(self._parts)}
+        yield {"type": f"{kind}-delta", "id": str(self._parts), "delta": text}
+
+    def _ended(self, event: Ended) -> Iterator[_Json]:
+        fields: Mapping[str, object] = event.message
+        found = {name: fields[name] for name in ("reason", "usage") if name in fields}
+        yield from self._end({"answerId": fields["id"], "status": event.status, **found})
+        if event.status == "cancelled":
+            yield {"type": "abort"}
+        else:
+            yield {"type": "finish", "finishReason": _FINISH_REASONS.get(event.message.get("reason"), "other")}
 
     def _next_step(self) -> Iterator[_Json]:
         if self._called:
@@ -109,14 +122,6 @@ class UiFrames:
             yield _output(call_id, None, _INTERRUPTED_CALL)
         yield {"type": "finish-step"}
         yield {"type": "message-metadata", "messageMetadata": self._metadata | metadata}
-
-
-def _as_data(frame: _Json) -> bytes:
-    return b"data: %b\n\n" % to_json(frame)
-
-
-# Where a turn of another server can be followed no more. A client takes an end without a last frame for a good one.
-UI_BROKEN_OFF = _as_data({"type": "error", "errorText": describe_error("storage_unavailable")[2]}) + _DONE
 
 
 def ui_messages(session: Session, *, running: bool, show_reasoning: bool) -> list[_Json]:
@@ -146,36 +151,37 @@ def _answer(turn: StoredTurn, show_reasoning: bool) -> _Json:
     attempt = turn.attempt
     kept = without_failed_attempts(turn.messages, attempt)
     stored = StoredTurn([{**one, "attempt": attempt} for one in kept], turn.error, turn.is_last, attempt)
-    frames = UiFrames(turn.messages[0]["id"])
-    made = [frame for event in stored.events(show_reasoning=show_reasoning) for frame in frames.frames(event)]
-    metadata = next(frame["messageMetadata"] for frame in made if frame["type"] == "message-metadata")
+    renderer = UiRenderer(turn.messages[0]["id"])
+    events = [event for event in stored.events() if show_reasoning or not isinstance(event, Reasoning)]
+    made = [chunk for event in events for chunk in renderer.ui_chunks(event)]
+    metadata = next(chunk["messageMetadata"] for chunk in made if chunk["type"] == "message-metadata")
     return {"id": made[0]["messageId"], "role": "assistant", "metadata": metadata, "parts": _parts(made)}
 
 
-def _parts(frames: Iterable[Mapping[str, Any]]) -> list[_Json]:
-    """The parts of the message that a client builds from these frames."""
+def _parts(chunks: Iterable[Mapping[str, Any]]) -> list[_Json]:
+    """The parts of the message that a client builds from these chunks."""
     parts: list[_Json] = []
     calls: dict[str, _Json] = {}
-    for frame in frames:
-        match frame["type"]:
+    for chunk in chunks:
+        match chunk["type"]:
             case "start-step":
                 parts.append({"type": "step-start"})
             case "text-start" | "reasoning-start" as kind:
                 parts.append({"type": kind.removesuffix("-start"), "text": "", "state": "done"})
             case "text-delta" | "reasoning-delta":
-                parts[-1]["text"] += frame["delta"]
+                parts[-1]["text"] += chunk["delta"]
             case "tool-input-available":
-                call = {name: frame[name] for name in ("toolName", "toolCallId", "input", "providerExecuted")}
+                call = {name: chunk[name] for name in ("toolName", "toolCallId", "input", "providerExecuted")}
                 parts.append({"type": "dynamic-tool", "state": "input-available", **call})
-                calls[frame["toolCallId"]] = parts[-1]
+                calls[chunk["toolCallId"]] = parts[-1]
             case "tool-output-available":
-                calls[frame["toolCallId"]] |= {"state": "output-available", "output": frame["output"]}
+                calls[chunk["toolCallId"]] |= {"state": "output-available", "output": chunk["output"]}
             case "tool-output-error":
-                calls[frame["toolCallId"]] |= {"state": "output-error", "errorText": frame["errorText"]}
+                calls[chunk["toolCallId"]] |= {"state": "output-error", "errorText": chunk["errorText"]}
     return parts
 
 
-def _input(arguments: str) -> _Json:
+def _parse_input(arguments: str) -> _Json:
     """The arguments of a call as an object, which front ends go through by its names."""
     try:
         value = from_json(arguments.encode())

@@ -1,4 +1,4 @@
-"""Users and their tokens, and the turns and the store of each."""
+"""Users and their tokens."""
 
 from __future__ import annotations
 
@@ -6,10 +6,7 @@ import hashlib
 import hmac
 import logging
 import re
-import threading
-from collections.abc import Callable, Iterable
 
-from session_core.turns.turns import Turns
 from session_core.web.flag_values import SettingsError
 
 log = logging.getLogger(__name__)
@@ -72,51 +69,3 @@ def _read(path: str) -> dict[bytes, str]:
     if not found:
         raise SettingsError(f"{path} has no users: give a line with a name and a token")
     return found
-
-
-class TurnsByUser:
-    """The turns of each user, over a store of each user's own. Safe for any number of threads.
-
-    `make` gives the Runs for a name; those of `names` are made now. Raises what `make` raises.
-    """
-
-    def __init__(self, make: Callable[[str], Turns], names: Iterable[str]) -> None:
-        self._make = make
-        self._lock = threading.Lock()
-        self._runs: dict[str, Turns] = {}
-        self._closing = False
-        for name in sorted(names):
-            self.of(name)
-
-    def of(self, name: str) -> Turns:
-        """The turns of this user."""
-        with self._lock:
-            if name not in self._runs:
-                self._runs[name] = self._make(name)
-                if self._closing:
-                    self._runs[name].shut_down(0)
-            return self._runs[name]
-
-    def add(self, name: str, runs: Turns) -> None:
-        """Adds turns of no user, under a name that no user can have."""
-        with self._lock:
-            self._runs[name] = runs
-
-    def all(self) -> list[Turns]:
-        """The turns of all users so far."""
-        with self._lock:
-            return list(self._runs.values())
-
-    @property
-    def closing(self) -> bool:
-        """Whether no new turn starts any more."""
-        return self._closing and all(runs.closing for runs in self.all())
-
-    def shut_down(self, grace: float) -> None:
-        """Shuts all down at the same time. See `Turns.shut_down`."""
-        self._closing = True
-        threads = [threading.Thread(target=runs.shut_down, args=(grace,)) for runs in self.all()]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()

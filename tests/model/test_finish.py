@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from session_core.model.finish_reasons import classify_finish_reason
-from tests.support.client import Client, json_of, said
+from tests.support.client import Client, error_of, json_of
 from tests.support.model_server import BREAK, RESET, STALL, frames, pause, whole
 
 FAILED = ["error", "abort", "cancelled", "timeout", "network_error", "insufficient_system_resource"]
@@ -61,7 +61,7 @@ def test_a_failure_before_anything_was_seen_is_tried_again(stream: bool) -> None
         assert json_of(client.run(client.create()))["message"]["content"] == "OK"
         assert len(client.model.requests) == 2
     with Client(failed, failed, failed, stream=stream) as client:
-        assert said(client.run(client.create())) == (502, "model_error")
+        assert error_of(client.run(client.create())) == (502, "model_error")
 
 
 def test_calls_of_a_failed_answer_are_not_run() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from storage import MemoryStorage
-from tests.support.client import Client, json_of, said, storages
+from tests.support.client import Client, error_of, json_of, storages
 from tests.support.model_server import BREAK, ReplyTo, answer, body, frames, status, tool_call, tool_calls, whole
 from tests.support.well_formed import assert_well_formed
 
@@ -86,7 +86,7 @@ def newest(client: Client, count: int) -> list[list[str]]:
 
 
 @pytest.mark.parametrize(
-    ("limit", "turns"), [(0, 4), (1, 0), (2, 1), (3, 1), (4, 2), (5, 2), (7, 3), (8, 4), (9, 4), (1000, 4)]
+    ("limit", "turns"), [(0, 4), (1, 0), (2, 1), (3, 1), (4, 2), (5, 2), (7, 2), (8, 4), (9, 4), (1000, 4)]
 )
 def test_at_most_so_many_messages_before_the_current_turn_are_sent(limit: int, turns: int) -> None:
     with Client(max_history=limit) as client:
@@ -140,7 +140,7 @@ def test_max_history_does_not_cut_what_is_stored() -> None:
 
 @settings(max_examples=40, deadline=None, database=None)
 @given(calls=st.lists(st.integers(0, 3), max_size=6), limit=st.integers(1, 12))
-def test_the_newest_whole_turns_that_fit_are_sent(calls: list[int], limit: int) -> None:
+def test_whole_turns_are_sent_up_to_the_newest_and_no_more_than_fit(calls: list[int], limit: int) -> None:
     storage = MemoryStorage()
     session = storage.create()
     turns: list[list[str]] = []
@@ -154,14 +154,26 @@ def test_the_newest_whole_turns_that_fit_are_sent(calls: list[int], limit: int) 
                 locked.append({"role": "tool", "content": "0", "tool_call_id": f"call-{number}-{call}"})
             locked.append({"role": "assistant", "content": "OK"})
             turns.append([str(number), *["assistant", "tool"] * count, "assistant"])
-    fitting: list[str] = []
-    for turn in reversed(turns):
-        if len(fitting) + len(turn) > limit:
-            break
-        fitting = turn + fitting
     with Client(storage=storage, max_history=limit) as client:
         client.run(session, "now")
-        assert sent(client) == [*fitting, "now"]
+        *before, last = sent(client)
+    endings = [[part for turn in turns[begin:] for part in turn] for begin in range(len(turns) + 1)]
+    assert last == "now"
+    assert before in endings
+    assert len(before) <= limit
+    assert before == endings[0] or len(endings[0]) > limit
+    assert before or not turns or len(turns[-1]) > limit
+
+
+def test_the_beginning_of_what_is_sent_stays_the_same_for_many_turns() -> None:
+    with Client(max_history=12, system_prompt="Be brief.") as client:
+        with_turns(client, *map(str, range(40)))
+        requests = [request["messages"] for request in client.model.requests]
+    moved = [
+        number for number in range(1, 40) if requests[number][: len(requests[number - 1])] != requests[number - 1]
+    ]
+    assert moved == [7, 10, 13, 16, 19, 22, 25, 28, 31, 34, 37]
+    assert {len(requests[number]) for number in moved} == {10}  # instructions, two thirds of twelve, the question
 
 
 # When the model server says that the context is exceeded
@@ -192,7 +204,7 @@ def test_only_when_the_current_turn_alone_is_too_long_it_is_an_error(overflow: R
     with Client() as client:
         session = with_turns(client, "1", "2", "3", "4")
         client.model.then(*[overflow] * 6)
-        assert said(client.run(session, "5")) == (400, "context_length_exceeded")
+        assert error_of(client.run(session, "5")) == (400, "context_length_exceeded")
         assert [len(request["messages"]) for request in client.model.requests[4:]] == [9, 5, 3, 1]
 
 
@@ -207,7 +219,7 @@ def test_on_a_stream_it_is_an_error_event(client: Client) -> None:
 def test_a_first_turn_that_is_too_long_is_an_error_at_once(client: Client) -> None:
     session = client.create()
     client.model.then(OVERFLOWS["OpenAI"])
-    assert said(client.run(session, "1")) == (400, "context_length_exceeded")
+    assert error_of(client.run(session, "1")) == (400, "context_length_exceeded")
     assert len(client.model.requests) == 1
 
 
@@ -262,7 +274,7 @@ def test_within_a_turn_the_history_is_halved_again_and_again(client: Client) -> 
     session = with_turns(client, "1", "2", "3", "4")
     overflow = OVERFLOWS["OpenAI"]
     client.model.then(overflow, tool_call("calculator", {"expression": "1+1"}), overflow, overflow, overflow)
-    assert said(client.run(session, "5")) == (400, "context_length_exceeded")
+    assert error_of(client.run(session, "5")) == (400, "context_length_exceeded")
     assert [len(request["messages"]) for request in client.model.requests[4:]] == [9, 5, 7, 5, 3]
 
 
@@ -290,7 +302,7 @@ def test_another_model_gets_all_of_the_history() -> None:
 def test_a_question_that_is_too_long_by_itself_is_left_out_of_later_requests(client: Client) -> None:
     session = with_turns(client, "1")
     client.model.then(*[OVERFLOWS["OpenAI"]] * 2)
-    assert said(client.run(session, "2")) == (400, "context_length_exceeded")
+    assert error_of(client.run(session, "2")) == (400, "context_length_exceeded")
     client.run(session, "3")
     assert sent(client) == ["1", "assistant", "3"]
 
@@ -301,18 +313,18 @@ def test_a_stream_without_any_event_counts_as_too_long_a_history(client: Client)
     assert client.run(session, "3").status_code == 200
     assert sent(client) == ["2", "assistant", "3"]
     client.model.then(*[frames()] * 3)
-    assert said(client.run(session, "x" * 1000)) == (502, "model_error")
+    assert error_of(client.run(session, "x" * 1000)) == (502, "model_error")
     assert client.run(session, "4").status_code == 200
 
 
 def test_max_history_is_halved_further() -> None:
     with Client(max_history=4) as client:
-        session = with_turns(client, "1", "2", "3")
+        session = with_turns(client, "1", "2", "3", "4")
         client.model.then(OVERFLOWS["OpenAI"])
-        client.run(session, "4")
+        client.run(session, "5")
         assert newest(client, 2) == [
-            ["2", "assistant", "3", "assistant", "4"],
-            ["3", "assistant", "4"],
+            ["3", "assistant", "4", "assistant", "5"],
+            ["4", "assistant", "5"],
         ]
 
 
@@ -349,7 +361,7 @@ def test_other_errors_trim_nothing(reply: ReplyTo) -> None:
     with Client() as client:
         session = with_turns(client, "1", "2")
         client.model.then(*[reply] * 3)
-        assert said(client.run(session, "3"))[1] != "context_length_exceeded"
+        assert error_of(client.run(session, "3"))[1] != "context_length_exceeded"
         everything = ["1", "assistant", "2", "assistant", "3"]
         for number in range(2, len(client.model.requests)):
             assert sent(client, number) == everything

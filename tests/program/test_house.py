@@ -9,13 +9,16 @@ from pathlib import Path
 import pytest
 
 from tests.program.house import (
+    EXTRA_STATEMENTS,
     EXTRAS,
     HOUSE_STATEMENTS,
     broken_imports,
     broken_rooms,
+    homeless_tests,
     house_size,
     kept_files,
     library_users,
+    long_tests,
     rooms,
     unread_files,
 )
@@ -31,7 +34,16 @@ def test_rooms_are_small_and_say_their_subject() -> None:
 
 
 def test_the_house_is_not_too_large() -> None:
-    assert house_size(ROOT) < HOUSE_STATEMENTS
+    assert house_size(ROOT) <= HOUSE_STATEMENTS
+    assert house_size(ROOT, "extras") <= EXTRA_STATEMENTS
+
+
+def test_each_file_of_tests_has_one_subject() -> None:
+    assert long_tests(ROOT) == {"tests/web/test_page.py": 805}
+
+
+def test_tests_lie_as_the_rooms_do() -> None:
+    assert homeless_tests(ROOT) == set()
 
 
 def test_nothing_is_kept_that_nobody_reads() -> None:
@@ -97,7 +109,7 @@ def test_a_sound_house_breaks_no_law(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "text", "said"),
+    ("file", "text", "named"),
     [
         (
             "storage.py",
@@ -126,9 +138,9 @@ def test_a_sound_house_breaks_no_law(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_an_import_that_breaks_the_law_is_named(tmp_path: Path, file: str, text: str, said: str) -> None:
+def test_an_import_that_breaks_the_law_is_named(tmp_path: Path, file: str, text: str, named: str) -> None:
     root = build(tmp_path, {file: f'"""A room."""\n{text}\n'})
-    assert [line for line in broken_imports(root) if line.startswith(said)]
+    assert [line for line in broken_imports(root) if line.startswith(named)]
 
 
 def test_a_circle_is_found(tmp_path: Path) -> None:
@@ -141,7 +153,7 @@ def test_a_circle_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "text", "said"),
+    ("file", "text", "named"),
     [
         (
             "session_core/web/sessions.py",
@@ -163,14 +175,28 @@ def test_a_circle_is_found(tmp_path: Path) -> None:
         ("session_core/web/page/page.js", "x\n" * 351, "session_core/web/page/page.js has 351 lines"),
     ],
 )
-def test_a_room_that_breaks_the_law_is_named(tmp_path: Path, file: str, text: str, said: str) -> None:
+def test_a_room_that_breaks_the_law_is_named(tmp_path: Path, file: str, text: str, named: str) -> None:
     root = build(tmp_path, {file: text})
-    assert [line for line in broken_rooms(root) if line.startswith(said)]
+    assert [line for line in broken_rooms(root) if line.startswith(named)]
 
 
 def test_a_library_outside_its_room_is_found(tmp_path: Path) -> None:
     root = build(tmp_path, {"storage.py": '"""A store."""\ndef f():\n    from redis.retry import Retry\n'})
     assert library_users(root, "redis") == {"storage"}
+
+
+def test_statements_are_counted_and_those_of_extras_apart(tmp_path: Path) -> None:
+    root = build(
+        tmp_path, {"session_core/stores/redis_feed.py": '"""Events."""\nimport redis\nx = [\n1,\n]; y = 2\n'}
+    )
+    assert (house_size(root, "extras"), house_size(root) - house_size(build(tmp_path / "b", {}))) == (3, 3)
+
+
+def test_a_long_file_of_tests_is_named_and_so_is_a_folder_without_its_package(tmp_path: Path) -> None:
+    root = build(
+        tmp_path, {"tests/web/test_a.py": "x\n" * 701, "tests/web/test_b.py": "x\n" * 700, "tests/wire/c.py": ""}
+    )
+    assert (long_tests(root), homeless_tests(root)) == ({"tests/web/test_a.py": 701}, {"wire"})
 
 
 @pytest.mark.parametrize("committed", [True, False])

@@ -66,14 +66,14 @@ def log() -> Iterator[Log]:
 
 
 def test_each_request_is_one_line(log: Log) -> None:
-    with Client() as talk:
-        session_id = talk.create()
-        talk.get("/sessions")
-        talk.get(f"/sessions/{session_id}?limit=5")
-        talk.get("/nothing")
-        talk.request("PUT", "/sessions")
-        talk.get("/sessions", Host="evil.example")
-        talk.run(session_id)
+    with Client() as client:
+        session_id = client.create()
+        client.get("/sessions")
+        client.get(f"/sessions/{session_id}?limit=5")
+        client.get("/nothing")
+        client.request("PUT", "/sessions")
+        client.get("/sessions", Host="evil.example")
+        client.run(session_id)
     found = [(match["method"], match["path"], match["status"]) for match in log.requests()]
     assert found == [
         ("POST", "/sessions", "201"),
@@ -87,9 +87,9 @@ def test_each_request_is_one_line(log: Log) -> None:
 
 
 def test_a_stream_is_one_line_when_it_is_over(log: Log) -> None:
-    with Client() as talk:
-        session_id = talk.create()
-        stream = talk.stream(session_id)
+    with Client() as client:
+        session_id = client.create()
+        stream = client.stream(session_id)
         stream.next("stream_start")
         assert len(log.requests()) == 1
         stream.rest()
@@ -98,32 +98,32 @@ def test_a_stream_is_one_line_when_it_is_over(log: Log) -> None:
 
 
 def test_a_stream_that_the_client_leaves_is_one_line_too(log: Log) -> None:
-    with Client(answer("Hel", STALL)) as talk:
-        stream = talk.stream(talk.create())
+    with Client(answer("Hel", STALL)) as client:
+        stream = client.stream(client.create())
         stream.next("stream_chunk")
         stream.close()
         assert len(log.requests()) == 2
 
 
 def test_asking_for_health_is_logged_at_debug_only(log: Log) -> None:
-    with Client() as talk:
-        talk.get("/health")
-        talk.get("/ready")
+    with Client() as client:
+        client.get("/health")
+        client.get("/ready")
     assert log.requests() == []
     assert [match["path"] for match in log.requests(logging.DEBUG)] == ["/health", "/ready"]
 
 
 def test_the_clients_address_is_in_the_line(log: Log) -> None:
-    with Client() as talk:
-        talk.get("/sessions", X_Forwarded_For="9.9.9.9")
-        talk.request("GET", "/sessions", environ_overrides={"REMOTE_ADDR": "::1 INFO forged"})
+    with Client() as client:
+        client.get("/sessions", X_Forwarded_For="9.9.9.9")
+        client.request("GET", "/sessions", environ_overrides={"REMOTE_ADDR": "::1 INFO forged"})
     assert [match["client"] for match in log.requests()] == ["127.0.0.1", "::1%20INFO%20forged"]
 
 
 @pytest.mark.parametrize("believed, client", [("0", "127.0.0.1"), ("1", "9.9.9.2"), ("2", "9.9.9.1")])
 def test_the_address_is_the_one_that_the_last_trusted_proxy_tells(log: Log, believed: str, client: str) -> None:
-    with Client(trusted_proxies=int(believed)) as talk:
-        talk.get("/sessions", X_Forwarded_For="6.6.6.6, 9.9.9.1, 9.9.9.2")
+    with Client(trusted_proxies=int(believed)) as app:
+        app.get("/sessions", X_Forwarded_For="6.6.6.6, 9.9.9.1, 9.9.9.2")
     assert [match["client"] for match in log.requests()] == [client]
 
 
@@ -155,17 +155,17 @@ def test_a_traceback_is_in_its_json_line() -> None:
 def test_each_turn_is_one_line(log: Log) -> None:
     usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
     replies = tool_call("calculator", {"expression": "1+1"}, usage=usage), answer("2", usage=usage)
-    with Client(*replies) as talk:
-        session_id = talk.create()
-        talk.run(session_id)
+    with Client(*replies) as client:
+        session_id = client.create()
+        client.run(session_id)
     [turn] = log.turns()
     assert (turn["session"], turn["status"], turn["tokens"]) == (session_id, "completed", "30")
     assert 0 <= float(turn["model"]) <= float(turn["seconds"])
 
 
 def test_a_turn_without_usage_has_a_line_all_the_same(log: Log) -> None:
-    with Client() as talk:
-        talk.stream(talk.create()).rest()
+    with Client() as client:
+        client.stream(client.create()).rest()
     [turn] = log.turns()
     assert turn["tokens"] == "-"
 
@@ -180,17 +180,17 @@ def test_a_turn_without_usage_has_a_line_all_the_same(log: Log) -> None:
     ],
 )
 def test_the_line_of_a_turn_says_how_it_ended(log: Log, reply: ReplyTo, expected: str) -> None:
-    with Client(reply) as talk:
-        talk.run(talk.create())
+    with Client(reply) as client:
+        client.run(client.create())
     assert [turn["status"] for turn in log.turns()] == [expected]
 
 
 def test_the_line_of_a_cancelled_turn_says_so(log: Log) -> None:
-    with Client(answer("Hel", STALL)) as talk:
-        session_id = talk.create()
-        stream = talk.stream(session_id)
+    with Client(answer("Hel", STALL)) as client:
+        session_id = client.create()
+        stream = client.stream(session_id)
         stream.next("stream_chunk")
-        talk.cancel(session_id)
+        client.cancel(session_id)
         stream.close()
     assert [turn["status"] for turn in log.turns()] == ["cancelled"]
 
@@ -201,16 +201,16 @@ def test_the_time_of_tools_is_not_counted_as_the_models(log: Log) -> None:
         threading.Event().wait(0.4)
         return "done"
 
-    with Client(tool_call("slow", {}), tools=[slow]) as talk:
-        talk.run(talk.create())
+    with Client(tool_call("slow", {}), tools=[slow]) as client:
+        client.run(client.create())
     [turn] = log.turns()
     assert float(turn["seconds"]) - float(turn["model"]) >= 0.35
 
 
 def test_a_refused_turn_has_no_line_of_its_own(log: Log) -> None:
-    with Client() as talk:
-        talk.run("session-unknown")
-        talk.request("POST", f"/sessions/{talk.create()}/run", {})
+    with Client() as client:
+        client.run("session-unknown")
+        client.request("POST", f"/sessions/{client.create()}/run", {})
     assert log.turns() == []
 
 
@@ -219,28 +219,32 @@ def test_a_refused_turn_has_no_line_of_its_own(log: Log) -> None:
 
 @pytest.mark.parametrize("given", ["abc", "a" * 128, "req_1-2.3:4/5", '!"#$%&()~'])
 def test_a_request_id_is_taken_over(log: Log, given: str) -> None:
-    with Client() as talk:
-        response = talk.get("/sessions", X_Request_Id=given)
+    with Client() as client:
+        response = client.get("/sessions", X_Request_Id=given)
     assert response.headers["X-Request-Id"] == given
     assert [line["id"] for line in log.requests()] == [given]
 
 
 @pytest.mark.parametrize("given", ["", " ", "two words", "a" * 129, "é", "a\tb", "x\x1b[31m", "\x7f"])
 def test_a_request_id_that_could_not_be_logged_is_replaced(log: Log, given: str) -> None:
-    with Client() as talk:
-        response = talk.request("GET", "/sessions", environ_overrides={"HTTP_X_REQUEST_ID": given})
+    with Client() as client:
+        response = client.request("GET", "/sessions", environ_overrides={"HTTP_X_REQUEST_ID": given})
     made = response.headers["X-Request-Id"]
     assert re.fullmatch(r"req-[0-9a-z]+", made)
     assert [line["id"] for line in log.requests()] == [made]
 
 
 def test_every_answer_has_a_request_id_of_its_own(log: Log) -> None:
-    with Client() as talk:
-        session_id = talk.create()
-        stream = talk.stream(session_id)
+    with Client() as client:
+        session_id = client.create()
+        stream = client.stream(session_id)
         stream.rest()
-        answers = [talk.get(path) for path in ("/sessions", "/nothing", "/health", "/", "/sessions/session-x")]
-        answers += [talk.request("PUT", "/sessions"), talk.get("/sessions", Host="x.example"), talk.run(session_id)]
+        answers = [client.get(path) for path in ("/sessions", "/nothing", "/health", "/", "/sessions/session-x")]
+        answers += [
+            client.request("PUT", "/sessions"),
+            client.get("/sessions", Host="x.example"),
+            client.run(session_id),
+        ]
         ids = [one.headers["X-Request-Id"] for one in answers] + [stream.headers["X-Request-Id"]]
     assert len(set(ids)) == len(ids)
     assert set(ids) <= {line["id"] for line in log.requests(logging.DEBUG)}
@@ -254,8 +258,8 @@ class FaultyStorage(BreakableStorage):
 
 
 def test_an_internal_error_is_logged_with_its_traceback_and_its_request(log: Log) -> None:
-    with Client(storage=FaultyStorage()) as talk:
-        talk.get("/sessions", X_Request_Id="find-me")
+    with Client(storage=FaultyStorage()) as client:
+        client.get("/sessions", X_Request_Id="find-me")
     [record] = [record for record in log.records if record.levelno == logging.ERROR]
     assert "find-me" in record.getMessage()
     assert record.exc_info and isinstance(record.exc_info[1], RuntimeError)
@@ -277,10 +281,10 @@ def assert_clean(log: Log) -> None:
      "/\u2028", "/a b", "/%0a", "/é\ufffd", "/\ud7ff\ue000"],
 )  # fmt: skip
 def test_a_path_forges_no_line(log: Log, path: str) -> None:
-    with Client() as talk:
+    with Client() as client:
         for method in ("GET", "POST", "DELETE"):
             environ = {"PATH_INFO": path.encode().decode("latin-1")}
-            talk.request(method, "/", environ_overrides=environ)
+            client.request(method, "/", environ_overrides=environ)
     assert len(log.requests()) == 3
     assert_clean(log)
     assert not any(" /forged" in line for line in log.lines())
@@ -288,8 +292,8 @@ def test_a_path_forges_no_line(log: Log, path: str) -> None:
 
 @pytest.mark.parametrize("method", ["GET\n", "\x1b[2J", "G ET", "G\x00", "é", "X" * 10_000])
 def test_a_method_forges_no_line(log: Log, method: str) -> None:
-    with Client() as talk:
-        talk.request("GET", "/sessions", environ_overrides={"REQUEST_METHOD": method})
+    with Client() as client:
+        client.request("GET", "/sessions", environ_overrides={"REQUEST_METHOD": method})
     assert len(log.requests()) == 1
     assert_clean(log)
     assert len(log.lines()[0]) < 5000
@@ -297,10 +301,10 @@ def test_a_method_forges_no_line(log: Log, method: str) -> None:
 
 @pytest.mark.parametrize("header", ["HOST", "ORIGIN", "AUTHORIZATION", "IDEMPOTENCY_KEY", "LAST_EVENT_ID"])
 def test_a_header_forges_no_line(log: Log, header: str) -> None:
-    with Client() as talk:
-        session_id = talk.create()
+    with Client() as client:
+        session_id = client.create()
         for method, path in (("GET", f"/sessions/{session_id}/run_stream"), ("POST", f"/sessions/{session_id}/run")):
-            talk.request(method, path, {"message": "Hi"}, environ_overrides={f"HTTP_{header}": f"{FORGED}\x1b"})
+            client.request(method, path, {"message": "Hi"}, environ_overrides={f"HTTP_{header}": f"{FORGED}\x1b"})
     assert_clean(log)
     assert not any("forged" in line for line in log.lines(logging.DEBUG))
 
@@ -308,10 +312,10 @@ def test_a_header_forges_no_line(log: Log, header: str) -> None:
 def test_the_model_server_forges_no_line(log: Log) -> None:
     words: dict[str, Any] = {"error": {"message": f"{FORGED}\x1b[31m\r\x00\u2028", "code": FORGED, "type": FORGED}}
     refused = status(500, words, {"Retry-After": "0", "Content-Type": "application/json"})
-    with Client(refused, refused, refused, answer("Hel", words), answer("Hello", finish_reason=FORGED)) as talk:
-        session_id = talk.create()
+    with Client(refused, refused, refused, answer("Hel", words), answer("Hello", finish_reason=FORGED)) as client:
+        session_id = client.create()
         for _ in range(3):
-            talk.run(session_id)
+            client.run(session_id)
     assert len(log.turns()) == 3
     assert_clean(log)
 

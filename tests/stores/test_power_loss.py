@@ -178,7 +178,7 @@ class Camera:
 
     def change(self, name: str, id: str, change: Callable[[Any], Any]) -> Any:
         def take() -> Any:
-            with self.storage.lock(id, turn=True) as locked:
+            with self.storage.lock_for_turn(id) as locked:
                 return change(locked)
 
         return self.do(name, take)
@@ -338,7 +338,7 @@ class Examiner:
         try:
             storage = FileStorage(str(self._directory))
             session = storage.get(id)
-            with storage.lock(id, turn=True) as locked:
+            with storage.lock_for_turn(id) as locked:
                 added = locked.append({"role": "user", "content": "after the crash"})
             assert storage.get(id).messages == [*session.messages, added] == json.loads(path.read_bytes())["messages"]
             return session
@@ -514,7 +514,7 @@ def test_a_change_costs_one_write_and_one_fsync_at_any_length_of_the_history(cam
             for number in range(length):
                 locked.append(user(str(number)))
         at = len(camera.recorder.events)
-        with camera.storage.lock(id, turn=True) as locked:
+        with camera.storage.lock_for_turn(id) as locked:
             if change == "append":
                 locked.append(user("What is 15 * 23?"))
             else:

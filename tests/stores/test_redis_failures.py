@@ -19,8 +19,9 @@ import pytest
 
 from session_server import main
 from storage import SessionBusy, SessionCorrupt, StorageUnavailable
-from tests.support.client import Client, said
+from tests.support.client import Client, error_of
 from tests.support.model_server import STALL, ModelServer, answer, wait
+from tests.support.recorded import Lines
 from tests.support.redis_server import NEEDED, Proxy, RedisServer
 from tests.support.server import ROOT, SERVER, TIMEOUT, Server, environment, wait_until
 
@@ -101,7 +102,7 @@ def test_without_redis_everything_is_503_and_then_works_again(
             client.request("DELETE", f"/sessions/{other}"),
             client.get("/ready"),
         ):
-            assert said(refused) == (503, "storage_unavailable")
+            assert error_of(refused) == (503, "storage_unavailable")
         go.set()
         assert stream.next("stream_chunk")["data"]["content"] == "lo"  # who watches here sees it all the same
         assert stream.last()["data"]["code"] == "storage_unavailable"
@@ -120,7 +121,7 @@ def test_a_redis_that_does_not_answer_is_503_and_then_works_again(
         redis.pause()
         began = time.monotonic()
         refused = client.run(session_id)
-        assert said(refused) == (503, "storage_unavailable")
+        assert error_of(refused) == (503, "storage_unavailable")
         assert time.monotonic() - began < 10
         redis.go_on()
         assert client.run(client.create()).status_code == 200
@@ -231,9 +232,9 @@ def test_a_redis_that_takes_no_writes_is_503_and_then_works_again(
         stream = client.stream(session_id)
         stream.next("stream_chunk")
         with refusing(redis, kind):
-            assert said(client.run(other)) == (503, "storage_unavailable")
-            assert said(client.request("POST", "/sessions")) == (503, "storage_unavailable")
-            assert said(client.get("/ready")) == (503, "storage_unavailable")
+            assert error_of(client.run(other)) == (503, "storage_unavailable")
+            assert error_of(client.request("POST", "/sessions")) == (503, "storage_unavailable")
+            assert error_of(client.get("/ready")) == (503, "storage_unavailable")
             assert contents(client, session_id) == ["Hi"]
             go.set()
             assert stream.last()["data"]["code"] == "storage_unavailable"
@@ -329,13 +330,13 @@ def test_an_answer_that_was_stored_and_not_told_is_told_whole_and_is_no_silent_g
     session_id = storage.create()
     with storage.lock(session_id) as locked:  # as a server that dies between the one and the other
         question = locked.append({"role": "user", "content": "Hi"})
-        locked.publish_turn(json.dumps(["0a", question["id"], 1, {}]).encode(), lambda asked: None)
+        locked.record(json.dumps(["0a", question["id"], 1, {}]).encode(), Lines(), lambda asked: None)
         locked.append({"role": "assistant", "content": "Hello"})
     with Client(storage=open_store()) as client:
         events = client.watch(session_id).rest()
         assert [event["type"] for event in events] == ["stream_start", "stream_chunk", "stream_end"]
         assert client.watch(session_id, "?after=evt-0a-1").rest() == events[1:]
-        assert said(client.get(f"/sessions/{session_id}/run_stream?after=evt-0a-2")) == (410, "event_gone")
+        assert error_of(client.get(f"/sessions/{session_id}/run_stream?after=evt-0a-2")) == (410, "event_gone")
 
 
 def test_who_waits_for_an_event_that_was_not_told_yet_is_one_of_those_who_watch(
@@ -348,9 +349,9 @@ def test_who_waits_for_an_event_that_was_not_told_yet_is_one_of_those_who_watch(
         with Client(model=client.model, storage=open_store(), max_streams=1) as other:
             path = f"/sessions/{session_id}/run_stream"
             refused = as_completed([pool.submit(other.get, f"{path}?after={start['id']}00") for _ in range(17)])
-            assert said(next(refused).result()) == (503, "overloaded")
+            assert error_of(next(refused).result()) == (503, "overloaded")
             go.set()
-            assert [said(one.result()) for one in refused] == [(410, "event_gone")] * 16
+            assert [error_of(one.result()) for one in refused] == [(410, "event_gone")] * 16
 
 
 # --- values that cannot be understood ---
@@ -381,7 +382,7 @@ def test_what_cannot_be_understood_costs_its_own_session_only(
     assert storage.summary(broken).created_at is None
     assert storage.page() == ([sound, broken], None)
     with Client(storage=storage) as client:
-        assert said(client.run(broken)) == (500, "session_corrupt")
+        assert error_of(client.run(broken)) == (500, "session_corrupt")
         assert len(client.get("/sessions?details=true").json["sessions"]) == 2
         assert client.run(sound).status_code == 200
 
@@ -441,7 +442,7 @@ def test_when_a_turn_is_said_to_be_interrupted_nothing_of_it_is_stored_any_more(
     storage, other = open_store(), open_store()
     session_id = storage.create()
     locked = storage.lock(session_id)
-    locked.publish_turn(b"first", lambda asked: None)
+    locked.record(b"first", Lines(), lambda asked: None)
     redis.call("DEL", f"session_server:lease:{session_id}")
     there = other.turn_feed(session_id)
     assert there and there.read(1) == [b"first"] and there.interrupted()
@@ -468,10 +469,11 @@ def test_processes_that_were_forked_follow_one_another(redis: RedisServer) -> No
     code = f"""
 import os
 from session_core.stores.redis import RedisStorage
+from tests.support.recorded import Lines
 storage = RedisStorage({redis.url!r})
 session_id = storage.create()
 if os.fork() == 0:
-    storage.lock(session_id, turn=True).publish_turn(b"first", lambda asked: None)
+    storage.lock_for_turn(session_id).record(b"first", Lines(), lambda asked: None)
     os._exit(0)
 os.wait()
 print(storage.turn_feed(session_id).read(1))

@@ -108,10 +108,10 @@ class Machine(RuleBasedStateMachine):
     @rule(session=sessions, which=st.integers(0, 1))
     def hold(self, session: str, which: int) -> None:
         if self.held is None:
-            self.held = self.handles[which].lock(session, turn=True)
+            self.held = self.handles[which].lock_for_turn(session)
         for handle in self.handles:
             with pytest.raises(SessionBusy):
-                handle.lock(self.held.id, turn=True)
+                handle.lock_for_turn(self.held.id)
 
     @rule()
     def release(self) -> None:

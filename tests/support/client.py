@@ -1,10 +1,10 @@
 """The app in the test's own process: Flask over a scripted model, and a client that talks to it.
 
-    with Talk(answer("Hello"), storage=FileStorage(...), timeout=5) as talk:
-        session_id = talk.create()
-        stream = talk.stream(session_id, "Hi")
+    with Client(answer("Hello"), storage=FileStorage(...), timeout=5) as client:
+        session_id = client.create()
+        stream = client.stream(session_id, "Hi")
         assert stream.next()["type"] == "stream_start"
-        assert talk.model.requests[0]["messages"][-1]["content"] == "Hi"
+        assert client.model.requests[0]["messages"][-1]["content"] == "Hi"
 
 At the end of the `with` the app is shut down, and everything that it started must have ended; of several apps at the
 same time, when the last is closed.
@@ -26,6 +26,7 @@ from werkzeug.test import TestResponse
 from agent import Agent
 from calculator import calculator
 from session_core.stores.files import FileStorage
+from session_core.web.errors import ERRORS
 from session_server import Settings, create_app
 from storage import LockedSession, MemoryStorage, Storage, StorageUnavailable
 from tests.support.model_server import ModelServer, ReplyTo
@@ -234,14 +235,26 @@ def json_of(response: TestResponse) -> Any:
     return json.loads(response.data.decode())
 
 
-def said(response: TestResponse) -> tuple[int, str]:
-    """Status and code of an error, which must have the form of one: that of OpenAI's API below `/v1`."""
+def error_of(response: TestResponse) -> tuple[int, str]:
+    """Status and code of an error, which must have the form of one: that of OpenAI's API below `/v1`, a sentence
+    below `/ui`, which the AI SDK shows as it is."""
+    if response.request.path.startswith("/ui/"):
+        assert response.headers["Content-Type"] == "text/plain; charset=utf-8"
+        return response.status_code, code_of(response.status_code, response.text)
     body = json_of(response)
     if response.request.path.startswith("/v1/"):
         assert set(body) == {"error"} and set(body["error"]) == {"message", "type", "param", "code"}, body
         body = {"error": body["error"]["message"], "code": body["error"]["code"]}
     assert set(body) == {"error", "code"} and isinstance(body["error"], str), body
     return response.status_code, body["code"]
+
+
+def code_of(status: int, sentence: str) -> str:
+    """The code of an error that is told by its sentence alone."""
+    assert re.fullmatch(r"\w.*(\.| not found)", sentence), sentence
+    codes = [code for code, (of_code, _) in ERRORS.items() if of_code == status]
+    words = {"not found": "session_not_found", **{text: code for code, (_, text) in ERRORS.items()}}
+    return next((code for text, code in words.items() if text in sentence and code in codes), codes[0])
 
 
 def storages(directory: Path) -> dict[str, Callable[[], Storage]]:

@@ -2,7 +2,8 @@
 
     python mcp_script.py LOG [MODE]
 
-LOG gets each message that the server receives, a line each. MODE is how it starts:
+LOG gets each message that the server receives, a line each. The file LOG.tools, where it is there, holds the list of
+tools in place of the usual one. MODE is how it starts:
 
     ok        answers the older handshake, and an error to the newer one
     old       ends at the newer handshake, as some servers do
@@ -11,6 +12,7 @@ LOG gets each message that the server receives, a line each. MODE is how it star
     exit      writes a line to standard error and ends
     many      lists 500 tools
     late      ends until the file LOG.ready is there
+    slow      does not read before the file LOG.ready is there
     stubborn  ignores the end of its input and SIGTERM, and has a child that does so too
 """
 
@@ -21,6 +23,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +43,7 @@ TOOLS = [
     "grow",
     "meta",
     "odd",
+    "raw",
 ]
 SLEEP = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)"
 
@@ -61,6 +65,11 @@ def receive() -> dict[str, Any]:
         file.write(line)
     message: dict[str, Any] = json.loads(line)
     return message
+
+
+def listed() -> Any:
+    path = log.with_suffix(".tools")
+    return json.loads(path.read_text()) if path.exists() else [described(name) for name in TOOLS]
 
 
 def described(name: str) -> dict[str, Any]:
@@ -101,6 +110,11 @@ def call(id: object, params: dict[str, Any]) -> dict[str, Any] | None:
             return text(str(os.getpid()))
         case "odd":
             return {"content": "no list"}
+        case "raw":  # writes a line as it stands, but for the id
+            line = params["arguments"]["line"].replace("$ID", json.dumps(id))
+            sys.stdout.buffer.write(line.encode("utf-8", "surrogatepass") + b"\n")
+            sys.stdout.buffer.flush()
+            return None
         case _:
             return text(str(params["arguments"].get("text")))
 
@@ -112,6 +126,8 @@ def text(content: str) -> dict[str, Any]:
 def main() -> None:
     if mode == "exit" or (mode == "late" and not log.with_suffix(".ready").exists()):
         sys.exit("the database is away")
+    while mode == "slow" and not log.with_suffix(".ready").exists():
+        time.sleep(0.05)
     if mode == "stubborn":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         child = subprocess.Popen([sys.executable, "-c", SLEEP])
@@ -131,7 +147,7 @@ def main() -> None:
                 result = {"protocolVersion": version, "capabilities": capabilities, "serverInfo": info}
                 send({"id": message["id"], "result": result})
             case "tools/list":
-                send({"id": message["id"], "result": {"tools": [described(name) for name in TOOLS]}})
+                send({"id": message["id"], "result": {"tools": listed()}})
             case "tools/call":
                 if (result_of_call := call(message["id"], message["params"])) is not None:
                     send({"id": message["id"], "result": result_of_call})

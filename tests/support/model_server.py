@@ -5,7 +5,7 @@
         assert model.requests[1]["messages"][-1]["content"] == "2"
 
 Each request gets the next reply in line, later ones `model.default`, which is `answer("OK")`; `model.then(...)` puts
-more in line. A reply is a function from the request's body to a `demo.Reply`, so a test can write its own.
+more in line. A reply is a function from the request's body to a `demo.ScriptedReply`, so a test can write its own.
 
     answer("Hello", " world")                 text, each piece a chunk; whole where the request asks for that
     tool_call("calculator", {"expression": "1+1"}, id="call_1")
@@ -42,11 +42,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from session_core.model import demo
-from session_core.model.demo import Exchange, Reply, chunk, completion, event
+from session_core.model.demo import Exchange, ScriptedReply, chunk, completion, event
 
 Step = Callable[[Exchange], object]
 Piece = str | bytes | Mapping[str, Any] | Step
-ReplyTo = Callable[[dict[str, Any]], Reply]
+ReplyTo = Callable[[dict[str, Any]], ScriptedReply]
 
 HEADERS = b""
 
@@ -80,12 +80,12 @@ def tell(event: threading.Event) -> Step:
 def answer(*pieces: Piece, finish_reason: str | None = "stop", usage: Mapping[str, Any] | None = None) -> ReplyTo:
     """Text, a chunk for each string. Usage is told where it is given, asked or not."""
 
-    def reply(request: dict[str, Any]) -> Reply:
+    def reply(request: dict[str, Any]) -> ScriptedReply:
         if not request.get("stream"):
             text = "".join(piece for piece in pieces if isinstance(piece, str))
             steps = [piece for piece in pieces if callable(piece)]
             data = completion({"content": text}, finish_reason or "", usage or {})
-            return Reply([*steps, json.dumps(data).encode()], headers={"Content-Type": "application/json"})
+            return ScriptedReply([*steps, json.dumps(data).encode()], headers={"Content-Type": "application/json"})
         sent: list[Piece] = [chunk({"content": piece}) if isinstance(piece, str) else piece for piece in pieces]
         if pieces and isinstance(pieces[0], str):
             sent.insert(0, chunk({"role": "assistant", "content": ""}))
@@ -128,7 +128,7 @@ def tool_calls(
         for (name, given), id in zip(calls, names, strict=False)
     ]
 
-    def reply(request: dict[str, Any]) -> Reply:
+    def reply(request: dict[str, Any]) -> ScriptedReply:
         if not request.get("stream"):
             return whole(completion({"content": text, "tool_calls": made}, finish_reason or "", usage or {}))(request)
         pieces: list[Piece] = [chunk({"role": "assistant", "content": text})]
@@ -144,11 +144,11 @@ def tool_calls(
 def frames(*pieces: Piece) -> ReplyTo:
     """A stream of just these events, with nothing added."""
     parts = [piece if isinstance(piece, bytes) or callable(piece) else event(piece) for piece in pieces]
-    return lambda request: Reply(parts)
+    return lambda request: ScriptedReply(parts)
 
 
 def body(content: bytes, content_type: str = "text/event-stream", **headers: str) -> ReplyTo:
-    return lambda request: Reply([content], headers={"Content-Type": content_type, **headers})
+    return lambda request: ScriptedReply([content], headers={"Content-Type": content_type, **headers})
 
 
 def whole(data: object) -> ReplyTo:
@@ -159,11 +159,11 @@ def status(code: int, data: object = None, headers: Mapping[str, str] | None = N
     """A refusal: `data` as JSON, or as it stands if it is bytes."""
     content = data if isinstance(data, bytes) else json.dumps(data).encode()
     content_type = "text/html" if isinstance(data, bytes) else "application/json"
-    return lambda request: Reply([content], code, {"Content-Type": content_type, **(headers or {})})
+    return lambda request: ScriptedReply([content], code, {"Content-Type": content_type, **(headers or {})})
 
 
 def raw(content: bytes, *steps: Step) -> ReplyTo:
-    return lambda request: Reply([lambda exchange: exchange.wfile.write(content), *steps, BREAK])
+    return lambda request: ScriptedReply([lambda exchange: exchange.wfile.write(content), *steps, BREAK])
 
 
 def nobody_listens() -> str:
@@ -191,7 +191,7 @@ class _Exchange(Exchange):
         """The list of models, where there is one."""
         models = [{"id": name, "object": "model", "created": 0, "owned_by": "x"} for name in self.server.listed]
         data = json.dumps({"object": "list", "data": models}).encode()
-        self.send(Reply([data], 200 if models else 404, {"Content-Type": "application/json"}))
+        self.send(ScriptedReply([data], 200 if models else 404, {"Content-Type": "application/json"}))
 
 
 class ModelServer(demo.ModelServer):
@@ -238,7 +238,7 @@ class ModelServer(demo.ModelServer):
         self.connections += 1
         super().process_request(request, client_address)
 
-    def _next(self, request: dict[str, Any]) -> Reply:
+    def _next(self, request: dict[str, Any]) -> ScriptedReply:
         with self._asked:
             self.requests.append(request)
             reply = self._replies.pop(0) if self._replies else self.default

@@ -12,17 +12,14 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from storage import LockedSession, Session, SessionBusy, SessionNotFound, Storage, Summary
-
-TIMEOUT = 30.0  # seconds; how long a test waits for what must happen at all
+from storage import Session, SessionNotFound, Storage, Summary
+from tests.support.lock_conformance import LockConformance
+from tests.support.store_steps import say, texts, user
 
 MALFORMED = [
     "",
@@ -63,78 +60,7 @@ VALUES: dict[str, Any] = {
 }
 
 
-def user(text: str) -> dict[str, Any]:
-    return {"role": "user", "content": text}
-
-
-def say(storage: Storage, session_id: str, *texts: str) -> None:
-    with storage.lock(session_id) as locked:
-        for text in texts:
-            locked.append(user(text))
-
-
-def texts(storage: Storage, session_id: str) -> list[str]:
-    return [message["content"] for message in storage.get(session_id).messages]
-
-
-def patiently(storage: Storage, session_id: str) -> LockedSession:
-    """The session locked for a turn, when those who had it before have done with it."""
-    give_up = time.monotonic() + TIMEOUT
-    while True:
-        try:
-            return storage.lock(session_id, turn=True)
-        except SessionBusy:
-            if time.monotonic() > give_up:
-                raise
-
-
-def when_refused(monkeypatch: pytest.MonkeyPatch, storage: Storage, act: Callable[[], object]) -> None:
-    """Do something as soon as this handle has tried in vain to lock a session, and waits."""
-    lock = storage._lock
-
-    def locking(session_id: str, turn: bool) -> LockedSession | None:
-        locked = lock(session_id, turn)
-        if locked is None:
-            act()
-        return locked
-
-    monkeypatch.setattr(storage, "_lock", locking)
-
-
-def at_once(count: int, work: Callable[[int], object]) -> list[Any]:
-    """What `work(0)` … `work(count - 1)` give, called from so many threads at the same moment."""
-    barrier = threading.Barrier(count, timeout=TIMEOUT)
-
-    def enter(number: int) -> object:
-        barrier.wait()
-        return work(number)
-
-    with ThreadPoolExecutor(count) as pool:
-        return list(pool.map(enter, range(count), timeout=TIMEOUT))
-
-
-class StorageConformance:
-    @pytest.fixture
-    def make(self) -> Callable[[], Storage]:
-        """Opens the store that is tested."""
-        raise NotImplementedError("override the fixture `make`: see the top of this module")
-
-    @pytest.fixture
-    def storage(self, make: Callable[[], Storage]) -> Storage:
-        return make()
-
-    @pytest.fixture
-    def other(self, storage: Storage, make: Callable[[], Storage]) -> Storage:
-        """The same store, opened a second time."""
-        return make()
-
-    @pytest.fixture
-    def id(self, storage: Storage) -> str:
-        """A session with two messages."""
-        session_id = storage.create()
-        say(storage, session_id, "one", "two")
-        return session_id
-
+class StorageConformance(LockConformance):
     # --- ids ---
 
     def test_session_ids_hold_128_random_bits(self, storage: Storage) -> None:
@@ -153,7 +79,7 @@ class StorageConformance:
             with pytest.raises(SessionNotFound):
                 ask(bad)
         with pytest.raises(SessionNotFound):
-            storage.lock(bad, turn=True)
+            storage.lock_for_turn(bad)
         with pytest.raises(SessionNotFound):
             storage.page(after=bad)
 
@@ -315,30 +241,30 @@ class StorageConformance:
             locked.set_last_error("\ud800")
         assert storage.get(id).last_error is None
 
-    # --- the continuation ---
+    # --- what continues the last turn ---
 
     def test_a_continuation_stands_until_the_next_question(self, storage: Storage, other: Storage, id: str) -> None:
         with storage.lock(id) as locked:
             locked.set_last_error("x")
-            locked.set_continuation({"attempt": 2, "key": "é"})
-            assert other.get(id).continuation == {"attempt": 2, "key": "é"}
+            locked.set_continues({"attempt": 2, "key": "é"})
+            assert other.get(id).continues == {"attempt": 2, "key": "é"}
             assert other.get(id).last_error is None
             locked.append({"role": "assistant", "content": "three"})
             locked.set_last_error("y")
-            assert other.get(id).continuation == {"attempt": 2, "key": "é"}
+            assert other.get(id).continues == {"attempt": 2, "key": "é"}
             locked.append(user("four"))
-        assert (other.get(id).continuation, other.get(id).last_error) == (None, None)
+        assert (other.get(id).continues, other.get(id).last_error) == (None, None)
 
     def test_a_continuation_that_json_cannot_hold_is_refused(self, storage: Storage, id: str) -> None:
         with storage.lock(id) as locked, pytest.raises(ValueError):
-            locked.set_continuation({"x": float("nan")})
-        assert storage.get(id).continuation is None
+            locked.set_continues({"x": float("nan")})
+        assert storage.get(id).continues is None
 
     # --- created whole ---
 
     def test_a_session_is_created_with_messages_and_settings(self, storage: Storage, other: Storage) -> None:
         messages = [{"id": f"msg-{n}", "role": "user", "content": "é", "created_at": "t", "x": [n]} for n in range(3)]
-        id = storage.create(messages, "refused", title="T", model="m", system_prompt="\0 é")
+        id = storage.create(messages, last_error="refused", title="T", model="m", system_prompt="\0 é")
         found = other.get(id)
         assert (found.messages, found.last_error) == (messages, "refused")
         assert (found.title, found.model, found.system_prompt) == ("T", "m", "\0 é")
@@ -477,7 +403,7 @@ class StorageConformance:
 
     def test_taking_a_session_and_reading_it_leave_the_list_alone(self, storage: Storage, id: str) -> None:
         order = [storage.create(), id]
-        with storage.lock(id, turn=True) as locked:
+        with storage.lock_for_turn(id) as locked:
             assert locked.session == storage.get(id)
         storage.summary(id)
         storage.running(id)
@@ -502,241 +428,6 @@ class StorageConformance:
             locked.delete()
         with pytest.raises(SessionNotFound):
             storage.page(after=id)
-
-    # --- take and release ---
-
-    def test_a_session_taken_for_a_turn_is_refused_at_once(self, storage: Storage, other: Storage, id: str) -> None:
-        with storage.lock(id, turn=True):
-            began = time.monotonic()
-            for handle in (storage, other):
-                for turn in (True, False):
-                    with pytest.raises(SessionBusy):
-                        handle.lock(id, turn=turn)
-            assert time.monotonic() - began < 3.5  # four refusals, none of them after the second that others wait
-
-    def test_who_holds_a_session_briefly_is_waited_for(
-        self, storage: Storage, other: Storage, id: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        locked = storage.lock(id)
-        when_refused(monkeypatch, other, locked.release)
-        with other.lock(id, turn=True) as mine:
-            mine.append(user("three"))
-        assert texts(storage, id) == ["one", "two", "three"]
-
-    def test_who_holds_a_session_for_long_is_not_waited_for(self, storage: Storage, other: Storage, id: str) -> None:
-        with storage.lock(id), pytest.raises(SessionBusy):
-            other.lock(id)
-
-    def test_a_released_session_can_be_taken_again(self, storage: Storage, other: Storage, id: str) -> None:
-        for handle in (storage, other, storage):
-            handle.lock(id, turn=True).release()
-        with pytest.raises(ZeroDivisionError), storage.lock(id, turn=True):
-            raise ZeroDivisionError
-        other.lock(id, turn=True).release()
-
-    def test_releasing_again_takes_nothing_from_the_next_holder(self, storage: Storage, id: str) -> None:
-        first = storage.lock(id, turn=True)
-        first.release()
-        with storage.lock(id, turn=True):
-            first.release()
-            assert storage.running(id)
-            with pytest.raises(SessionBusy):
-                storage.lock(id)
-
-    def test_changing_a_session_after_its_release_is_an_error(self, storage: Storage, id: str) -> None:
-        read, unread = storage.lock(id), None
-        assert read.session.id == id
-        read.release()
-        unread = storage.lock(id)
-        unread.release()
-        before, order = storage.get(id), storage.page()
-        for locked in (read, unread):
-            with pytest.raises(RuntimeError):
-                locked.append(user("three"))
-            with pytest.raises(RuntimeError):
-                locked.set_last_error("x")
-            with pytest.raises(RuntimeError):
-                locked.configure(title="x")
-            with pytest.raises(RuntimeError):
-                locked.delete()
-        assert (storage.get(id), storage.page()) == (before, order)
-
-    def test_a_taken_session_is_as_the_last_holder_left_it(self, storage: Storage, other: Storage, id: str) -> None:
-        with storage.lock(id) as locked:
-            assert locked.session.messages[1]["content"] == "two"
-            locked.append(user("three"))
-        with other.lock(id) as locked:
-            assert locked.session == storage.get(id)
-            locked.append(user("four"))
-            assert locked.session == storage.get(id)
-        with storage.lock(id) as locked:
-            assert [message["content"] for message in locked.session.messages] == ["one", "two", "three", "four"]
-
-    def test_what_a_turn_has_stored_so_far_can_be_read(self, storage: Storage, other: Storage, id: str) -> None:
-        with storage.lock(id, turn=True) as locked:
-            locked.append(user("three"))
-            assert texts(other, id) == ["one", "two", "three"]
-            assert other.summary(id).message_count == 3
-            assert other.page() == ([id], None)
-
-    def test_sessions_are_taken_one_by_one(self, storage: Storage, other: Storage, id: str) -> None:
-        second = storage.create()
-        with storage.lock(id, turn=True) as one, other.lock(second, turn=True) as two:
-            one.append(user("to the first"))
-            two.append(user("to the second"))
-        assert (texts(storage, id)[-1], texts(storage, second)) == ("to the first", ["to the second"])
-
-    def test_of_many_who_take_a_session_at_once_one_has_it(self, storage: Storage, other: Storage, id: str) -> None:
-        def lock(number: int) -> Any:
-            try:
-                return (storage, other)[number % 2].lock(id, turn=True)
-            except SessionBusy:
-                return None
-
-        for _ in range(10):
-            [locked] = [locked for locked in at_once(8, lock) if locked]
-            locked.release()
-
-    def test_what_many_add_one_after_another_is_all_there(self, storage: Storage, other: Storage, id: str) -> None:
-        def add(number: int) -> None:
-            for round in range(5):
-                with patiently((storage, other)[number % 2], id) as locked:
-                    locked.append(user(f"{number}.{round} asks"))
-                    locked.append(user(f"{number}.{round} is answered"))
-
-        at_once(4, add)
-        said = texts(storage, id)[2:]
-        asked = [text.split()[0] for text in said if text.endswith("asks")]
-        assert said == [f"{who} {what}" for who in asked for what in ("asks", "is answered")]
-        assert sorted(asked) == [f"{number}.{round}" for number in range(4) for round in range(5)]
-
-    # --- running ---
-
-    def test_a_session_runs_while_it_is_taken_for_a_turn(self, storage: Storage, other: Storage, id: str) -> None:
-        assert (storage.running(id), other.running(id)) == (False, False)
-        with storage.lock(id, turn=True) as locked:
-            assert (storage.running(id), other.running(id)) == (True, True)
-            locked.append(user("three"))
-            locked.configure(title="a")
-            locked.append(user("four"))
-            assert (storage.running(id), other.running(id)) == (True, True)
-        assert (storage.running(id), other.running(id)) == (False, False)
-
-    def test_a_session_that_is_taken_for_less_does_not_run(self, storage: Storage, other: Storage, id: str) -> None:
-        with storage.lock(id) as locked:
-            locked.configure(title="a")
-            assert (storage.running(id), other.running(id)) == (False, False)
-
-    def test_asking_costs_a_taker_nothing(self, storage: Storage, other: Storage, id: str) -> None:
-        stop = threading.Event()
-
-        def ask(handle: Storage) -> None:
-            while not stop.is_set():
-                handle.running(id)
-                handle.page()
-                handle.summary(id)
-                handle.get(id)
-
-        with ThreadPoolExecutor(3) as pool:
-            asking = [pool.submit(ask, handle) for handle in (storage, other, other)]
-            try:
-                for number in range(200):
-                    locked = storage._lock(id, turn=bool(number % 2))
-                    assert locked is not None, "somebody who only asked was in the way"
-                    locked.release()
-            finally:
-                stop.set()
-        for future in asking:
-            future.result()
-
-    def test_whoever_looks_sees_a_turn_run_from_its_beginning_to_its_end(
-        self, storage: Storage, other: Storage, id: str
-    ) -> None:
-        with storage.lock(id, turn=True) as locked, ThreadPoolExecutor(1) as pool:
-            stop = threading.Event()
-
-            def look() -> Iterator[bool]:
-                while not stop.is_set():
-                    yield other.running(id)
-
-            looks = pool.submit(lambda: all(look()))
-            try:
-                for number in range(60):
-                    locked.configure(title=str(number))  # which may move the session to another place in the store
-            finally:
-                stop.set()
-            assert looks.result(), "the turn seemed to have ended"
-
-    # --- delete ---
-
-    def test_a_deleted_session_is_gone(self, storage: Storage, other: Storage, id: str) -> None:
-        kept = storage.create()
-        with storage.lock(id) as locked:
-            locked.delete()
-        for handle in (storage, other):
-            for ask in (handle.get, handle.summary, handle.running, handle.lock):
-                with pytest.raises(SessionNotFound):
-                    ask(id)
-            assert handle.page() == ([kept], None)
-
-    @pytest.mark.parametrize("look_first", [True, False])
-    def test_nothing_brings_a_deleted_session_back(
-        self, storage: Storage, other: Storage, id: str, look_first: bool
-    ) -> None:
-        with storage.lock(id) as locked:
-            if look_first:
-                assert locked.session.id == id
-            locked.delete()
-            with pytest.raises(RuntimeError):
-                locked.append(user("three"))
-            with pytest.raises(RuntimeError):
-                locked.set_last_error("x")
-            with pytest.raises(RuntimeError):
-                locked.configure(title="x")
-            with pytest.raises(RuntimeError):
-                locked.delete()
-        assert storage.page() == other.page() == ([], None)
-
-    def test_who_waits_for_a_session_that_is_deleted_does_not_find_it(
-        self, storage: Storage, other: Storage, id: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        locked = storage.lock(id)
-        when_refused(monkeypatch, other, locked.delete)
-        with pytest.raises(SessionNotFound):
-            other.lock(id)
-
-    def test_of_many_who_delete_at_once_one_does_it(self, storage: Storage, other: Storage, id: str) -> None:
-        def delete(number: int) -> bool:
-            try:
-                with patiently((storage, other)[number % 2], id) as locked:
-                    locked.delete()
-                return True
-            except SessionNotFound:
-                return False
-
-        assert sum(at_once(6, delete)) == 1
-
-    def test_deleting_among_takers_and_readers_ends_in_one_way(self, storage: Storage, other: Storage) -> None:
-        for _ in range(5):
-            id = storage.create()
-
-            def act(number: int, id: str = id) -> None:
-                try:
-                    if number == 0:
-                        with patiently(storage, id) as locked:
-                            locked.delete()
-                    elif number < 4:
-                        with patiently(other, id) as locked:
-                            locked.append(user("x"))
-                            locked.configure(title="y")
-                    else:
-                        other.summary(id)
-                        assert other.get(id).id == id
-                except SessionNotFound:
-                    pass
-
-            at_once(6, act)
-            assert storage.page() == other.page() == ([], None)
 
     def test_a_session_is_plain_json(self, storage: Storage, id: str) -> None:
         session = vars(storage.get(id))

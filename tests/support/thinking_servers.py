@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from session_core.model.demo import Reply, chunk, completion, event
+from session_core.model.demo import ScriptedReply, chunk, completion, event
 
 KNOWN_FIELDS = {"role", "content", "tool_calls", "tool_call_id", "name"}
 KNOWN_CALL_FIELDS = {"id", "type", "function"}
@@ -19,9 +19,9 @@ SIGNATURE = "Sig/+é=="
 Messages = list[dict[str, Any]]
 
 
-def refusal(text: str, code: int = 400, **more: Any) -> Reply:
+def refusal(text: str, code: int = 400, **more: Any) -> ScriptedReply:
     error = {"error": {"message": text, "type": "invalid_request_error", "code": None, **more}}
-    return Reply([json.dumps(error).encode()], code, {"Content-Type": "application/json"})
+    return ScriptedReply([json.dumps(error).encode()], code, {"Content-Type": "application/json"})
 
 
 def calling(messages: Messages) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -30,14 +30,14 @@ def calling(messages: Messages) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def answering(
-    check: Callable[[Messages], Reply | None],
+    check: Callable[[Messages], ScriptedReply | None],
     thought: dict[str, Any] | None = None,
     extra: dict[str, Any] | None = None,
-) -> Callable[[dict[str, Any]], Reply]:
+) -> Callable[[dict[str, Any]], ScriptedReply]:
     """A script. `thought` stands beside each tool call and each answer, `extra` on the first of the calls."""
     number = 0
 
-    def script(request: dict[str, Any]) -> Reply:
+    def script(request: dict[str, Any]) -> ScriptedReply:
         nonlocal number
         messages = request["messages"]
         if refused := check(messages):
@@ -54,19 +54,19 @@ def answering(
         message = {**(thought or {}), **message}
         if not request["stream"]:
             body = json.dumps(completion(message, reason, {"total_tokens": 1})).encode()
-            return Reply([body], headers={"Content-Type": "application/json"})
+            return ScriptedReply([body], headers={"Content-Type": "application/json"})
         deltas = [{key: value} for key, value in message.items() if key != "tool_calls"]
         deltas += [{"tool_calls": [{"index": i, **call}]} for i, call in enumerate(message.get("tool_calls", ()))]
         frames = [event(chunk(delta)) for delta in deltas]
-        return Reply([*frames, event(chunk({}, reason)), event("[DONE]")])
+        return ScriptedReply([*frames, event(chunk({}, reason)), event("[DONE]")])
 
     return script
 
 
-def gemini() -> Callable[[dict[str, Any]], Reply]:
+def gemini() -> Callable[[dict[str, Any]], ScriptedReply]:
     """Wants the signature of the first call of each step back."""
 
-    def check(messages: Messages) -> Reply | None:
+    def check(messages: Messages) -> ScriptedReply | None:
         for index, message in calling(messages):
             google = message["tool_calls"][0].get("extra_content", {}).get("google", {})
             if google.get("thought_signature") not in (SIGNATURE, "skip_thought_signature_validator"):
@@ -80,10 +80,10 @@ def gemini() -> Callable[[dict[str, Any]], Reply]:
     return answering(check, extra={"extra_content": {"google": {"thought_signature": SIGNATURE}}})
 
 
-def deepseek() -> Callable[[dict[str, Any]], Reply]:
+def deepseek() -> Callable[[dict[str, Any]], ScriptedReply]:
     """Wants `reasoning_content` in each message with tool calls."""
 
-    def check(messages: Messages) -> Reply | None:
+    def check(messages: Messages) -> ScriptedReply | None:
         for index, message in calling(messages):
             if "reasoning_content" not in message:
                 return refusal(f"Missing `reasoning_content` field in the assistant message at message index {index}")
@@ -92,10 +92,10 @@ def deepseek() -> Callable[[dict[str, Any]], Reply]:
     return answering(check, {"reasoning_content": "One and one."})
 
 
-def kimi() -> Callable[[dict[str, Any]], Reply]:
+def kimi() -> Callable[[dict[str, Any]], ScriptedReply]:
     """As DeepSeek, in other words."""
 
-    def check(messages: Messages) -> Reply | None:
+    def check(messages: Messages) -> ScriptedReply | None:
         for index, message in calling(messages):
             if "reasoning_content" not in message:
                 text = "thinking is enabled but reasoning_content is missing in assistant tool call message at index"
@@ -105,14 +105,16 @@ def kimi() -> Callable[[dict[str, Any]], Reply]:
     return answering(check, {"reasoning_content": "One and one."})
 
 
-def mistral() -> Callable[[dict[str, Any]], Reply]:
+def mistral() -> Callable[[dict[str, Any]], ScriptedReply]:
     """Refuses every field that it does not know, though it sends one."""
 
-    def check(messages: Messages) -> Reply | None:
+    def check(messages: Messages) -> ScriptedReply | None:
         for index, message in enumerate(messages):
             for field in sorted(message.keys() - KNOWN_FIELDS):
                 detail = {"type": "extra_forbidden", "loc": ["body", "messages", index, field], "msg": "Extra inputs"}
-                return Reply([json.dumps({"detail": [detail]}).encode()], 422, {"Content-Type": "application/json"})
+                return ScriptedReply(
+                    [json.dumps({"detail": [detail]}).encode()], 422, {"Content-Type": "application/json"}
+                )
             for call in message.get("tool_calls", ()):
                 if call.keys() - KNOWN_CALL_FIELDS:
                     return refusal("Extra inputs are not permitted", 422)
@@ -121,10 +123,10 @@ def mistral() -> Callable[[dict[str, Any]], Reply]:
     return answering(check, {"reasoning_content": "One and one."})
 
 
-def old_reasoner() -> Callable[[dict[str, Any]], Reply]:
+def old_reasoner() -> Callable[[dict[str, Any]], ScriptedReply]:
     """Refuses the reasoning that it sends, in words that read as if it missed it."""
 
-    def check(messages: Messages) -> Reply | None:
+    def check(messages: Messages) -> ScriptedReply | None:
         if any("reasoning_content" in message for message in messages):
             return refusal("reasoning_content must not be in the input: requests are required to come without it")
         return None
@@ -132,10 +134,10 @@ def old_reasoner() -> Callable[[dict[str, Any]], Reply]:
     return answering(check, {"reasoning_content": "One and one."})
 
 
-def groq() -> Callable[[dict[str, Any]], Reply]:
+def groq() -> Callable[[dict[str, Any]], ScriptedReply]:
     """Refuses the reasoning that it sends under another name."""
 
-    def check(messages: Messages) -> Reply | None:
+    def check(messages: Messages) -> ScriptedReply | None:
         for index, message in enumerate(messages):
             if "reasoning" in message or "reasoning_content" in message:
                 return refusal(f"'messages.{index}' : property 'reasoning' is unsupported")
@@ -144,14 +146,14 @@ def groq() -> Callable[[dict[str, Any]], Reply]:
     return answering(check, {"reasoning": "One and one."})
 
 
-def openrouter() -> Callable[[dict[str, Any]], Reply]:
+def openrouter() -> Callable[[dict[str, Any]], ScriptedReply]:
     """Wants its encrypted details back unchanged, in order."""
     details = [
         {"type": "reasoning.text", "text": "One and one.", "index": 0, "format": "x", "signature": None},
         {"type": "reasoning.encrypted", "data": "gAAA==", "index": 1},
     ]
 
-    def check(messages: Messages) -> Reply | None:
+    def check(messages: Messages) -> ScriptedReply | None:
         for _, message in calling(messages):
             if message.get("reasoning_details") != details or message.get("reasoning") != "One and one.":
                 return refusal("reasoning_details were changed")

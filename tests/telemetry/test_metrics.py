@@ -18,7 +18,7 @@ from session_core.stores.files import FileStorage
 from session_core.telemetry.metrics import Metrics
 from session_core.telemetry.spans import Observer, Result, ToolSpan
 from session_server import main
-from tests.support.client import BreakableStorage, Client, said
+from tests.support.client import BreakableStorage, Client, error_of
 from tests.support.model_server import BREAK, STALL, answer, status, tool_call, tool_calls
 from tests.support.server import ROOT, TIMEOUT, Server
 from tests.web.test_users import TOKENS, by, write
@@ -204,7 +204,7 @@ def test_tools_that_come_and_go_are_a_bounded_number_of_labels() -> None:
     metrics = Metrics(Observer())
     for number in range(1000):
         metrics.start_span(ToolSpan("call", f"server__tool_{number}", offered=True)).end(Result("ok"))
-    found = samples(metrics.answer().get_data(as_text=True))
+    found = samples(metrics.render().decode())
     calls = {dict(labels)["tool"]: value for (name, labels), value in found.items() if name == "tool_calls_total"}
     assert len(calls) == 201
     assert calls["other"] == 800
@@ -256,7 +256,7 @@ def test_errors_of_the_store_count_once_each() -> None:
     with Client(tool_call("calculator", {"expression": "1+1"}), storage=storage, metrics=True) as client:
         session = client.create()
         storage.broken = True
-        assert said(client.run(session)) == (503, "storage_unavailable")  # the question cannot be stored
+        assert error_of(client.run(session)) == (503, "storage_unavailable")  # the question cannot be stored
         assert Scrape(client)("store_errors_total", error="storage_unavailable") == 1
         storage.broken = False
 
@@ -266,7 +266,7 @@ def test_errors_of_the_store_count_once_each() -> None:
 
         client.model.forget()
         client.model.then(break_it)
-        assert said(client.run(session)) == (503, "storage_unavailable")  # the answer cannot
+        assert error_of(client.run(session)) == (503, "storage_unavailable")  # the answer cannot
         scrape = Scrape(client)
     assert scrape("store_errors_total", error="storage_unavailable") == 2
     assert scrape("turns_total", status="storage_unavailable") == 1
@@ -297,7 +297,7 @@ def test_no_text_key_id_or_model_is_in_the_metrics() -> None:
 
 
 def unauthorized(response: TestResponse) -> bool:
-    return said(response) == (401, "unauthorized") and response.headers["WWW-Authenticate"] == "Bearer"
+    return error_of(response) == (401, "unauthorized") and response.headers["WWW-Authenticate"] == "Bearer"
 
 
 def test_with_a_token_the_metrics_need_it() -> None:
@@ -308,7 +308,7 @@ def test_with_a_token_the_metrics_need_it() -> None:
 
 def test_without_the_flag_there_are_no_metrics() -> None:
     with Client() as client:
-        assert said(client.get("/metrics")) == (404, "not_found")
+        assert error_of(client.get("/metrics")) == (404, "not_found")
 
 
 def test_with_users_the_metrics_need_a_token_and_name_no_user(serve: Callable[..., Server], tmp_path: Path) -> None:

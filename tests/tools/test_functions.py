@@ -16,11 +16,11 @@ import pydantic
 import pytest
 
 from session_core.model.budget import Budget
-from session_core.model.connection import Stop
-from session_core.model.events import ModelError, Stopped, ToolCall
+from session_core.model.cancellation import Cancellation
+from session_core.model.events import Cancelled, ModelError, ToolCall
 from session_core.tools.calls import MAX_AT_ONCE, run_calls
 from session_core.tools.files import ToolFileError, load_tools
-from session_core.tools.functions import Abandonment, CallId, Tool, result_text
+from session_core.tools.functions import CallId, Tool, read_arguments, result_text
 from tests.support.server import TIMEOUT, wait_until
 
 
@@ -137,8 +137,10 @@ def calls(*names: str) -> list[ToolCall]:
     return [ToolCall(f"call_{number}", name, "{}") for number, name in enumerate(names)]
 
 
-def run(tools: list[Callable[..., Any]], names: list[str], timeout: float = TIMEOUT, stop: Stop | None = None) -> Any:
-    budget = Budget(stop or Stop(), 2 * TIMEOUT)
+def run(
+    tools: list[Callable[..., Any]], names: list[str], timeout: float = TIMEOUT, stop: Cancellation | None = None
+) -> Any:
+    budget = Budget(stop or Cancellation(), 2 * TIMEOUT)
     return run_calls({tool.name: tool for tool in map(Tool, tools)}, calls(*names), budget, timeout)
 
 
@@ -189,33 +191,33 @@ def test_a_call_that_hangs_is_abandoned_and_the_others_go_on() -> None:
 
 
 def test_a_stop_is_heard_while_tools_work() -> None:
-    released, began, stop = threading.Event(), threading.Event(), Stop()
+    released, began, stop = threading.Event(), threading.Event(), Cancellation()
 
     def hang() -> None:
         began.set()
         released.wait(TIMEOUT)
 
     results = run([hang], ["hang"], stop=stop)
-    threading.Thread(target=lambda: (began.wait(TIMEOUT), stop.set())).start()
-    with pytest.raises(Stopped):
+    threading.Thread(target=lambda: (began.wait(TIMEOUT), stop.cancel())).start()
+    with pytest.raises(Cancelled):
         next(results)
     released.set()
 
 
 def test_a_call_hears_that_it_is_abandoned_and_calls_that_wait_do_not_begin() -> None:
-    abandoned, stop, begun = threading.Event(), Stop(), []
+    abandoned, stop, begun = threading.Event(), Cancellation(), []
 
     class Listener(Tool):
-        def __call__(self, arguments: str, call_id: str = "", abandonment: Abandonment | None = None) -> str:
+        def __call__(self, arguments: str, call_id: str = "", cancellation: Cancellation | None = None) -> str:
             begun.append(call_id)
-            assert abandonment
-            abandonment.then(abandoned.set)
-            stop.set()
-            abandoned.wait(TIMEOUT)
+            assert cancellation
+            with cancellation.on_cancel(abandoned.set):
+                stop.cancel()
+                abandoned.wait(TIMEOUT)
             return "too late"
 
     results = run_calls({"add": Listener(add)}, calls(*["add"] * 30), Budget(stop, TIMEOUT), TIMEOUT)
-    with pytest.raises(Stopped):
+    with pytest.raises(Cancelled):
         list(results)
     assert abandoned.wait(TIMEOUT)
     assert len(begun) <= MAX_AT_ONCE
@@ -227,7 +229,7 @@ def test_the_time_of_the_turn_ends_the_wait() -> None:
     def hang() -> None:
         released.wait(TIMEOUT)
 
-    results = run_calls({"hang": Tool(hang)}, calls("hang"), Budget(Stop(), 0.3), TIMEOUT)
+    results = run_calls({"hang": Tool(hang)}, calls("hang"), Budget(Cancellation(), 0.3), TIMEOUT)
     with pytest.raises(ModelError):
         next(results)
     released.set()
@@ -306,3 +308,25 @@ def test_a_file_that_cannot_be_used_is_named_with_its_line(tmp_path: Path, text:
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ToolFileError, match=r"none\.py cannot be read"):
         load_tools(str(tmp_path / "none.py"))
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["```json\n" + " \n" * 400_000, "```" * 400_000, "```\n" + "`" * 800_000, "\n" * 800_000 + "```", "{" * 800_000],
+)
+def test_arguments_that_are_nearly_right_are_read_in_linear_time(given: str) -> None:
+    began_at = time.process_time()
+    with pytest.raises(ValueError, match="the arguments are not a JSON object"):
+        read_arguments(given)
+    assert time.process_time() - began_at < 2
+
+
+@pytest.mark.parametrize("given", ["```\n{}\n```", "```json\n{}```", " ```JSON \r\n\n {} \n``` ", '```\n"{}"\n```'])
+def test_a_fence_around_the_arguments_is_understood(given: str) -> None:
+    assert read_arguments(given) == {}
+
+
+@pytest.mark.parametrize("given", ["```{}```", "```python\n{}\n```", "```", "``````", "````"])
+def test_another_fence_is_not(given: str) -> None:
+    with pytest.raises(ValueError, match="the arguments are not a JSON object"):
+        read_arguments(given)

@@ -16,10 +16,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from session_core.model.demo import Exchange, Reply, chunk
+from session_core.model.demo import Exchange, ScriptedReply, chunk
 from session_core.stores.files import FileStorage
 from storage import MemoryStorage
-from tests.support.client import Client, json_of, said
+from tests.support.client import Client, error_of, json_of
 from tests.support.model_server import (
     BREAK,
     RESET,
@@ -118,7 +118,7 @@ class Scripts:
     def add(self, message: str, *replies: ReplyTo) -> None:
         self._replies[message] = iter(replies)
 
-    def __call__(self, request: dict[str, Any]) -> Reply:
+    def __call__(self, request: dict[str, Any]) -> ScriptedReply:
         asked = [sent["content"] for sent in request["messages"] if sent["role"] == "user"][-1]
         message = asked.split("\n\n")[-1]  # a message that was never answered may stand before it
         self.requests.setdefault(message.partition(":")[0], []).append(request)
@@ -213,7 +213,7 @@ def test_a_model_server_that_is_not_there_leaves_a_session_that_works() -> None:
     storage = MemoryStorage()
     with Client(storage=storage, base_url=nobody_listens()) as lost:
         session = lost.create()
-        assert said(lost.run(session, "One")) == (502, "model_error")
+        assert error_of(lost.run(session, "One")) == (502, "model_error")
     with Client(storage=storage) as client:
         assert client.run(session, "Two").status_code == 200
         assert_well_formed(client.model.requests[0])
@@ -230,7 +230,7 @@ def test_a_model_server_that_vanishes_in_mid_turn_leaves_a_session_that_works() 
 
     with Client(storage=storage, base_url=model.base_url, tools=[vanish]) as lost:
         session = lost.create()
-        assert said(lost.run(session, "One")) == (502, "model_error")
+        assert error_of(lost.run(session, "One")) == (502, "model_error")
     with Client(storage=storage) as client:
         assert client.run(session, "Two").status_code == 200
         assert_well_formed(client.model.requests[0])
@@ -381,7 +381,7 @@ def test_the_result_of_a_tool_that_comes_too_late_is_dropped(end: str) -> None:
         assert last["data"].get("code", "cancelled") == codes.get(end, "cancelled")
     with Client(storage=storage) as client:
         if end == "delete":
-            assert said(client.run(session, "Two")) == (404, "session_not_found")
+            assert error_of(client.run(session, "Two")) == (404, "session_not_found")
             return
         assert client.run(session, "Two").status_code == 200
         assert_well_formed(client.model.requests[0])
@@ -466,6 +466,8 @@ MESSAGE = st.fixed_dictionaries(
         "idempotency_key": st.one_of(st.just("key"), ODD),
         "previous_error": st.one_of(st.just("no such code"), ODD),
         "refusal": ODD,
+        **dict.fromkeys(("reasoning", "model", "provider_metadata", "provider_state", "is_error"), ODD),
+        **dict.fromkeys(("replaces", "history", "previous_refused", "continues", "goes_on"), ODD),
     },
 )
 
@@ -545,3 +547,6 @@ def test_a_history_of_any_shape_can_be_read(by_hand: tuple[Client, Path], messag
     assert [(message["role"], message["content"]) for message in stored] == [
         (message["role"], message["content"]) for message in messages
     ]
+    for form in ("text/markdown", "application/vnd.ai-sdk.ui-messages+json"):
+        assert client.get(f"/sessions/{session}", Accept=form).status_code == 200
+    assert client.request("POST", "/sessions", {"copy_of": session}).status_code == 201

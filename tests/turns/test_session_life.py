@@ -19,7 +19,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from session_core.model.demo import Exchange
 from session_core.stores.files import FileStorage
 from storage import MemoryStorage, Storage
-from tests.support.client import Client, Stream, json_of, said
+from tests.support.client import Client, Stream, error_of, json_of
 from tests.support.model_server import BREAK, ModelServer, ReplyTo, answer, pause, status, tool_call, wait
 from tests.support.server import TIMEOUT, wait_until
 from tests.support.well_formed import assert_well_formed
@@ -137,7 +137,7 @@ class Life(RuleBasedStateMachine):
         known = session.of_key(key)
         asked = len(self.model.requests)
         if known and known.text != text:
-            assert said(self.client.run(session.id, text, **headers)) == (422, "idempotency_key_reused")
+            assert error_of(self.client.run(session.id, text, **headers)) == (422, "idempotency_key_reused")
         elif session.slow and known is session.slow.turn:
             joined = self.client.stream(session.id, text, **headers)
             assert [joined.next() for _ in session.slow.seen] == session.slow.seen
@@ -145,7 +145,7 @@ class Life(RuleBasedStateMachine):
         elif known and (known is not session.turns[-1] or known.error is None):
             self.replay(session, known, headers, stream)
         elif session.slow:
-            assert said(self.client.run(session.id, text, **headers)) == (409, "session_busy")
+            assert error_of(self.client.run(session.id, text, **headers)) == (409, "session_busy")
         else:
             self.new_turn(session, known, end, text, headers, stream)
             return
@@ -166,7 +166,7 @@ class Life(RuleBasedStateMachine):
             answered = self.client.run(session.id, text, **headers)
             assert "Idempotency-Replayed" not in answered.headers
             if error:
-                assert said(answered)[1] == error
+                assert error_of(answered)[1] == error
             events = self.client.watch(session.id).rest()
         assert len(self.model.requests) == asked + len(replies)
         turn = self.begun(session, known, text, headers.get("Idempotency_Key"))
@@ -202,7 +202,7 @@ class Life(RuleBasedStateMachine):
         response = self.client.run(session.id, turn.text, **headers)
         assert response.headers["Idempotency-Replayed"] == "true"
         if turn.error is not None:
-            assert said(response)[1] == turn.error
+            assert error_of(response)[1] == turn.error
         else:
             assert json_of(response)["message"] == turn.message
         if stream:
@@ -282,7 +282,7 @@ class Life(RuleBasedStateMachine):
     def rename(self, session: Session, title: str | None) -> None:
         response = self.client.request("PATCH", f"/sessions/{session.id}", {"title": title})
         if session.slow:
-            assert said(response) == (409, "session_busy")
+            assert error_of(response) == (409, "session_busy")
         else:
             session.title = title or None
             assert json_of(response) == self.details(session)
@@ -294,7 +294,7 @@ class Life(RuleBasedStateMachine):
         if session.slow:
             assert session.slow.stream.last()["data"]["status"] == "cancelled"
         for response in (self.client.run(session.id), self.client.get(f"/sessions/{session.id}")):
-            assert said(response) == (404, "session_not_found")
+            assert error_of(response) == (404, "session_not_found")
         assert self.client.watch(session.id).status == 404
 
     @rule()
@@ -411,7 +411,7 @@ def test_however_many_call_at_once_a_key_is_one_turn_and_has_one_answer(seed: in
                     if response.status_code == 200:
                         answers[key].add(json_of(response)["message"]["id"])
                     else:
-                        assert said(response)[0] in (409, 502)
+                        assert error_of(response)[0] in (409, 502)
                 case "stream":
                     stream = client.stream(session, key, **headers)
                     last = stream.last() if stream.status == 200 else {"type": stream.json["code"]}

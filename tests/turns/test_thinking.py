@@ -12,7 +12,7 @@ import pytest
 from calculator import calculator
 from session_core.stores.files import FileStorage
 from storage import MemoryStorage
-from tests.support.client import Client, json_of, said
+from tests.support.client import Client, error_of, json_of
 from tests.support.model_server import BREAK, STALL, ModelServer, ReplyTo, answer, frames, status
 from tests.support.thinking_servers import SERVERS, SIGNATURE, deepseek, gemini
 from tests.support.well_formed import assert_well_formed
@@ -79,7 +79,7 @@ def test_reasoning_is_told_and_stored_apart_from_the_text(client: Client, deltas
         "Let me think.",
         "gpt-3.5-turbo",
     )
-    assert "provider_state" not in answered
+    assert "provider_metadata" not in answered
 
 
 def test_reasoning_is_no_part_of_the_complete_text(client: Client) -> None:
@@ -200,7 +200,7 @@ def test_what_goes_out_changes_nothing_of_what_a_store_keeps_for_the_next_turn(s
         locked.append({"role": "assistant", "content": "Too long."})
     with ModelServer(default=SERVERS[server]()) as model, Client(model=model, storage=storage) as client:
         converse(client, session, 3)
-    with storage.lock(session, turn=True) as locked:
+    with storage.lock_for_turn(session) as locked:
         assert locked.session == FileStorage(str(tmp_path)).get(session)
 
 
@@ -266,7 +266,7 @@ def test_a_400_that_means_something_else_is_not_hidden(client: Client) -> None:
     client.run(session)
     refused = status(400, {"error": {"message": "temperature must be at most 2"}})
     client.model.then(refused, refused)
-    assert said(client.run(session)) == (502, "model_error")
+    assert error_of(client.run(session)) == (502, "model_error")
     client.run(session)
     assert client.model.requests[-1]["messages"][1]["reasoning"] == "Hm."  # the fields were not its reason
 
@@ -304,7 +304,7 @@ def test_a_server_that_refuses_tools_is_asked_without_them(
 def test_tools_are_kept_where_dropping_them_does_not_help(client: Client) -> None:
     refused = status(400, {"error": {"message": "invalid tool_call_id in message 3"}})
     client.model.then(refused, refused, refused)
-    assert said(client.run(client.create())) == (502, "model_error")
+    assert error_of(client.run(client.create())) == (502, "model_error")
     client.run(client.create())
     assert "tools" in client.model.requests[-1]
 
@@ -342,7 +342,7 @@ def test_a_turn_whose_tool_result_is_refused_is_left_out_too() -> None:
     with Client(default=unless("tool_call_id", status(400, {"error": {"message": "content policy"}}))) as client:
         session = client.create()
         client.model.then(_plain_call("c1"))
-        assert said(client.run(session, "One")) == (502, "model_error")
+        assert error_of(client.run(session, "One")) == (502, "model_error")
         assert client.run(session, "Two").status_code == 200
         assert [m["content"] for m in client.model.requests[-1]["messages"]] == ["Two"]
 

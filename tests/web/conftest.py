@@ -1,14 +1,18 @@
-"""The chat page in a real browser: fixtures that its tests share."""
+"""Fixtures that the tests of HTTP and of the page share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
+from storage import Storage
 from tests.support import browser
 from tests.support.browser import Driver, Page
+from tests.support.client import Client, storages
 from tests.support.model_server import ModelServer, ReplyTo, answer
+from tests.support.openapi import World
 from tests.support.server import Server
 
 Script = Callable[..., None]
@@ -66,3 +70,36 @@ def here(page: Page, server: Server, script: Script) -> Page:
     """The page, open at that server with a new session."""
     page.open(server.url)
     return page
+
+
+@pytest.fixture(params=["memory", "files"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    return storages(tmp_path)[request.param]()
+
+
+@pytest.fixture
+def anywhere(storage: Storage) -> Iterator[Client]:
+    """The app over each back end in turn."""
+    with Client(storage=storage) as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Client]:
+    """The app over one of them, where it does not matter which, nor what was before."""
+    with Client() as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def shared_model() -> Iterator[ModelServer]:
+    with ModelServer() as model:
+        yield model
+
+
+@pytest.fixture
+def world(tmp_path: Path, shared_model: ModelServer) -> Iterator[World]:
+    shared_model.default = answer("Hello")
+    world = World(tmp_path, shared_model)
+    yield world
+    world.close()

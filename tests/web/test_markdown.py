@@ -55,7 +55,7 @@ TEXT = st.text() | st.sampled_from(NASTY) | st.lists(st.sampled_from([*"`~#>-\n\
 def test_nothing_in_a_message_breaks_out_of_its_place(
     text: str, reasoning: str, name: str, title: str, role: str
 ) -> None:
-    calls = [{"function": {"name": name, "arguments": text}}]
+    calls = [{"function": {"name": f"f{name}", "arguments": text}}]
     message: dict[str, Any] = {
         "role": role,
         "content": text,

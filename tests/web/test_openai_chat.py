@@ -13,8 +13,7 @@ from werkzeug.test import TestResponse
 
 from session_core.stores.files import FileStorage
 from storage import LockedSession, MemoryStorage, SessionBusy
-from tests.support.client import Client, json_of
-from tests.support.client import said as error_of
+from tests.support.client import Client, error_of, json_of
 from tests.support.model_server import BREAK, STALL, answer, frames, status, tool_call, wait
 from tests.support.server import TIMEOUT, wait_until
 
@@ -24,9 +23,9 @@ USAGE = {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}
 
 
 @pytest.fixture
-def talk(tmp_path: Path) -> Iterator[Client]:
-    with Client(storage=FileStorage(str(tmp_path)), models=("other",), timeout=20.0) as talk:
-        yield talk
+def client(tmp_path: Path) -> Iterator[Client]:
+    with Client(storage=FileStorage(str(tmp_path)), models=("other",), timeout=20.0) as client:
+        yield client
 
 
 def user(text: str) -> dict[str, Any]:
@@ -37,8 +36,10 @@ def assistant(text: str) -> dict[str, Any]:
     return {"role": "assistant", "content": text}
 
 
-def post(talk: Client, *messages: dict[str, Any], headers: dict[str, str] | None = None, **body: Any) -> TestResponse:
-    return talk.request("POST", PATH, {"messages": list(messages), **body}, headers)
+def post(
+    client: Client, *messages: dict[str, Any], headers: dict[str, str] | None = None, **body: Any
+) -> TestResponse:
+    return client.request("POST", PATH, {"messages": list(messages), **body}, headers)
 
 
 def text_of(response: TestResponse) -> str:
@@ -53,32 +54,32 @@ def chunks(response: TestResponse) -> list[Any]:
     return [json.loads(line) for line in lines[:-1]]
 
 
-def _readers(talk: Client) -> int:
+def _readers(client: Client) -> int:
     """How many requests wait for a turn. Nothing that a client sees tells of it."""
-    completions: Any = talk.app.view_functions["complete_chat"]
-    return sum(completions.__self__._readers.values())
+    count: int = client.app.extensions["turn_responses"].reader_count
+    return count
 
 
 # --- one-shot ---
 
 
-def test_a_whole_answer_has_openais_form(talk: Client) -> None:
-    talk.model.then(answer("Hello", usage=USAGE))
-    response = post(talk, {"role": "developer", "content": "Be brief."}, user("Hi"), model="other", temperature=0.5)
+def test_a_whole_answer_has_openais_form(client: Client) -> None:
+    client.model.then(answer("Hello", usage=USAGE))
+    response = post(client, {"role": "developer", "content": "Be brief."}, user("Hi"), model="other", temperature=0.5)
     body = json_of(response)
     assert body.items() >= {"object": "chat.completion", "model": "other", "usage": USAGE}.items()
     assert body["choices"] == [{"index": 0, "message": assistant("Hello"), "finish_reason": "stop"}]
-    request = talk.model.requests[-1]
+    request = client.model.requests[-1]
     assert (request["model"], request["temperature"]) == ("other", 0.5)
     assert [(one["role"], one["content"]) for one in request["messages"]] == [("system", "Be brief."), ("user", "Hi")]
-    assert json_of(talk.get("/sessions"))["sessions"] == []
+    assert json_of(client.get("/sessions"))["sessions"] == []
 
 
-def test_a_stream_has_openais_form(talk: Client) -> None:
+def test_a_stream_has_openais_form(client: Client) -> None:
     thinking: dict[str, Any] = {"choices": [{"index": 0, "delta": {"reasoning_content": "Hm."}}]}
     said: dict[str, Any] = {"choices": [{"delta": {"content": "Hello"}, "finish_reason": "length"}], "usage": USAGE}
-    talk.model.then(frames(thinking, said, "[DONE]"))
-    response = post(talk, user("Hi"), stream=True, stream_options={"include_usage": True})
+    client.model.then(frames(thinking, said, "[DONE]"))
+    response = post(client, user("Hi"), stream=True, stream_options={"include_usage": True})
     assert response.headers["Content-Type"] == "text/event-stream; charset=utf-8"
     found = chunks(response)
     assert {one["object"] for one in found} == {"chat.completion.chunk"} and len({one["id"] for one in found}) == 1
@@ -92,18 +93,18 @@ def test_a_stream_has_openais_form(talk: Client) -> None:
     assert (found[-1]["choices"], found[-1]["usage"]) == ([], USAGE)
 
 
-def test_reasoning_is_in_a_whole_answer_too(talk: Client) -> None:
+def test_reasoning_is_in_a_whole_answer_too(client: Client) -> None:
     thinking: dict[str, Any] = {"choices": [{"index": 0, "delta": {"reasoning_content": "Hm."}}]}
     said: dict[str, Any] = {"choices": [{"delta": {"content": "Hello"}, "finish_reason": "stop"}]}
-    talk.model.then(frames(thinking, said, "[DONE]"))
-    message = json_of(post(talk, user("Hi")))["choices"][0]["message"]
+    client.model.then(frames(thinking, said, "[DONE]"))
+    message = json_of(post(client, user("Hi")))["choices"][0]["message"]
     assert message == {**assistant("Hello"), "reasoning_content": "Hm."}
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_tools_run_here_and_the_client_sees_their_effect_alone(talk: Client, stream: bool) -> None:
-    talk.model.then(tool_call("calculator", {"expression": "1+1"}, text="Let me see. "), answer("It is 2."))
-    response = post(talk, user("How much?"), stream=stream, tool_choice="auto", parallel_tool_calls=True)
+def test_tools_run_here_and_the_client_sees_their_effect_alone(client: Client, stream: bool) -> None:
+    client.model.then(tool_call("calculator", {"expression": "1+1"}, text="Let me see. "), answer("It is 2."))
+    response = post(client, user("How much?"), stream=stream, tool_choice="auto", parallel_tool_calls=True)
     assert "tool_calls" not in response.text
     if stream:
         assert (
@@ -111,29 +112,30 @@ def test_tools_run_here_and_the_client_sees_their_effect_alone(talk: Client, str
         )
     else:
         assert text_of(response) == "Let me see. It is 2."
-    assert talk.model.requests[-1]["messages"][-1]["content"] == "2"
+    assert client.model.requests[-1]["messages"][-1]["content"] == "2"
 
 
-def test_what_clients_send_beside_is_passed_on_or_ignored(talk: Client) -> None:
+def test_what_clients_send_beside_is_passed_on_or_ignored(client: Client) -> None:
     passed = {"max_tokens": 5, "max_completion_tokens": 6, "seed": 1, "response_format": {"type": "json_object"}}
-    ignored = {"user": "u", "store": True, "metadata": {"a": "b"}, "parallel_tool_calls": False, "n": 1, "tools": []}
-    assert post(talk, user("Hi"), **passed, **ignored, logprobs=None).status_code == 200
-    request = talk.model.requests[-1]
+    passed |= {"logprobs": True, "parallel_tool_calls": False, "tool_choice": "auto", "guided_choice": ["a", "b"]}
+    ignored = {"user": "u", "store": True, "metadata": {"a": "b"}, "n": 1, "tools": []}
+    assert post(client, user("Hi"), **passed, **ignored, top_k=None).status_code == 200
+    request = client.model.requests[-1]
     assert request.items() >= passed.items()
     assert request.keys().isdisjoint(ignored.keys() - {"tools"})
 
 
-def test_lists_of_parts_and_an_empty_answer_at_the_end_are_understood(talk: Client) -> None:
+def test_lists_of_parts_and_an_empty_answer_at_the_end_are_understood(client: Client) -> None:
     parts = [{"type": "text", "text": "one "}, {"type": "text", "text": "two"}]
-    post(talk, user("first"), assistant("OK"), {"role": "user", "content": parts}, assistant(""))
-    assert [one["content"] for one in talk.model.requests[-1]["messages"]] == ["first", "OK", "one two"]
+    post(client, user("first"), assistant("OK"), {"role": "user", "content": parts}, assistant(""))
+    assert [one["content"] for one in client.model.requests[-1]["messages"]] == ["first", "OK", "one two"]
 
 
-def test_images_are_passed_on_in_a_one_shot_request_and_refused_in_a_session(talk: Client) -> None:
+def test_images_are_passed_on_in_a_one_shot_request_and_refused_in_a_session(client: Client) -> None:
     parts = [{"type": "text", "text": "What is it?"}, {"type": "image_url", "image_url": {"url": "data:,x"}}]
-    assert post(talk, {"role": "user", "content": parts}).status_code == 200
-    assert talk.model.requests[-1]["messages"] == [{"role": "user", "content": parts}]
-    refused = post(talk, {"role": "user", "content": parts}, headers=SESSION)
+    assert post(client, {"role": "user", "content": parts}).status_code == 200
+    assert client.model.requests[-1]["messages"] == [{"role": "user", "content": parts}]
+    refused = post(client, {"role": "user", "content": parts}, headers=SESSION)
     assert error_of(refused) == (400, "invalid_request")
 
 
@@ -146,39 +148,39 @@ def test_images_are_passed_on_in_a_one_shot_request_and_refused_in_a_session(tal
         ({"messages": []}, "last message"),
         ({"messages": [assistant("x")]}, "last message"),
         ({"messages": [user(" ")]}, "blank"),
-        ({"messages": "x"}, "list of messages"),
+        ({"messages": "x"}, "messages must be a valid list"),
         ({"messages": [{"role": "narrator", "content": "x"}, user("x")]}, "messages[0]"),
         ({"messages": [{"role": "user", "content": 7}]}, "messages[0]"),
         ({"messages": [user("x")], "stream": "yes"}, "stream"),
         ({"messages": [user("x")], "model": 7}, "model"),
     ],
 )
-def test_what_cannot_be_done_is_said_in_openais_form(talk: Client, body: dict[str, Any], said: str) -> None:
-    response = talk.request("POST", PATH, body)
+def test_what_cannot_be_done_is_said_in_openais_form(client: Client, body: dict[str, Any], said: str) -> None:
+    response = client.request("POST", PATH, body)
     assert error_of(response) == (400, "invalid_request")
     assert said in json_of(response)["error"]["message"]
-    assert talk.model.requests == []
+    assert client.model.requests == []
 
 
-def test_every_error_has_openais_form(talk: Client) -> None:
-    assert error_of(post(talk, user("x"), model="gpt-9")) == (404, "model_not_found")
-    assert error_of(talk.get("/v1/models/gpt-9")) == (404, "model_not_found")
-    assert error_of(talk.get("/v1/nothing")) == (404, "not_found")
-    assert error_of(talk.get(PATH)) == (405, "method_not_allowed")
-    assert error_of(talk.request("POST", PATH, b"[")) == (400, "invalid_request")
-    assert error_of(talk.request("POST", PATH, b" " * (1 << 21))) == (413, "request_too_large")
-    assert error_of(talk.request("POST", PATH, {}, {"Host": "evil.example"})) == (403, "forbidden_host")
-    talk.model.then(status(429, {}, {"Retry-After": "7"}))
-    with Client(model=talk.model, auth_token="secret") as guarded:
+def test_every_error_has_openais_form(client: Client) -> None:
+    assert error_of(post(client, user("x"), model="gpt-9")) == (404, "model_not_found")
+    assert error_of(client.get("/v1/models/gpt-9")) == (404, "model_not_found")
+    assert error_of(client.get("/v1/nothing")) == (404, "not_found")
+    assert error_of(client.get(PATH)) == (405, "method_not_allowed")
+    assert error_of(client.request("POST", PATH, b"[")) == (400, "invalid_request")
+    assert error_of(client.request("POST", PATH, b" " * (1 << 21))) == (413, "request_too_large")
+    assert error_of(client.request("POST", PATH, {}, {"Host": "evil.example"})) == (403, "forbidden_host")
+    client.model.then(status(429, {}, {"Retry-After": "7"}))
+    with Client(model=client.model, auth_token="secret") as guarded:
         assert error_of(guarded.request("POST", PATH, {})) == (401, "unauthorized")
-    limited = post(talk, user("x"))
+    limited = post(client, user("x"))
     assert error_of(limited)[0] in (200, 429) if limited.status_code == 429 else limited.status_code == 200
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_failure_of_the_model_server(talk: Client, stream: bool) -> None:
-    talk.model.then(answer("Hel", BREAK))
-    response = post(talk, user("Hi"), stream=stream)
+def test_a_failure_of_the_model_server(client: Client, stream: bool) -> None:
+    client.model.then(answer("Hel", BREAK))
+    response = post(client, user("Hi"), stream=stream)
     if stream:
         *_, text, last = chunks(response)
         assert text["choices"][0]["delta"] == {"content": "Hel"}
@@ -187,114 +189,115 @@ def test_a_failure_of_the_model_server(talk: Client, stream: bool) -> None:
         assert error_of(response) == (502, "model_error")
 
 
-def test_models_are_listed(talk: Client) -> None:
-    listed = json_of(talk.get("/v1/models"))
+def test_models_are_listed(client: Client) -> None:
+    listed = json_of(client.get("/v1/models"))
     assert listed["object"] == "list" and [one["id"] for one in listed["data"]] == ["gpt-3.5-turbo", "other"]
-    assert json_of(talk.get("/v1/models/other")) == listed["data"][1]
+    assert json_of(client.get("/v1/models/other")) == listed["data"][1]
 
 
-def test_a_one_shot_request_whose_client_leaves_is_cancelled(talk: Client) -> None:
-    talk.model.then(answer("Hel", STALL))
-    response = talk.app.test_client().post(PATH, json={"messages": [user("Hi")], "stream": True})
+def test_a_one_shot_request_whose_client_leaves_is_cancelled(client: Client) -> None:
+    client.model.then(answer("Hel", STALL))
+    response = client.app.test_client().post(PATH, json={"messages": [user("Hi")], "stream": True})
     frames_ = iter(response.response)
     assert b"Hel" in b"".join(next(frames_) for _ in range(2))  # type: ignore[arg-type]
     response.close()
-    assert talk.model.closed.wait(TIMEOUT)
+    assert client.model.closed.wait(TIMEOUT)
 
 
 # --- with a session ---
 
 
-def test_a_header_names_a_session_that_remembers(talk: Client) -> None:
-    first = post(talk, user("one"), headers=SESSION)
+def test_a_header_names_a_session_that_remembers(client: Client) -> None:
+    first = post(client, user("one"), headers=SESSION)
     session = first.headers["X-Session-Id"]
-    again = post(talk, user("one"), assistant("OK"), user("two"), headers=SESSION)
+    again = post(client, user("one"), assistant("OK"), user("two"), headers=SESSION)
     assert again.headers["X-Session-Id"] == session
-    assert [one["content"] for one in talk.messages(session)] == ["one", "OK", "two", "OK"]
-    assert json_of(talk.get("/sessions"))["sessions"] == [session]
-    by_id = post(talk, user("three"), headers={"X-Session-Id": session})
+    assert [one["content"] for one in client.messages(session)] == ["one", "OK", "two", "OK"]
+    assert json_of(client.get("/sessions"))["sessions"] == [session]
+    by_id = post(client, user("three"), headers={"X-Session-Id": session})
     assert by_id.headers["X-Session-Id"] == session
-    assert [one["content"] for one in talk.model.requests[-1]["messages"]] == ["one", "OK", "two", "OK", "three"]
+    assert [one["content"] for one in client.model.requests[-1]["messages"]] == ["one", "OK", "two", "OK", "three"]
 
 
 @pytest.mark.parametrize("name", ["X-Session-Id", "X-OpenWebUI-Chat-Id", "X-Conversation-Id"])
-def test_the_headers_of_front_ends_name_sessions(talk: Client, name: str) -> None:
-    assert "X-Session-Id" in post(talk, user("one"), headers={name: "a/b c".replace(" ", "~")}).headers
-    assert error_of(post(talk, user("one"), headers={name: "two words"})) == (400, "invalid_request")
-    assert error_of(post(talk, user("one"), headers={name: "x" * 129})) == (400, "invalid_request")
+def test_the_headers_of_front_ends_name_sessions(client: Client, name: str) -> None:
+    assert "X-Session-Id" in post(client, user("one"), headers={name: "a/b c".replace(" ", "~")}).headers
+    assert error_of(post(client, user("one"), headers={name: "two words"})) == (400, "invalid_request")
+    assert error_of(post(client, user("one"), headers={name: "x" * 129})) == (400, "invalid_request")
 
 
 def test_the_headers_can_be_chosen() -> None:
-    with Client(session_headers=("X-Mine",)) as talk:
-        assert "X-Session-Id" not in post(talk, user("one"), headers=SESSION).headers
-        assert "X-Session-Id" in post(talk, user("one"), headers={"X-Mine": "x"}).headers
+    with Client(session_headers=("X-Mine",)) as client:
+        assert "X-Session-Id" not in post(client, user("one"), headers={"X-OpenWebUI-Chat-Id": "x"}).headers
+        assert "X-Session-Id" in post(client, user("one"), headers={"X-Mine": "x"}).headers
+        assert "X-Session-Id" in post(client, user("one"), headers=SESSION).headers
 
 
 def test_the_session_is_the_same_after_a_restart(tmp_path: Path) -> None:
     for text in ("one", "two"):
-        with Client(storage=FileStorage(str(tmp_path))) as talk:
-            session = post(talk, user(text), headers=SESSION).headers["X-Session-Id"]
-            last = [one["content"] for one in talk.messages(session)]
+        with Client(storage=FileStorage(str(tmp_path))) as client:
+            session = post(client, user(text), headers=SESSION).headers["X-Session-Id"]
+            last = [one["content"] for one in client.messages(session)]
     assert last == ["one", "OK", "two", "OK"]
 
 
-def test_an_edited_question_replaces_and_brings_the_clients_own_history(talk: Client) -> None:
-    post(talk, user("one"), headers=SESSION)
-    post(talk, user("one"), assistant("OK"), user("two"), headers=SESSION)
-    post(talk, user("one"), assistant("mine"), user("TWO"), headers=SESSION)
-    assert [one["content"] for one in talk.model.requests[-1]["messages"]] == ["one", "OK", "TWO"]
+def test_an_edited_question_replaces_and_brings_the_clients_own_history(client: Client) -> None:
+    post(client, user("one"), headers=SESSION)
+    post(client, user("one"), assistant("OK"), user("two"), headers=SESSION)
+    post(client, user("one"), assistant("mine"), user("TWO"), headers=SESSION)
+    assert [one["content"] for one in client.model.requests[-1]["messages"]] == ["one", "mine", "TWO"]
     response = post(
-        talk, user("ONE"), assistant("other"), user("TWO"), assistant("x"), user("three"), headers=SESSION
+        client, user("ONE"), assistant("other"), user("TWO"), assistant("x"), user("three"), headers=SESSION
     )
-    assert [one["content"] for one in talk.model.requests[-1]["messages"]] == ["ONE", "other", "TWO", "x", "three"]
+    assert [one["content"] for one in client.model.requests[-1]["messages"]] == ["ONE", "other", "TWO", "x", "three"]
     session = response.headers["X-Session-Id"]
-    assert [one["content"] for one in talk.messages(session)] == ["ONE", "other", "TWO", "x", "three", "OK"]
+    assert [one["content"] for one in client.messages(session)] == ["ONE", "other", "TWO", "x", "three", "OK"]
 
 
-def test_a_regenerated_answer_replaces_the_last(talk: Client) -> None:
-    post(talk, user("one"), headers=SESSION)
-    talk.model.then(answer("Better"))
-    response = post(talk, user("one"), headers=SESSION)
+def test_a_regenerated_answer_replaces_the_last(client: Client) -> None:
+    post(client, user("one"), headers=SESSION)
+    client.model.then(answer("Better"))
+    response = post(client, user("one"), headers=SESSION)
     assert text_of(response) == "Better"
     session = response.headers["X-Session-Id"]
-    assert [one["content"] for one in talk.messages(session)] == ["one", "Better"]
-    assert len(json_of(talk.get(f"/sessions/{session}?replaced=true"))["messages"]) == 4
+    assert [one["content"] for one in client.messages(session)] == ["one", "Better"]
+    assert len(json_of(client.get(f"/sessions/{session}?replaced=true"))["messages"]) == 4
 
 
-def test_the_clients_copies_of_answers_are_ignored(talk: Client) -> None:
-    post(talk, user("one"), headers=SESSION)
-    post(talk, user("one"), assistant("changed"), user("two"), headers=SESSION)
-    assert [one["content"] for one in talk.model.requests[-1]["messages"]] == ["one", "OK", "two"]
+def test_an_answer_that_was_changed_by_hand_reaches_the_model(client: Client) -> None:
+    post(client, user("one"), headers=SESSION)
+    post(client, user("one"), assistant("changed"), user("two"), headers=SESSION)
+    assert [one["content"] for one in client.model.requests[-1]["messages"]] == ["one", "changed", "two"]
 
 
-def test_a_system_message_is_the_instructions_of_its_turn_alone(talk: Client) -> None:
+def test_a_system_message_is_the_instructions_of_its_turn_alone(client: Client) -> None:
     for day in ("Monday", "Tuesday"):
         post(
-            talk,
+            client,
             {"role": "system", "content": f"It is {day}."},
             user("one"),
             assistant("OK"),
             user(day),
             headers=SESSION,
         )
-        assert talk.model.requests[-1]["messages"][0] == {"role": "system", "content": f"It is {day}."}
-    session = json_of(talk.get("/sessions"))["sessions"][0]
-    assert "system_prompt" not in talk.session(session)
+        assert client.model.requests[-1]["messages"][0] == {"role": "system", "content": f"It is {day}."}
+    session = json_of(client.get("/sessions"))["sessions"][0]
+    assert "system_prompt" not in client.session(session)
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_a_retry_joins_the_turn_that_runs(talk: Client, stream: bool) -> None:
+def test_a_retry_joins_the_turn_that_runs(client: Client, stream: bool) -> None:
     go = threading.Event()
-    talk.model.then(answer("Hel", wait(go), "lo"))
-    first = talk.later(post, talk, user("one"), headers=SESSION, stream=stream)
-    talk.model.wait_for(1)
-    second = talk.later(post, talk, user("one"), headers=SESSION, stream=stream)
-    wait_until(lambda: _readers(talk) == 2)
+    client.model.then(answer("Hel", wait(go), "lo"))
+    first = client.later(post, client, user("one"), headers=SESSION, stream=stream)
+    client.model.wait_for(1)
+    second = client.later(post, client, user("one"), headers=SESSION, stream=stream)
+    wait_until(lambda: _readers(client) == 2)
     go.set()
     for response in (first.result(TIMEOUT), second.result(TIMEOUT)):
         text = "".join(c["choices"][0]["delta"].get("content", "") for c in chunks(response)) if stream else None
         assert (text if stream else text_of(response)) == "Hello"
-    assert len(talk.model.requests) == 1
+    assert len(client.model.requests) == 1
 
 
 class Changing(MemoryStorage):
@@ -304,10 +307,10 @@ class Changing(MemoryStorage):
         super().__init__()
         self.meanwhile: list[Callable[[str], None]] = []
 
-    def lock(self, session_id: str, *, turn: bool = False) -> LockedSession:
+    def lock_for_turn(self, session_id: str) -> LockedSession:
         if self.meanwhile:
             self.meanwhile.pop()(session_id)
-        return super().lock(session_id, turn=turn)
+        return super().lock_for_turn(session_id)
 
 
 def test_a_turn_that_ends_between_the_look_and_the_start_is_no_error() -> None:
@@ -320,25 +323,25 @@ def test_a_turn_that_ends_between_the_look_and_the_start_is_no_error() -> None:
     def leave(session_id: str) -> None:
         raise SessionBusy(session_id)
 
-    with Client(answer("Half", BREAK), storage=storage) as talk:
-        assert error_of(post(talk, user("one"), headers=SESSION)) == (502, "model_error")
+    with Client(answer("Half", BREAK), storage=storage) as client:
+        assert error_of(post(client, user("one"), headers=SESSION)) == (502, "model_error")
         storage.meanwhile = [complete]
-        assert text_of(post(talk, user("one"), headers=SESSION)) == "OK"
+        assert text_of(post(client, user("one"), headers=SESSION)) == "OK"
         storage.meanwhile = [leave] * 2
-        assert text_of(post(talk, user("one"), assistant("OK"), user("two"), headers=SESSION)) == "OK"
+        assert text_of(post(client, user("one"), assistant("OK"), user("two"), headers=SESSION)) == "OK"
         storage.meanwhile = [leave] * 3
-        assert error_of(post(talk, user("three"), headers=SESSION)) == (409, "session_busy")
+        assert error_of(post(client, user("three"), headers=SESSION)) == (409, "session_busy")
 
 
 def test_requests_of_one_text_at_once_are_one_turn() -> None:
     go = threading.Event()
-    with Client(default=answer("Hel", wait(go), "lo")) as talk:
-        responses = [talk.later(post, talk, user("one"), headers=SESSION) for _ in range(4)]
-        talk.model.wait_for(1)
-        wait_until(lambda: _readers(talk) == 4)
+    with Client(default=answer("Hel", wait(go), "lo")) as client:
+        responses = [client.later(post, client, user("one"), headers=SESSION) for _ in range(4)]
+        client.model.wait_for(1)
+        wait_until(lambda: _readers(client) == 4)
         go.set()
         assert [text_of(response.result(TIMEOUT)) for response in responses] == ["Hello"] * 4
-        assert len(talk.model.requests) == 1
+        assert len(client.model.requests) == 1
 
 
 class SlowStorage(MemoryStorage):
@@ -371,76 +374,76 @@ class SlowStorage(MemoryStorage):
 @pytest.mark.parametrize("when", ["begins", "ends"])
 def test_a_request_that_comes_while_its_like_begins_or_ends_waits_for_it(when: str) -> None:
     storage = SlowStorage(when)
-    with Client(storage=storage) as talk:
-        first = talk.later(post, talk, user("one"), headers=SESSION)
+    with Client(storage=storage) as client:
+        first = client.later(post, client, user("one"), headers=SESSION)
         assert storage.waits.wait(TIMEOUT)
-        second = talk.later(post, talk, user("one"), headers=SESSION)
+        second = client.later(post, client, user("one"), headers=SESSION)
         try:
             with pytest.raises(TimeoutError):
                 second.result(0.5)
         finally:
             storage.go_on.set()
         assert text_of(first.result(TIMEOUT)) == text_of(second.result(TIMEOUT)) == "OK"
-        assert len(talk.model.requests) == 1
+        assert len(client.model.requests) == 1
 
 
-def test_a_retry_of_a_turn_that_failed_goes_on_with_it(talk: Client) -> None:
-    talk.model.then(tool_call("calculator", {"expression": "1+1"}), answer("It ", BREAK), answer("It is 2."))
-    assert error_of(post(talk, user("one"), headers=SESSION)) == (502, "model_error")
-    response = post(talk, user("one"), headers=SESSION)
+def test_a_retry_of_a_turn_that_failed_goes_on_with_it(client: Client) -> None:
+    client.model.then(tool_call("calculator", {"expression": "1+1"}), answer("It ", BREAK), answer("It is 2."))
+    assert error_of(post(client, user("one"), headers=SESSION)) == (502, "model_error")
+    response = post(client, user("one"), headers=SESSION)
     assert text_of(response) == "It is 2."
-    roles = [one["role"] for one in talk.messages(response.headers["X-Session-Id"])]
+    roles = [one["role"] for one in client.messages(response.headers["X-Session-Id"])]
     assert roles == ["user", "assistant", "tool", "assistant", "assistant"]
 
 
-def test_a_key_works_as_everywhere(talk: Client) -> None:
+def test_a_key_works_as_everywhere(client: Client) -> None:
     headers = {**SESSION, "Idempotency-Key": "k"}
-    first = post(talk, user("one"), headers=headers)
-    again = post(talk, user("one"), headers=headers)
+    first = post(client, user("one"), headers=headers)
+    again = post(client, user("one"), headers=headers)
     assert text_of(again) == text_of(first) and again.headers["Idempotency-Replayed"] == "true"
-    assert error_of(post(talk, user("two"), headers=headers)) == (422, "idempotency_key_reused")
-    post(talk, user("one"), assistant("OK"), user("two"), headers=SESSION)
-    assert text_of(post(talk, user("one"), headers=headers)) == text_of(first)
-    assert len(talk.model.requests) == 2
+    assert error_of(post(client, user("two"), headers=headers)) == (422, "idempotency_key_reused")
+    post(client, user("one"), assistant("OK"), user("two"), headers=SESSION)
+    assert text_of(post(client, user("one"), headers=headers)) == text_of(first)
+    assert len(client.model.requests) == 2
 
 
-def test_a_client_that_leaves_cancels_and_keeps_what_there_was(talk: Client) -> None:
-    talk.model.then(answer("Hel", STALL))
-    response = talk.app.test_client().post(PATH, json={"messages": [user("Hi")], "stream": True}, headers=SESSION)
+def test_a_client_that_leaves_cancels_and_keeps_what_there_was(client: Client) -> None:
+    client.model.then(answer("Hel", STALL))
+    response = client.app.test_client().post(PATH, json={"messages": [user("Hi")], "stream": True}, headers=SESSION)
     frames_ = iter(response.response)
     seen = b""
     while b"Hel" not in seen:
         seen += next(frames_)  # type: ignore[arg-type]
     session = response.headers["X-Session-Id"]
     response.close()
-    wait_until(lambda: not talk.session(session)["running"])
-    last = talk.messages(session)[-1]
+    wait_until(lambda: not client.session(session)["running"])
+    last = client.messages(session)[-1]
     assert (last["content"], last["status"]) == ("Hel", "cancelled")
 
 
-def test_a_turn_with_another_reader_is_not_cancelled(talk: Client) -> None:
+def test_a_turn_with_another_reader_is_not_cancelled(client: Client) -> None:
     go = threading.Event()
-    talk.model.then(answer("Hel", wait(go), "lo"))
+    client.model.then(answer("Hel", wait(go), "lo"))
     responses = []
     for _ in range(2):
         body = {"messages": [user("Hi")], "stream": True}
-        responses.append(talk.app.test_client().post(PATH, json=body, headers=SESSION))
-        talk.model.wait_for(1)
+        responses.append(client.app.test_client().post(PATH, json=body, headers=SESSION))
+        client.model.wait_for(1)
         next(iter(responses[-1].response))
     responses[0].close()
     go.set()
     rest = responses[1].text
     assert "lo" in rest and "[DONE]" in rest
-    assert talk.messages(responses[1].headers["X-Session-Id"])[-1]["content"] == "Hello"
+    assert client.messages(responses[1].headers["X-Session-Id"])[-1]["content"] == "Hello"
 
 
-def test_a_busy_session_says_so(talk: Client) -> None:
-    talk.model.then(answer("Hel", STALL))
-    first = talk.later(post, talk, user("one"), headers=SESSION)
-    talk.model.wait_for(1)
-    other = post(talk, user("one"), assistant("x"), user("two"), headers=SESSION)
+def test_a_busy_session_says_so(client: Client) -> None:
+    client.model.then(answer("Hel", STALL))
+    first = client.later(post, client, user("one"), headers=SESSION)
+    client.model.wait_for(1)
+    other = post(client, user("one"), assistant("x"), user("two"), headers=SESSION)
     assert error_of(other) == (409, "session_busy")
-    talk.cancel(json_of(talk.get("/sessions"))["sessions"][0])
+    client.cancel(json_of(client.get("/sessions"))["sessions"][0])
     assert first.result(TIMEOUT).status_code == 200
 
 
@@ -463,20 +466,20 @@ ASSISTANT: OK
         ("Provide a concise, 5-word-or-less title for the conversation, using its same language.", {}),
     ],
 )
-def test_what_a_front_end_asks_for_itself_is_one_shot(talk: Client, text: str, headers: dict[str, str]) -> None:
-    session = post(talk, user("one"), headers=SESSION).headers["X-Session-Id"]
-    talk.model.then(answer('{"title": "One"}'))
-    response = post(talk, user(text), headers={**SESSION, **headers}, max_completion_tokens=1000)
+def test_what_a_front_end_asks_for_itself_is_one_shot(client: Client, text: str, headers: dict[str, str]) -> None:
+    session = post(client, user("one"), headers=SESSION).headers["X-Session-Id"]
+    client.model.then(answer('{"title": "One"}'))
+    response = post(client, user(text), headers={**SESSION, **headers}, max_completion_tokens=1000)
     assert text_of(response) == '{"title": "One"}'
     assert "X-Session-Id" not in response.headers
-    assert [one["content"] for one in talk.messages(session)] == ["one", "OK"]
+    assert [one["content"] for one in client.messages(session)] == ["one", "OK"]
 
 
-def test_many_first_requests_at_once_make_one_session(talk: Client) -> None:
-    responses = [talk.later(post, talk, user(str(number)), headers=SESSION) for number in range(8)]
+def test_many_first_requests_at_once_make_one_session(client: Client) -> None:
+    responses = [client.later(post, client, user(str(number)), headers=SESSION) for number in range(8)]
     done = [response.result(TIMEOUT) for response in responses]
     assert {one.status_code for one in done} <= {200, 409}
-    assert len(json_of(talk.get("/sessions"))["sessions"]) == 1
+    assert len(json_of(client.get("/sessions"))["sessions"]) == 1
 
 
 def test_users_have_sessions_of_their_own_under_the_same_name(tmp_path: Path) -> None:

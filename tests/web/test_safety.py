@@ -15,7 +15,7 @@ from werkzeug.test import TestResponse
 
 from session_core.stores.files import FileStorage
 from session_core.web.page_files import PAGE_FILE_ROUTES
-from tests.support.client import KEY, BreakableStorage, Client, json_of, said
+from tests.support.client import KEY, BreakableStorage, Client, error_of, json_of
 from tests.support.model_server import ModelServer, answer, frames, status, tool_call
 from tests.support.server import SERVER, TIMEOUT, Server, environment
 
@@ -61,14 +61,14 @@ def test_with_a_token_everything_but_the_open_paths_needs_it(guarded: Client) ->
         else:
             assert response.status_code == 401, path
             assert response.headers["WWW-Authenticate"] == "Bearer"
-            assert method == "HEAD" or said(response) == (401, "unauthorized")
+            assert method == "HEAD" or error_of(response) == (401, "unauthorized")
         seen.add(path)
     assert set(OPEN) <= seen
 
 
 @pytest.mark.parametrize("path", ["/nothing", "/page.py", "/../", "/health/", "/./health", "/ready/.."])
 def test_with_a_token_paths_that_are_not_there_need_it_too(guarded: Client, path: str) -> None:
-    assert said(guarded.request("GET", "/x", environ_overrides={"PATH_INFO": path})) == (401, "unauthorized")
+    assert error_of(guarded.request("GET", "/x", environ_overrides={"PATH_INFO": path})) == (401, "unauthorized")
 
 
 @pytest.mark.parametrize("given", [f"Bearer {TOKEN}", f"bearer {TOKEN}", f"BEARER {TOKEN}"])
@@ -84,13 +84,13 @@ def test_the_right_token_opens(guarded: Client, given: str) -> None:
 )  # fmt: skip
 def test_any_other_token_does_not(guarded: Client, given: str) -> None:
     response = guarded.request("GET", "/sessions", environ_overrides={"HTTP_AUTHORIZATION": given})
-    assert said(response) == (401, "unauthorized")
+    assert error_of(response) == (401, "unauthorized")
     assert response.headers["WWW-Authenticate"] == "Bearer"
 
 
 def test_a_token_counts_only_in_its_header(guarded: Client) -> None:
     path = f"/sessions?token={TOKEN}&auth_token={TOKEN}&access_token={TOKEN}"
-    assert said(guarded.get(path, Cookie=f"token={TOKEN}", X_Auth_Token=TOKEN)) == (401, "unauthorized")
+    assert error_of(guarded.get(path, Cookie=f"token={TOKEN}", X_Auth_Token=TOKEN)) == (401, "unauthorized")
 
 
 @pytest.mark.parametrize("given", [TOKEN, "x", TOKEN[:-1] + "x", TOKEN + "x"])
@@ -149,7 +149,7 @@ def test_loopback_hosts_pass(client: Client, host: str) -> None:
 def test_other_hosts_do_not_pass(client: Client, host: str) -> None:
     for path in ("/sessions", "/", "/ready", "/openapi.json", "/nothing"):
         response = client.request("GET", path, environ_overrides={"HTTP_HOST": host})
-        assert said(response) == (403, "forbidden_host"), path
+        assert error_of(response) == (403, "forbidden_host"), path
 
 
 def test_a_request_without_a_host_does_not_pass(client: Client) -> None:
@@ -240,14 +240,14 @@ def test_a_page_of_another_origin_may_not_call(client: Client, host: str, origin
     for method, path in (("GET", "/sessions"), ("POST", "/sessions"), ("OPTIONS", "/sessions"), ("GET", "/nothing")):
         headers = {"HTTP_HOST": host, "HTTP_ORIGIN": origin}
         response = client.request(method, path, environ_overrides=headers)
-        assert said(response) == (403, "forbidden_origin")
+        assert error_of(response) == (403, "forbidden_origin")
         assert not cors_headers(response)
     assert client.storage.page() == sessions
 
 
 def test_a_page_of_another_origin_may_not_call_with_the_token_either(guarded: Client) -> None:
     headers = {"Origin": "https://evil.example", "Authorization": f"Bearer {TOKEN}"}
-    assert said(guarded.request("GET", "/sessions", headers=headers)) == (403, "forbidden_origin")
+    assert error_of(guarded.request("GET", "/sessions", headers=headers)) == (403, "forbidden_origin")
 
 
 def test_without_an_origin_no_headers_for_origins_are_sent(client: Client) -> None:
@@ -275,9 +275,9 @@ def test_a_page_of_a_named_origin_may_call_and_read(named: Client) -> None:
 
 
 def test_a_page_of_a_named_origin_may_read_errors_and_streams(named: Client) -> None:
-    missing = named.get("/sessions/session-x", ModelId=ORIGIN)
+    missing = named.get("/sessions/session-x", Origin=ORIGIN)
     assert missing.status_code == 404
-    stream = named.stream(named.create(), ModelId=ORIGIN)
+    stream = named.stream(named.create(), Origin=ORIGIN)
     stream.rest()
     for headers in (missing.headers, stream.headers):
         assert headers["Access-Control-Allow-Origin"] == ORIGIN
@@ -293,7 +293,7 @@ def test_a_page_of_a_named_origin_may_read_errors_and_streams(named: Client) -> 
 def test_other_origins_may_still_not_call(named: Client, origin: str) -> None:
     for method in ("GET", "OPTIONS"):
         response = named.request(method, "/sessions", headers={"Origin": origin})
-        assert said(response) == (403, "forbidden_origin")
+        assert error_of(response) == (403, "forbidden_origin")
         assert "Access-Control-Allow-Origin" not in response.headers
         assert "Origin" in response.headers["Vary"]
 
@@ -325,7 +325,7 @@ def test_a_preflight_needs_no_token() -> None:
         response = client.request("OPTIONS", "/sessions", headers={**NAMED, "Access-Control-Request-Method": "POST"})
         assert response.status_code in (200, 204)
         refused = client.request("POST", "/sessions", {}, NAMED)
-        assert said(refused) == (401, "unauthorized")
+        assert error_of(refused) == (401, "unauthorized")
         assert refused.headers["Access-Control-Allow-Origin"] == ORIGIN
 
 
@@ -341,7 +341,7 @@ def test_what_a_page_can_post_without_a_preflight_is_refused(client: Client, con
     for method, path in routes(client):
         if method == "POST":
             response = client.request(method, path, b'{"message": "Hi"}', {"Content-Type": content_type})
-            assert said(response) == (415, "unsupported_media_type")
+            assert error_of(response) == (415, "unsupported_media_type")
     assert len(client.model.requests) == asked
 
 
@@ -405,7 +405,7 @@ def test_the_page_has_no_script_and_no_style_in_its_markup(client: Client) -> No
     ["/__init__.py", "/index.html/..", "/..%2fsession_server.py", "/%2e%2e/setup.cfg", "/page.js/", "/page.js%00"],
 )
 def test_only_the_files_of_the_page_are_served(client: Client, path: str) -> None:
-    assert said(client.get(path)) == (404, "not_found")
+    assert error_of(client.get(path)) == (404, "not_found")
 
 
 def test_answers_are_not_to_be_guessed_at(client: Client) -> None:

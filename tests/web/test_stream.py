@@ -46,9 +46,9 @@ def fail() -> str:
     raise ValueError("it's broken: “no”\nreally")
 
 
-def whole(talk: Client, session_id: str, message: str = "Hi") -> str:
+def whole(client: Client, session_id: str, message: str = "Hi") -> str:
     """The whole body of a turn's stream, ids and times replaced by an ellipsis."""
-    stream = talk.stream(session_id, message)
+    stream = client.stream(session_id, message)
     text = b"".join(iter(stream.write, b"")).decode()
     stream.close()
     text = re.sub(r"evt-[0-9a-z-]+-(\d+)", r"evt-…-\1", text)
@@ -61,8 +61,8 @@ def whole(talk: Client, session_id: str, message: str = "Hi") -> str:
 
 def test_a_turn_with_a_tool_is_byte_for_byte_as_promised() -> None:
     usage = {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}
-    with Client(CALCULATION, answer("15 * 23 is", " 345.", usage=usage)) as talk:
-        assert whole(talk, talk.create()) == (
+    with Client(CALCULATION, answer("15 * 23 is", " 345.", usage=usage)) as client:
+        assert whole(client, client.create()) == (
             'data: {"type":"stream_start","id":"evt-…-1","created_at":"…"}\n'
             "\n"
             'data: {"type":"stream_tool_call","id":"evt-…-2","created_at":"…","data":'
@@ -84,8 +84,8 @@ def test_a_turn_with_a_tool_is_byte_for_byte_as_promised() -> None:
 
 
 def test_an_error_is_byte_for_byte_as_promised() -> None:
-    with Client(answer("Hel", STALL), timeout=2.0, keep_alive=NEVER) as talk:
-        assert whole(talk, talk.create()).split("\n\n")[2:] == [
+    with Client(answer("Hel", STALL), timeout=2.0, keep_alive=NEVER) as client:
+        assert whole(client, client.create()).split("\n\n")[2:] == [
             'data: {"type":"error","id":"evt-…-3","created_at":"…","data":{"error":"The model server did not answer'
             ' in time.","code":"model_timeout","status":504,"message_id":"msg-…"}}',
             "",
@@ -93,31 +93,31 @@ def test_an_error_is_byte_for_byte_as_promised() -> None:
 
 
 def test_an_error_without_text_names_no_message() -> None:
-    with Client(status(401, {"error": "bad key"})) as talk:
-        error = talk.stream(talk.create()).last()["data"]
+    with Client(status(401, {"error": "bad key"})) as client:
+        error = client.stream(client.create()).last()["data"]
         assert set(error) == {"error", "code", "status"}
         assert (error["code"], error["status"]) == ("model_unauthorized", 502)
 
 
 def test_a_tool_that_fails_has_an_error_in_place_of_a_result() -> None:
-    with Client(tool_calls(("fail", {}), ("add", {"a": 1})), tools=[add, fail]) as talk:
-        failed, wrong = [event["data"] for event in talk.stream(talk.create()) if "tool_result" in event["type"]]
+    with Client(tool_calls(("fail", {}), ("add", {"a": 1})), tools=[add, fail]) as client:
+        failed, wrong = [event["data"] for event in client.stream(client.create()) if "tool_result" in event["type"]]
         assert failed == {"id": "call_1", "name": "fail", "error": "it's broken: “no”\nreally"}
         assert set(wrong) == {"id", "name", "error"}
-        told = [message["content"] for message in talk.model.requests[-1]["messages"] if message["role"] == "tool"]
+        told = [message["content"] for message in client.model.requests[-1]["messages"] if message["role"] == "tool"]
         assert told[0] == "error: it's broken: “no”\nreally"
 
 
 def test_the_end_of_a_cancelled_turn_says_so() -> None:
-    with Client(answer("Hel", STALL)) as talk:
-        session_id = talk.create()
-        stream = talk.stream(session_id)
+    with Client(answer("Hel", STALL)) as client:
+        session_id = client.create()
+        stream = client.stream(session_id)
         stream.next("stream_chunk")
-        talk.cancel(session_id)
+        client.cancel(session_id)
         data = stream.last()["data"]
         assert data == {
             "complete_text": "Hel",
-            "message_id": talk.messages(session_id)[-1]["id"],
+            "message_id": client.messages(session_id)[-1]["id"],
             "status": "cancelled",
             "reason": "cancelled",
             "finish_reason": None,
@@ -136,34 +136,34 @@ def test_the_end_of_a_cancelled_turn_says_so() -> None:
     ],
 )
 def test_the_end_tells_how_the_model_finished(given: str | None, expected: tuple[Any, ...]) -> None:
-    with Client(answer("Hello", finish_reason=given)) as talk:
-        data = talk.stream(talk.create()).last()["data"]
+    with Client(answer("Hello", finish_reason=given)) as client:
+        data = client.stream(client.create()).last()["data"]
         assert (data["status"], data.get("reason"), data["finish_reason"]) == expected
         assert ("reason" in data) == (expected[0] != "completed")
 
 
 def test_reasoning_stands_before_the_text_of_its_frame() -> None:
     reply = frames(chunk({"content": "Hello", "reasoning_content": "Hm."}), chunk({}, "stop"))
-    with Client(reply) as talk:
-        types = [event["type"] for event in talk.stream(talk.create())]
+    with Client(reply) as client:
+        types = [event["type"] for event in client.stream(client.create())]
         assert types == ["stream_start", "stream_reasoning", "stream_chunk", "stream_end"]
 
 
 def test_an_answer_of_reasoning_alone_is_completed_and_empty() -> None:
-    with Client(frames(chunk({"reasoning": "Hm."}), chunk({}, "stop"))) as talk:
-        first, thought, last = talk.stream(talk.create())
+    with Client(frames(chunk({"reasoning": "Hm."}), chunk({}, "stop"))) as client:
+        first, thought, last = client.stream(client.create())
         assert (first["type"], thought["type"]) == ("stream_start", "stream_reasoning")
         assert (last["data"]["status"], last["data"]["complete_text"]) == ("completed", "")
 
 
 def test_characters_are_sent_as_themselves_and_lines_stay_whole() -> None:
     text = 'é 漢 😀 \u2028 \u2029 \x85 \x00 \x0b \r\n\r\ndata: [DONE]\n\n: "x"'
-    with Client(answer(text)) as talk:
-        body = b"".join(iter(talk.stream(talk.create()).write, b""))
-        assert "é 漢 😀 \u2028 \u2029".encode() in body
+    with Client(answer(text)) as client:
+        body = b"".join(iter(client.stream(client.create()).write, b""))
+        assert "é 漢 😀 \\u2028 \\u2029 \\u0085".encode() in body  # three that some clients take for line ends
         frames = body.decode().split("\n\n")
         assert len(frames) == 4 and all(frame.startswith("data: ") and "\n" not in frame for frame in frames[:3])
-        assert "\r" not in body.decode()
+        assert "\r" not in body.decode() and body.decode().splitlines() == body.decode()[:-1].split("\n")
         assert json.loads(frames[1][6:])["data"]["content"] == text
 
 
@@ -171,8 +171,8 @@ def test_characters_are_sent_as_themselves_and_lines_stay_whole() -> None:
 
 
 def test_the_headers_are_those_of_an_event_stream() -> None:
-    with Client() as talk:
-        stream = talk.stream(talk.create())
+    with Client() as client:
+        stream = client.stream(client.create())
         stream.rest()
         assert stream.status == 200
         assert stream.headers.getlist("Content-Type") == ["text/event-stream; charset=utf-8"]
@@ -183,16 +183,16 @@ def test_the_headers_are_those_of_an_event_stream() -> None:
 
 
 def test_what_is_wrong_before_the_turn_starts_is_no_stream() -> None:
-    with Client() as talk:
-        session_id = talk.create()
+    with Client() as client:
+        session_id = client.create()
         large = b"x" * ((1 << 20) + 1)
         url = f"/sessions/{session_id}/run_stream"
         refusals = [
-            (400, talk.request("POST", url, b"{}")),
-            (403, talk.request("POST", url, b'{"message": "x"}', {"Origin": "http://evil.example"})),
-            (404, talk.request("POST", "/sessions/session-x/run_stream", b'{"message": "x"}')),
-            (413, talk.request("POST", url, large)),
-            (415, talk.request("POST", url, b'{"message": "x"}', {"Content-Type": "text/plain"})),
+            (400, client.request("POST", url, b"{}")),
+            (403, client.request("POST", url, b'{"message": "x"}', {"Origin": "http://evil.example"})),
+            (404, client.request("POST", "/sessions/session-x/run_stream", b'{"message": "x"}')),
+            (413, client.request("POST", url, large)),
+            (415, client.request("POST", url, b'{"message": "x"}', {"Content-Type": "text/plain"})),
         ]
         for code, response in refusals:
             assert response.status_code == code
@@ -231,19 +231,19 @@ def scripted(rounds: list[tuple[str, Any]], pieces: list[str], ending: str) -> l
 
 
 @pytest.fixture(scope="module")
-def talk() -> Iterator[Client]:
-    with Client(tools=[add, calculator, fail], default=status(400, {"error": "no"})) as talk:
-        yield talk
+def client() -> Iterator[Client]:
+    with Client(tools=[add, calculator, fail], default=status(400, {"error": "no"})) as client:
+        yield client
 
 
 @given(st.lists(tool_rounds, max_size=3), st.lists(texts, max_size=5), st.sampled_from(sorted(endings)))
 @settings(max_examples=30, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_every_turn_keeps_to_the_grammar(
-    talk: Client, rounds: list[tuple[str, Any]], pieces: list[str], ending: str
+    client: Client, rounds: list[tuple[str, Any]], pieces: list[str], ending: str
 ) -> None:
-    session_id = talk.create()
-    talk.model.then(*scripted(rounds, pieces, ending))
-    stream = talk.stream(session_id)
+    session_id = client.create()
+    client.model.then(*scripted(rounds, pieces, ending))
+    stream = client.stream(session_id)
     events = stream.rest()
     assert stream.write() == b""
 
@@ -266,7 +266,7 @@ def test_every_turn_keeps_to_the_grammar(
     answered = [event["data"]["id"] for event in events if event["type"] == "stream_tool_result"]
     assert called == answered and len(called) == sum(len(calls) for _, calls in rounds)
 
-    message = talk.messages(session_id)[-1]
+    message = client.messages(session_id)[-1]
     if last == "stream_end":
         assert events[-1]["data"]["complete_text"] == text
         assert events[-1]["data"]["message_id"] == message["id"]
@@ -298,8 +298,8 @@ def test_each_event_leaves_as_soon_as_it_exists() -> None:
         ),
         frames(wait(go[2]), chunk({"content": "two"}), wait(go[3]), chunk({}, "stop")),
     ]
-    with Client(*replies, tools=[slow], keep_alive=NEVER) as talk:
-        stream = talk.stream(talk.create())
+    with Client(*replies, tools=[slow], keep_alive=NEVER) as client:
+        stream = client.stream(client.create())
         assert b"stream_start" in stream.write()
         assert b'"content":"one"' in stream.write()
         go[0].set()
@@ -339,8 +339,8 @@ def test_events_leave_the_server_as_soon_as_they_exist(server: Server, model: Mo
 
 @pytest.mark.parametrize("silent", [answer(STALL), answer(HEADERS, STALL), answer("Hel", STALL)])
 def test_a_comment_is_sent_again_and_again_while_the_model_is_silent(silent: ReplyTo) -> None:
-    with Client(silent, keep_alive=0.05) as talk:
-        stream = talk.stream(talk.create())
+    with Client(silent, keep_alive=0.05) as client:
+        stream = client.stream(client.create())
         writes = [stream.write() for _ in range(8)]
         assert writes[0].startswith(b'data: {"type":"stream_start"')
         assert writes.count(b": keep-alive\n\n") >= 6
@@ -355,8 +355,8 @@ def test_a_comment_is_sent_while_a_tool_works() -> None:
         go.wait(TIMEOUT)
         return "done"
 
-    with Client(tool_calls(("slow", {})), tools=[slow], keep_alive=0.05) as talk:
-        stream = talk.stream(talk.create())
+    with Client(tool_calls(("slow", {})), tools=[slow], keep_alive=0.05) as client:
+        stream = client.stream(client.create())
         stream.next("stream_tool_call")
         assert [stream.write() for _ in range(3)] == [b": keep-alive\n\n"] * 3
         go.set()
@@ -364,8 +364,8 @@ def test_a_comment_is_sent_while_a_tool_works() -> None:
 
 
 def test_a_comment_comes_after_the_time_of_silence_and_not_before() -> None:
-    with Client(answer(STALL), keep_alive=0.4) as talk:
-        stream = talk.stream(talk.create())
+    with Client(answer(STALL), keep_alive=0.4) as client:
+        stream = client.stream(client.create())
         stream.write()
         began = time.monotonic()
         assert stream.write() == b": keep-alive\n\n"
@@ -375,8 +375,8 @@ def test_a_comment_comes_after_the_time_of_silence_and_not_before() -> None:
 
 def test_no_comment_is_sent_where_events_come_in_time() -> None:
     pieces: list[Piece] = ["x"] * 20
-    with Client(answer(*pieces), keep_alive=NEVER) as talk:
-        stream = talk.stream(talk.create())
+    with Client(answer(*pieces), keep_alive=NEVER) as client:
+        stream = client.stream(client.create())
         assert b": keep-alive" not in b"".join(iter(stream.write, b""))
 
 

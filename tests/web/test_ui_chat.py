@@ -16,10 +16,10 @@ from session_core.model.events import Chunk, Reasoning, ToolCall, ToolResult
 from session_core.turns.event_log import Ended, Failed, LoggedEvent, Started
 from session_core.turns.turn import Turn
 from session_core.turns.turn_request import TurnRequest
-from session_core.web.events import frames
-from session_core.web.ui_messages import UI_BROKEN_OFF, UI_MESSAGES, UiFrames
+from session_core.web.turn_responses import event_blocks
+from session_core.web.ui_messages import UI_MESSAGES, UiRenderer
 from storage import StorageUnavailable
-from tests.support.client import BreakableStorage, Client, json_of, said
+from tests.support.client import BreakableStorage, Client, error_of, json_of
 from tests.support.model_server import BREAK, STALL, answer, status, tool_call, tool_calls, wait
 from tests.support.redis_server import NEEDED, RedisServer
 from tests.support.server import TIMEOUT
@@ -36,9 +36,24 @@ def question(text: str = "Hi", id: str | None = "m1", **more: Any) -> dict[str, 
     return {**named, "role": "user", "parts": [{"type": "text", "text": text}], **more}
 
 
-def chat(client: Client, session: str, *messages: Any, headers: Any = None, **more: Any) -> Any:
-    """The whole answer to a request of the transport."""
-    return client.request("POST", "/ui/chat", {"id": session, "messages": list(messages), **more}, headers)
+def chat(client: Client, session: str, message: Any = None, headers: Any = None, **more: Any) -> Any:
+    """The whole answer to a request of the transport that sends the last message alone."""
+    return client.request("POST", "/ui/chat", {"id": session, "message": message, **more}, headers)
+
+
+def told(text: str, id: str | None = None) -> dict[str, Any]:
+    """A client's copy of an answer."""
+    return question(text, id, role="assistant")
+
+
+def show(client: Client, session: str, *messages: Any, **more: Any) -> Any:
+    """The whole answer to a request of the transport that sends the whole transcript."""
+    return client.request("POST", "/ui/chat", {"id": session, "messages": list(messages), **more})
+
+
+def asked(client: Client) -> list[str]:
+    """What the model was asked last."""
+    return [message["content"] for message in client.model.requests[-1]["messages"]]
 
 
 def chunks(text: str) -> list[Any]:
@@ -181,7 +196,7 @@ def test_a_turn_that_can_be_followed_no_more_is_an_error_and_no_good_end() -> No
             raise StorageUnavailable
 
     lost = Lost("session-1", TurnRequest("Hi"))
-    text = b"".join(frames(lost, 0, 1.0, UiFrames("msg-1").encode, UI_BROKEN_OFF)).decode()
+    text = b"".join(event_blocks(lost, 0, UiRenderer("msg-1"), 1.0)).decode()
     assert types(text) == ["error"]
 
 
@@ -206,9 +221,9 @@ ends = st.sampled_from(
 
 @given(events, ends)
 def test_no_frame_comes_without_its_start_and_none_stays_open(between: list[Any], last: Ended | Failed) -> None:
-    frames = UiFrames("msg-1")
+    renderer = UiRenderer("msg-1")
     log = [LoggedEvent(number, "", 0, event) for number, event in enumerate([Started(), *between, last], 1)]
-    found = chunks(b"".join(map(frames.encode, log)).decode())
+    found = chunks(b"".join(map(renderer.render, log)).decode())
     open_parts: list[str] = []
     for chunk in found[1:-1]:
         kind, id = chunk["type"], chunk.get("id", chunk.get("toolCallId", "step"))
@@ -243,6 +258,7 @@ def test_no_frame_comes_without_its_start_and_none_stays_open(between: list[Any]
         {"id": "session", "messages": [question(id=1)]},  # type: ignore[arg-type]
         {"id": "session", "messages": [{"role": "user"}]},
         {"id": "session", "messages": [question(), {"role": "assistant", "parts": []}]},
+        {"id": "session", "messages": [{"role": "user"}], "trigger": "regenerate-message"},
         {"id": "session", "messages": [question()], "trigger": "resume-stream"},
         {"id": "session", "messages": [question()], "messageId": 1},
         {"id": "session", "messages": [question()], "model": "another"},
@@ -252,7 +268,7 @@ def test_no_frame_comes_without_its_start_and_none_stays_open(between: list[Any]
 def test_a_request_that_says_nothing_is_refused(client: Client, body: dict[str, Any]) -> None:
     if body.get("id") == "session":
         body = {**body, "id": client.create()}
-    assert said(client.request("POST", "/ui/chat", body)) == (400, "invalid_request")
+    assert error_of(client.request("POST", "/ui/chat", body)) == (400, "invalid_request")
     assert client.model.requests == []
 
 
@@ -281,10 +297,13 @@ def test_the_id_of_a_message_is_its_key_whatever_form_it_has(client: Client, id:
         assert questions(client, session) == ["Edited"]
 
 
-def test_the_same_id_for_another_message_is_refused(client: Client) -> None:
+def test_the_same_id_for_another_message_is_an_edit(client: Client) -> None:
     session = client.create()
     assert chat(client, session, question()).status_code == 200
-    assert said(chat(client, session, question("Another"))) == (422, "idempotency_key_reused")
+    for _ in range(2):
+        assert chat(client, session, question("Another")).status_code == 200
+        assert questions(client, session) == ["Another"]
+    assert len(client.model.requests) == 2
 
 
 def test_a_key_of_the_request_wins(client: Client) -> None:
@@ -297,7 +316,7 @@ def test_a_key_of_the_request_wins(client: Client) -> None:
         headers = {"Idempotency-Key": key}
         assert chat(client, session, question("Edited"), messageId="m1", headers=headers).status_code == 200
     assert len(client.model.requests) == 4
-    assert said(chat(client, session, question(), headers={"Idempotency-Key": "two words"})) == (
+    assert error_of(chat(client, session, question(), headers={"Idempotency-Key": "two words"})) == (
         400,
         "invalid_request",
     )
@@ -324,13 +343,89 @@ def test_an_answer_can_be_named_without_any_message(client: Client) -> None:
     assert len(client.model.requests) == 3
 
 
-def test_a_question_that_another_tab_has_dropped_cannot_be_edited(client: Client) -> None:
+def test_a_question_that_another_tab_has_dropped_comes_back_with_what_led_to_it(client: Client) -> None:
     session = client.create()
     chat(client, session, question("One", "m1"))
     chat(client, session, question("Two", "m2"))
     chat(client, session, question("Edited", "m1"), messageId="m1")
-    assert said(chat(client, session, question("Stale", "m2"), messageId="m2")) == (400, "invalid_request")
-    assert questions(client, session) == ["Edited"]
+    assert chat(client, session, question("Stale", "m2"), messageId="m2").status_code == 200
+    assert questions(client, session) == ["One", "Stale"]
+
+
+# --- whole transcripts ---
+
+
+def two_turns(client: Client) -> tuple[str, list[Any]]:
+    """A session of two turns, and what a client has of it."""
+    session = client.create()
+    client.model.then(answer("A1"), answer("A2"))
+    show(client, session, question("Q1", "m1"))
+    show(client, session, question("Q1", "m1"), told("A1"), question("Q2", "m2"))
+    return session, [question("Q1", "m1"), told("A1"), question("Q2", "m2"), told("A2")]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda held: [*held, question("Q3", "m3")], ["Q1", "A1", "Q2", "A2", "Q3"]),
+        (lambda held: [*held[:2], question("Edited", "m3")], ["Q1", "A1", "Edited"]),
+        (lambda held: [*held[:2], question("Edited", "m2")], ["Q1", "A1", "Edited"]),
+        (lambda held: [question("Edited", "m3")], ["Edited"]),
+        (lambda held: [held[0], told("By hand"), question("Q3", "m3")], ["Q1", "By hand", "Q3"]),
+        (lambda held: [*held[2:], question("Q3", "m3")], ["Q1", "A1", "Q2", "A2", "Q3"]),
+        (lambda held: [question("New", "m0"), told("New"), question("Q3", "m3")], ["New", "New", "Q3"]),
+        (
+            lambda held: [question("Be kind.", "s", role="system"), *held, question("Q3")],
+            ["Q1", "A1", "Q2", "A2", "Q3"],
+        ),
+    ],
+)
+def test_what_reaches_the_model_is_what_the_page_shows(client: Client, change: Any, expected: list[str]) -> None:
+    session, held = two_turns(client)
+    assert show(client, session, *change(held)).status_code == 200
+    assert asked(client) == expected
+    assert [message["content"] for message in client.messages(session)] == [*expected, "OK"]
+
+
+@pytest.mark.parametrize("text", ["Q2", "Edited"])
+def test_the_last_question_is_asked_once_more_with_the_text_that_it_has(client: Client, text: str) -> None:
+    session, held = two_turns(client)
+    for number in range(2):  # each is a further try
+        client.model.then(answer(f"Try {number}"))
+        response = show(client, session, *held[:2], question(text, "m2"), trigger="regenerate-message")
+        assert response.status_code == 200
+        assert asked(client) == ["Q1", "A1", text]
+        assert client.messages(session)[-1]["content"] == f"Try {number}"
+
+
+def test_going_back_to_another_version_of_an_answer_brings_that_back(client: Client) -> None:
+    session, held = two_turns(client)
+    client.model.then(answer("B2"))
+    show(client, session, *held[:3], trigger="regenerate-message")
+    show(client, session, *held, question("Q3", "m3"))
+    assert asked(client) == ["Q1", "A1", "Q2", "A2", "Q3"]
+    stored = json_of(client.get(f"/sessions/{session}?replaced=true"))["messages"]
+    assert [message["content"] for message in stored].count("A2") == 1
+
+
+def test_a_transcript_that_is_sent_twice_is_one_turn(client: Client) -> None:
+    session, held = two_turns(client)
+    edited = [*held[:2], question("Edited", "m2")]
+    first, second = show(client, session, *edited), show(client, session, *edited)
+    assert second.headers["Idempotency-Replayed"] == "true"
+    assert chunks(first.text)[0] == chunks(second.text)[0]
+    assert len(client.model.requests) == 3
+
+
+def test_equal_messages_are_told_apart_by_their_ids(client: Client) -> None:
+    session = client.create()
+    held: list[Any] = []
+    for number in range(3):
+        held += [question("Hi", f"m{number}")]
+        show(client, session, *held)
+        held += [told("OK", f"{client.messages(session)[-2]['id']}-answer")]
+    show(client, session, *held[2:4], question("New", "m3"))
+    assert asked(client) == ["Hi", "OK", "Hi", "OK", "New"]
 
 
 def test_a_busy_session_refuses_another_question(client: Client) -> None:
@@ -339,7 +434,7 @@ def test_a_busy_session_refuses_another_question(client: Client) -> None:
     stream = client.stream(session)
     assert stream.next("stream_chunk")
     response = chat(client, session, question("Two", "m2"))
-    assert said(response) == (409, "session_busy")
+    assert error_of(response) == (409, "session_busy")
     assert response.headers["Retry-After"] == "1"
     stream.close()
 
@@ -349,7 +444,7 @@ def test_a_store_that_cannot_write_is_an_answer_before_the_turn() -> None:
     with Client(storage=storage) as client:
         session = client.create()
         storage.broken = True
-        assert said(chat(client, session, question())) == (503, "storage_unavailable")
+        assert error_of(chat(client, session, question())) == (503, "storage_unavailable")
         assert client.model.requests == []
 
 
@@ -393,7 +488,7 @@ def test_there_is_nothing_to_take_up_where_nothing_runs(client: Client) -> None:
     assert client.get(f"/ui/chat/{session}/stream").status_code == 204
     chat(client, session, question())
     assert client.get(f"/ui/chat/{session}/stream").status_code == 204
-    assert said(client.get("/ui/chat/session-none/stream")) == (404, "session_not_found")
+    assert error_of(client.get("/ui/chat/session-none/stream")) == (404, "session_not_found")
 
 
 def test_a_head_request_takes_up_nothing(client: Client) -> None:

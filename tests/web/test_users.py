@@ -15,13 +15,12 @@ from typing import Any
 import pytest
 
 from agent import Agent
-from session_core.stores.files import FileStorage
 from session_core.web.flag_values import SettingsError
 from session_core.web.settings import Settings
 from session_core.web.users import Users
 from session_server import create_app
 from storage import MemoryStorage, Storage
-from tests.support.client import Client, said
+from tests.support.client import Client, error_of
 from tests.support.model_server import STALL, ModelServer, answer, wait
 from tests.support.redis_server import NEEDED, RedisServer
 from tests.support.server import ROOT, TIMEOUT, Reply, Server, wait_until
@@ -216,11 +215,12 @@ def test_the_limit_of_turns_is_shared_and_a_shutdown_ends_all_at_the_same_time(f
     model.default = answer("Hel", STALL)
     stores: dict[str, Storage] = {}
 
-    def store_of(name: str) -> Storage:
-        return stores.setdefault(name, MemoryStorage())
+    class Stores(MemoryStorage):
+        def for_user(self, name: str) -> Storage:
+            return stores.setdefault(name, MemoryStorage())
 
     agent = Agent(api_key="k", base_url=model.base_url, model="m")
-    app = create_app(store_of, agent, Settings(users=file, max_streams=2))
+    app = create_app(Stores(), agent, Settings(users=file, max_streams=2))
     client = app.test_client()
     streams = []
     for user in (*TOKENS, "ann"):
@@ -229,7 +229,7 @@ def test_the_limit_of_turns_is_shared_and_a_shutdown_ends_all_at_the_same_time(f
         if response.status_code == 200:
             streams.append(response)
         else:
-            assert said(response) == (503, "overloaded")
+            assert error_of(response) == (503, "overloaded")
     assert len(streams) == 2
     began = time.monotonic()
     app.extensions["turns"].shut_down(0.5)
@@ -240,13 +240,16 @@ def test_the_limit_of_turns_is_shared_and_a_shutdown_ends_all_at_the_same_time(f
     assert set(stores) == set(TOKENS)
 
 
-def test_users_need_a_store_each(file: str, tmp_path: Path) -> None:
+def test_users_need_a_store_each(file: str) -> None:
+    class OneStore(MemoryStorage):
+        for_user = Storage.for_user
+
     agent = Agent(api_key="k", base_url="http://127.0.0.1:1", model="m")
     with pytest.raises(ValueError, match="store each"):
-        create_app(FileStorage(str(tmp_path / "s")), agent, Settings(users=file))
+        create_app(OneStore(), agent, Settings(users=file))
 
 
 def test_without_users_nothing_is_apart() -> None:
-    with Client() as talk:
-        session = talk.create()
-        assert talk.storage.get(session).id == session
+    with Client() as client:
+        session = client.create()
+        assert client.storage.get(session).id == session

@@ -64,12 +64,12 @@ export class Answer {
   }
 
   /** A result whose call is not shown, since that is on an earlier page, stands for itself and is marked as `lost`. */
-  addResult({ id, name, result, error, failed }) {
+  addResult({ id, name, result, error, failed = error !== undefined }) {
     const words = result ?? `error: ${error}`; // as the model is told, and as it is stored
     const lost = !this.calls.has(id);
     const tool = lost ? this.addCall({ id, name }) : this.calls.get(id);
     tool.classList.toggle("lost", lost);
-    tool.classList.toggle("failed", failed ?? words.startsWith("error: "));
+    tool.classList.toggle("failed", failed);
     tool.querySelector(".outcome").textContent = `→ ${brief(words)}`;
     tool.append(element("pre", { tabindex: "0" }, words));
   }

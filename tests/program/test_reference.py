@@ -1,4 +1,4 @@
-"""The README's tables say what the code does."""
+"""The tables of docs/reference.md say what the code does, and the documents name what is there."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ from session_core.web.page_files import PAGE_FILE_ROUTES
 from session_core.web.settings import FLAGS
 from session_server import Settings, create_app
 from storage import MemoryStorage
-from tests.program.house import rooms
+from tests.program.architecture import NO_WORDS, ROOMS, room_table
+from tests.program.house import CORE, FLOORS
+from tests.program.limits import limits
 from tests.support.server import ROOT
 
-README = (ROOT / "README.md").read_text()
+REFERENCE = (ROOT / "docs" / "reference.md").read_text()
 
 
 def table(heading: str) -> list[list[str]]:
     """The rows of the first table under a heading, their cells without backquotes."""
-    section = README.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+    section = REFERENCE.split(f"# {heading}\n")[1].split("\n## ")[0]
     rows = [line for line in section.splitlines() if line.startswith("| ")]
     return [[cell.strip().replace("`", "") for cell in row.strip("|").split(" | ")] for row in rows[1:]]
 
@@ -70,22 +72,62 @@ def test_every_event_is_in_the_table() -> None:
     assert types | {"error"} == {row[0] for row in table("Events")}
 
 
+def test_every_bound_is_in_the_table_with_its_constant_and_room() -> None:
+    told = [((room, name), value) for _, value, name, room in table("All bounds")]
+    assert len(dict(told)) == len(told)
+    assert dict(told) == limits(ROOT)
+
+
+def test_no_two_bounds_are_told_in_the_same_words() -> None:
+    words = [row[0] for row in table("All bounds")]
+    assert [one for one in words if words.count(one) > 1] == []
+    assert NO_WORDS not in words
+
+
 DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "README.md"]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_file_that_a_document_names_is_there(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
-    for name in re.findall(r"`((?:tests|docs|benchmarks|web|turns|model|stores)/[\w./-]+)`", text):
+    for name in re.findall(r"`((?:tests|docs|benchmarks|session_core)/[\w./-]+)`", text):
         assert (ROOT / name).exists(), name
     for target in re.findall(r"\]\((?!https?:)([^)#]*)(?:#[\w-]+)?\)", text):
         assert (document.parent / target).exists(), target
 
 
-def test_the_architecture_names_every_room() -> None:
-    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    files = [path for name, path in rooms(ROOT).items() if path.name != "__init__.py"]
-    assert [path for path in files if f"`{path.relative_to(ROOT)}`" not in text] == []
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+
+
+def test_the_architecture_has_every_room_with_its_sentence() -> None:
+    found = ROOMS.search(ARCHITECTURE)
+    assert found and found[0] == room_table(ROOT)
+
+
+def test_the_drawing_has_every_place_on_its_floor() -> None:
+    drawing = ARCHITECTURE.split("```")[1]
+    drawn = {name: int(floor) for floor, name in re.findall(r"^(\d) +(\S+)", drawing, re.MULTILINE)}
+    assert drawn == {_path_of(place): floor for place, floor in FLOORS.items()}
+
+
+def _path_of(place: str) -> str:
+    path = place.replace(".", "/")
+    return f"{path}/" if (ROOT / path).is_dir() else f"{path}.py"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_name_that_a_document_places_in_a_room_is_there(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    places = re.findall(r"`([\w.]+)`(?: \([^)]*\))? in\s+`([\w/.]+[.](?:py|js|json))`", text)
+    for name, path in places:
+        file = ROOT / path if (ROOT / path).exists() else ROOT / CORE / path
+        assert name.rpartition(".")[2] in file.read_text(encoding="utf-8"), f"{name} in {path}"
+
+
+def test_each_outside_word_leads_to_a_room() -> None:
+    rows = ARCHITECTURE.split("## From outside words to the code")[1].split("\n|")[3:]
+    assert len(rows) > 20
+    assert [row for row in rows if not re.search(r"`[\w/]+[.]py`", row.split(" | ")[1])] == []
 
 
 def test_every_anchor_of_a_link_is_there() -> None:
@@ -99,8 +141,9 @@ def test_every_anchor_of_a_link_is_there() -> None:
 
 
 def test_the_readme_is_short() -> None:
-    assert len(README.splitlines()) <= 300
-    assert len(README.split("transcript: begin")[1].split("transcript: end")[0].strip().splitlines()) <= 40
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(readme.splitlines()) <= 150
+    assert len(readme.split("transcript: begin")[1].split("transcript: end")[0].strip().splitlines()) <= 40
 
 
 def test_the_example_of_embedding_works_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,168 @@
+"""What a message is, as it is stored: its fields, how each kind is built, and what it says of its turn."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any, Literal, Required, TypedDict, TypeGuard, Unpack, cast, get_args, get_origin, get_type_hints
+
+Status = Literal["completed", "incomplete", "cancelled", "waiting"]
+
+ERROR = "error: "  # what the text of a tool's result begins with where the tool failed
+_REFUSED = " refused"  # stood behind the code of an error where the model server refused the question
+_OLD_NAMES = {"provider_state": "provider_metadata", "goes_on": "continues"}
+_REWRITTEN = {*_OLD_NAMES, "previous_error", "history"}  # where they stand, a message may have to be changed
+
+
+class AttemptFields(TypedDict, total=False):
+    """What the messages of a second or later attempt at a turn have, beside `continues` where that attempt goes on
+    with the one before, and the `idempotency_key` that asked for that."""
+
+    attempt: int
+    continues: bool
+    idempotency_key: str
+
+
+class AnswerFields(AttemptFields, total=False):
+    """What an assistant's message may have beside its text and its tool calls."""
+
+    reasoning: str
+    model: str
+    provider_metadata: dict[str, Any]  # see `session_core/model/provider_metadata.py`
+    status: str  # where the answer is not complete, with the reason
+    reason: str
+    usage: dict[str, Any]
+    finish_reason: str
+    leaves_out: list[str]  # ids of earlier questions without which alone the model server answers
+
+
+class QuestionFields(TypedDict, total=False):
+    """What a user's message may have beside its text and its `idempotency_key`."""
+
+    previous_error: str
+    previous_refused: bool
+    replaces: str
+    after: str
+    client_id: str
+    terms: str
+    history: list[StoredMessage]
+    parts: list[dict[str, Any]]
+
+
+class MessageFields(AnswerFields, QuestionFields, total=False):
+    """A message that is not stored yet. `docs/files.md` says what each field means, and who writes it."""
+
+    role: Required[str]
+    content: Required[str]
+    tool_calls: list[dict[str, Any]]
+    tool_call_id: str
+    name: str
+    is_error: bool
+
+
+class StoredMessage(MessageFields):
+    """A message as it is stored."""
+
+    id: str
+    created_at: str
+
+
+_ALWAYS = ("id", "role", "content", "created_at")  # of every message, all strings
+_OPTIONAL_TYPES = {
+    name: get_origin(hint) or hint for name, hint in get_type_hints(StoredMessage).items() if name not in _ALWAYS
+}
+
+
+def user_message(content: str, key: str | None = None, **fields: Unpack[QuestionFields]) -> MessageFields:
+    """A question, with the idempotency key of its turn. Fields that are empty are left out, here and below."""
+    return _message("user", content, {"idempotency_key": key, **fields})
+
+
+def assistant_message(
+    content: str, calls: Sequence[dict[str, Any]] = (), **fields: Unpack[AnswerFields]
+) -> MessageFields:
+    """An answer, or what the model said before the results of these calls."""
+    return _message("assistant", content, {"tool_calls": calls, **fields})
+
+
+def tool_message(call_id: str, name: str, content: str, is_error: bool | None) -> MessageFields:
+    """What a call of a tool has given, as the model gets it, and whether the tool failed (None: the text tells)."""
+    message: MessageFields = {"role": "tool", "tool_call_id": call_id, "name": name, "content": content}
+    if is_error or (is_error is False and content.startswith(ERROR)):
+        message["is_error"] = is_error
+    return message
+
+
+def tool_call(id: str, name: str, arguments: str) -> dict[str, Any]:
+    """A call, as the Chat Completions API has it. The arguments are JSON, as the model wrote it."""
+    return {"id": id, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def tool_failed(message: MessageFields) -> bool:
+    """Whether the tool failed whose message this is. Earlier versions wrote no `is_error`: then the text tells."""
+    return message.get("is_error", message["content"].startswith(ERROR))
+
+
+def read_status(message: MessageFields) -> Status:
+    """Whether an assistant's message is a whole answer, and why not."""
+    status = message.get("status", "completed")
+    return cast(Status, status) if status in get_args(Status) else "incomplete"
+
+
+def read_error(stored: str | None) -> tuple[str | None, bool]:
+    """The code of the error that ended a turn, and whether the model server refused the question, as earlier versions
+    stored both in one text."""
+    return (stored, False) if stored is None else (stored.removesuffix(_REFUSED), stored.endswith(_REFUSED))
+
+
+def answer_fields(value: dict[str, Any]) -> AnswerFields:
+    """What an assistant's message may have of the fields of a JSON object."""
+    copy = dict(value)
+    _normalize(copy)
+    return cast(AnswerFields, {name: copy[name] for name in copy if name in AnswerFields.__annotations__})
+
+
+def is_message(value: Any) -> TypeGuard[StoredMessage]:
+    """Whether a JSON value is a message: an object with the fields that every message has."""
+    return are_messages([value])
+
+
+def are_messages(values: list[Any]) -> TypeGuard[list[StoredMessage]]:
+    """Whether all these JSON values are messages."""
+    try:
+        return all(set(map(type, map(operator.itemgetter(name), values))) <= {str} for name in _ALWAYS)
+    except (KeyError, TypeError):  # a field is missing, or the value is no object
+        return False
+
+
+def normalize(messages: list[Any]) -> None:
+    """Gives stored messages the fields of this version: those of earlier ones get their new names, and known fields
+    whose values are of a wrong type are left out. Fields that are not known stay."""
+    names: set[str] = set().union(*messages)  # in one pass for each name, since histories are long
+    odd = names & _REWRITTEN
+    for name in names & _OPTIONAL_TYPES.keys():
+        if {type(message[name]) for message in messages if name in message} != {_OPTIONAL_TYPES[name]}:
+            odd.add(name)
+    for message in messages if odd else ():
+        if not odd.isdisjoint(message):
+            _normalize(message)
+
+
+def _normalize(message: dict[str, Any]) -> None:
+    for old, new in _OLD_NAMES.items():
+        if old in message:
+            message[new] = message.pop(old)
+    for name in message.keys() & _OPTIONAL_TYPES.keys():
+        if type(message[name]) is not _OPTIONAL_TYPES[name]:
+            del message[name]
+    code, refused = read_error(message.get("previous_error"))
+    if refused:
+        message |= {"previous_error": code, "previous_refused": True}
+    if "history" in message:
+        message["history"] = [one for one in message["history"] if is_message(one)]
+        normalize(message["history"])
+
+
+def _message(role: str, content: str, fields: dict[str, Any]) -> MessageFields:
+    kept = {name: value for name, value in fields.items() if value}
+    return cast(MessageFields, {"role": role, "content": content, **kept})

@@ -1,0 +1,95 @@
+"""The Chat Completions dialect's answers: a turn as chunks, or as one completion, and an error."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+from flask import Response
+
+from session_core.model.events import Chunk, Reasoning
+from session_core.turns.event_log import Ended, Event, Failed, LoggedEvent, Started
+from session_core.turns.turn import Turn
+from session_core.web.errors import describe_error, json_response
+from session_core.web.openai_history import ChatRequest
+from session_core.web.turn_responses import encode_json, sse_data
+
+_ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+_DONE = b"data: [DONE]\n\n"
+
+
+def openai_error(status: int, code: str, text: str) -> Response:
+    """The error in the form of OpenAI's API."""
+    return json_response(_error(status, code, text), status)
+
+
+class CompletionRenderer:
+    """The chunks of one completion, without the prefix of the answer, which the client has."""
+
+    headers: ClassVar[Mapping[str, str]] = {}
+    comment = b": keep-alive\n"  # an empty line behind it is an empty event for some clients
+
+    def __init__(self, turn: Turn, asked: ChatRequest, model: str) -> None:
+        self._fixed = {"id": f"chatcmpl-{turn.id}", "object": "chat.completion.chunk", "created": int(time.time())}
+        self._fixed["model"] = model
+        self._asked = asked
+        self._prefix_length = len(asked.prefix)
+        self.broken_off = sse_data(encode_json(_error_of("storage_unavailable"))) + _DONE
+
+    def render(self, entry: LoggedEvent) -> bytes:
+        """The frames of the next event, and `[DONE]` behind the last."""
+        block = b"".join(sse_data(encode_json(chunk)) for chunk in self.completion_chunks(entry.event))
+        return block + _DONE if isinstance(entry.event, Ended | Failed) else block
+
+    def completion_chunks(self, event: Event) -> Iterator[dict[str, Any]]:
+        """The chunks of the next event, as objects."""
+        match event:
+            case Started():
+                yield self._chunk({"role": "assistant", "content": ""})
+            case Reasoning():
+                yield self._chunk({"reasoning_content": event.content})
+            case Chunk() if self._prefix_length:
+                self._prefix_length = 0
+            case Chunk():
+                yield self._chunk({"content": event.content})
+            case Ended():
+                yield self._chunk({}, _finish_reason(event))
+                if self._asked.with_usage:
+                    yield {**self._fixed, "choices": [], "usage": event.message.get("usage")}
+            case Failed():
+                yield _error_of(event.code, event.text)
+
+    def _chunk(self, delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
+        return {**self._fixed, "choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason}]}
+
+
+def render_completion(turn: Turn, last: Ended, *, prefix: str = "") -> Response:
+    """The ended turn as one completion, without the prefix of the answer, which the client has."""
+    message: dict[str, Any] = {"role": "assistant", "content": last.complete_text.removeprefix(prefix)}
+    reasoning, after = "", 0
+    while entries := turn.read(after, 0):
+        reasoning += "".join(one.event.content for one in entries if isinstance(one.event, Reasoning))
+        after += len(entries)
+    if reasoning:
+        message["reasoning_content"] = reasoning
+    choice = {"index": 0, "message": message, "finish_reason": _finish_reason(last)}
+    completion = {"id": f"chatcmpl-{turn.id}", "object": "chat.completion", "created": int(time.time())}
+    completion |= {"model": last.message.get("model", ""), "choices": [choice]}
+    completion |= {"usage": usage} if (usage := last.message.get("usage")) else {}
+    return json_response(completion)
+
+
+def _error_of(code: str, text: str | None = None) -> dict[str, Any]:
+    code, status, default = describe_error(code)
+    return _error(status, code, text or default)
+
+
+def _error(status: int, code: str, text: str) -> dict[str, Any]:
+    kind = _ERROR_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    return {"error": {"message": text, "type": kind, "param": None, "code": code}}
+
+
+def _finish_reason(last: Ended) -> str:
+    reason = last.message.get("reason")
+    return str(reason) if reason in ("length", "content_filter") else "stop"

@@ -1,0 +1,203 @@
+"""What the Chat Completions dialect does with the transcript that a client sends: the turn that a request means."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from flask import request
+
+from session_core.data.message import StoredMessage
+from session_core.data.strict_json import to_json
+from session_core.turns.event_log import Ended
+from session_core.turns.local import LocalTurn
+from session_core.turns.sessions import Sessions
+from session_core.turns.stored import StoredTurn, find_turn, last_turn
+from session_core.turns.transcripts import (
+    ClientIntent,
+    ClientMessage,
+    agrees_with_answer,
+    compare_histories,
+    compare_question,
+)
+from session_core.turns.turn import Turn
+from session_core.turns.turn_request import NothingToContinue, TurnRequest
+from session_core.web.errors import ApiError
+from session_core.web.turn_responses import TurnReader, TurnResponses
+from storage import SESSION_ID, Session, SessionBusy, SessionNotFound, Storage, expanded
+
+_SESSION_HEADER = "X-Session-Id"
+_NOT_KEPT = re.compile(r"(?:temporary|local):|\{\{")  # Open WebUI's chats that are not saved; an unfilled template
+_MAX_LOOKS = 3  # at a session in which turns start and end meanwhile
+
+
+@dataclass(frozen=True)
+class ChatRequest:
+    """A request. `messages` are the user's and the assistant's, oldest first, as they are stored; the last is the
+    question. `prefix` is the beginning of its answer, which is to be continued. `instructions` are the texts of its
+    system messages, None where it has none."""
+
+    messages: list[StoredMessage]
+    prefix: str
+    instructions: str | None
+    model: str | None
+    stream: bool
+    with_usage: bool
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def turn_request(self, asked: TurnRequest, key: str | None = None) -> TurnRequest:
+        """What is asked for, with what the request sets for this turn alone."""
+        return dataclasses.replace(
+            asked,
+            key=key,
+            prefix=self.prefix,
+            model=self.model,
+            system_prompt=self.instructions,
+            options=self.options or None,
+            terms=self.terms,
+        )
+
+    @property
+    def terms(self) -> str:
+        """A digest of all but the conversation."""
+        value = [self.model, self.instructions, self.options, self.prefix]
+        return hashlib.sha256(to_json(value)).hexdigest()[:32]
+
+
+class ChatName(NamedTuple):
+    """The session that a request names. `whole_chats` says that its front end sends each chat from its beginning."""
+
+    session_id: str
+    whole_chats: bool
+
+
+def find_chat(storage: Storage, headers: Sequence[str]) -> ChatName | None:
+    """The session that X-Session-Id names, or one of these headers. None where none does, or the chat is not to be
+    kept. Raises ApiError.
+
+    A value that is the id of a session names that one; any other value stands for an id of its own.
+    """
+    name = next((name for name in (_SESSION_HEADER, *headers) if request.headers.get(name)), _SESSION_HEADER)
+    value = request.headers.get(name, "")
+    if not value or _NOT_KEPT.match(value):
+        return None
+    if not re.fullmatch(r"[\x21-\x7e]{1,128}", value):
+        raise ApiError("invalid_request", f"{name} must be 1 to 128 visible ASCII characters.")
+    if SESSION_ID.fullmatch(value):
+        with contextlib.suppress(SessionNotFound):
+            storage.running(value)
+            return ChatName(value, whole_chats=name != _SESSION_HEADER)
+    return ChatName(f"session-{hashlib.sha256(value.encode()).hexdigest()[:32]}", whole_chats=name != _SESSION_HEADER)
+
+
+def start_one_shot(responses: TurnResponses, asked: ChatRequest) -> TurnReader:
+    """Reads a turn in a session in memory, which goes with its answer."""
+    session_id = responses.one_shot.create(asked.messages)
+
+    def forget() -> None:
+        with contextlib.suppress(SessionNotFound):
+            responses.one_shot.delete(session_id)
+
+    with contextlib.ExitStack() as stack:
+        stack.callback(forget)
+        continues = asked.turn_request(TurnRequest(continues=True))
+        reader = responses.start(session_id, continues, keeps_running=False, sessions=responses.one_shot)
+        stack.callback(reader.close)
+        return dataclasses.replace(reader, close=stack.pop_all().close)
+
+
+def start_in_session(responses: TurnResponses, chat: ChatName, asked: ChatRequest, key: str | None) -> TurnReader:
+    """Reads the turn that a request means in a session, which is made where it does not exist.
+
+    Where another turn runs there, a front end that sends whole chats gets an answer to its own transcript.
+    """
+    sessions = responses.sessions
+    sessions.storage.ensure(chat.session_id)
+    unanswered: set[str] = set()
+    for look in range(1, _MAX_LOOKS + 1):
+        try:
+            found = _look(sessions, chat, asked, key, unanswered)
+            if isinstance(found, Turn):
+                reader = responses.join(found)
+            else:
+                reader = responses.start(chat.session_id, found, keeps_running=False)
+            return dataclasses.replace(reader, headers={**reader.headers, _SESSION_HEADER: chat.session_id})
+        except (NothingToContinue, SessionBusy) as error:  # a turn has ended or started since the look
+            if look == _MAX_LOOKS:
+                if isinstance(error, SessionBusy) and chat.whole_chats:
+                    break
+                raise
+            with contextlib.suppress(SessionBusy):
+                sessions.attach(chat.session_id)  # which waits until the question of a turn that starts is stored
+    return start_one_shot(responses, asked)
+
+
+def _look(
+    sessions: Sessions, chat: ChatName, asked: ChatRequest, key: str | None, unanswered: set[str]
+) -> Turn | TurnRequest:
+    """The turn that the request is a retry of, or what it asks for.
+
+    `unanswered` are the questions that earlier looks saw without an answer, or while their turn ran. A turn that
+    has answered one since is joined like one that runs.
+    """
+    session = sessions.session(chat.session_id)
+    if key is not None and (known := find_turn(session, key)):
+        stored = dataclasses.replace(TurnRequest.stored(known.messages[0], key), text=asked.messages[-1]["content"])
+        return asked.turn_request(stored, key)
+    intent = _compare(session, chat, asked)
+    last = last_turn(session)
+    if intent.kind == "retry" and last is not None and intent.id == last.messages[0]["id"]:
+        return _retry(sessions, session.id, last, asked, key, unanswered)
+    return asked.turn_request(intent.request(asked.messages), key)
+
+
+def _compare(session: Session, chat: ChatName, asked: ChatRequest) -> ClientIntent:
+    if len(asked.messages) == 1 and not chat.whole_chats:
+        return compare_question(session.conversation, asked.messages[0]["content"])
+    transcript = [
+        ClientMessage("user" if one["role"] == "user" else "assistant", one["content"]) for one in asked.messages
+    ]
+    return compare_histories(expanded(session.messages), transcript)
+
+
+def _retry(
+    sessions: Sessions, session_id: str, last: StoredTurn, asked: ChatRequest, key: str | None, unanswered: set[str]
+) -> Turn | TurnRequest:
+    """The session's last turn, where it is what is asked for and the caller cannot have seen its answer; or the wish
+    that it goes on, or for another answer. Raises SessionBusy where the last turn is another wish, and runs."""
+    question, turn = last.messages[0], sessions.attach(session_id)
+    own = turn if turn is not None and turn.message_id == question["id"] else None
+    runs = own is not None and not own.ended
+    another_answer = asked.turn_request(TurnRequest(asked.messages[-1]["content"], question["id"]), key)
+    continued = asked.turn_request(TurnRequest(continues=True), key)
+    if not _is_same_wish(own, question, asked, key):
+        if runs:
+            raise SessionBusy(session_id)
+        begun = asked.prefix and not last.complete and agrees_with_answer(last.messages[1:], asked.prefix)
+        return continued if begun else another_answer
+    if last.complete and not runs and question["id"] not in unanswered:  # the caller can have seen the answer
+        return another_answer
+    unanswered.add(question["id"])
+    if own is not None and _has_an_answer(own, sessions):
+        return own
+    return another_answer if last.complete else continued
+
+
+def _is_same_wish(turn: Turn | None, question: StoredMessage, asked: ChatRequest, key: str | None) -> bool:
+    """Whether the session's last turn was asked for with the same as is asked for now, beside the transcript."""
+    terms = turn.request.terms if isinstance(turn, LocalTurn) else None
+    may_join = turn is None or turn.ended or key in (None, turn.request.key)
+    return may_join and asked.terms == (terms or question.get("terms"))
+
+
+def _has_an_answer(turn: Turn, sessions: Sessions) -> bool:
+    """Whether the turn runs, or has its whole answer."""
+    if not turn.ended:
+        return isinstance(turn, LocalTurn) or sessions.running(turn.session_id)
+    last = turn.result()
+    return isinstance(last, Ended) and "status" not in last.message

@@ -1,0 +1,264 @@
+"""What all dialects share: a turn that is started, joined or watched, and the response that tells of it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+from flask import Blueprint, Response, g, request
+
+from session_core.turns.event_log import Ended, Failed, LoggedEvent
+from session_core.turns.sessions import Sessions, SessionsOfUsers
+from session_core.turns.turn import Overloaded, Role, Turn
+from session_core.turns.turn_request import TurnRequest
+from session_core.web.errors import error_response
+from session_core.web.settings import Settings
+from session_core.web.shown_turn import ShownTurn
+from storage import StorageUnavailable
+
+_BLOCK_BYTES = 1 << 16  # of events in one write, which is also what a client that stops reading holds up
+_LOOK_SECONDS = 1.0  # between two looks whether a silent client has left
+
+# Gives text; to_json gives bytes, and takes twice as long.
+encode_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
+def sse_data(text: str) -> bytes:
+    """A JSON text as one frame of a stream. What some clients take for the end of a line is escaped."""
+    if not text.isascii():
+        text = text.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029").replace("\x85", "\\u0085")
+    return f"data: {text}\n\n".encode()
+
+
+class Renderer(Protocol):
+    """Makes the frames of a dialect from the events of one turn."""
+
+    headers: ClassVar[Mapping[str, str]]  # of the stream
+    comment: bytes  # while the turn is silent
+    broken_off: bytes  # where the turn can be followed no more
+
+    def render(self, entry: LoggedEvent) -> bytes:
+        """The frames of the next event."""
+
+
+@dataclass(frozen=True)
+class TurnReader:
+    """A request that reads a turn, until `close`. `headers` tell of the turn."""
+
+    turn: Turn
+    headers: Mapping[str, str]
+    close: Callable[[], None]
+
+
+class TurnResponses:
+    """Responses that tell of turns.
+
+    Each turn that is started or replayed takes one of `settings.max_responses` places, and each client that reads a
+    turn which another one has started one of `settings.max_watchers`, so that plain requests always find a free
+    thread, and a new turn a free place.
+
+    `one_shot` are the sessions of requests that store nothing.
+    """
+
+    def __init__(self, sessions_of_users: SessionsOfUsers, one_shot: Sessions, settings: Settings) -> None:
+        self.one_shot = one_shot
+        self._sessions_of_users = sessions_of_users
+        self._show_reasoning = settings.show_reasoning
+        self._keep_alive = settings.keep_alive
+        self._responses = _Places(settings.max_responses)
+        self._watchers = _Places(settings.max_watchers)
+
+    @property
+    def sessions(self) -> Sessions:
+        """The sessions of the user who asks."""
+        return self._sessions_of_users.of(g.get("user", ""))
+
+    def start(
+        self, session_id: str, asked: TurnRequest, *, keeps_running: bool = True, sessions: Sessions | None = None
+    ) -> TurnReader:
+        """Reads the turn that a request asks for. Raises what `Turns.start` raises.
+
+        A turn that starts is cancelled when nobody reads it any more, unless it, or a request that joins it, wants it
+        to run on (`keeps_running`).
+        """
+        sessions = sessions or self.sessions
+        sessions.models.check(asked.model)
+        with contextlib.ExitStack() as stack:
+            admit = functools.partial(self._responses.take, stack)
+            turn, replayed = sessions.start(session_id, asked, admit=admit, observer=g.observed)
+            headers = {"Idempotency-Replayed": "true"} if replayed else {}
+            if turn.request is asked:
+                return self._read(turn, headers, stack, "first", keeps_running=keeps_running)
+            self._take_further(turn, stack)
+            return self._read(turn, headers, stack, "joined", keeps_running=keeps_running)
+
+    def join(self, turn: Turn) -> TurnReader:
+        """Reads a turn that another request asked for, on behalf of a client that asks for the same."""
+        with contextlib.ExitStack() as stack:
+            self._take_further(turn, stack)
+            return self._read(turn, {}, stack, "joined", keeps_running=False)
+
+    def watch(
+        self, turn: Turn | None, index: Callable[[Turn | None], int], renderer: Callable[[Turn], Renderer]
+    ) -> Response:
+        """A stream of the events behind the first `index(turn)` ones. 204 where none comes."""
+        with contextlib.ExitStack() as stack:
+            try:
+                self._watchers.take(stack)
+                slot = True
+            except Overloaded:
+                if turn is not None and not turn.ended:
+                    raise  # before `index`, which may wait for an event of another process
+                slot = False
+            shown = turn if turn is None or self._show_reasoning else ShownTurn(turn)
+            after = index(shown)
+            if turn is None or shown is None or (turn.ended and after == shown.length):
+                return Response(status=204)
+            if not slot:
+                raise Overloaded
+            reader = self._read(turn, {}, stack, "watching", keeps_running=None)
+            return self.stream(dataclasses.replace(reader, turn=shown), renderer(shown), after)
+
+    def stream(self, reader: TurnReader, renderer: Renderer, after: int = 0) -> Response:
+        """The turn's events behind the first `after` ones, as they come, until the last."""
+        blocks = event_blocks(reader.turn, after, renderer, self._keep_alive, self._client_left(reader.turn))
+        response = Response(blocks, content_type="text/event-stream; charset=utf-8", headers=reader.headers)
+        response.headers.update(renderer.headers)
+        response.headers["Cache-Control"] = "no-cache, no-transform"
+        response.headers["X-Accel-Buffering"] = "no"
+        response.call_on_close(reader.close)
+        return response
+
+    def fail_early(self, reader: TurnReader, after: int, seconds: float) -> Response | None:
+        """The error that ends the turn, where it comes behind the first `after` events within so many seconds."""
+        with contextlib.ExitStack() as stack:
+            stack.callback(reader.close)
+            entries = reader.turn.read(after, seconds)
+            if entries and isinstance(entries[0].event, Failed):
+                return _failed(reader, entries[0].event)
+            stack.pop_all()
+        return None
+
+    def whole(self, reader: TurnReader, render: Callable[[Turn, Ended], Response]) -> Response:
+        """The turn's answer as `render` gives it, when the turn has ended, or the error that ended it."""
+        turn, left = reader.turn, self._client_left(reader.turn)
+        try:
+            while left is not None and not turn.wait(_LOOK_SECONDS) and not left():
+                pass
+            if left is not None and left():
+                return Response(status=204)  # which nobody reads
+            last = turn.result()
+        finally:
+            reader.close()
+        if isinstance(last, Failed):
+            return _failed(reader, last)
+        response = render(turn, last)
+        response.headers.update(reader.headers)
+        return response
+
+    def _take_further(self, turn: Turn, stack: contextlib.ExitStack) -> None:
+        """Takes a place for a client beside the one that started the turn: of an ended one, the same as for that."""
+        (self._responses if turn.ended else self._watchers).take(stack)
+
+    def _read(
+        self,
+        turn: Turn,
+        headers: Mapping[str, str],
+        stack: contextlib.ExitStack,
+        role: Role,
+        *,
+        keeps_running: bool | None,
+    ) -> TurnReader:
+        """A reader of the turn. Its `close` is that of what the stack holds."""
+        if role == "watching" or not turn.ended:
+            turn.readers.add(role, keeps_running=keeps_running)
+            stack.callback(turn.leave, role)
+        return TurnReader(turn if self._show_reasoning else ShownTurn(turn), headers, stack.pop_all().close)
+
+    def _client_left(self, turn: Turn) -> Callable[[], bool] | None:
+        """A function that tells whether the client of this request has left, where that is of interest and the WSGI
+        server tells it."""
+        left: Callable[[], bool] | None = request.environ.get("waitress.client_disconnected")
+        return left if turn.readers.may_end_it else None
+
+
+class _Places:
+    """A number of places, of which each response takes one."""
+
+    def __init__(self, count: int) -> None:
+        self._lock = threading.Lock()
+        self._count = count
+        self.taken = 0
+
+    def take(self, stack: contextlib.ExitStack) -> None:
+        """Takes one, which the stack gives back. Raises Overloaded where none is free."""
+        with self._lock:
+            if self.taken == self._count:
+                raise Overloaded
+            self.taken += 1
+        stack.callback(self._give_back)
+
+    def _give_back(self) -> None:
+        with self._lock:
+            self.taken -= 1
+
+
+def _failed(reader: TurnReader, last: Failed) -> Response:
+    retry_after = {} if last.retry_after is None else {"Retry-After": last.retry_after}
+    return error_response(last.code, last.text, {**reader.headers, **retry_after})
+
+
+def event_blocks(
+    turn: Turn, after: int, renderer: Renderer, keep_alive: float, client_left: Callable[[], bool] | None = None
+) -> Iterator[bytes]:
+    """The turn's events behind the first `after` ones as frames, as they come, until the last.
+
+    A comment comes after `keep_alive` seconds of silence. The stream ends where the client has left.
+    """
+    seconds = keep_alive if client_left is None else min(keep_alive, _LOOK_SECONDS)
+    silent_seconds = 0.0
+    while True:
+        try:
+            entries = turn.read(after, seconds)
+        except StorageUnavailable:  # the turn runs elsewhere; the stream breaks off, and a client can resume it
+            yield renderer.broken_off
+            return
+        if not entries:
+            if client_left is not None and client_left():
+                return
+            silent_seconds += seconds
+            if silent_seconds >= keep_alive:
+                yield renderer.comment
+                silent_seconds = 0.0
+            continue
+        yield from _blocks(entries, renderer)
+        silent_seconds = 0.0
+        after += len(entries)
+        if isinstance(entries[-1].event, Ended | Failed):
+            return
+
+
+def add_stream(blueprint: Blueprint, rule: str, view: Callable[..., Response]) -> None:
+    """Adds a route that streams. It takes no HEAD, since some WSGI servers send a stream's body to that too."""
+    blueprint.get(rule)(view)
+
+    def forget_head(state: Any) -> None:
+        for found in state.app.url_map.iter_rules(f"{blueprint.name}.{view.__name__}"):
+            found.methods.discard("HEAD")
+
+    blueprint.record(forget_head)
+
+
+def _blocks(entries: list[LoggedEvent], renderer: Renderer) -> Iterator[bytes]:
+    block = b""
+    for entry in entries:
+        block += renderer.render(entry)
+        if len(block) >= _BLOCK_BYTES or entry is entries[-1]:
+            yield block
+            block = b""

@@ -1,0 +1,56 @@
+"""The table of a message's fields in `docs/files.md`, held against the type and the server."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+
+from session_core.data.message import StoredMessage
+from session_core.data.session import session_from
+from session_core.stores.file_layout import layout
+from session_core.stores.files import FileStorage
+from tests.support.client import Client
+
+ROOT = Path(__file__).parent.parent.parent
+SHOWN = {"yes", "with `-show_reasoning`"}
+TYPES = {str: "text", int: "number", bool: "boolean", dict: "object", list: "list"}
+MESSAGE: dict[str, Any] = {
+    **{"id": "msg-1", "content": "Hi", "created_at": "2026-01-31T12:34:56Z", "parts": [], "idempotency_key": "k"},
+    **{
+        "previous_error": "model_error",
+        "previous_refused": True,
+        "replaces": "msg-0",
+        "history": [],
+        "tool_calls": [],
+    },
+    **{"reasoning": "hm", "model": "m", "provider_metadata": {}, "status": "cancelled", "reason": "cancelled"},
+    **{"usage": {}, "finish_reason": "stop", "tool_call_id": "c", "name": "n", "is_error": True, "attempt": 2},
+    **{"continues": True},
+}
+
+
+def rows() -> dict[str, list[str]]:
+    """The cells of the table behind each field's name."""
+    text = (ROOT / "docs" / "files.md").read_text(encoding="utf-8")
+    part = text.split("## The fields of a message")[1].split("\n## ")[0]
+    return {row[0]: row[1].split(" | ") for row in re.findall(r"^\| `(\w+)` \| (.*) \|$", part, re.MULTILINE)}
+
+
+def test_the_document_has_the_fields_of_the_type() -> None:
+    hints = get_type_hints(StoredMessage)
+    assert {name: row[0] for name, row in rows().items()} == {
+        name: TYPES[getattr(hint, "__origin__", hint)] for name, hint in hints.items()
+    }
+    assert MESSAGE.keys() | {"role"} == hints.keys()
+
+
+@pytest.mark.parametrize("role", ["user", "assistant", "tool"])
+def test_callers_see_the_fields_that_the_document_says(role: str, tmp_path: Path) -> None:
+    value = {"id": "session-1", "created_at": "t", "messages": [{**MESSAGE, "role": role}], "updated_at": "t"}
+    (tmp_path / "session-1.json").write_bytes(layout(session_from("session-1", value)))
+    with Client(storage=FileStorage(str(tmp_path))) as client:
+        (shown,) = client.messages("session-1")
+        assert shown.keys() == {name for name, row in rows().items() if row[4] in SHOWN}

@@ -1,0 +1,72 @@
+"""A session that is deleted while its turn runs."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+from werkzeug.test import TestResponse
+
+from session_core.stores.files import FileStorage
+from storage import Storage
+from tests.support.client import Client, error_of, json_of
+from tests.support.model_server import STALL, answer
+from tests.support.phases import Tool, every_phase, outcome, phase
+from tests.support.server import TIMEOUT
+
+
+@every_phase
+def test_a_running_turn_has_ended_when_its_session_is_deleted(where: str, tool: Tool, tmp_path: Path) -> None:
+    with phase(where, tool, storage=FileStorage(str(tmp_path))) as now:
+        client = now.client
+        session_id = client.create()
+        stream = client.stream(session_id)
+        now.reached()
+        began = time.monotonic()
+        assert client.request("DELETE", f"/sessions/{session_id}").status_code == 200
+        assert time.monotonic() - began < 15
+        assert error_of(client.get(f"/sessions/{session_id}")) == (404, "session_not_found")
+        last = stream.last()
+        assert (last["type"], last["data"]["status"]) == ("stream_end", "cancelled")
+        if now.connected:
+            assert client.model.closed.wait(5)
+        tool.go.set()
+    assert error_of(client.get(f"/sessions/{session_id}")) == (404, "session_not_found")
+    assert json_of(client.get("/sessions")) == {"sessions": []}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_run_of_a_deleted_session_answers_with_what_there_was() -> None:
+    with Client(answer("Hel", STALL)) as client:
+        session_id = client.create()
+        waiting = client.later(client.run, session_id)
+        client.model.wait_for(1)
+        assert client.request("DELETE", f"/sessions/{session_id}").status_code == 200
+        response: TestResponse = waiting.result(TIMEOUT)
+        assert outcome(response)[2] == "cancelled"
+
+
+def test_a_session_that_was_deleted_stays_so_whoever_writes_at_the_same_time(storage: Storage) -> None:
+    with Client(storage=storage) as client:
+        for _ in range(15):
+            session_id = client.create()
+            together = threading.Barrier(3)
+
+            def at_once(
+                method: str, path: str, data: object, id: str = session_id, start: threading.Barrier = together
+            ) -> int:
+                start.wait(TIMEOUT)
+                return client.request(method, f"/sessions/{id}{path}", data).status_code
+
+            asked = [
+                client.later(at_once, "POST", "/run", {"message": "Hi"}),
+                client.later(at_once, "PATCH", "", {"title": "x"}),
+                client.later(at_once, "DELETE", "", None),
+            ]
+            answers = [one.result(TIMEOUT) for one in asked]
+            assert answers[0] in (200, 404)
+            assert answers[1] in (200, 404, 409)
+            assert answers[2] == 200
+            assert client.get(f"/sessions/{session_id}").status_code == 404
+        assert json_of(client.get("/sessions")) == {"sessions": []}
