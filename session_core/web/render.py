@@ -1,7 +1,7 @@
 """Markdown as a tree of a few elements: tables, code in colours, and mathematics as MathML.
 
-A tree is a text, or a name with attributes and children. The elements, attributes and colours are those that stand here
-by name; nothing of the text becomes another. So whoever makes nodes of it trusts no string.
+A tree is a text, or a name with attributes and children. The elements, attributes and colours are those that stand
+here by name; nothing of the text becomes another. So whoever makes nodes of it trusts no string.
 """
 
 from __future__ import annotations
