@@ -17,9 +17,9 @@ from tests.support import commonmark
 from tests.support.client import Client
 from tests.support.server import ROOT
 
-_ELEMENTS = """p h3 h4 h5 h6 blockquote ul ol li hr strong em del br code pre a span sup section div
-    table thead tbody tr th td math mi mn mo ms mtext mspace mrow mfrac msqrt mroot mstyle merror mpadded mphantom menclose msub msup msubsup
-    munder mover munderover mmultiscripts mtable mtr mtd"""
+_ELEMENTS = """p h3 h4 h5 h6 blockquote ul ol li hr strong em del br code pre a span sup section div table thead
+    tbody tr th td math mi mn mo ms mtext mspace mrow mfrac msqrt mroot mstyle merror mpadded mphantom menclose msub
+    msup msubsup munder mover munderover mmultiscripts mtable mtr mtd"""
 _ATTRIBUTES = """class start href language display mathvariant stretchy fence form accent columnalign rowspacing width
     linethickness movablelimits"""
 _CLASSES = "center end task footnote footnotes comment keyword string number symbol removed added"

@@ -19,10 +19,9 @@ export function stay() {
 }
 
 scroller.addEventListener("scroll", () => {
-  // A move upwards leaves the end, however small it is. Text that grows does not, and text that shrinks leaves no rest.
+  // A move upwards leaves the end, however small it is. Text that shrinks moves too, but leaves nothing below.
   const rest = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight;
-  if (rest < 1) atBottom = true;
-  else if (scroller.scrollTop < lastTop) atBottom = false;
+  if (scroller.scrollTop < lastTop && rest >= 1) atBottom = false;
   else if (scroller.scrollTop > lastTop && rest < 40) atBottom = true;
   lastTop = scroller.scrollTop;
   $("latest").hidden = atBottom;
