@@ -98,7 +98,9 @@ class StoredTurn:
             return None
         open_calls = self._open_calls([calling])
         pending = {call.id: calling["pending"][call.id] for call in open_calls if call.id in calling["pending"]}
-        return None if len(pending) < len(open_calls) else {**calling, "status": "waiting", "pending": pending}
+        if len(pending) < len(open_calls) or (self.is_last and not pending):
+            return None
+        return {**calling, "status": "waiting", "pending": pending}
 
     @property
     def unanswered(self) -> list[ToolCall]:
