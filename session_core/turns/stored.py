@@ -209,7 +209,7 @@ def outgoing_messages(
 
 
 def _without_refused_turns(kept: list[StoredMessage]) -> list[StoredMessage]:
-    left_out = {id for message in kept for id in message.get("leaves_out", ())}
+    left_out = {id for message in kept for id in message.get("leaves_out", ()) if isinstance(id, str)}
     found: list[StoredMessage] = []
     turn: list[StoredMessage] = []
     for message in kept:
