@@ -4,14 +4,15 @@
 Reading needs no lock. To change a session, a caller locks it first, and is then the only one that can change it,
 between threads and between processes alike.
 
-A store writes six primitives of `Storage` and five of `LockedSession`. `tests/support/storage_conformance.py` checks
-it. A store whose turns survive the process, or can be followed by other servers, also has `LockedSession.record`,
-`Storage.journal` and `Storage.turn_feed`.
+A store writes eight primitives of `Storage` and five of `LockedSession`. `tests/support/storage_conformance.py`
+checks it. A store whose turns survive the process, or can be followed by other servers, also has
+`LockedSession.record`, `Storage.journal` and `Storage.turn_feed`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import threading
 import time
@@ -123,12 +124,11 @@ class Storage(ABC):
         Raises SessionNotFound for what has not the form of an id, and StorageUnavailable.
         """
         try:
-            self._running(checked_id(session_id))
+            self.running(session_id)
         except SessionNotFound:
-            checked_id(session_id)
             now = timestamp()
             with contextlib.suppress(SessionExists):
-                self._create(Session(session_id, now, now))
+                self._create(Session(checked_id(session_id), now, now))
 
     def get(self, session_id: str) -> Session:
         """The session as it is now. While a turn runs, it holds all that the turn has stored so far.
@@ -158,15 +158,13 @@ class Storage(ABC):
         page = ids if limit is None else ids[:limit]
         return page, page[-1] if len(page) < len(ids) else None
 
-    def unchanged_since(self, when: float) -> Iterator[str]:
-        """The ids of sessions that have not changed since this time, in seconds since 1970. A caller that acts on
-        one locks it, and looks at its `updated_at` again."""
-        for session_id in reversed(self._ids()):
-            with contextlib.suppress(SessionNotFound):
-                updated = self.summary(session_id).updated_at
-                if updated is not None and updated >= timestamp(when):
-                    return
-                yield session_id
+    def clock(self) -> float:
+        """The time, in seconds since 1970, by the clock by which this store says when sessions have changed."""
+        return time.time()
+
+    def changed_since(self, when: float) -> Iterator[str]:
+        """The ids of sessions that have changed since this time, by `clock`, most recently changed first."""
+        return itertools.takewhile(lambda session_id: self.changed_at(session_id) >= when, self._ids())
 
     def for_user(self, name: str) -> Storage:
         """A store of this user's own, apart from this one and from those of all others. It shares with this one what
@@ -222,6 +220,14 @@ class Storage(ABC):
         """Raises StorageUnavailable if sessions could not be written now."""
 
     @abstractmethod
+    def changed_at(self, session_id: str) -> float:
+        """When the session last changed, by `clock`. Raises SessionNotFound and StorageUnavailable."""
+
+    @abstractmethod
+    def unchanged_since(self, when: float) -> Iterator[str]:
+        """The ids of sessions that did not change since this time, by `clock`, when they were looked at."""
+
+    @abstractmethod
     def _create(self, session: Session) -> None:
         """Stores a new session, durably. Where there is one of its id, leaves it, and may raise SessionExists."""
 
@@ -243,10 +249,8 @@ class Storage(ABC):
 
 
 class LockedSession(ABC):
-    """A session that this caller alone can change, until `release`. RuntimeError after that.
-
-    Not safe for several threads at once.
-    """
+    """A session that this caller alone can change, until `release`. RuntimeError after that. Not safe for several
+    threads at once."""
 
     def __init__(self, session_id: str) -> None:
         self.id = session_id
@@ -387,9 +391,6 @@ def checked_id(session_id: str) -> str:
     return session_id
 
 
-# --- in memory ---
-
-
 @dataclass
 class _MemorySession:
     """A session in memory. It holds the JSON lines of a file, so that both stores refuse the same and give copies."""
@@ -431,10 +432,13 @@ class MemoryStorage(Storage):
         with self._mutex:
             return [id for _, id in sorted((-found.order, id) for id, found in self._sessions.items())]
 
+    def changed_at(self, session_id: str) -> float:
+        with self._mutex:
+            return self._find(session_id).order / 1e9
+
     def unchanged_since(self, when: float) -> Iterator[str]:
         with self._mutex:
-            orders = [(found.order, id) for id, found in self._sessions.items()]
-        yield from (id for order, id in orders if order < when * 1e9)
+            return iter([id for id, found in self._sessions.items() if found.order < when * 1e9])
 
     def _lock(self, session_id: str, turn: bool) -> LockedSession | None:
         with self._mutex:

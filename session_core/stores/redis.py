@@ -97,6 +97,18 @@ class RedisStorage(Storage):
             return None
         return RedisTurnFeed(self._connection, self._keys, session_id, published)
 
+    def clock(self) -> float:
+        seconds, microseconds = self._connection.time()
+        return seconds + microseconds / 1e6
+
+    def changed_at(self, session_id: str) -> float:
+        found = self._run("look at", "score", checked_id(session_id), session_id)
+        return -float(found) / 1e6 if found else self.clock()
+
+    def changed_since(self, when: float) -> Iterator[str]:
+        found = self._run("list", "newer", "", int(when * 1_000_000))
+        yield from (id.decode() for id in found)
+
     def unchanged_since(self, when: float) -> Iterator[str]:
         kept = 0  # of those that were given, which the caller has not deleted
         while found := self._run("list", "older", "", int(when * 1_000_000), kept, _LISTED_AT_ONCE):

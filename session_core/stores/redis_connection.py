@@ -62,6 +62,11 @@ class RedisConnection:
         """Raises StorageUnavailable if Redis cannot be written now."""
         call("write to Redis", lambda: self.client.set(_CHECK_KEY, b"", px=KEEP_MILLISECONDS), level=level)
 
+    def time(self) -> tuple[int, int]:
+        """Redis' time, in seconds since 1970 and microseconds. Raises StorageUnavailable."""
+        seconds, microseconds = call("ask Redis for the time", lambda: self.client.time())
+        return int(seconds), int(microseconds)
+
     def run(self, script: str, keys: list[str], arguments: Sequence[Argument], client: Any = None) -> Any:
         """The result of a script on these keys. Each script may run twice, and returns the same result then.
 

@@ -13,13 +13,13 @@ import urllib.parse
 from flask import Response, g, request
 
 from session_core.web.errors import ApiError
-from session_core.web.page_files import PAGE_FILES
+from session_core.web.page_files import is_page_file
 from session_core.web.settings import Settings
 from session_core.web.users import Users
 
 log = logging.getLogger(__name__)
 
-_OPEN_PATHS = {"/ready", "/", "/openapi.json", *(f"/{name}" for name in PAGE_FILES)}  # need no token
+_OPEN_PATHS = {"/ready", "/", "/openapi.json"}  # need no token, as the files of the page
 _EXPOSED = {"Idempotency-Replayed", "Location", "Retry-After", "X-Request-Id"}  # beside the X- headers of a dialect
 
 
@@ -37,11 +37,11 @@ def check_access(settings: Settings, users: Users | None = None) -> Response | N
     if origin is not None and origin not in settings.cors_origin and not _is_same_host(origin):
         raise ApiError("forbidden_origin")
     needs_token = bool(settings.auth_token or users)
-    if not needs_token and not is_loopback(_split_host(request.environ.get("HTTP_HOST", ""))[0]):
+    if not needs_token and not all(is_loopback(_split_host(host)[0]) for host in _hosts()):
         raise ApiError("forbidden_host")  # a page of another site may have this address by DNS rebinding
     if origin in settings.cors_origin and request.method == "OPTIONS":
         return Response(status=204)
-    if needs_token and request.path not in _OPEN_PATHS:
+    if needs_token and request.path not in _OPEN_PATHS and not is_page_file(request.path):
         g.user = _authenticate(settings, users)
     return None
 
@@ -50,6 +50,8 @@ def add_common_headers(response: Response, settings: Settings) -> Response:
     """Adds what every response carries. Logs a line when the response has been sent."""
     response.headers["X-Request-Id"] = g.request_id
     response.headers["X-Content-Type-Options"] = "nosniff"
+    if g.get("user"):
+        response.headers["X-User"] = g.user
     origin = request.headers.get("Origin")
     if settings.cors_origin:
         response.headers.add("Vary", "Origin")
@@ -94,6 +96,13 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def _hosts() -> tuple[str, str]:
+    """The Host header as it came, and as a trusted proxy says that it was. Any page can send `X-Forwarded-Host`."""
+    told = request.environ.get("HTTP_HOST", "")
+    before: dict[str, str | None] = request.environ.get("werkzeug.proxy_fix.orig", {})
+    return before.get("HTTP_HOST", told) or "", told
+
+
 def _is_same_host(origin: str) -> bool:
     scheme, _, host_and_port = origin.partition("://")
     default_port = {"http": 80, "https": 443}.get(scheme)
@@ -104,7 +113,7 @@ def _is_same_host(origin: str) -> bool:
 
 def _split_host(text: str) -> tuple[str, int | None]:
     """Host and port of a Host header (RFC 9110, section 7.2). The host is empty where the header is none."""
-    found = re.fullmatch(r"(\[[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*\]|[0-9A-Za-z._-]+)(?::([0-9]{0,5}))?", text)
-    if not found or int(found[2] or 0) > 65535:
+    found = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._-]+)(?::([0-9]{0,5}))?", text)
+    if not found or int(found[2] or 0) > 65535 or (text.startswith("[") and ":" not in found[1]):
         return "", None
     return found[1].strip("[]").lower(), int(found[2]) if found[2] else None

@@ -191,7 +191,7 @@ def test_an_optional_program_that_is_still_starting_is_ended_with_the_server(
 def test_an_address_that_is_silent_is_tried_again(start: Callable[..., McpServers]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/mcp"
-        start(McpServer("silent", url=url, optional=True, timeout=0.2))
+        start(McpServer("silent", url=url, optional=True, timeout=1.5))
         listener.settimeout(TIMEOUT)
         with contextlib.ExitStack() as stack:
             for _ in range(3):  # one for each handshake of the first try, and one for the next try
