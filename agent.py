@@ -13,7 +13,7 @@ import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from session_core.data.message import MessageFields, assistant_message, tool_call, tool_message
+from session_core.data.message import AnswerFields, MessageFields, assistant_message, tool_call, tool_message
 from session_core.data.text import utf8_text
 from session_core.model.budget import Budget
 from session_core.model.cancellation import Cancellation
@@ -70,10 +70,11 @@ class Agent:
         model_id = ModelId.at(self._base_url, model or self.model)
         outgoing = OutgoingHistory(history, self._max_history, model_id, instructions)
         own, budget, observer = self._tools(), Budget(cancellation, self._timeout), observer or Observer()
-        tools = (client_tools or ClientTools()).beside(own)
+        client_tools = client_tools or ClientTools()
+        tools = client_tools.beside(own)
         run_tools = functools.partial(run_calls, budget=budget, timeout=self._tool_timeout, observer=observer)
         usage = None
-        with self._completions.connect(budget, observer, options or {}) as completions:
+        with self._completions.connect(budget, observer, options or {}, client_tools.tools) as completions:
             yield from _tell(outgoing, _settle(answered, functools.partial(run_tools, own)), usage)
             for finished_rounds in itertools.count():
                 reply = yield from completions.ask(outgoing, tools)
@@ -84,8 +85,8 @@ class Agent:
                     break
                 if finished_rounds == _MAX_ROUNDS:
                     raise ModelError("too_many_tool_rounds", f"The model wanted tools more than {_MAX_ROUNDS} times.")
-                if pending := find_pending(tools, calls):
-                    fields |= {"pending": pending, "usage": usage or {}, "finish_reason": reply.finish_reason or ""}
+                pending = find_pending(tools, calls)
+                fields |= _waiting_fields(pending, usage, reply.finish_reason)
                 made = [tool_call(call.id, call.name, call.arguments) for call in calls]
                 yield Message(outgoing.add(assistant_message(reply.text, made, **fields)), usage)
                 yield from calls
@@ -168,6 +169,11 @@ class Agent:
             self._order = {}
         self._order |= dict.fromkeys(tools)
         return {name: tools[name] for name in list(self._order) if name in tools}
+
+
+def _waiting_fields(pending: dict[str, str], usage: dict[str, Any] | None, finish_reason: str | None) -> AnswerFields:
+    """What is stored with a message whose calls wait, since it may be the last of the run."""
+    return {"pending": pending, "usage": usage or {}, "finish_reason": finish_reason or ""} if pending else {}
 
 
 def _settle(

@@ -66,6 +66,12 @@ class StoredTurn:
         return {"attempt": self.attempt} if self.attempt > 1 else {}
 
     @property
+    def answers_digest(self) -> str:
+        """Of the answers that the last attempt goes on with, see `TurnRequest.answers_digest`."""
+        begun = self.continues.get("attempt") == self.attempt
+        return str((self.continues if begun else self.messages[-1]).get("answers_digest", ""))
+
+    @property
     def can_be_retried(self) -> bool:
         """Whether the turn failed and is the session's last, so that its key may ask the model again."""
         return self.is_last and isinstance(self.last_event(), Failed)
@@ -111,8 +117,8 @@ class StoredTurn:
 
     def request(self, key: str) -> TurnRequest:
         """What the request asked for that has this key: the question, or that the turn goes on."""
+        digest = str(self.continues.get("answers_digest", ""))
         has_key = (message for message in self.messages if message.get("idempotency_key") == key)
-        digest = self.continues.get("answers_digest", "")
         return next(map(TurnRequest.stored, has_key), TurnRequest(continues=True, stored_digest=digest))
 
     def last_event(self) -> Ended | Failed:
