@@ -13,13 +13,13 @@ import urllib.parse
 from flask import Response, g, request
 
 from session_core.web.errors import ApiError
-from session_core.web.page_files import PAGE_FILES
+from session_core.web.page_files import is_page_file
 from session_core.web.settings import Settings
 from session_core.web.users import Users
 
 log = logging.getLogger(__name__)
 
-_OPEN_PATHS = {"/ready", "/", "/openapi.json", *(f"/{name}" for name in PAGE_FILES)}  # need no token
+_OPEN_PATHS = {"/ready", "/", "/openapi.json"}  # need no token, as the files of the page
 _EXPOSED = {"Idempotency-Replayed", "Location", "Retry-After", "X-Request-Id"}  # beside the X- headers of a dialect
 
 
@@ -41,7 +41,7 @@ def check_access(settings: Settings, users: Users | None = None) -> Response | N
         raise ApiError("forbidden_host")  # a page of another site may have this address by DNS rebinding
     if origin in settings.cors_origin and request.method == "OPTIONS":
         return Response(status=204)
-    if needs_token and request.path not in _OPEN_PATHS:
+    if needs_token and request.path not in _OPEN_PATHS and not is_page_file(request.path):
         g.user = _authenticate(settings, users)
     return None
 
@@ -50,6 +50,8 @@ def add_common_headers(response: Response, settings: Settings) -> Response:
     """Adds what every response carries. Logs a line when the response has been sent."""
     response.headers["X-Request-Id"] = g.request_id
     response.headers["X-Content-Type-Options"] = "nosniff"
+    if g.get("user"):
+        response.headers["X-User"] = g.user
     origin = request.headers.get("Origin")
     if settings.cors_origin:
         response.headers.add("Vary", "Origin")

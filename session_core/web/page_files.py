@@ -1,11 +1,17 @@
-"""The files of the chat page, and the description of the API."""
+"""The files of the chat page, and the description of the API: cached and compressed."""
 
 from __future__ import annotations
 
+import functools
+import gzip
+import hashlib
 import importlib.resources
+import importlib.util
 import json
+import re
 
-from flask import Response
+from flask import Response, request
+from werkzeug.wrappers import Response as BaseResponse
 
 _PAGE = importlib.resources.files("session_core.web") / "page"
 _MEDIA_TYPES = {  # the system's own table can be wrong
@@ -15,18 +21,62 @@ _MEDIA_TYPES = {  # the system's own table can be wrong
     "json": "application/json",
     "svg": "image/svg+xml",
 }
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 
 PAGE_FILES = sorted(file.name for file in _PAGE.iterdir() if file.name.endswith((".css", ".js", ".svg")))
 # One route with all names, since each route takes most of a millisecond of a start.
-PAGE_FILE_ROUTE = f"/<any({','.join(map(json.dumps, PAGE_FILES))}):name>"
+_NAME = f"<any({','.join(map(json.dumps, PAGE_FILES))}):name>"
+PAGE_FILE_ROUTES = (f"/{_NAME}", f"/page-<version>/{_NAME}")
 
 
-def page_file(name: str) -> Response:
-    """A file of the page, with a Content-Security-Policy under which it loads nothing from elsewhere."""
-    response = Response((_PAGE / name).read_bytes(), mimetype=_MEDIA_TYPES[name.rpartition(".")[2]])
-    response.headers["Cache-Control"] = "no-cache"
-    response.headers["Content-Security-Policy"] = (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
-    return response
+def is_page_file(path: str) -> bool:
+    """Whether a file of the page stands at this path, with whatever version."""
+    _, _, name = re.sub(r"^/page-[^/]*(?=/)", "", path).partition("/")
+    return name in PAGE_FILES
+
+
+def page_file(name: str, version: str = "") -> BaseResponse:
+    """A file of the page, with a Content-Security-Policy under which it loads nothing from elsewhere.
+
+    Browsers keep a file with a `version` of the page in its address for good, and ask whether any other has changed.
+    """
+    body, compressed, tag = _contents(name)
+    encodings = request.accept_encodings
+    response = Response(compressed if encodings["gzip"] else body, mimetype=_MEDIA_TYPES[name.rpartition(".")[2]])
+    if encodings["gzip"]:
+        response.headers["Content-Encoding"] = "gzip"
+    response.headers["Vary"] = "Accept-Encoding"
+    known = version == _version()
+    response.headers["Cache-Control"] = "public, max-age=31536000, immutable" if known else "no-cache"
+    response.headers["Content-Security-Policy"] = _POLICY
+    response.set_etag(tag, weak=True)
+    return response.make_conditional(request)
+
+
+@functools.cache
+def _contents(name: str) -> tuple[bytes, bytes, str]:
+    """A file, the same compressed, and its digest."""
+    body = (_PAGE / name).read_bytes()
+    if name == "index.html":
+        body = _versioned(body.decode()).encode()
+    return body, gzip.compress(body, mtime=0), hashlib.sha256(body).hexdigest()[:16]
+
+
+@functools.cache
+def _version() -> str:
+    """The digest of all files of the page."""
+    digest = hashlib.sha256()
+    for name in PAGE_FILES:
+        digest.update((_PAGE / name).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _versioned(html: str) -> str:
+    """The page with its files at addresses that change with them, so that a browser asks for none of them twice."""
+    prefix = f"page-{_version()}/"
+    html = re.sub(r'(href|src)="([a-z_]+\.(?:css|js))"', rf'\1="{prefix}\2"', html)
+    renders = all(importlib.util.find_spec(name) for name in ("markdown_it", "mdit_py_plugins", "pygments"))
+    return html.replace("<html ", "<html data-render ", 1) if renders else html

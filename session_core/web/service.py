@@ -7,8 +7,8 @@ from flask import Blueprint, Response
 from agent import Agent
 from session_core.turns.remote import ShuttingDown
 from session_core.turns.sessions import SessionsOfUsers
-from session_core.web.errors import json_response
-from session_core.web.page_files import PAGE_FILE_ROUTE, page_file
+from session_core.web.errors import ApiError, json_response
+from session_core.web.page_files import PAGE_FILE_ROUTES, page_file
 from session_core.web.turn_responses import TurnResponses
 
 
@@ -47,5 +47,18 @@ def service_routes(agent: Agent, sessions: SessionsOfUsers, responses: TurnRespo
 
     blueprint.add_url_rule("/", "page", lambda: page_file("index.html"))
     blueprint.add_url_rule("/openapi.json", "openapi", lambda: page_file("openapi.json"))
-    blueprint.add_url_rule(PAGE_FILE_ROUTE, "page_file", page_file)
+    for route in PAGE_FILE_ROUTES:
+        blueprint.add_url_rule(route, "page_file", page_file)
+    blueprint.add_url_rule("/render", "render", _render, methods=["POST"])
     return blueprint
+
+
+def _render() -> Response:
+    """The tree of a Markdown text. What draws it is imported when it is first asked for."""
+    try:
+        from session_core.web.render import answer_render
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] not in ("markdown_it", "mdit_py_plugins", "pygments", "latex2mathml"):
+            raise
+        raise ApiError("not_found", "Nothing is drawn here: pip install '.[page]'") from None
+    return answer_render()

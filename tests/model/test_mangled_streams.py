@@ -36,7 +36,7 @@ def choice(delta: Any, reason: str | None = None) -> dict[str, Any]:
 
 @st.composite
 def answers(draw: st.DrawFn) -> tuple[list[dict[str, Any]], str, str, str | None]:
-    """The frames of an answer up to its finish reason; its reasoning and its text; the arguments of a call, if any."""
+    """The frames of an answer without its end; its reasoning and its text; the arguments of a call, if any."""
     thoughts = draw(st.lists(TEXTS, max_size=2))
     texts = draw(st.lists(TEXTS, min_size=1, max_size=5))
     call = draw(st.none() | st.sampled_from(['{"expression":"1"}', '{"expression": "é"}']))
@@ -132,7 +132,7 @@ def test_a_whole_answer_is_seen_once_however_it_is_mangled_on_the_way(
     assert events[-1].reason is None
 
 
-@MANY
+@settings(MANY, max_examples=50)
 @given(data=st.data(), made=answers())
 def test_an_answer_that_was_cut_off_is_never_called_complete(
     model: ModelServer, agent: Agent, data: st.DataObject, made: Any

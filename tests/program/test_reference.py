@@ -11,7 +11,7 @@ import pytest
 
 from agent import Agent
 from session_core.web.errors import ERRORS
-from session_core.web.page_files import PAGE_FILE_ROUTE
+from session_core.web.page_files import PAGE_FILE_ROUTES
 from session_core.web.settings import FLAGS
 from session_server import Settings, create_app
 from storage import MemoryStorage
@@ -64,7 +64,7 @@ def test_every_route_is_in_the_table() -> None:
         assert rule.methods is not None
         for method in rule.methods - {"HEAD", "OPTIONS"}:
             routes.add(f"{method} {rule.rule.replace('<session_id>', '{id}').replace('<path:model>', '{id}')}")
-    assert requests == routes - {f"GET {PAGE_FILE_ROUTE}"}
+    assert requests == routes - {f"GET {route}" for route in PAGE_FILE_ROUTES}
 
 
 def test_every_event_is_in_the_table() -> None:

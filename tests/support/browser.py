@@ -108,6 +108,11 @@ class Page:
         self.wait_until(lambda: self.shows(selector), f"{selector} to click")
         self.all(selector)[0].click()
 
+    def choose(self, name: str) -> None:
+        """Clicks an item of the session's menu."""
+        self.click("#menu")
+        self.click(f"#{name}")
+
     def type(self, selector: str, *keys: str) -> None:
         self.wait_until(lambda: self.shows(selector), f"{selector} to type in")
         self.all(selector)[0].send_keys(*keys)

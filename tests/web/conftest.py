@@ -17,6 +17,12 @@ from tests.support.server import Server
 
 Script = Callable[..., None]
 
+FORGET = """
+const box = document.getElementById("message");
+if (box) box.value = "";
+if (location.protocol !== "about:") localStorage.clear();
+"""
+
 
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Driver]:
@@ -33,6 +39,7 @@ def page(driver: Driver) -> Iterator[Page]:
         driver.switch_to.window(other)
         driver.close()
     driver.switch_to.window(first)
+    driver.execute_script(FORGET)
     driver.get("about:blank")
     browser.resize(driver, 1200, 800)
     driver.get_log("browser")  # type: ignore[no-untyped-call]

@@ -8,7 +8,7 @@ import pytest
 from openapi_spec_validator import validate
 
 from session_core.web.errors import ERRORS
-from session_core.web.page_files import PAGE_FILE_ROUTE
+from session_core.web.page_files import PAGE_FILE_ROUTES
 from storage import TITLE_LENGTH
 from tests.support.client import Client
 from tests.support.openapi import ALL_CASES, DOCUMENT, OPERATIONS, _validator, check
@@ -38,7 +38,8 @@ def test_every_route_of_the_app_is_an_operation_and_every_operation_a_route() ->
             for rule in client.app.url_map.iter_rules()
             for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
         }
-    assert routes - {("GET", PAGE_FILE_ROUTE)} == {(method, path) for method, path, _ in OPERATIONS.values()}
+    files = {("GET", route.replace("<version>", "{version}")) for route in PAGE_FILE_ROUTES}
+    assert routes - files == {(method, path) for method, path, _ in OPERATIONS.values()}
 
 
 def test_only_operations_that_are_open_to_all_do_without_the_token() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +14,7 @@ from selenium.webdriver.common.keys import Keys
 from tests.support import browser
 from tests.support.browser import Page
 from tests.support.model_server import BREAK, STALL, ModelServer, answer, frames, status, tool_call, wait
-from tests.support.relay import Relay
-from tests.support.server import Server, wait_until
+from tests.support.server import Server
 
 pytestmark = pytest.mark.skipif(not (browser.CHROMIUM and browser.DRIVER), reason=browser.NEEDS)
 
@@ -266,178 +264,6 @@ def test_a_server_with_too_much_to_do_says_when_to_try_again(
     other.close()
 
 
-# A page that comes and goes
-
-
-def test_a_reload_in_mid_answer_loses_and_doubles_nothing(here: Page, script: Script) -> None:
-    go = threading.Event()
-    call = tool_call("calculator", {"expression": "2**10"}, text="Let me see.")
-    script(answer("Before."), call, answer("It is", wait(go), " 1024."))
-    here.ask("Hello")
-    here.send("What is 2**10?")
-    here.wait_until(lambda: here.answers[-1:] == ["It is"], "the beginning")
-    here.reload()
-    here.wait_until(lambda: here.answers == ["Before.", "Let me see.", "It is"], "the running turn")
-    assert here.questions == ["Hello", "What is 2**10?"]
-    assert len(here.all(".tool")) == 1
-    go.set()
-    here.settle()
-    assert here.answers == ["Before.", "Let me see.", "It is 1024."]
-    assert here.questions == ["Hello", "What is 2**10?"]
-    assert len(here.all(".tool")) == 1
-
-
-def test_a_second_tab_shows_the_running_turn(here: Page, server: Server, script: Script) -> None:
-    go = threading.Event()
-    script(answer("one", wait(go), " two"))
-    here.send("Count")
-    here.wait_until(lambda: here.answers == ["one"], "the beginning")
-    session, first = here.session, here.driver.current_window_handle
-    here.driver.switch_to.new_window("tab")
-    here.open(server.url, session)
-    here.wait_until(lambda: here.answers == ["one"], "the same turn in the second tab")
-    go.set()
-    here.wait_until(lambda: here.answers == ["one two"], "its end in the second tab")
-    here.driver.switch_to.window(first)
-    here.wait_until(lambda: here.answers == ["one two"], "its end in the first tab")
-
-
-def test_a_second_tab_can_try_a_failed_turn_again_as_the_same_turn(
-    here: Page, server: Server, script: Script
-) -> None:
-    script(status(401, {"error": {"message": "bad key"}}), answer("Now."))
-    here.ask("Write")
-    session = here.session
-    here.driver.switch_to.new_window("tab")
-    here.open(server.url, session)
-    here.click(".retry")
-    here.wait_until(lambda: here.answers == ["Now."], "the answer")
-    here.settle()
-    assert [message["role"] for message in server.messages(session)] == ["user", "assistant"]
-
-
-def test_a_turn_that_another_program_starts_appears(here: Page, server: Server, script: Script) -> None:
-    go = threading.Event()
-    script(answer("First."), answer("one", wait(go), " two"))
-    here.ask("Hello")
-    other = server.say(here.session, "From another program")
-    here.wait_until(lambda: here.answers == ["First.", "one"], "the other's turn")
-    assert here.questions == ["Hello", "From another program"]
-    go.set()
-    here.settle()
-    assert here.answers == ["First.", "one two"]
-    other.close()
-
-
-def test_a_broken_connection_is_taken_up_after_the_last_event(page: Page, server: Server, script: Script) -> None:
-    go = threading.Event()
-    script(answer("one", wait(go), " two"))
-    with Relay(server.port) as relay:
-        page.open(f"http://127.0.0.1:{relay.port}")
-        page.send("Count")
-        page.wait_until(lambda: page.answers == ["one"], "the beginning")
-        relay.cut()
-        page.wait_until(lambda: "connection is lost" in page.notice, "the words")
-        go.set()
-        assert page.answers == ["one"]
-        relay.mend()
-        page.wait_until(lambda: page.answers == ["one two"], "the rest")
-        page.settle()
-        assert (page.questions, page.answers, page.notice) == (["Count"], ["one two"], "")
-        page.driver.get("about:blank")
-
-
-def test_a_message_that_finds_no_way_to_the_server_is_sent_when_there_is_one(
-    page: Page, server: Server, script: Script
-) -> None:
-    script(answer("Hello."), answer("There."))
-    with Relay(server.port) as relay:
-        page.open(f"http://127.0.0.1:{relay.port}")
-        page.ask("Hello")
-        relay.cut()
-        page.send("Are you there?")
-        page.wait_until(lambda: "connection is lost" in page.notice, "the words")
-        relay.mend()
-        page.wait_until(lambda: page.answers == ["Hello.", "There."], "the answer")
-        page.settle()
-        assert [message["content"] for message in server.messages(page.session)][2:] == ["Are you there?", "There."]
-        page.driver.get("about:blank")
-
-
-def test_a_server_that_is_killed_in_mid_answer_is_found_again_and_asked_again(
-    page: Page, serve: Serve, tmp_path: Path, model: ModelServer, script: Script
-) -> None:
-    flags = [f"-session_dir={tmp_path}/sessions", f"-base_url={model.base_url}"]
-    script(answer("Half", STALL), answer("Whole."))
-    first = serve(*flags)
-    page.open(first.url)
-    page.send("Write")
-    page.wait_until(lambda: page.answers == ["Half"], "the beginning")
-    wait_until(
-        lambda: any(b"Half" in file.read_bytes() for file in (tmp_path / "sessions").iterdir())
-    )  # in the journal
-    first.kill()
-    page.wait_until(lambda: "connection is lost" in page.notice, "the words")
-    second = serve(*flags, f"-port={first.port}")
-    page.wait_until(lambda: page.shows(".retry"), "the way to ask again")
-    page.click(".retry")
-    page.wait_until(lambda: page.answers == ["Half", "Whole."], "the answer")
-    page.settle()
-    assert page.questions == ["Write"]
-    assert [message["content"] for message in second.messages(page.session)] == ["Write", "Half", "Whole."]
-
-
-def test_a_server_that_is_stopped_in_mid_answer_says_so_and_keeps_the_beginning(
-    page: Page, serve: Serve, tmp_path: Path, model: ModelServer, script: Script
-) -> None:
-    flags = [f"-session_dir={tmp_path}/sessions", f"-base_url={model.base_url}", "-grace=0"]
-    script(answer("Half", STALL))
-    first = serve(*flags)
-    page.open(first.url)
-    page.send("Write")
-    page.wait_until(lambda: page.answers == ["Half"], "the beginning")
-    first.send_signal(signal.SIGTERM)
-    assert first.wait() == 0
-    serve(*flags, f"-port={first.port}")
-    page.wait_until(lambda: page.shows(".retry"), "the end of the turn")
-    assert page.answers == ["Half"]
-    page.reload()
-    page.wait_until(lambda: "stopped" in page.note, "the reason")
-    assert page.answers == ["Half"]
-
-
-def test_the_answer_of_another_process_appears_when_it_is_complete(
-    page: Page, serve: Serve, tmp_path: Path, model: ModelServer, script: Script
-) -> None:
-    go = threading.Event()
-    script(answer("one", wait(go), " two"))
-    flags = [f"-session_dir={tmp_path}/sessions", f"-base_url={model.base_url}"]
-    first, second = serve(*flags), serve(*flags)
-    session = first.create()
-    other = first.say(session, "Count")
-    next(other.events())
-    page.open(second.url, session)
-    page.wait_until(lambda: page.notice, "the words")
-    assert (page.questions, page.answers) == (["Count"], [])
-    go.set()
-    page.wait_until(lambda: page.answers == ["one two"], "the answer")
-    other.close()
-
-
-def test_a_session_that_ended_with_its_server_is_said_to_be_gone(
-    page: Page, serve: Serve, model: ModelServer, script: Script
-) -> None:
-    first = serve(f"-base_url={model.base_url}")
-    page.open(first.url)
-    page.ask("Hello")
-    first.kill()
-    serve(f"-base_url={model.base_url}", f"-port={first.port}")
-    page.driver.execute_script("dispatchEvent(new Event('focus'))")  # as when the reader comes back to the window
-    page.wait_until(lambda: "no longer on the server" in page.notice, "the words")
-    page.ask("Hello again")
-    assert (page.questions, page.answers) == (["Hello again"], ["OK"])
-
-
 # The list
 
 
@@ -480,7 +306,7 @@ def test_a_running_turn_goes_on_while_another_session_is_shown(here: Page, scrip
 def test_a_session_is_renamed(here: Page, server: Server) -> None:
     here.ask("Hello")
     here.wait_until(lambda: here.text("#title") == "Hello", "the title")
-    here.click("#rename")
+    here.choose("rename")
     here.type("#rename-text", "A better title", Keys.ENTER)
     here.wait_until(lambda: here.text("#title") == "A better title", "the new title")
     listed = server.request("GET", "/sessions?details=true&limit=1").json["sessions"]
@@ -491,7 +317,7 @@ def test_a_session_is_renamed(here: Page, server: Server) -> None:
 def test_a_deleted_session_can_be_brought_back_for_some_seconds(here: Page, server: Server) -> None:
     here.ask("Hello")
     session = here.session
-    here.click("#delete")
+    here.choose("delete")
     here.wait_until(lambda: here.questions == [], "the new session")
     assert not here.all(f'#list a[href="#{session}"]')
     assert exists(server, session)
@@ -499,7 +325,7 @@ def test_a_deleted_session_can_be_brought_back_for_some_seconds(here: Page, serv
     here.click("#undo")
     here.wait_until(lambda: here.questions == ["Hello"], "the session again")
     here.wait_until(lambda: here.all(f'#list a[href="#{session}"]'), "its line in the list")
-    here.click("#delete")
+    here.choose("delete")
     here.wait_until(lambda: not exists(server, session), "the end of the seconds")
     assert not here.shows("#deleted")
 
@@ -507,7 +333,7 @@ def test_a_deleted_session_can_be_brought_back_for_some_seconds(here: Page, serv
 def test_a_reload_ends_the_time_to_bring_a_session_back(here: Page, server: Server) -> None:
     here.ask("Hello")
     session = here.session
-    here.click("#delete")
+    here.choose("delete")
     here.wait_until(lambda: here.shows("#deleted"), "the offer to undo")
     here.reload()
     here.wait_until(lambda: not exists(server, session), "the deletion")
@@ -542,189 +368,6 @@ def test_a_thousand_messages_come_in_pages_and_can_be_added_to(page: Page, serve
     assert len(page.questions) == 501
 
 
-# Safety
-
-
-HOSTILE = [
-    '<img src=x onerror="window.pwned = 1">',
-    "<script>window.pwned = 1</script>",
-    "[click](javascript:window.pwned=1)",
-    "[click](data:text/html,<script>window.pwned=1</script>)",
-    '<a href="javascript:window.pwned=1">click</a>',
-    "\u202etxet\u200b\ufeff\u2066",
-]
-
-
-@pytest.mark.parametrize("text", HOSTILE)
-def test_hostile_words_are_shown_as_they_are(here: Page, script: Script, text: str) -> None:
-    script(tool_call("calculator", {"expression": text}, text=text), answer(text))
-    here.ask(text)
-    for state in ("live", "stored"):
-        here.wait_until(lambda: len(here.answers) == 2, state)
-        contents = here.driver.execute_script(
-            "return [...document.querySelectorAll('.answer .text, .question .body')].map((node) => node.textContent)"
-        )
-        assert contents == [text] * 3
-        assert not here.all("#conversation :is(a, img, script, iframe)")
-        assert not here.driver.execute_script("return window.pwned")
-        here.reload()
-
-
-def test_links_lead_to_the_web_only_and_tell_it_nothing(here: Page, script: Script) -> None:
-    script(answer("[docs](https://example.org/a?b=1) https://example.org/c. [mail](mailto:a@example.org)"))
-    here.ask("Links")
-    links = here.all("#conversation .text a")
-    assert [link.get_attribute("href") for link in links] == ["https://example.org/a?b=1", "https://example.org/c"]
-    assert {link.get_attribute("rel") for link in links} == {"noopener noreferrer"}
-    assert {link.get_attribute("target") for link in links} == {"_blank"}
-
-
-def test_an_image_is_a_link_and_is_not_loaded(here: Page, script: Script) -> None:
-    script(answer("![a picture](https://example.org/x.png)"))
-    here.ask("Show me")
-    assert here.texts("#conversation .text a") == ["a picture"]
-    assert not here.all("#conversation img")
-
-
-def test_the_token_is_asked_for_and_kept_for_the_tab(
-    page: Page, serve: Serve, model: ModelServer, script: Script
-) -> None:
-    server = serve(f"-base_url={model.base_url}", "-auth_token=correct-horse")
-    page.open(server.url)
-    page.type("#token-field", "wrong", Keys.ENTER)
-    page.wait_until(lambda: "did not accept" in page.text("#token-hint"), "the words")
-    page.type("#token-field", "correct-horse", Keys.ENTER)
-    page.wait_until(lambda: not page.shows("#token-dialog"), "the end of the question")
-    page.ask("Hello")
-    assert page.answers == ["OK"]
-    page.reload()
-    page.wait_until(lambda: page.answers == ["OK"], "the session")
-    assert not page.shows("#token-dialog")
-
-
-# Text
-
-
-MARKDOWN = """# Plan
-
-1. **one**
-   - _two_
-
-> said
-
-| a | b |
-|---|---|
-| 1 | `2` |
-
-```py
-x = 1 < 2
-```
-"""
-
-
-@pytest.mark.parametrize(
-    ("selector", "texts"),
-    [
-        ("h3", ["Plan"]),
-        ("ol > li strong", ["one"]),
-        ("li li em", ["two"]),
-        ("blockquote", ["said"]),
-        ("td", ["1", "2"]),
-        ("td code", ["2"]),
-        ("pre", ["x = 1 < 2"]),
-    ],
-)
-def test_markdown_becomes_elements(here: Page, script: Script, selector: str, texts: list[str]) -> None:
-    script(answer(MARKDOWN))
-    here.ask("Show me")
-    assert here.texts(f".text {selector}") == texts
-
-
-def test_arithmetic_and_names_are_no_markdown(here: Page, script: Script) -> None:
-    text = "2*3*4 is 24, 2**10 is 1024, a * b * c, and snake_case_name stays"
-    script(answer(text))
-    here.ask("Show me")
-    assert here.answers == [text]
-
-
-def test_code_is_copied_as_it_was_written(here: Page, script: Script) -> None:
-    script(answer("```py\nif a < b:\n\treturn 1\n```"))
-    here.ask("Show me")
-    here.click(".code button")
-    here.wait_until(lambda: here.text(".code button") == "Copied", "the copy")
-    here.type("#message", Keys.CONTROL + "v")
-    assert here.all("#message")[0].get_attribute("value") == "if a < b:\n\treturn 1"
-
-
-def test_the_page_follows_the_answer_unless_the_reader_has_scrolled_up(here: Page, script: Script) -> None:
-    first, second = threading.Event(), threading.Event()
-    script(answer("line\n\n" * 50, wait(first), "line\n\n" * 50, wait(second), "line\n\n" * 50 + "last"))
-    left = "const s = document.getElementById('scroller'); return s.scrollHeight - s.scrollTop - s.clientHeight"
-    here.send("A long one")
-    here.wait_until(lambda: len(here.text(".answer .text").split()) == 50, "the first part")
-    here.wait_until(lambda: here.driver.execute_script(left) < 1, "the end in view")
-    first.set()
-    here.wait_until(lambda: len(here.text(".answer .text").split()) == 100, "the second part")
-    here.wait_until(lambda: here.driver.execute_script(left) < 1, "the end in view")
-    here.driver.execute_script("document.getElementById('scroller').scrollTop = 100")
-    here.wait_until(lambda: here.shows("#latest"), "the way back to the end")
-    second.set()
-    here.settle()
-    assert here.driver.execute_script("return document.getElementById('scroller').scrollTop") == 100
-    here.click("#latest")
-    here.wait_until(lambda: here.driver.execute_script(left) < 1, "the end in view")
-
-
-def test_text_that_comes_in_pieces_is_drawn_like_text_that_comes_whole(here: Page) -> None:
-    differing = here.run(
-        r"""
-        const { markdown } = await import("/markdown.js");
-        const { Answer } = await import("/messages.js");
-        const parts = ["# T\n", "word ", "**b** ", "- a\n", "  - b\n", "1. x\n", "\n", "```\n", "~~~\n", "> q\n",
-          "* ", "| a | b |\n", "|---|---|\n", "---\n", "`c`", "[l](https://e.org)", "   in\n", "*i*", "\tt\n", "3) "];
-        let seed = 1;
-        const random = (below) => (seed = (seed * 48271) % 2147483647) % below;
-        const differing = [];
-        for (let round = 0; round < 500; round += 1) {
-          const text = Array.from({ length: random(25) + 1 }, () => parts[random(parts.length)]).join("");
-          const whole = document.createElement("div");
-          whole.append(...markdown(text).map(({ node }) => node));
-          const answer = new Answer(document.createElement("div"));
-          for (let at = 0; at < text.length; ) {
-            const next = at + 1 + random(9);
-            answer.write(text.slice(at, next));
-            answer.text.draw();
-            at = next;
-          }
-          if (answer.text.node.innerHTML !== whole.innerHTML) differing.push(text);
-        }
-        return differing;
-        """
-    )
-    assert differing == []
-
-
-def test_no_text_holds_up_the_page(here: Page) -> None:
-    slow = here.run(
-        r"""
-        const { markdown } = await import("/markdown.js");
-        const parts = ["*a ", "**a __b ", "`", "`a``b```c", "[", "[a](", "[a](http://x", "](http://x \"", "http://a.b/((",
-          ">", "> > \n", "- ", "- a\n", " - a\n", "# ", " #", "|", "|-", "a|b\n-|-\n", "```\n", " ", "\n", "*[_`~~**",
-          "http://" + ".".repeat(999)];
-        const slow = [];
-        for (const part of parts) {
-          const text = part.repeat(100_000 / part.length) + "x";
-          const begun = performance.now();
-          markdown(text);
-          const took = performance.now() - begun;
-          if (took > 3000) slow.push([part, took]);
-        }
-        return slow;
-        """
-    )
-    assert slow == []
-
-
 # For everybody
 
 
@@ -749,12 +392,17 @@ def test_everything_is_done_with_the_keyboard(here: Page, server: Server, script
     here.press(Keys.ENTER)
     here.wait_until(lambda: here.answers == ["OK"], "the second answer")
     here.settle()
-    tab_to("rename", Keys.SHIFT)
+    tab_to("menu", Keys.SHIFT)
+    here.press(Keys.ENTER)
+    assert here.focused == "rename"
     here.press(Keys.ENTER)
     here.press("By keyboard", Keys.ENTER)
     here.wait_until(lambda: here.text("#title") == "By keyboard", "the new title")
-    tab_to("delete")
+    assert here.focused == "menu"
     session = here.session
+    here.press(Keys.ENTER)
+    here.press(Keys.ARROW_UP)
+    assert here.focused == "delete"
     here.press(Keys.ENTER)
     here.wait_until(lambda: here.questions == [], "a new session")
     tab_to("undo", Keys.SHIFT)
@@ -778,7 +426,7 @@ def test_a_screen_reader_hears_the_finished_answer_and_not_each_word(here: Page,
 
 def test_every_control_has_a_name(here: Page) -> None:
     here.ask("Hello")
-    here.click("#rename")
+    here.choose("rename")
     controls = [one for one in here.all("button, input, textarea, a, [role=region], nav") if one.is_displayed()]
     assert controls
     assert [one.get_attribute("outerHTML") for one in controls if not one.accessible_name] == []

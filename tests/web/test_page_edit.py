@@ -53,7 +53,7 @@ def test_a_question_is_edited_and_its_versions_are_stepped_through(
     assert here.answers == ["One.", "Two."]
     assert here.text(".place") == "1 / 2"
     assert "earlier version" in here.note
-    assert here.focused == "\u203a"  # the way back, since there is nothing older
+    assert here.focused == "Newer version"  # the way back, since there is nothing older
     here.press(Keys.ENTER)
     here.wait_until(lambda: here.questions == ["FIRST"], "the newest")
     act(here, ".question", "older")
@@ -178,7 +178,7 @@ def test_a_session_is_exported_as_a_file(here: Page, script: Script, tmp_path: P
     here.driver.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
     here.ask("What is it?")
     here.wait_until(lambda: here.text("#title") == "What is it?", "the title")
-    here.click("#export")
+    here.choose("export")
     path = tmp_path / "What-is-it.md"
     here.wait_until(path.exists, "the file")
     here.wait_until(lambda: "What is it?" in path.read_text() and "OK" in path.read_text(), "what is in it")
@@ -190,7 +190,7 @@ def test_model_and_instructions_are_chosen_before_and_after_the_first_message(
     flags = (f"-base_url={model.base_url}", "-models=large,small")
     with Server(*flags, log=tmp_path / "log") as server:
         page.open(server.url)
-        page.click("#settings")
+        page.choose("settings")
         page.wait_until(lambda: page.shows("#model"), "the models")
         Select(page.all("#model")[0]).select_by_value("large")
         page.click("#own-prompt")
@@ -202,7 +202,7 @@ def test_model_and_instructions_are_chosen_before_and_after_the_first_message(
         assert (request["model"], request["messages"][0]["content"]) == ("large", "Be brief.")
         page.reload()
         page.wait_until(lambda: page.answers == ["OK"], "the conversation")
-        page.click("#settings")
+        page.choose("settings")
         page.wait_until(lambda: page.shows("#model"), "the models")
         assert page.run("return document.getElementById('model').value") == "large"
         assert page.run("return document.getElementById('system-prompt').value") == "Be brief."
@@ -216,7 +216,7 @@ def test_model_and_instructions_are_chosen_before_and_after_the_first_message(
 
 
 def test_where_there_is_one_model_it_is_not_asked_for(here: Page) -> None:
-    here.click("#settings")
+    here.choose("settings")
     here.wait_until(lambda: here.shows("#own-prompt"), "the dialog")
     assert not here.shows("#model")
     here.press(Keys.ESCAPE)
@@ -266,8 +266,7 @@ def test_on_a_phone_the_sessions_buttons_are_in_a_menu(page: Page, server: Serve
     page.open(server.url)
     page.ask("Hello")
     assert not page.shows("#rename")
-    page.click("#menu")
-    page.click("#rename")
+    page.choose("rename")
     page.type("#rename-text", "On a phone", Keys.ENTER)
     page.wait_until(lambda: page.text("#title") == "On a phone", "the new title")
     wide = page.driver.execute_script("return document.documentElement.scrollWidth")

@@ -14,7 +14,7 @@ import pytest
 from werkzeug.test import TestResponse
 
 from session_core.stores.files import FileStorage
-from session_core.web.page_files import PAGE_FILE_ROUTE
+from session_core.web.page_files import PAGE_FILE_ROUTES
 from tests.support.client import KEY, BreakableStorage, Client, error_of, json_of
 from tests.support.model_server import ModelServer, answer, frames, status, tool_call
 from tests.support.server import SERVER, TIMEOUT, Server, environment
@@ -44,7 +44,7 @@ def routes(client: Client) -> list[tuple[str, str]]:
     return [
         (method, path.replace("<session_id>", session_id))
         for rule in client.app.url_map.iter_rules()
-        for path in ([f"/{name}" for name in PAGE_FILES] if rule.rule == PAGE_FILE_ROUTE else [rule.rule])
+        for path in ([f"/{name}" for name in PAGE_FILES] if rule.rule in PAGE_FILE_ROUTES else [rule.rule])
         for method in sorted((rule.methods or set()) - {"OPTIONS"})
     ]
 

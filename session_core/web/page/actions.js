@@ -1,104 +1,82 @@
-// What can be done with a message: copy, edit, try again, go on from here in a new session, step between versions.
+// What can be done with a message: copy, edit, try again, go on from here in a new session.
 
-import { askInPlace } from "./asking.js";
-import { redraw } from "./conversation.js";
 import { copyWithButton } from "./copying.js";
 import { editQuestion } from "./editing.js";
-import { focusBox } from "./layout.js";
-import { element } from "./markdown.js";
+import { element, iconButton, textButton } from "./element.js";
+import { json } from "./http.js";
+import { closeMenu, focusBox, toggleMenu } from "./layout.js";
 import { announce, attempt } from "./notices.js";
-import { json } from "./server.js";
-import { state } from "./state.js";
-import { branch, chain, readVersions } from "./versions.js";
+import { modelsFor, shortTime, textOf } from "./render.js";
+import { drawSteps } from "./stepping.js";
+import { askInPlace } from "./turn.js";
+import { shownMessages, state } from "./view.js";
 
 const idsOf = (article) => article.dataset.ids.split(" ");
-const shownMessages = (of) => of.older ?? of.messages;
 
-/** Gives each message that is shown its row of actions, and each question that has several versions their number. */
-export function drawActions(of) {
-  for (const article of document.querySelectorAll("#stored article[data-ids]")) {
+/** Gives each message that is shown its row of actions. */
+export function drawActions(view) {
+  for (const article of view.stored.querySelectorAll("article[data-ids]")) {
     if (article.querySelector(":scope > .message-actions")) continue;
     const row = element("div", { class: "message-actions", role: "group" });
-    const isQuestion = article.classList.contains("question");
-    row.setAttribute("aria-label", isQuestion ? "Actions of this question" : "Actions of this answer");
-    const add = (name, words, action) => {
-      const button = element("button", { type: "button", class: `quiet ${name}` }, words);
-      button.onclick = () => attempt(() => action(button));
-      row.append(button);
-    };
-    add("copy", "Copy", (button) => copyWithButton(button, source(of, article)));
-    if (!of.older) {
-      if (isQuestion) add("edit", "Edit", () => editQuestion(article, source(of, article), (text) => askInPlace(of, idsOf(article)[0], text)));
-      else add("again", "Try again", () => tryAgain(of, questionBefore(of, article)));
-      add("branch", "Branch", () => branchOff(of, idsOf(article).at(-1)));
+    const add = (iconName, name, words, action) =>
+      row.append(iconButton(iconName, words, name, (event) => attempt(() => action(event.currentTarget))));
+    add("copy", "copy", "Copy", (button) => copyWithButton(button, source(view, article)));
+    if (article.classList.contains("question")) {
+      row.setAttribute("aria-label", "Actions of this question");
+      if (typeof messageOf(view, article).content === "string")
+        add("edit", "edit", "Edit", () => editQuestion(article, source(view, article), (text) => askInPlace(view, idsOf(article)[0], text)));
+    } else {
+      row.setAttribute("aria-label", "Actions of this answer");
+      add("again", "again", "Try again", () => tryAgain(view, article));
+      if (state.models?.models.length > 1) row.append(chooseModel(view, article));
     }
+    add("branch", "branch", "Branch", () => branchOff(view, idsOf(article).at(-1)));
+    row.append(facts(article));
     article.append(row);
   }
-  if (shownMessages(of).some(({ replaces }) => replaces)) attempt(() => drawSteps(of));
+  attempt(() => drawSteps(view));
 }
+
+const messageOf = (view, article) => shownMessages(view).find(({ id }) => id === idsOf(article)[0]) ?? {};
 
 /** The message as its author wrote it. */
-function source(of, article) {
+function source(view, article) {
   const ids = idsOf(article);
-  const said = shownMessages(of).filter(({ id, role }) => ids.includes(id) && role !== "tool");
-  return said.map(({ content }) => content).filter(Boolean).join("\n\n");
+  const said = shownMessages(view).filter(({ id, role }) => ids.includes(id) && role !== "tool");
+  return said.map(({ content }) => content && textOf(content)).filter(Boolean).join("\n\n");
 }
 
-function questionBefore(of, article) {
-  const answered = of.messages.findIndex(({ id }) => id === idsOf(article)[0]);
-  return of.messages.slice(0, answered).findLast(({ role }) => role === "user");
+/** Which model wrote an answer, and when. */
+function facts({ dataset: { model, at, tokens } }) {
+  const words = [model, at && shortTime(at), tokens && `${Number(tokens).toLocaleString()} tokens`].filter(Boolean).join(" · ");
+  return element("span", { class: "facts" }, words);
 }
 
-async function tryAgain(of, question) {
+async function tryAgain(view, article, model) {
+  const shown = shownMessages(view);
+  const answered = shown.findIndex(({ id }) => id === idsOf(article)[0]);
+  const question = shown.slice(0, answered).findLast(({ role }) => role === "user");
   if (!question) return;
   focusBox();
-  await askInPlace(of, question.id, question.content);
+  await askInPlace(view, question.id, question.content, model);
 }
 
-async function branchOff(of, until) {
-  const { id } = await json("sessions", { method: "POST", body: { copy_of: of.id, until } });
+/** A menu of the models that may write the answer anew. */
+function chooseModel(view, article) {
+  const menu = element("div", { class: "menu", role: "menu", hidden: "" });
+  const button = iconButton("more", "Try again with another model", "again-with", () => {
+    const items = modelsFor(view).map((name) => textButton(name, "plain", () => (closeMenu(), attempt(() => tryAgain(view, article, name)))));
+    for (const item of items) item.setAttribute("role", "menuitem");
+    menu.replaceChildren(...items);
+    toggleMenu(button, menu);
+  });
+  button.setAttribute("aria-haspopup", "menu");
+  button.setAttribute("aria-expanded", "false");
+  return element("span", { class: "menu-place" }, button, menu);
+}
+
+async function branchOff(view, until) {
+  const { id } = await json("sessions", { method: "POST", body: { copy_of: view.id, until } });
   location.hash = id;
   announce("This is a copy of the session up to that message.");
-}
-
-/** Puts "2 / 3" and two buttons beside each question that has several versions. */
-async function drawSteps(of) {
-  const messages = await readVersions(of);
-  if (of.closed) return;
-  for (const article of document.querySelectorAll("#stored .question[data-ids]")) {
-    const [id] = idsOf(article);
-    const versions = chain(messages, id);
-    const row = article.querySelector(":scope > .message-actions");
-    if (versions.length < 2 || !row || row.querySelector(".steps")) continue;
-    const here = versions.findIndex((one) => one.id === id);
-    const step = (name, words, target) => {
-      const button = element("button", { type: "button", class: `quiet ${name}`, "aria-label": words }, name === "older" ? "‹" : "›");
-      button.disabled = !target;
-      button.onclick = () => attempt(() => showVersion(of, id, target, name));
-      return button;
-    };
-    const place = element("span", { class: "place" }, `${here + 1} / ${versions.length}`);
-    place.setAttribute("aria-label", `Version ${here + 1} of ${versions.length}`);
-    const steps = element("span", { class: "steps" }, step("older", "Older version", versions[here - 1]), place);
-    steps.append(step("newer", "Newer version", versions[here + 1]));
-    row.append(steps);
-  }
-}
-
-/** Shows another version of a question and what followed it then. Nothing on the server changes. */
-async function showVersion(of, id, target, direction) {
-  const messages = await readVersions(of);
-  if (of.closed || state.turn) return;
-  const shown = shownMessages(of);
-  const before = shown.slice(0, shown.findIndex((message) => message.id === id));
-  const older = [...before, ...branch(messages, target)];
-  const isNewest = older.at(-1)?.id === of.messages.at(-1)?.id;
-  of.older = isNewest ? null : older;
-  redraw(of);
-  const article = document.querySelector(`#stored .question[data-ids="${target.id}"]`);
-  article?.scrollIntoView({ block: "nearest" });
-  await drawSteps(of);
-  const button = article?.querySelector(`.${direction}`);
-  (button?.disabled ? article.querySelector(".steps button:not(:disabled)") : button)?.focus();
-  announce(article?.querySelector(".place")?.getAttribute("aria-label") ?? "");
 }

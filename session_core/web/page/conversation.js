@@ -1,149 +1,199 @@
-// The conversation that is shown: the stored messages of a session, and what became of its last answer.
+// The conversation of a view: its stored messages, and what became of its last answer.
 //
 // What the server has stored is the truth. The messages on the page are made equal to it.
 
+import { drawApproval } from "./approval.js";
+import { element, textButton } from "./element.js";
+import { json } from "./http.js";
+import { keepDraft, recall, remember } from "./kept.js";
 import { fitBox, stay, toBottom } from "./layout.js";
-import { element } from "./markdown.js";
-import { drawn, hasFailed, note, outcome } from "./messages.js";
-import { json, newKey, recall, remember } from "./server.js";
-import { drawHeader } from "./session_list.js";
-import { $, box, PAGE_SIZE, scroller, state } from "./state.js";
+import { drawMessages, drawNote, hasFailed, outcome } from "./messages.js";
+import { attempt } from "./notices.js";
+import { render, textOf } from "./render.js";
+import { box, isShown, PAGE_SIZE, scroller, shownMessages, state } from "./view.js";
+import { addToVersions, canGoOnFromAnywhere, keptVersion } from "./versions.js";
 
-const LATE = 60_000; // milliseconds, after which a message that the server does not have will not arrive any more
+const LATE = 24 * 3600_000; // milliseconds, after which a message that the server does not have is not sent any more
 
-/** The newest messages that are stored. What else the answer tells of the session is shown at once. */
-export async function readPage(of, query = "") {
-  const page = await json(`sessions/${of.id}?limit=${PAGE_SIZE}${query}`);
-  of.usage = page.usage;
-  return page;
+let callbacks = { drawActions() {} };
+
+/** `drawActions` gives the messages of a view their buttons when they are on the page. */
+export const setConversationCallbacks = (given) => (callbacks = given);
+
+/** The newest messages that are stored. What else the answer tells of the session is taken at once. */
+export async function readPage(view, query = "", options = {}) {
+  const { messages, next, ...session } = await json(`sessions/${view.id}?limit=${PAGE_SIZE}${query}`, options);
+  view.session = session;
+  return { messages, next, running: session.running };
 }
 
-/** The stored messages are on the page: `actions.js` gives them their buttons. */
-const drawnNow = (of) => document.dispatchEvent(new CustomEvent("drawn", { detail: of }));
-
-/** Draws the messages of the view anew, or those of an older version that is shown. */
-export function redraw(of) {
-  of.note = null;
-  $("stored").replaceChildren(...drawn(of.older ?? of.messages));
-  if (of.older) {
-    const back = element("button", { type: "button" }, "Show the newest");
-    back.onclick = () => ((of.older = null), redraw(of), drawEnd(of));
-    $("stored").append(element("p", { class: "note" }, "This is an earlier version. What you send goes on from the newest.", " ", back));
+/** Draws the messages of the view anew, or those of an earlier version that is shown. */
+export function renderMessages(view) {
+  view.note = null;
+  view.stored.replaceChildren(...drawMessages(shownMessages(view)));
+  if (view.earlier) {
+    const from = element("span");
+    view.stored.append(element("p", { class: "note" }, "This is an earlier version. ", from, " ", textButton("Show the newest", "newest")));
+    attempt(async () => {
+      from.textContent = (await canGoOnFromAnywhere()) ? "What you send goes on from here." : "What you send goes on from the newest.";
+    });
   }
-  drawHeader();
-  drawnNow(of);
+  finishDrawing(view);
+}
+
+function finishDrawing(view) {
+  render();
+  callbacks.drawActions(view);
 }
 
 /**
  * Shows the stored messages of a page that are not shown yet. Beside a running turn, which is drawn live, those are
  * the messages up to its question, and after it those that an earlier try at the same question has left.
  */
-export function merge(of, page, startedAt = null) {
-  if (of.closed) return;
-  if (of.older) {
-    of.older = null;
-    redraw(of);
+export function merge(view, page, startedAt = null) {
+  if (view.earlier) {
+    view.earlier = null;
+    view.stored.replaceChildren(...drawMessages(view.messages));
+    view.note = null;
   }
-  const known = page.messages.findIndex(({ id }) => id === of.messages.at(-1)?.id);
+  const known = page.messages.findIndex(({ id }) => id === view.messages.at(-1)?.id);
   if (known < 0) {
-    Object.assign(of, { messages: [], next: page.next, note: null });
-    $("stored").replaceChildren();
+    Object.assign(view, { messages: [], next: page.next, note: null, all: null });
+    view.stored.replaceChildren();
     toBottom();
   }
   const asked = page.messages.findLastIndex(({ role, created_at: at }) => role === "user" && at <= startedAt);
   const fresh = page.messages.filter(
     ({ created_at: at }, index) => index > known && (!startedAt || index <= asked || at < startedAt),
   );
-  if (fresh.length) endNote(of, fresh[0].role === "user");
-  of.messages.push(...fresh);
-  $("stored").append(...drawn(fresh));
-  drawHeader();
-  drawnNow(of);
+  if (fresh.length) endNote(view, fresh[0].role === "user");
+  addToVersions(view, fresh);
+  view.messages.push(...fresh);
+  view.stored.append(...drawMessages(fresh));
+  finishDrawing(view);
 }
 
 export async function showEarlier() {
-  const here = state.view;
-  const before = here.next;
-  const page = await readPage(here, `&before=${before}`);
-  if (here.closed || here.next !== before) return;
+  const { view } = state;
+  const before = view.next;
+  const page = await readPage(view, `&before=${before}`);
+  if (!isShown(view) || view.next !== before) return;
   // A result belongs under its call, which may stand on the earlier page.
-  const results = Math.max(0, here.messages.findIndex(({ role }) => role !== "tool"));
-  if (results) $("stored").firstElementChild.querySelectorAll(".tool.lost").forEach((tool) => tool.remove());
+  const results = Math.max(0, view.messages.findIndex(({ role }) => role !== "tool"));
+  if (results) view.stored.firstElementChild.querySelectorAll(".tool.lost").forEach((tool) => tool.remove());
   const height = scroller.scrollHeight - scroller.scrollTop;
   stay();
-  $("stored").prepend(...drawn([...page.messages, ...here.messages.slice(0, results)], here.messages[results]));
-  here.messages.unshift(...page.messages);
-  here.next = page.next;
-  drawHeader();
-  drawnNow(here);
+  view.stored.prepend(...drawMessages([...page.messages, ...view.messages.slice(0, results)], view.messages[results]));
+  view.messages.unshift(...page.messages);
+  view.next = page.next;
+  finishDrawing(view);
   scroller.scrollTop = scroller.scrollHeight - height;
-  if (!here.next) scroller.focus({ preventScroll: true });
+  if (!view.next) scroller.focus({ preventScroll: true });
 }
 
 /**
- * Makes the page equal to what is stored, after a turn has ended or was lost from sight. Gives the words that say what
- * became of the answer.
+ * Makes the page equal to what is stored, after a turn has ended or was lost from sight. Returns the words that say
+ * what became of the answer.
  */
 export function settle(turn, last, page) {
-  const here = turn.view;
-  if (here.closed) return "";
-  const known = page.messages.findIndex(({ id }) => id === here.messages.at(-1)?.id);
+  const { view } = turn;
+  const known = page.messages.findIndex(({ id }) => id === view.messages.at(-1)?.id);
   const fresh = page.messages.slice(known + 1);
   const questions = fresh.filter(({ role }) => role === "user").length;
   const seen =
     last &&
     turn.length === (last.data.complete_text?.length ?? turn.length) &&
     questions === Number(turn.bubble) &&
-    (known >= 0 || !here.messages.length) &&
+    (known >= 0 || !view.messages.length) &&
+    !turn.answers &&
     !fresh.slice(0, -1).some(({ status }) => status);
   if (seen) {
-    here.messages.push(...fresh);
-    if (turn.bubble) $("live").querySelector(".question").dataset.ids = fresh[0].id;
-    for (const message of fresh.slice(questions)) turn.answer.shows(message);
-    $("stored").append(...$("live").childNodes);
-    drawnNow(here);
+    addToVersions(view, fresh);
+    view.messages.push(...fresh);
+    if (turn.bubble) view.live.querySelector(".question").dataset.ids = fresh[0].id;
+    for (const message of fresh.slice(questions)) turn.answer.addId(message);
+    view.stored.append(...view.live.childNodes);
+    finishDrawing(view);
   } else {
-    $("live").replaceChildren();
-    if (!page.running) merge(here, page);
+    view.live.replaceChildren();
+    // The answer to what waited belongs to the message that asked for it.
+    if (turn.answers && known >= 0) renderAnswered(view, page);
+    else if (!page.running) merge(view, page);
   }
-  return page.running ? "" : drawEnd(here, last?.type === "error" ? last.data.error : "");
+  return page.running ? "" : drawEnd(view, last?.type === "error" ? last.data.error : "");
 }
 
-/** Says under the last message what became of the answer, with a button to ask again. Gives the words. */
-export function drawEnd(of, failure = "") {
-  const last = of.messages.at(-1);
-  const asked = recall(of.id);
-  const questions = of.messages.filter(({ role }) => role === "user");
-  const latest = questions.at(-1);
-  const again = asked && !of.older && last && hasFailed(last) && asked.text === latest?.content;
-  const arrived = asked && questions.some(({ content }) => content === asked.text);
-  if (asked && !again && (arrived || Date.now() - asked.at > LATE)) {
-    remember(of.id, null);
-    if (!arrived) giveBack(of, asked);
-  }
-  const words = failure || (last ? outcome(last) : "");
-  if (words && !of.note) {
-    of.note = note(words);
+function renderAnswered(view, page) {
+  const known = page.messages.findIndex(({ id }) => id === view.messages.at(-1)?.id);
+  view.messages.splice(-1, 1, ...page.messages.slice(known));
+  view.stored.replaceChildren(...drawMessages(view.messages));
+  view.note = null;
+  finishDrawing(view);
+}
+
+/** Whether the server has the message, or the other wish, that was on its way. */
+function hasArrived(view, asked) {
+  const before = view.messages.findLastIndex(({ id }) => id === asked.last);
+  const later = view.messages.slice(before + 1);
+  if (!asked.bubble || asked.text === null) return later.length > 0;
+  return later.some(({ role, content }) => role === "user" && textOf(content) === asked.text);
+}
+
+/** A message of this session that the server does not have yet, if there is one. */
+export function unsentMessage(view) {
+  const asked = recall(view.id);
+  if (!asked || hasArrived(view, asked)) return null;
+  if (Date.now() - asked.at < LATE) return asked;
+  remember(view.id, null);
+  giveBack(view, asked);
+  return null;
+}
+
+/** Says under the last message what became of the answer, with a button to ask again. Returns the words. */
+export function drawEnd(view, error = "") {
+  const last = view.messages.at(-1);
+  const asked = recall(view.id);
+  const question = view.messages.findLast(({ role }) => role === "user");
+  const sameTurn = asked && !view.earlier && last && hasFailed(last) && (asked.text === null || asked.text === textOf(question?.content));
+  if (asked && !sameTurn && hasArrived(view, asked)) remember(view.id, null);
+  const stored = last ? outcome(last) : null;
+  const failure = error || (stored?.failure && view.session.last_error?.error) || "";
+  const end = failure ? { words: failure, failure: true } : stored;
+  if (end && !view.note && !view.earlier) {
+    view.note = drawNote(end);
     // A failed turn is asked for again as the same turn. In place of an answer that was cut off or stopped comes a new
     // one.
-    of.again = again ? { ...asked, bubble: false } : { text: latest?.content, replaces: latest?.id };
-    if (latest) of.note.append(" ", element("button", { type: "button", class: "retry" }, "Try again"));
-    if (latest && last !== latest && words) of.note.append(" ", element("button", { type: "button", class: "continue" }, "Continue"));
-    $("stored").append(of.note);
+    view.retry = sameTurn ? { ...asked, bubble: false } : { content: question?.content, replaces: question?.id };
+    if (question) view.note.append(" ", textButton("Try again", "retry"));
+    if (question && last !== question) view.note.append(" ", textButton("Continue", "continue"));
+    view.stored.append(view.note);
   }
-  return words;
+  drawApproval(view);
+  return end?.words ?? "";
 }
 
 /** Puts a message that the server does not have back into the box. */
-export function giveBack(of, { text, key, replaces }) {
-  of.returned = { text, key, replaces };
+export function giveBack(view, { text, key, replaces, after }) {
+  if (!text) return;
+  view.returned = { text, key, replaces, after };
+  if (!isShown(view)) return keepDraft(view.id, text);
   if (box.value !== text) box.value = [text, box.value].filter(Boolean).join("\n\n");
+  keepDraft(view.id, box.value);
   fitBox();
 }
 
 /** The conversation goes on: the note stays without its button. It goes where the answer to its question still comes. */
-export function endNote(of, newQuestion) {
-  of.note?.querySelectorAll("button").forEach((button) => button.remove());
-  if (!newQuestion && !of.messages.at(-1)?.status) of.note?.remove();
-  of.note = null;
+export function endNote(view, newQuestion) {
+  view.note?.querySelectorAll("button").forEach((button) => button.remove());
+  if (!newQuestion && !view.messages.at(-1)?.status) view.note?.remove();
+  view.note = null;
+  view.stored.querySelector(".approval")?.remove();
+}
+
+/** Shows the version that was looked at last, where that is not the newest. */
+export async function restoreVersion(view) {
+  const earlier = await keptVersion(view);
+  if (!earlier || view.turn || !isShown(view)) return;
+  view.earlier = earlier;
+  renderMessages(view);
 }

@@ -1,10 +1,10 @@
 // Putting text on the clipboard.
 
+import { confirmButton } from "./element.js";
+
 /** Copies the words and says so on the button for two seconds. `node` holds the same words, for browsers that copy only what is selected. */
 export async function copyWithButton(button, words, node = null) {
-  const label = button.textContent;
-  button.textContent = (await copied(words, node)) ? "Copied" : "Not copied";
-  setTimeout(() => (button.textContent = label), 2000);
+  confirmButton(button, (await copied(words, node)) ? "Copied" : "Not copied");
 }
 
 async function copied(words, node) {

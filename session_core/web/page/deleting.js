@@ -1,9 +1,11 @@
 // Deleting a session, with some seconds to think better of it.
 
+import { $ } from "./element.js";
+import { json, sendAtOnce } from "./http.js";
+import { forgetSession } from "./kept.js";
 import { announce, attempt } from "./notices.js";
-import { json, remember, sendAtOnce } from "./server.js";
 import { drawList, refreshList, removeSession } from "./session_list.js";
-import { $, state } from "./state.js";
+import { state } from "./view.js";
 
 const UNDO = 6_000; // milliseconds
 
@@ -35,7 +37,7 @@ export function undoDelete() {
 export function deleteAtOnce() {
   if (!waiting) return;
   sendAtOnce(`sessions/${waiting.id}`, "DELETE");
-  remember(waiting.id, null);
+  forgetSession(waiting.id);
   clearTimeout(waiting.timer);
   forget(waiting.id);
 }
@@ -47,7 +49,7 @@ function finish() {
   attempt(async () => {
     try {
       await json(`sessions/${id}`, { method: "DELETE" });
-      remember(id, null);
+      forgetSession(id);
     } catch (error) {
       if (error.status !== 404) throw error;
     } finally {

@@ -1,6 +1,8 @@
-// The page as a frame: scrolling, the message box, the focus, the drawer on a phone.
+// The page as a frame: scrolling, the message box, the focus, the drawer on a phone, menus.
 
-import { $, box, narrow, scroller, touch } from "./state.js";
+import { $ } from "./element.js";
+import { keepChoice } from "./kept.js";
+import { box, narrow, scroller, touch } from "./view.js";
 
 let atBottom = true;
 let lastTop = 0;
@@ -17,10 +19,10 @@ export function stay() {
 }
 
 scroller.addEventListener("scroll", () => {
-  // Only a move upwards leaves the end: text that grows does not.
-  const left = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight;
-  if (left < 40) atBottom = true;
-  else if (scroller.scrollTop < lastTop) atBottom = false;
+  // A move upwards leaves the end, however small it is. Text that shrinks moves too, but leaves nothing below.
+  const rest = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight;
+  if (scroller.scrollTop < lastTop && rest >= 1) atBottom = false;
+  else if (scroller.scrollTop > lastTop && rest < 40) atBottom = true;
   lastTop = scroller.scrollTop;
   $("latest").hidden = atBottom;
 });
@@ -28,6 +30,14 @@ scroller.addEventListener("scroll", () => {
 const resized = new ResizeObserver(() => atBottom && toBottom());
 resized.observe($("conversation"));
 resized.observe(scroller);
+
+/** Changes what stands in a node, and keeps in its place what the reader looks at. */
+export function replaceInPlace(node, change) {
+  const isAbove = !atBottom && node.getBoundingClientRect().top < scroller.getBoundingClientRect().top;
+  const height = node.offsetHeight;
+  change();
+  if (isAbove) scroller.scrollTop += node.offsetHeight - height;
+}
 
 /** Puts the focus into the message box. On a phone that would bring up the keyboard, so the title gets it there. */
 export function focusBox() {
@@ -39,15 +49,79 @@ export function fitBox() {
   box.style.height = `${box.scrollHeight + 2}px`;
 }
 
-/** Opens or closes the menu in which the session's buttons stand on a phone. */
-export function setMenu(open) {
-  $("actions").classList.toggle("closed", !open);
-  $("menu").setAttribute("aria-expanded", String(open));
-}
-
 export function setDrawer(open) {
   document.body.classList.toggle("drawer", open);
   $("open-list").setAttribute("aria-expanded", String(open));
-  $("sessions").inert = narrow.matches && !open;
+  $("sessions").inert = narrow.matches ? !open : isFolded();
   $("main").inert = narrow.matches && open;
 }
+
+const isFolded = () => "folded" in document.documentElement.dataset;
+
+/** Shows or hides the list: a drawer on a phone, a column elsewhere. */
+export function toggleList() {
+  if (narrow.matches) {
+    setDrawer(true);
+    $("new").focus();
+    return;
+  }
+  const folded = !isFolded();
+  if (folded) document.documentElement.dataset.folded = "";
+  else delete document.documentElement.dataset.folded;
+  keepChoice("folded", folded ? "yes" : null);
+  setDrawer(false);
+  (folded ? $("open-list") : $("new")).focus();
+}
+
+export function setTheme(name) {
+  document.documentElement.dataset.theme = name;
+  keepChoice("theme", name === "auto" ? null : name);
+  for (const button of document.querySelectorAll("[data-theme-name]"))
+    button.setAttribute("aria-checked", String(button.dataset.themeName === name));
+}
+
+// ---- Menus ----
+
+let openMenu = null; // the button and the menu that it opened
+
+/** Opens the menu of a button, or closes it. The first item gets the focus; arrow keys go through the items. */
+export function toggleMenu(button, menu) {
+  const open = openMenu?.button !== button;
+  closeMenu();
+  if (!open) return;
+  openMenu = { button, menu };
+  menu.hidden = false;
+  button.setAttribute("aria-expanded", "true");
+  itemsOf(menu)[0]?.focus();
+}
+
+/** Closes the menu that is open, and says whether one was. */
+export function closeMenu({ refocus = false } = {}) {
+  if (!openMenu) return false;
+  const { button, menu } = openMenu;
+  openMenu = null;
+  menu.hidden = true;
+  button.setAttribute("aria-expanded", "false");
+  if (refocus) button.focus();
+  return true;
+}
+
+const itemsOf = (menu) => [...menu.querySelectorAll("button")].filter((item) => item.offsetParent);
+
+const STEPS = { ArrowDown: 1, ArrowUp: -1 };
+
+document.addEventListener("keydown", (event) => {
+  if (!openMenu?.menu.contains(document.activeElement)) return;
+  const items = itemsOf(openMenu.menu);
+  const at = items.indexOf(document.activeElement);
+  if (event.key in STEPS) items.at((at + STEPS[event.key] + items.length) % items.length).focus();
+  else if (event.key === "Home") items[0].focus();
+  else if (event.key === "End") items.at(-1).focus();
+  else if (event.key === "Tab") return void closeMenu({ refocus: true });
+  else return;
+  event.preventDefault();
+});
+
+document.addEventListener("click", (event) => {
+  if (openMenu && !openMenu.button.contains(event.target)) closeMenu({ refocus: openMenu.menu.contains(document.activeElement) });
+});

@@ -1,238 +1,309 @@
-// The common part of Markdown, made of nodes and texts: no string ever becomes HTML. What is not understood stays as it was
-// written. Depth is bounded, and every loop goes forward, so that no text can hold up the page.
+// The Markdown that models write, made of nodes and texts: no string ever becomes HTML. What is not understood stays as it
+// was written. Depth is bounded, and every loop goes forward, so that no text can hold up the page.
 
 import { copyWithButton } from "./copying.js";
+import { element, textButton } from "./element.js";
+import { inline, normalLabel, unescaped } from "./inline.js";
 
-export function element(name, attributes = {}, ...children) {
-  const node = document.createElement(name);
-  for (const [key, value] of Object.entries(attributes)) if (value !== null) node.setAttribute(key, value);
-  node.append(...children);
-  return node;
-}
+export { webLink } from "./inline.js";
 
-const DEEPEST = 8;
-const FENCE = /^ {0,3}(`{3,}|~{3,})[ \t]*([^`]*)$/;
-const HEADING = /^ {0,3}(#{1,6})[ \t]+(.*)$/;
-const RULE = /^ {0,3}([-*_])(?:[ \t]*\1){2,}[ \t]*$/;
+const DEEPEST = 12; // blocks in one another
+const MOST_FILLED = 60; // cells of a row of a table that are made where it has fewer
+const FENCE = /^ {0,3}(?:(`{3,})([^`]*)|(~{3,})(.*))$/;
+const HEADING = /^ {0,3}(#{1,6})(?:[ \t]+(.*))?$/;
+const RULE = /^ {0,3}(?:\*[ \t]*(?:\*[ \t]*){2,}|-[ \t]*(?:-[ \t]*){2,}|_[ \t]*(?:_[ \t]*){2,})$/;
 const QUOTE = /^ {0,3}> ?/;
-const ITEM = /^( {0,3})([-*+]|\d{1,9}[.)])(?:[ \t]+|$)/;
-const beginsBlock = (line) => FENCE.test(line) || HEADING.test(line) || RULE.test(line) || QUOTE.test(line) || ITEM.test(line);
-const indent = (line) => line.length - line.trimStart().length;
+const ITEM = /^( {0,3})([-*+]|\d{1,9}[.)])(?=[ \t]|$)/;
+const UNDERLINE = /^ {0,3}(=+|-+)[ \t]*$/;
+const DEFINITION = /^ {0,3}\[([^[\]^][^[\]]{0,998})\]:[ \t]*(?:<([^<>]{0,2000})>|([^\s<]\S{0,1999}))(?:[ \t]+(?:"[^"]{0,500}"|'[^']{0,500}'|\([^()]{0,500}\)))?[ \t]*$/;
+const FOOTNOTE = /^ {0,3}\[\^([^\s[\]]{1,60})\]:[ \t]*/;
+const FORMULA = /^ {0,3}(\$\$|\\\[)/;
+
+/** Texts whose end may change how their beginning is drawn. */
+export const NEEDS_WHOLE = /^ {0,3}(?:\[[^\]\n]{1,999}\]:|\$\$|\\\[)/m;
 
 /** The blocks of a text, each with its node and the line on which it begins. */
-export function markdown(text, depth = 0) {
-  const lines = text.split("\n");
+export function markdown(text) {
+  const lines = text.replace(/\r\n?/g, "\n").split("\n");
+  const definitions = new Map();
+  for (const line of lines) {
+    const [, label, angled, bare] = (line.trimStart().startsWith("[") && DEFINITION.exec(line)) || [];
+    if (label && !definitions.has(normalLabel(label))) definitions.set(normalLabel(label), angled ?? bare);
+  }
+  return readBlocks(lines, 0, definitions);
+}
+
+/** The columns in front of a line, where a tab goes on to the next multiple of four; at most `most` of them are counted. */
+function columns(line, most = Infinity, from = 0) {
+  let count = from;
+  let end = 0;
+  for (; count < most && (line[end] === " " || line[end] === "\t"); end += 1) count += line[end] === " " ? 1 : 4 - (count % 4);
+  return { count, end };
+}
+
+const indentOf = (line) => columns(line).count;
+
+/** The line without so many columns in front; of a tab that reaches beyond them, the rest stays as spaces. */
+function dedent(line, width) {
+  const { count, end } = columns(line, width);
+  return " ".repeat(Math.max(0, count - width)) + line.slice(end);
+}
+
+const isBlank = (line) => !line.trim();
+const isItem = (line) => ITEM.test(line) && !RULE.test(line);
+
+/** Whether a line ends the paragraph before it. An empty item, and a number other than 1, do not. */
+const interrupts = (line) =>
+  FENCE.test(line) || HEADING.test(line) || RULE.test(line) || QUOTE.test(line) || FORMULA.test(line) || /^ {0,3}(?:[-*+]|1[.)])[ \t]+\S/.test(line);
+
+function readBlocks(lines, depth, definitions) {
   const blocks = [];
   for (let at = 0; at < lines.length; ) {
-    if (!lines[at].trim()) {
+    if (isBlank(lines[at])) {
       at += 1;
       continue;
     }
-    const reader = depth < DEEPEST && [codeBlock, heading, rule, quote, list, table].find((kind) => kind.begins(lines, at));
-    const { node, end } = (reader || paragraph).read(lines, at, depth);
-    blocks.push({ node, line: at });
+    const kind = (depth < DEEPEST && KINDS.find((one) => one.begins(lines, at))) || paragraph;
+    const { node, end } = kind.read(lines, at, depth, definitions);
+    if (node) blocks.push({ node, line: at });
     at = end;
   }
   return blocks;
 }
 
-const inside = (name, lines, depth) => element(name, {}, ...markdown(lines.join("\n"), depth + 1).map(({ node }) => node));
+const within = (node, lines, depth, definitions) => {
+  node.append(...readBlocks(lines, depth + 1, definitions).map((block) => block.node));
+  return node;
+};
 
-const codeBlock = {
+const indentedCode = {
+  begins: (lines, at) => indentOf(lines[at]) >= 4,
+  read(lines, at) {
+    let end = at;
+    for (let next = at; next < lines.length && (isBlank(lines[next]) || indentOf(lines[next]) >= 4); next += 1)
+      if (!isBlank(lines[next])) end = next + 1;
+    return { node: codeFigure(lines.slice(at, end).map((line) => dedent(line, 4)).join("\n")), end };
+  },
+};
+
+const fencedCode = {
   begins: (lines, at) => FENCE.test(lines[at]),
   read(lines, at) {
-    const [, fence, info] = FENCE.exec(lines[at]);
-    const closes = (line) => line.trim().length >= fence.length && line.trim() === fence[0].repeat(line.trim().length);
-    let end = at + 1;
-    while (end < lines.length && !closes(lines[end])) end += 1;
-    const margin = indent(lines[at]);
-    const code = lines.slice(at + 1, end).map((line) => line.slice(Math.min(margin, indent(line))));
-    return { node: codeFigure(code.join("\n"), info.trim().split(/\s/)[0]), end: end + 1 };
+    const [, ticks, info, tildes, other] = FENCE.exec(lines[at]);
+    const fence = ticks ?? tildes;
+    const end = closingLine(lines, at + 1, fence);
+    const margin = indentOf(lines[at]);
+    const code = lines.slice(at + 1, end).map((line) => dedent(line, margin));
+    return { node: codeFigure(code.join("\n"), unescaped((info ?? other).trim().split(/\s/)[0])), end: end + 1 };
+  },
+};
+
+function closingLine(lines, at, fence) {
+  let end = at;
+  while (end < lines.length && !closes(lines[end], fence)) end += 1;
+  return end;
+}
+
+function closes(line, fence) {
+  const words = line.trim();
+  return words.length >= fence.length && indentOf(line) < 4 && words === fence[0].repeat(words.length);
+}
+
+const formula = {
+  begins: (lines, at) => FORMULA.test(lines[at]) && formula.end(lines, at) > 0,
+  /** The line behind the formula, or 0 where it has no end in the 200 lines before the next blank one. */
+  end(lines, at) {
+    const close = lines[at].trimStart().startsWith("$$") ? "$$" : "\\]";
+    for (let end = at; end < Math.min(lines.length, at + 200) && !isBlank(lines[end]); end += 1) {
+      const from = end === at ? lines[at].search(/\S/) + 2 : 0;
+      const place = lines[end].indexOf(close, from);
+      if (place >= 0) return isBlank(lines[end].slice(place + 2).replace(/[.,;]/, "")) ? end + 1 : 0;
+    }
+    return 0;
+  },
+  read(lines, at) {
+    const end = formula.end(lines, at);
+    return { node: element("p", { class: "math" }, lines.slice(at, end).join("\n").trim()), end };
   },
 };
 
 const heading = {
   begins: (lines, at) => HEADING.test(lines[at]),
-  read(lines, at) {
-    const [, marks, words] = HEADING.exec(lines[at]);
-    // The page's own headings take the first two levels.
-    const node = element(`h${Math.min(marks.length + 2, 6)}`);
-    inline(words.trim().replace(/[ \t]#+$/, ""), node);
-    return { node, end: at + 1 };
+  read(lines, at, depth, definitions) {
+    const [, marks, words = ""] = HEADING.exec(lines[at]);
+    const text = words.trim();
+    let tail = 0;
+    while (text.at(-1 - tail) === "#") tail += 1;
+    const closed = tail && (tail === text.length || /[ \t]/.test(text[text.length - tail - 1])) ? text.slice(0, text.length - tail) : text;
+    return { node: headingNode(marks.length, closed.trim(), definitions), end: at + 1 };
   },
 };
+
+/** The page's own headings take the first two levels. */
+function headingNode(level, words, definitions) {
+  const node = element(`h${Math.min(level + 2, 6)}`);
+  inline(words, node, definitions);
+  return node;
+}
 
 const rule = {
   begins: (lines, at) => RULE.test(lines[at]),
   read: (lines, at) => ({ node: element("hr"), end: at + 1 }),
 };
 
+const definition = {
+  begins: (lines, at) => DEFINITION.test(lines[at]),
+  read: (lines, at) => ({ node: null, end: at + 1 }),
+};
+
+/** The lines of a container, which a paragraph in it may leave behind without its mark. `strip` gives the inside of a line that has the mark, else null. */
+function containerLines(lines, at, strip) {
+  const inside = [];
+  let fence = "";
+  let end = at;
+  for (; end < lines.length; end += 1) {
+    const inner = strip(lines[end], inside);
+    const isLazy = inner === null && !fence && !isBlank(lines[end]) && endsInParagraph(inside) && !isItem(lines[end]) && !interrupts(lines[end]) && !UNDERLINE.test(lines[end]);
+    if (inner === null && !isLazy) break;
+    // Words that go on with a paragraph are no code, however deep they stand.
+    inside.push(inner ?? lines[end].trimStart());
+    if (inner !== null) fence = fence ? (closes(inner, fence) ? "" : fence) : (FENCE.exec(inner)?.[1] ?? FENCE.exec(inner)?.[3] ?? "");
+  }
+  return { inside, end };
+}
+
+function endsInParagraph(inside) {
+  let line = inside.at(-1) ?? "";
+  for (let depth = 0; depth < DEEPEST && (QUOTE.test(line) || isItem(line)); depth += 1) line = line.replace(QUOTE.test(line) ? QUOTE : ITEM, "");
+  const wasBlank = inside.length < 2 || isBlank(inside.at(-2));
+  return !isBlank(line) && !FENCE.test(line) && !HEADING.test(line) && !RULE.test(line) && !(wasBlank && indentOf(line) >= 5);
+}
+
 const quote = {
   begins: (lines, at) => QUOTE.test(lines[at]),
-  read(lines, at, depth) {
-    let end = at;
-    while (end < lines.length && QUOTE.test(lines[end])) end += 1;
-    return { node: inside("blockquote", lines.slice(at, end).map((line) => line.replace(QUOTE, "")), depth), end };
+  read(lines, at, depth, definitions) {
+    const { inside, end } = containerLines(lines, at, (line) => (QUOTE.test(line) ? line.replace(QUOTE, "") : null));
+    return { node: within(element("blockquote"), inside, depth, definitions), end };
   },
 };
 
 const list = {
-  begins: (lines, at) => ITEM.test(lines[at]),
-  read(lines, at, depth) {
-    const [, margin, marker] = ITEM.exec(lines[at]);
-    const ordered = /\d/.test(marker);
-    const isItem = (line) => {
-      const item = !RULE.test(line) && ITEM.exec(line);
-      return item && item[1].length < margin.length + 2 && /\d/.test(item[2]) === ordered;
-    };
-    const node = ordered ? element("ol", { start: String(parseInt(marker, 10)) }) : element("ul");
+  begins: (lines, at) => isItem(lines[at]),
+  read(lines, at, depth, definitions) {
+    const [, , marker] = ITEM.exec(lines[at]);
+    const kind = marker.at(-1);
+    const node = kind === "." || kind === ")" ? element("ol", { start: String(parseInt(marker, 10)) }) : element("ul");
     let end = at;
-    while (end < lines.length && isItem(lines[end])) {
-      const first = lines[end].replace(ITEM, "");
-      const width = ITEM.exec(lines[end])[0].length;
-      const content = [first];
-      for (end += 1; end < lines.length; end += 1) {
-        const line = lines[end];
-        const deeper = line.trim() && (line[0] === "\t" || indent(line) >= margin.length + 2);
-        const lazy = line.trim() && lines[end - 1].trim() && !beginsBlock(line);
-        if (line.trim() && !deeper && !lazy) break;
-        content.push(deeper ? line.slice(line[0] === "\t" ? 1 : Math.min(width, indent(line))) : line);
-      }
-      node.append(inside("li", content, depth));
+    let isLoose = false;
+    while (end < lines.length && isItem(lines[end]) && ITEM.exec(lines[end])[2].at(-1) === kind) {
+      const item = readItem(lines, end);
+      node.append(itemNode(item.inside, depth, definitions));
+      end = item.end;
+      let next = end;
+      while (next < lines.length && isBlank(lines[next])) next += 1;
+      const goesOn = next < lines.length && isItem(lines[next]) && ITEM.exec(lines[next])[2].at(-1) === kind;
+      isLoose ||= item.hasGap || (goesOn && (next > end || item.endsBlank));
+      if (goesOn) end = next;
     }
+    if (isLoose) node.className = "loose";
     return { node, end };
   },
 };
 
-const cells = (line) => line.trim().replace(/^\||\|$/g, "").split(/(?<!\\)\|/);
+function readItem(lines, at) {
+  const [mark] = ITEM.exec(lines[at]);
+  const rest = lines[at].slice(mark.length);
+  const spaces = columns(rest, Infinity, mark.length).count - mark.length;
+  const width = isBlank(rest) || spaces > 4 ? mark.length + 1 : mark.length + spaces;
+  const { inside, end } = containerLines(lines, at, (line, before) => {
+    if (!before.length) return dedent(rest, width - mark.length);
+    if (isBlank(line)) return before.length === 1 && isBlank(before[0]) ? null : "";
+    return indentOf(line) >= width ? dedent(line, width) : null;
+  });
+  let length = inside.length;
+  while (length > 1 && isBlank(inside[length - 1])) length -= 1;
+  const content = inside.slice(0, length);
+  return { inside: content, end: at + length, endsBlank: inside.length > length, hasGap: hasGap(content), past: end };
+}
+
+/** Whether blank lines stand between blocks of an item, and not only within those that are deeper. */
+const hasGap = (inside) => inside.some((line, index) => index && isBlank(inside[index - 1]) && !isBlank(line) && indentOf(line) < 2);
+
+function itemNode(inside, depth, definitions) {
+  const task = /^\[([ xX])\][ \t]+(?=\S)/.exec(inside[0]);
+  const node = element("li", { class: task ? "task" : null });
+  if (!task) return within(node, inside, depth, definitions);
+  within(node, [inside[0].slice(task[0].length), ...inside.slice(1)], depth, definitions);
+  const isDone = task[1] !== " ";
+  (node.firstElementChild ?? node).prepend(element("span", { role: "img", "aria-label": isDone ? "done" : "to do" }, isDone ? "☑" : "☐"), " ");
+  return node;
+}
+
+const footnote = {
+  begins: (lines, at) => FOOTNOTE.test(lines[at]),
+  read(lines, at, depth, definitions) {
+    const [, name] = FOOTNOTE.exec(lines[at]);
+    const { inside, end } = containerLines(lines, at, (line, before) => {
+      if (!before.length) return line.replace(FOOTNOTE, "");
+      if (isBlank(line)) return "";
+      return indentOf(line) >= 2 ? dedent(line, 4) : null;
+    });
+    const node = within(element("div", { class: "footnote" }), inside, depth, definitions);
+    (node.firstElementChild ?? node).prepend(element("sup", {}, name), " ");
+    return { node, end };
+  },
+};
+
+const PIPE = /(?<!\\)\|/;
+const cells = (line) => line.trim().replace(/^\|/, "").replace(/(?<!\\)\|$/, "").split(PIPE).map((cell) => cell.trim().replaceAll("\\|", "|"));
 
 const table = {
   begins(lines, at) {
-    if (!lines[at].includes("|") || !lines[at + 1]?.includes("-")) return false;
-    const marks = cells(lines[at + 1]);
-    return marks.length === cells(lines[at]).length && marks.every((mark) => /^:?-+:?$/.test(mark.trim()));
+    const marks = lines[at + 1];
+    if (!lines[at].includes("|") || !marks || !/^[ \t:|-]+$/.test(marks) || !marks.includes("-")) return false;
+    const columns = cells(marks);
+    return columns.length === cells(lines[at]).length && columns.every((mark) => /^:?-+:?$/.test(mark));
   },
-  read(lines, at) {
+  read(lines, at, depth, definitions) {
+    const sides = cells(lines[at + 1]).map((mark) => (mark.endsWith(":") ? (mark[0] === ":" ? "center" : "end") : null));
     const row = (line, name) => {
+      const words = cells(line);
       const node = element("tr");
-      for (const words of cells(line)) inline(words.trim(), node.appendChild(element(name)));
+      const filled = sides.slice(0, Math.max(words.length, MOST_FILLED));
+      filled.forEach((side, index) => inline(words[index] ?? "", node.appendChild(element(name, { class: side })), definitions));
       return node;
     };
     const body = element("tbody");
     let end = at + 2;
-    for (; end < lines.length && lines[end].includes("|"); end += 1) body.append(row(lines[end], "td"));
+    for (; end < lines.length && !isBlank(lines[end]) && !interrupts(lines[end]); end += 1) body.append(row(lines[end], "td"));
     const node = element("table", {}, element("thead", {}, row(lines[at], "th")), body);
     return { node: element("div", { class: "wide", tabindex: "0" }, node), end };
   },
 };
 
+const KINDS = [indentedCode, fencedCode, heading, rule, quote, list, table, footnote, definition, formula];
+
 const paragraph = {
-  read(lines, at, depth) {
+  read(lines, at, depth, definitions) {
     let end = at + 1;
-    while (end < lines.length && lines[end].trim() && (depth >= DEEPEST || !beginsBlock(lines[end]))) end += 1;
+    for (; end < lines.length && !isBlank(lines[end]); end += 1) {
+      if (depth >= DEEPEST) continue;
+      const underline = UNDERLINE.exec(lines[end]);
+      if (underline) return { node: headingNode(underline[1][0] === "=" ? 1 : 2, joined(lines, at, end), definitions), end: end + 1 };
+      if (interrupts(lines[end]) || table.begins(lines, end)) break;
+    }
     const node = element("p");
-    inline(lines.slice(at, end).join("\n"), node);
+    inline(joined(lines, at, end), node, definitions);
     return { node, end };
   },
 };
 
-function codeFigure(code, language) {
-  const text = element("code", {}, code);
-  const copy = element("button", { type: "button", class: "quiet" }, "Copy");
-  copy.onclick = () => copyWithButton(copy, code, text);
+const joined = (lines, at, end) => lines.slice(at, end).map((line) => line.trimStart()).join("\n");
+
+/** Code with its language and a button to copy it; `nodes` are the same words in colours. */
+export function codeFigure(code, language = "", nodes = [code]) {
+  const text = element("code", {}, ...nodes);
+  const copy = textButton("Copy", "plain", () => copyWithButton(copy, code, text));
   const pre = element("pre", { tabindex: "0", "aria-label": `Code ${language}`, role: "region" }, text);
   return element("div", { class: "code", dir: "ltr" }, element("div", { class: "code-bar" }, element("span", {}, language), copy), pre);
-}
-
-const MARKS = { "**": ["strong"], "__": ["strong"], "*": ["em"], "_": ["em"], "***": ["strong", "em"], "~~": ["del"] };
-const INLINE = /\\[*_`~#|]|`+|\*+|_+|~~|\[|\]\(<?(https?:\/\/[^\s<>()]{1,2000}(?:\([^\s<>()]{0,200}\)[^\s<>()]{0,200})?)>?(?: "[^"\n]{0,200}")?\)|\]|https?:\/\/[^\s<>"`*[\]]{1,2000}/gi;
-
-/** Adds the words to the node, with emphasis, code and links. */
-function inline(words, node) {
-  let parent = node;
-  for (const token of paired(inlineTokens(words))) {
-    if (!token.pair) parent.append(token.link && !parent.closest("a") ? webLink(token.link, token.text) : (token.node ?? token.text));
-    else if (token.closes) parent = token.pair.parent;
-    else {
-      token.parent = parent;
-      const [outer, inner] = token.mark === "[" ? [] : MARKS[token.mark];
-      const link = token.pair.link && !parent.closest("a") && webLink(token.pair.link);
-      parent = parent.appendChild(link || element(outer ?? "span"));
-      if (inner) parent = parent.appendChild(element(inner));
-    }
-  }
-}
-
-function inlineTokens(words) {
-  const nextFence = new Map();
-  const fences = [...words.matchAll(/`+/g)];
-  const seen = new Map();
-  for (const { 0: { length }, index } of fences.reverse()) {
-    nextFence.set(index, seen.get(length));
-    seen.set(length, index);
-  }
-  const tokens = [];
-  let done = 0;
-  INLINE.lastIndex = 0;
-  for (let match; (match = INLINE.exec(words)); ) {
-    const [text, href] = match;
-    const { index } = match;
-    let end = index + text.length;
-    const before = words[index - 1] ?? " ";
-    const after = words[end] ?? " ";
-    let token = { text };
-    if (text[0] === "\\") token = { text: text[1] };
-    else if (text[0] === "`") {
-      const close = nextFence.get(index);
-      if (close !== undefined) {
-        token = { node: element("code", {}, words.slice(end, close).replace(/^ (.*[^ ].*) $/s, "$1")) };
-        end = close + text.length;
-      }
-    } else if (text[0] === "[") token = { text, mark: "[", opens: true };
-    else if (text[0] === "]") token = { text, mark: "[", closes: true, link: webAddress(href) };
-    else if (text[0] === "h" || text[0] === "H") {
-      const ends = text.includes("(") ? ".,;:!?'\"]}" : ".,;:!?'\"])}";
-      let address = text;
-      while (ends.includes(address.at(-1))) address = address.slice(0, -1);
-      end = index + address.length;
-      token = { text: address, link: webAddress(address) };
-    } else if (MARKS[text]) {
-      // Between letters or digits they are no marks: 2*3*4, 2**8 and snake_case stay.
-      const opens = !/\s/.test(after) && !/[A-Za-z0-9]/.test(before);
-      const closes = !/\s/.test(before) && !/[A-Za-z0-9]/.test(after);
-      token = { text, mark: text, opens, closes };
-    }
-    if (index > done) tokens.push({ text: words.slice(done, index) });
-    tokens.push(token);
-    done = INLINE.lastIndex = end;
-  }
-  if (done < words.length) tokens.push({ text: words.slice(done) });
-  return tokens;
-}
-
-/** Tells each mark that opens and each that closes of one another, where the two belong together. */
-function paired(tokens) {
-  const open = [];
-  for (const token of tokens) {
-    const at = token.closes ? open.findLastIndex(({ mark }) => mark === token.mark) : -1;
-    if (at >= 0) {
-      const opener = open[at];
-      open.length = at;
-      if (token.mark !== "[" || token.link) Object.assign(token, { pair: opener }), (opener.pair = token);
-    } else if (token.opens && open.length < DEEPEST) {
-      token.closes = false;
-      open.push(token);
-    }
-  }
-  return tokens;
-}
-
-/** The address if it is one of the web, else null: no other may be followed from here. */
-function webAddress(text) {
-  const url = text && URL.canParse(text) ? new URL(text) : null;
-  return url && ["http:", "https:"].includes(url.protocol) ? url.href : null;
-}
-
-function webLink(href, ...words) {
-  return element("a", { href, title: href, target: "_blank", rel: "noopener noreferrer" }, ...words);
 }

@@ -1,41 +1,106 @@
 // The chat page of session_server: what keys, clicks, timers and the browser's own events do.
 
 import { drawActions } from "./actions.js";
-import { askAgain, drawRunning, goOn, send, stop } from "./asking.js";
-import { showEarlier } from "./conversation.js";
+import { setAnswerPending } from "./approval.js";
+import { addFiles } from "./attachments.js";
+import { setConversationCallbacks, showEarlier } from "./conversation.js";
 import { deleteAtOnce, undoDelete } from "./deleting.js";
+import { $, drawIcons } from "./element.js";
 import { hurry, SILENCE } from "./follow.js";
-import { fitBox, focusBox, setDrawer, setMenu, toBottom } from "./layout.js";
-import { attempt } from "./notices.js";
-import { closeRename, leaveLostSession, openRename, poll, remove, rename, showAddressed, startNew } from "./session.js";
-import { filterList, refreshList, showMoreSessions } from "./session_list.js";
-import { exportSession, followPrompt, openSettings, saveSettings } from "./settings.js";
-import { $, box, narrow, state, touch } from "./state.js";
+import { json, setHttpCallbacks } from "./http.js";
+import { keepDraft, readChoice, readDraft, recall, remember } from "./kept.js";
+import { closeMenu, fitBox, focusBox, setDrawer, setTheme, toBottom, toggleList, toggleMenu } from "./layout.js";
+import { attempt, setSessionLost, setUnreachable } from "./notices.js";
+import { render, renderClock } from "./render.js";
+import { closeRename, leaveLostSession, load, openRename, openSession, poll, remove, rename, showAddressed, startNew } from "./session.js";
+import { filterList, refreshList, setListCallbacks, showMoreSessions } from "./session_list.js";
+import { chooseModel, followPrompt, openSettings, saveSettings } from "./settings.js";
+import { leaveVersion } from "./stepping.js";
+import { askToken, readUser, signIn, signOut } from "./token.js";
+import { exportJson, exportMarkdown, importFile } from "./transfer.js";
+import { answerPending, askAgain, continueTurn, send, stop } from "./turn.js";
+import { box, narrow, state, touch } from "./view.js";
 
 const POLL = 5_000; // milliseconds between looks at what other tabs and programs have done
+
+setHttpCallbacks({
+  askToken,
+  onAnswer(response) {
+    setUnreachable(false);
+    readUser(response);
+  },
+});
+setSessionLost(leaveLostSession);
+setConversationCallbacks({ drawActions });
+setAnswerPending(answerPending);
+setListCallbacks({ remove, rename: async (id) => (id === state.view.id || (location.hash = id), await openForRename(id)) });
+
+async function openForRename(id) {
+  if (state.view.id !== id) await openSession(id);
+  setDrawer(false);
+  openRename();
+}
 
 function wakeUp() {
   hurry();
   if (document.hidden) return;
+  if (state.view.unread) {
+    state.view.unread = false;
+    render();
+  }
   attempt(poll);
   attempt(refreshList);
 }
 
-box.addEventListener("input", fitBox);
+// ---- Keys ----
+
+// Enter and Escape that end the composition of a character do nothing else. Safari tells of the key only after the
+// composition's end, with the code 229.
+document.addEventListener("keydown", (event) => {
+  if (!["Enter", "Escape"].includes(event.key) || !(event.isComposing || event.keyCode === 229)) return;
+  event.stopImmediatePropagation();
+  if (!event.isComposing) event.preventDefault();
+}, true);
+
+box.addEventListener("input", () => {
+  fitBox();
+  keepDraft(state.view.id, box.value);
+});
 box.addEventListener("keydown", (event) => {
-  // A touch keyboard has no Shift+Enter, and Enter may also end the composition of a character.
-  if (event.key !== "Enter" || event.shiftKey || event.isComposing || touch.matches) return;
+  // A touch keyboard has no Shift+Enter.
+  if (event.key !== "Enter" || event.shiftKey || touch.matches) return;
   event.preventDefault();
   attempt(send);
 });
+
+const isTyping = () => document.activeElement?.matches("input, textarea, select");
+
+const SHORTCUTS = {
+  k: () => (narrow.matches && setDrawer(true), $("filter").focus()),
+  b: toggleList,
+};
+
 document.addEventListener("keydown", (event) => {
-  if (event.key !== "Escape" || event.isComposing || document.querySelector("dialog[open]")) return;
+  if (document.querySelector("dialog[open]")) return;
+  const command = event.ctrlKey || event.metaKey;
+  if (event.key === "Escape") escape();
+  else if (command && !event.altKey && !event.shiftKey && event.key in SHORTCUTS) SHORTCUTS[event.key]();
+  else if (command && event.shiftKey && event.key.toLowerCase() === "o") startNew();
+  else if (event.key === "?" && !command && !isTyping()) $("shortcuts-dialog").showModal();
+  else return;
+  if (event.key !== "Escape") event.preventDefault();
+});
+
+function escape() {
+  if (closeMenu({ refocus: true })) return;
   if (document.body.classList.contains("drawer")) {
     setDrawer(false);
     $("open-list").focus();
   } else if (!$("rename-form").hidden && $("rename-form").contains(document.activeElement)) closeRename();
   else attempt(stop);
-});
+}
+
+// ---- Clicks ----
 
 const onSubmit = (form, action) =>
   $(form).addEventListener("submit", (event) => {
@@ -51,39 +116,90 @@ onClick("more", showMoreSessions);
 onClick("earlier", showEarlier);
 onClick("latest", () => (toBottom(), focusBox()));
 onClick("skip", () => box.focus());
-onClick("open-list", () => (setDrawer(true), $("new").focus()));
+onClick("open-list", toggleList);
 onClick("close-list", () => (setDrawer(false), $("open-list").focus()));
 onClick("shade", () => setDrawer(false));
+onClick("menu", () => toggleMenu($("menu"), $("actions")));
+onClick("page-menu", () => toggleMenu($("page-menu"), $("page-actions")));
 onClick("rename", openRename);
 onClick("rename-cancel", closeRename);
 onSubmit("rename-form", () => rename($("rename-text").value));
-onClick("delete", remove);
+onClick("delete", () => remove());
 onClick("undo", undoDelete);
-onClick("export", exportSession);
+onClick("export", exportMarkdown);
+onClick("export-json", exportJson);
+onClick("print", () => print());
+onClick("import", () => $("import-file").click());
+onClick("shortcuts", () => $("shortcuts-dialog").showModal());
+onClick("shortcuts-close", () => $("shortcuts-dialog").close());
+onClick("sign-out", signOut);
 onClick("settings", openSettings);
 onClick("settings-cancel", () => $("settings-dialog").close());
 onSubmit("settings-form", saveSettings);
+onClick("attach", () => $("attach-files").click());
+onClick("reopen", () => load(state.view));
 $("own-prompt").addEventListener("change", followPrompt);
-onClick("menu", () => setMenu($("actions").classList.contains("closed")));
-$("actions").addEventListener("click", () => setMenu(false));
+$("model-choice").addEventListener("change", () => attempt(() => chooseModel($("model-choice").value)));
+$("import-file").addEventListener("change", () => takeFiles($("import-file"), ([file]) => importFile(file)));
+$("attach-files").addEventListener("change", () => takeFiles($("attach-files"), addFiles));
+for (const button of document.querySelectorAll("[data-theme-name]")) button.onclick = () => setTheme(button.dataset.themeName);
 $("filter").addEventListener("input", () => attempt(() => filterList($("filter").value)));
-$("stored").addEventListener("click", (event) => {
-  if (event.target.closest(".retry")) attempt(askAgain);
-  else if (event.target.closest(".continue")) attempt(goOn);
-});
-document.addEventListener("drawn", (event) => drawActions(event.detail));
-addEventListener("pagehide", deleteAtOnce);
 $("list").addEventListener("click", (event) => event.target.closest("a")?.hash === location.hash && showAddressed());
 
-document.addEventListener("session-lost", (event) => leaveLostSession(event.detail));
+const DELEGATED = {
+  ".retry": askAgain,
+  ".continue": continueTurn,
+  ".newest": () => leaveVersion(state.view),
+  ".sign-in": async () => (await signIn()) && (refreshAll(), state.view.id && (await load(state.view))),
+};
+
+$("main").addEventListener("click", (event) => {
+  const found = Object.entries(DELEGATED).find(([selector]) => event.target.closest(selector));
+  if (found) attempt(found[1]);
+  const example = event.target.closest(".example");
+  if (!example) return;
+  box.value = example.textContent;
+  attempt(send);
+});
+
+// ---- Files ----
+
+function takeFiles(field, action) {
+  const files = [...field.files];
+  field.value = "";
+  if (files.length) attempt(() => action(files));
+}
+
+addEventListener("dragover", (event) => event.dataTransfer.types.includes("Files") && event.preventDefault());
+addEventListener("drop", (event) => {
+  const files = [...event.dataTransfer.files];
+  if (!files.length) return;
+  event.preventDefault();
+  attempt(() => addFiles(files));
+});
+box.addEventListener("paste", (event) => {
+  const files = [...event.clipboardData.files];
+  if (!files.length || event.clipboardData.types.includes("text/plain")) return;
+  event.preventDefault();
+  attempt(() => addFiles(files));
+});
+
+// ---- What the browser tells ----
+
+addEventListener("pagehide", () => {
+  keepDraft(state.view.id, box.value);
+  deleteAtOnce();
+});
 addEventListener("hashchange", showAddressed);
 addEventListener("focus", wakeUp);
 addEventListener("online", () => {
-  state.turn?.reconnect(); // The old connection may be dead without having said so.
+  state.view.turn?.release(); // The old connection may be dead without having said so.
   wakeUp();
 });
 document.addEventListener("visibilitychange", () => {
-  if (state.turn && Date.now() - state.turn.heardAt > SILENCE / 2) state.turn.reconnect();
+  const { turn } = state.view;
+  if (document.hidden && turn?.lastEvent) turn.release(true);
+  else if (turn && Date.now() - turn.heardAt > SILENCE / 2) turn.release();
   wakeUp();
 });
 narrow.addEventListener("change", () => setDrawer(false));
@@ -94,7 +210,25 @@ setInterval(() => {
   ticks += 1;
   if (ticks % 6 === 0 && !document.hidden) attempt(refreshList);
 }, POLL);
+setInterval(renderClock, 1000);
 
-drawRunning();
-attempt(refreshList);
+// ---- The beginning ----
+
+/** What the server offers, and the list. */
+function refreshAll() {
+  attempt(refreshList);
+  attempt(async () => {
+    [state.models, { tools: state.tools }] = await Promise.all([json("models"), json("tools")]);
+    render();
+  });
+}
+
+drawIcons();
+setTheme(readChoice("theme") ?? "auto");
+setDrawer(false);
+box.value = readDraft(null) || (recall("new")?.text ?? "");
+remember("new", null);
+fitBox();
+render();
+refreshAll();
 showAddressed();

@@ -1,105 +1,149 @@
-// The session that is shown: opened, kept up to date, renamed, deleted, left.
+// The session that is shown: opened, kept up to date, renamed, left.
 
-import { drawRunning, run } from "./asking.js";
-import { drawEnd, giveBack, merge, readPage } from "./conversation.js";
+import { drawEnd, giveBack, merge, readPage, restoreVersion, showEarlier, unsentMessage } from "./conversation.js";
 import { deleteLater } from "./deleting.js";
-import { hurry, newTurn } from "./follow.js";
-import { fitBox, focusBox, setDrawer, setMenu } from "./layout.js";
-import { announce, attempt, say } from "./notices.js";
-import { json, recall, remember } from "./server.js";
-import { drawHeader, drawList, refreshList, updateSession } from "./session_list.js";
-import { $, box, newView, state } from "./state.js";
+import { $ } from "./element.js";
+import { hurry, newTurn, pause } from "./follow.js";
+import { ConnectionLost, json, Refused } from "./http.js";
+import { forgetSession, keepDraft, readDraft, recall } from "./kept.js";
+import { closeMenu, fitBox, focusBox, setDrawer, toBottom } from "./layout.js";
+import { announce, attempt, setUnreachable, showNotice } from "./notices.js";
+import { render } from "./render.js";
+import { drawList, findDetails, refreshList, updateSession } from "./session_list.js";
+import { run } from "./turn.js";
+import { box, isShown, newView, state } from "./view.js";
 
-const drafts = new Map(); // what was typed and not sent, by session
-
-export async function open(id) {
-  drafts.set(state.view.id, box.value);
-  state.view.closed = true;
-  state.turn?.reconnect();
+/** Shows a session, or a new one where there is no id; at the place of a message where one is given. */
+export async function openSession(id, place = null) {
+  const left = state.view;
+  keepDraft(left.id, box.value);
+  const view = (id && state.unsent.get(id)) || newView(id);
+  state.view = view;
+  // A message that the server does not have yet is still on its way. All else is read again.
+  if (left.id && left.turn?.key && !left.turn.lastEvent) state.unsent.set(left.id, left);
+  else left.turn?.release();
   hurry();
-  state.turn = null;
-  const here = (state.view = newView(id));
-  box.value = drafts.get(id) ?? "";
-  drafts.delete(id);
+  box.value = readDraft(id);
   fitBox();
-  $("stored").replaceChildren();
-  $("live").replaceChildren();
-  say("");
   announce("");
-  setMenu(false);
-  drawHeader();
+  closeMenu();
+  if (!$("rename-form").hidden) closeRename();
+  render();
   drawList();
-  drawRunning();
-  if (!id) return;
-  here.loading = true;
-  drawRunning();
-  try {
-    await refresh(here);
-  } finally {
-    here.loading = false;
-    if (!here.closed) drawRunning();
+  toBottom();
+  if (id && !view.turn) await load(view);
+  if (place && isShown(view)) await showPlace(view, place);
+}
+
+/** Reads a session until it is there, or the server says why it is not. */
+export async function load(view) {
+  view.phase = "loading";
+  render();
+  for (let wait = 500; isShown(view); wait = Math.min(2 * wait, 10_000)) {
+    try {
+      await refresh(view);
+      return;
+    } catch (error) {
+      if (!(error instanceof ConnectionLost)) return fail(view, error);
+      setUnreachable(true);
+      showUnsent(view);
+    }
+    await pause(wait);
+    if (view.turn) return;
   }
 }
 
+function fail(view, error) {
+  if (!isShown(view)) return;
+  if (error.status === 404) return void leaveLostSession(view);
+  if (error.status === 401) return;
+  view.phase = "failed";
+  view.failure = error instanceof Refused ? error.words : "This session could not be shown.";
+  render();
+  if (!(error instanceof Refused)) throw error;
+}
+
+/** A message on its way is shown, and sent, also while the session itself cannot be read. */
+function showUnsent(view) {
+  const asked = view.turn ? null : unsentMessage(view);
+  if (!asked) return;
+  view.phase = "ready";
+  attempt(() => run(newTurn(view, asked)));
+}
+
 /** Reads the newest messages and takes up the turn that runs, if one does. */
-async function refresh(of) {
-  const page = await readPage(of);
-  if (of.closed || state.turn) return;
+async function refresh(view) {
+  const page = await readPage(view);
+  if (!isShown(view) || view.turn) return;
+  view.phase = "ready";
   if (page.running) {
     // What the running turn has stored comes again as events. Its question may not be stored yet; its first event
     // tells when it is.
     const asked = page.messages.findLastIndex(({ role }) => role === "user");
-    if (!of.messages.length) merge(of, { ...page, messages: page.messages.slice(0, asked + 1) });
-    of.loading = false;
-    attempt(() => run(newTurn(of)));
-  } else {
-    merge(of, page);
-    drawEnd(of);
+    if (!view.messages.length) merge(view, { ...page, messages: page.messages.slice(0, asked + 1) });
+    attempt(() => run(newTurn(view)));
+    return;
   }
+  merge(view, page);
+  const asked = unsentMessage(view);
+  if (asked) return void attempt(() => run(newTurn(view, asked)));
+  drawEnd(view);
+  // The title of a session that stands further down in the list is that of its first question, which is not read here.
+  if (view.next && !view.session.title) attempt(() => findDetails(view.id));
+  await restoreVersion(view);
+}
+
+async function showPlace(view, place) {
+  const find = () => view.stored.querySelector(`article[data-ids~="${place}"]`);
+  while (isShown(view) && view.next && !find()) await showEarlier();
+  const article = isShown(view) && find();
+  if (!article) return;
+  article.scrollIntoView({ block: "center" });
+  article.classList.add("found");
 }
 
 /** Looks whether another tab or program has changed this session. */
 export async function poll() {
-  const here = state.view;
-  if (document.hidden || state.turn || !here.id || here.loading) return;
-  const { messages, running } = await json(`sessions/${here.id}?limit=1`, { quiet: true });
-  if (here.closed || state.turn || here.loading) return;
-  if (running || messages.at(-1)?.id !== here.messages.at(-1)?.id) await refresh(here);
+  const { view } = state;
+  if (document.hidden || view.turn || !view.id || view.phase !== "ready" || state.signedOut) return;
+  const { messages, running } = await json(`sessions/${view.id}?limit=1`, { quiet: true });
+  if (!isShown(view) || view.turn || view.phase !== "ready") return;
+  if (running || messages.at(-1)?.id !== view.messages.at(-1)?.id) await refresh(view);
 }
 
 export async function rename(title) {
-  const here = state.view;
-  const details = await json(`sessions/${here.id}`, { method: "PATCH", body: { title } });
-  here.details = details;
+  const { view } = state;
+  const details = await json(`sessions/${view.id}`, { method: "PATCH", body: { title } });
+  view.session.title = details.title;
   updateSession(details);
-  if (!here.closed) closeRename();
+  if (isShown(view)) closeRename();
 }
 
 export function openRename() {
-  $("rename-text").value = state.sessions.find(({ id }) => id === state.view.id)?.title ?? "";
+  const { view } = state;
+  $("rename-text").value = state.sessions.find(({ id }) => id === view.id)?.title ?? view.session.title ?? "";
   $("rename-form").hidden = false;
-  $("title").hidden = $("actions").hidden = true;
+  $("title").hidden = $("menu").hidden = true;
   $("rename-text").select();
 }
 
 export function closeRename() {
   const focused = $("rename-form").contains(document.activeElement);
   $("rename-form").hidden = true;
-  $("title").hidden = false;
-  drawHeader();
-  if (focused) $("rename").focus();
+  $("title").hidden = $("menu").hidden = false;
+  render();
+  if (focused) $("menu").focus();
 }
 
-export function remove() {
-  const { id } = state.view;
-  const title = $("title").textContent;
-  startNew();
+/** Deletes the session that is shown, or another of the list. */
+export function remove(id = state.view.id, title = $("title").textContent) {
+  if (id === state.view.id) startNew();
   deleteLater(id, title);
 }
 
 export function startNew() {
   history.pushState(null, "", location.pathname + location.search);
-  attempt(() => open(null));
+  attempt(() => openSession(null));
   setDrawer(false);
   focusBox();
 }
@@ -107,19 +151,21 @@ export function startNew() {
 /** Leaves a session that the server no longer has, and saves the message that was on its way. */
 export function leaveLostSession(lost) {
   const asked = recall(lost.id);
-  remember(lost.id, null);
+  const draft = isShown(lost) ? box.value : "";
   history.replaceState(null, "", location.pathname + location.search);
-  open(null);
+  openSession(null);
+  forgetSession(lost.id);
+  box.value = draft || box.value;
   if (asked) giveBack(state.view, asked);
-  say("That session is no longer on the server. Sessions in memory end when the server does.");
+  showNotice(state.view, "That session is no longer on the server. Sessions in memory end when the server does.");
   attempt(refreshList);
 }
 
 /** Shows the session that the address names. */
 export function showAddressed() {
-  const id = /^#(session-[0-9a-z-]{1,64})$/.exec(location.hash)?.[1] ?? null;
+  const [, id = null, place = null] = /^#(session-[0-9a-z-]{1,64})(?:\/(msg-[0-9a-z-]{1,64}))?$/.exec(location.hash) ?? [];
   setDrawer(false);
-  if (!$("rename-form").hidden) closeRename();
-  if (id !== state.view.id) attempt(() => open(id));
+  if (id !== state.view.id) attempt(() => openSession(id, place));
+  else if (place) attempt(() => showPlace(state.view, place));
   focusBox();
 }

@@ -1,10 +1,19 @@
-// The list of sessions, and the header that names the one that is shown.
+// The list of sessions: by day, filtered by words of titles and texts, with a menu for each.
 
-import { element } from "./markdown.js";
-import { json } from "./server.js";
-import { $, PAGE_SIZE, state } from "./state.js";
+import { $, element, iconButton, textButton } from "./element.js";
+import { json, knows } from "./http.js";
+import { closeMenu, toggleMenu } from "./layout.js";
+import { attempt } from "./notices.js";
+import { render, shortTime, titleOf } from "./render.js";
+import { PAGE_SIZE, state } from "./view.js";
+
+let callbacks = { rename() {}, remove() {} };
+
+/** What the menu of a session does. */
+export const setListCallbacks = (given) => (callbacks = given);
 
 export async function refreshList() {
+  if (state.signedOut) return;
   const page = await json(`sessions?details=true&limit=${PAGE_SIZE}`);
   page.sessions = page.sessions.filter(({ id }) => !state.hidden.has(id));
   const ids = new Set(page.sessions.map(({ id }) => id));
@@ -16,30 +25,41 @@ export async function refreshList() {
   drawList();
 }
 
-export async function showMoreSessions() {
-  const page = await json(`sessions?details=true&limit=${PAGE_SIZE}&after=${state.nextSessions}`).catch((error) => {
-    if (error.status !== 400) throw error;
-    return { sessions: [], next: null }; // The session that the cursor names was deleted.
-  });
+function addSessions(page) {
   const ids = new Set(state.sessions.map(({ id }) => id));
   const fresh = page.sessions.filter(({ id }) => !ids.has(id) && !state.hidden.has(id));
   state.sessions.push(...fresh);
   state.nextSessions = page.next;
   drawList();
-  if (fresh.length) $("list").querySelector(`a[href="#${fresh[0].id}"]`).focus();
+  return fresh;
 }
 
-/** Shows only sessions whose titles have all these words. For that the whole list is read. */
+export async function showMoreSessions() {
+  const page = await json(`sessions?details=true&limit=${PAGE_SIZE}&after=${state.nextSessions}`).catch((error) => {
+    if (error.status !== 400) throw error;
+    return { sessions: [], next: null }; // The session that the cursor names was deleted.
+  });
+  const [first] = addSessions(page);
+  if (first) $("list").querySelector(`a[href="#${first.id}"]`).focus();
+}
+
+/** Shows only sessions that have all these words: in their texts where the server can search those, else in their titles, for which the whole list is read. */
 export async function filterList(words) {
   state.filter = words;
+  state.found = null;
   drawList();
-  while (state.filter.trim() && state.nextSessions) {
-    const page = await json(`sessions?details=true&limit=1000&after=${state.nextSessions}`);
-    const ids = new Set(state.sessions.map(({ id }) => id));
-    state.sessions.push(...page.sessions.filter(({ id }) => !ids.has(id) && !state.hidden.has(id)));
-    state.nextSessions = page.next;
-    drawList();
-  }
+  if (words.trim().length > 1 && (await knows("snippet"))) return searchTexts(words);
+  while (state.filter.trim() && state.nextSessions)
+    addSessions(await json(`sessions?details=true&limit=1000&after=${state.nextSessions}`));
+}
+
+async function searchTexts(words) {
+  await new Promise((resolve) => setTimeout(resolve, 200)); // Somebody may still be typing.
+  if (state.filter !== words) return;
+  const { sessions } = await json(`sessions?details=true&limit=${PAGE_SIZE}&q=${encodeURIComponent(words)}`);
+  if (state.filter !== words) return;
+  state.found = sessions.filter(({ id }) => !state.hidden.has(id));
+  drawList();
 }
 
 /** Puts these details of a session in place of the older ones in the list. */
@@ -52,53 +72,70 @@ export function removeSession(id) {
   state.sessions = state.sessions.filter((session) => session.id !== id);
 }
 
-/** The title to show. A title of spaces and invisible characters counts as none. */
-function titleOf({ title, message_count: count }) {
-  if (title?.replace(/[\s\p{C}\p{M}]/gu, "")) return title;
-  return count ? "Untitled session" : "Empty session";
-}
-
-function briefTime(time) {
-  const date = new Date(time);
-  const today = date.toDateString() === new Date().toDateString();
-  return date.toLocaleString([], today ? { hour: "2-digit", minute: "2-digit" } : { day: "numeric", month: "short" });
+/** What is known of a session that stands further down in the list, for its title. */
+export async function findDetails(id) {
+  while (!state.sessions.some((session) => session.id === id) && state.nextSessions)
+    addSessions(await json(`sessions?details=true&limit=1000&after=${state.nextSessions}`));
 }
 
 let drawnList = "";
 
 export function drawList() {
-  drawHeader();
+  render();
   const words = state.filter.toLocaleLowerCase().split(/\s+/).filter(Boolean);
-  const shown = state.sessions.filter((session) => words.every((word) => titleOf(session).toLocaleLowerCase().includes(word)));
-  const drawing = JSON.stringify([shown, state.view.id, state.nextSessions, state.filter]);
+  const titled = state.sessions.filter((session) => words.every((word) => titleOf(session).toLocaleLowerCase().includes(word)));
+  const shown = state.found ?? titled;
+  const drawing = JSON.stringify([shown, state.view.id, state.nextSessions, state.filter, new Date().getDate()]);
   if (drawing === drawnList) return;
   drawnList = drawing;
   const focused = document.activeElement?.closest("#list a")?.hash;
-  $("list").replaceChildren(...shown.map(sessionRow));
+  let day = "";
+  $("list").replaceChildren(...shown.map((session) => {
+    const row = sessionRow(session);
+    const its = dayOf(session.updated_at);
+    if (its !== day) row.prepend(element("p", { class: "day" }, (day = its)));
+    return row;
+  }));
   $("more").hidden = !state.nextSessions || words.length > 0;
   $("no-match").hidden = shown.length > 0 || !words.length;
   if (focused) $("list").querySelector(`a[href="${focused}"]`)?.focus();
 }
 
-function sessionRow(session) {
-  const facts = element("span", { class: "facts" }, element("time", { datetime: session.updated_at }, briefTime(session.updated_at)));
-  facts.append(session.running ? ", answering" : `, ${session.message_count} message${session.message_count === 1 ? "" : "s"}`);
-  const attributes = { href: `#${session.id}`, class: session.running ? "running" : null };
-  const link = element("a", attributes, element("bdi", { class: "name" }, titleOf(session)), facts);
-  if (session.id === state.view.id) link.setAttribute("aria-current", "page");
-  return element("li", {}, link);
+const DAY = 86_400_000; // milliseconds
+
+function dayOf(time) {
+  const date = new Date(time);
+  const midnight = (of) => new Date(of.getFullYear(), of.getMonth(), of.getDate());
+  const days = Math.round((midnight(new Date()) - midnight(date)) / DAY);
+  if (days < 1) return "Today";
+  if (days < 2) return "Yesterday";
+  if (days < 7) return "Last seven days";
+  return date.toLocaleString([], { month: "long", year: "numeric" });
 }
 
-export function drawHeader() {
-  const { view } = state;
-  const session = state.sessions.find(({ id }) => id === view.id) ?? view.details;
-  const title = session ? titleOf(session) : view.id ? "Session" : "New session";
-  $("title").textContent = title.slice(0, 200);
-  document.title = view.id ? `${title.slice(0, 60)} · session_server` : "session_server";
-  $("actions").hidden = $("menu").hidden = !$("rename-form").hidden;
-  for (const id of ["rename", "export", "delete"]) $(id).hidden = !view.id;
-  const { total_tokens: total, prompt_tokens: read = 0, completion_tokens: written = 0 } = view.usage ?? {};
-  const tokens = total ?? read + written;
-  $("tokens").textContent = tokens ? `${tokens.toLocaleString()} tokens` : "";
-  $("earlier").hidden = !view.next;
+function sessionRow(session) {
+  const { id, message_id: place, snippet } = session;
+  const facts = element("span", { class: "facts" }, element("time", { datetime: session.updated_at }, shortTime(session.updated_at)));
+  facts.append(session.running ? ", answering" : `, ${session.message_count} message${session.message_count === 1 ? "" : "s"}`);
+  const link = element("a", { href: place ? `#${id}/${place}` : `#${id}`, class: session.running ? "running" : null });
+  link.append(element("bdi", { class: "name" }, titleOf(session)), snippet ? element("span", { class: "snippet" }, snippet) : facts);
+  if (id === state.view.id) link.setAttribute("aria-current", "page");
+  return element("li", {}, link, rowMenu(session));
+}
+
+function rowMenu(session) {
+  const title = titleOf(session);
+  const menu = element("div", { class: "menu", role: "menu", hidden: "" });
+  const item = (words, name, action) => {
+    const one = textButton(words, name, () => (closeMenu(), attempt(action)));
+    one.setAttribute("role", "menuitem");
+    return one;
+  };
+  const button = iconButton("more", `Actions of ${title}`, "row-menu", () => {
+    menu.replaceChildren(item("Rename", "plain", () => callbacks.rename(session.id)), item("Delete", "plain danger", () => callbacks.remove(session.id, title)));
+    toggleMenu(button, menu);
+  });
+  button.setAttribute("aria-haspopup", "menu");
+  button.setAttribute("aria-expanded", "false");
+  return element("div", { class: "menu-place" }, button, menu);
 }

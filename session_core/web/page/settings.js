@@ -1,24 +1,26 @@
-// The settings of a session: its model and its instructions. And the session as a file.
+// The settings of a session: its model and its instructions.
 
-import { say } from "./notices.js";
-import { json, request } from "./server.js";
-import { $, state } from "./state.js";
+import { $ } from "./element.js";
+import { json, Refused } from "./http.js";
+import { modelOf, modelsFor, render } from "./render.js";
+import { state } from "./view.js";
 
-let models = null; // what the server offers
+let opened = null; // the view whose settings the dialog shows
 
 export async function openSettings() {
-  const here = state.view;
-  models ??= await json("models");
-  const set = here.id ? await json(`sessions/${here.id}?limit=1`) : here.chosen;
-  if (here.closed) return;
-  const names = [...models.models];
-  if (set.model && !names.includes(set.model)) names.push(set.model);
+  const { view } = state;
+  state.models ??= await json("models");
+  const set = view.id ? await json(`sessions/${view.id}?limit=1`) : view.chosen;
+  if (state.view !== view) return;
+  opened = view;
+  const names = modelsFor(view);
   $("model-row").hidden = names.length < 2;
-  $("model").replaceChildren(...names.map((name) => new Option(name === models.default ? `${name} (the server's)` : name, name)));
-  $("model").value = set.model ?? models.default;
+  $("model").replaceChildren(...names.map((name) => new Option(name === state.models.default ? `${name} (the server's)` : name, name)));
+  $("model").value = set.model ?? state.models.default;
   $("own-prompt").checked = set.system_prompt !== undefined;
   $("system-prompt").value = set.system_prompt ?? "";
   $("system-prompt").disabled = !$("own-prompt").checked;
+  $("settings-error").textContent = "";
   $("settings-dialog").showModal();
 }
 
@@ -28,27 +30,32 @@ export function followPrompt() {
   if ($("own-prompt").checked) $("system-prompt").focus();
 }
 
-export async function saveSettings() {
-  const here = state.view;
-  const model = $("model").value;
-  const wanted = {
-    model: model === models.default ? null : model,
-    system_prompt: $("own-prompt").checked ? $("system-prompt").value : null,
-  };
-  if (here.id) await json(`sessions/${here.id}`, { method: "PATCH", body: wanted });
-  else here.chosen = Object.fromEntries(Object.entries(wanted).filter(([, value]) => value !== null));
-  $("settings-dialog").close();
-  say("");
+/** Sets the session's model to the one that is chosen at the message box. */
+export async function chooseModel(name) {
+  const { view } = state;
+  await change(view, { model: name === state.models?.default ? null : name }).finally(render);
 }
 
-/** Saves the conversation as a Markdown file. */
-export async function exportSession() {
-  const here = state.view;
-  const response = await request(`sessions/${here.id}`, { headers: { Accept: "text/markdown" } });
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([await response.text()], { type: "text/markdown" }));
-  const name = $("title").textContent.replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-|-$/g, "").slice(0, 60);
-  link.download = `${name || "session"}.md`;
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+export async function saveSettings() {
+  const model = $("model").value;
+  const wanted = { system_prompt: $("own-prompt").checked ? $("system-prompt").value : null };
+  if (model !== modelOf(opened)) wanted.model = model === state.models.default ? null : model;
+  try {
+    await change(opened, wanted);
+  } catch (error) {
+    if (!(error instanceof Refused)) throw error;
+    $("settings-error").textContent = error.words; // What stands behind the dialog cannot be read.
+    return;
+  }
+  $("settings-dialog").close();
+}
+
+async function change(view, wanted) {
+  const target = view.id ? view.session : view.chosen;
+  if (view.id) await json(`sessions/${view.id}`, { method: "PATCH", body: wanted });
+  for (const [key, value] of Object.entries(wanted)) {
+    if (value === null) delete target[key];
+    else target[key] = value;
+  }
+  render();
 }

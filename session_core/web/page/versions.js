@@ -1,33 +1,53 @@
-// The versions of a question: those that it has replaced, and what was said under each.
+// The versions of a conversation: the questions that others have replaced, and what was said under each.
 
-import { json } from "./server.js";
+import { json, knows } from "./http.js";
+import { keepChoice, readChoice } from "./kept.js";
 
 /**
  * All messages of a session, in order, those too that a later question has replaced. They are read when a question on
- * the page has replaced another, and kept until the conversation changes.
+ * the page has replaced another, and kept until the conversation changes otherwise than by a further turn.
  */
-export async function readVersions(of) {
-  const newest = of.messages.at(-1)?.id;
-  if (of.versions?.newest !== newest) {
-    const { messages } = await json(`sessions/${of.id}?replaced=true`);
-    of.versions = { newest, messages };
-  }
-  return of.versions.messages;
+export async function readVersions(view) {
+  view.all ??= (await json(`sessions/${view.id}?replaced=true`)).messages;
+  return view.all;
 }
 
-/** The questions that stood, one after the other, in the place of this one, oldest first. */
-export function chain(messages, id) {
+/** Adds the messages of a further turn to those that are known. */
+export function addToVersions(view, fresh) {
+  if (fresh.some(({ replaces }) => replaces)) view.all = null;
+  const known = new Set(view.all?.map(({ id }) => id));
+  view.all?.push(...fresh.filter(({ id }) => !known.has(id)));
+}
+
+/** The questions that stood in one another's place, this one among them, oldest first. */
+export function versionsOf(messages, id) {
   const byId = new Map(messages.map((message) => [message.id, message]));
-  const successors = new Map(messages.filter(({ replaces }) => replaces).map((message) => [message.replaces, message]));
-  let first = byId.get(id);
-  while (first && byId.has(first.replaces)) first = byId.get(first.replaces);
-  const found = [];
-  for (let one = first; one; one = successors.get(one.id)) found.push(one);
-  return found;
+  const first = (message) => {
+    let one = message;
+    while (byId.has(one?.replaces)) one = byId.get(one.replaces);
+    return one?.id;
+  };
+  const root = first(byId.get(id));
+  return messages.filter((message) => message.role === "user" && first(message) === root);
 }
 
 /** What was said from this question on, in its version of the conversation. */
 export function branch(messages, question) {
-  const begin = messages.indexOf(question);
-  return messages.slice(begin).filter(({ replaced_by: by }) => by === question.replaced_by);
+  return messages.slice(messages.indexOf(question)).filter(({ replaced_by: by }) => by === question.replaced_by);
+}
+
+/** Whether the server can go on behind any message of any version. */
+export const canGoOnFromAnywhere = () => knows("after");
+
+/** Keeps which version is shown, so that it is shown again after a reload. */
+export const keepVersion = (view) =>
+  keepChoice(`version.${view.id}`, view.earlier ? JSON.stringify(view.earlier.map(({ id }) => id)) : null);
+
+/** The messages of the version that was shown last, or null where that is the newest. */
+export async function keptVersion(view) {
+  const ids = JSON.parse(readChoice(`version.${view.id}`));
+  if (!ids) return null;
+  const byId = new Map((await readVersions(view)).map((message) => [message.id, message]));
+  const messages = ids.map((id) => byId.get(id));
+  return messages.every(Boolean) && messages.at(-1)?.replaced_by ? messages : null;
 }

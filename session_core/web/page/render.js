@@ -1,0 +1,149 @@
+// Draws what is derived from the state: the header, the notice, the empty page, the buttons of the message box.
+//
+// Whoever changes a view calls `render()`. Messages and the list are too many to be drawn each time: `conversation.js`
+// and `session_list.js` draw those when they change.
+
+import { $, element, textButton } from "./element.js";
+import { isShown, narrow, shownMessages, state, touch } from "./view.js";
+
+export function render() {
+  const { view } = state;
+  if (view.notice?.turn && view.notice.turn !== view.turn) view.notice = null;
+  renderHeader(view);
+  renderConversation(view);
+  renderNotice(view);
+  renderComposer(view);
+}
+
+/** The title to show, without the marks of Markdown. A title of spaces and invisible characters counts as none. */
+export function titleOf({ title, message_count: count }) {
+  const words = (title ?? "").replace(/^[#>\s]+|[*`]+|(?<!\w)_+|_+(?!\w)/g, "").trim();
+  if (words.replace(/[\s\p{C}\p{M}]/gu, "")) return words;
+  return count ? "Untitled session" : "Empty session";
+}
+
+/** What is known of a session: from the list, from the session itself, or from its first question. */
+function detailsOf(view) {
+  const listed = state.sessions.find(({ id }) => id === view.id);
+  if (listed) return listed;
+  const { title } = view.session;
+  const first = view.next === null ? view.messages[0] : null;
+  return { title: title ?? (first?.role === "user" ? firstLine(first.content) : ""), message_count: view.messages.length };
+}
+
+const firstLine = (content) => textOf(content).trim().split("\n")[0].slice(0, 80);
+
+/** The text of a message's content, which may be a list of parts. */
+export function textOf(content) {
+  if (typeof content === "string") return content;
+  if (!Array.isArray(content)) return JSON.stringify(content ?? "");
+  return content.map(({ text }) => text).filter(Boolean).join("\n\n");
+}
+
+/** The time of today, or the day. */
+export function shortTime(time) {
+  const date = new Date(time);
+  const today = date.toDateString() === new Date().toDateString();
+  return date.toLocaleString([], today ? { hour: "2-digit", minute: "2-digit" } : { day: "numeric", month: "short" });
+}
+
+function renderHeader(view) {
+  const loading = view.phase === "loading" && !state.sessions.some(({ id }) => id === view.id);
+  const title = !view.id ? "New session" : loading ? "Session" : titleOf(detailsOf(view));
+  $("title").textContent = title.slice(0, 200);
+  const done = view.unread ? "✓ " : "";
+  document.title = view.id ? `${done}${title.slice(0, 60)} · session_server` : "session_server";
+  for (const node of document.querySelectorAll("[data-with-session]")) node.hidden = !view.id;
+  const { total_tokens: total, prompt_tokens: read = 0, completion_tokens: written = 0 } = view.session.usage ?? {};
+  const tokens = total ?? read + written;
+  $("tokens").textContent = tokens ? `${tokens.toLocaleString()} tokens` : "";
+  $("earlier").hidden = !view.next || Boolean(view.earlier);
+  $("user").textContent = state.user;
+  for (const node of document.querySelectorAll("[data-with-token]")) node.hidden = !state.hasToken;
+}
+
+function renderConversation(view) {
+  if (view.stored.parentNode !== $("talk")) $("talk").replaceChildren(view.stored, view.live);
+  const loading = view.phase === "loading" && !view.turn;
+  const empty = view.phase === "ready" && !view.turn && !shownMessages(view).length && !state.signedOut;
+  $("conversation").setAttribute("aria-busy", String(Boolean(view.turn) || loading));
+  $("loading").hidden = !loading || state.signedOut;
+  $("failed").hidden = view.phase !== "failed";
+  $("failure").textContent = view.failure;
+  $("empty").hidden = !empty;
+  document.body.classList.toggle("blank", empty);
+  if (empty) renderWelcome();
+}
+
+const EXAMPLES = {
+  calculator: ["What is 15 * 23?", "What is 84 * 1.15 / 4?", "What is 2**200?"],
+  other: ["What can you do?", "Explain to me how tides come about.", "Help me to write a friendly reminder."],
+};
+
+function renderWelcome() {
+  const tools = (state.tools ?? []).map(({ name }) => name);
+  const demo = state.models?.default === "demo";
+  const drawing = JSON.stringify([tools, state.models, narrow.matches]);
+  if ($("examples").dataset.drawing === drawing) return;
+  $("examples").dataset.drawing = drawing;
+  const facts = [];
+  if (demo) facts.push("This is the built-in demo. It is no real model: it only calculates.");
+  else if (state.models) facts.push(`The model is ${state.models.default}.`);
+  if (tools.length) facts.push(`It may use ${tools.length > 6 ? `${tools.length} tools` : tools.join(", ")}.`);
+  $("facts").textContent = facts.join(" ");
+  const examples = demo ? EXAMPLES.calculator : [...(tools.includes("calculator") ? EXAMPLES.calculator.slice(1, 2) : []), ...EXAMPLES.other];
+  $("examples").replaceChildren(...examples.slice(0, 3).map((words) => element("li", {}, textButton(words, "example"))));
+}
+
+function renderNotice(view) {
+  let { words = "", failure = false, action = null } = view.notice ?? {};
+  if (state.signedOut) words = "This server wants to know who you are.";
+  else if (state.unreachable) words = "The connection is lost. The page goes on trying.";
+  if (state.signedOut || state.unreachable) action = failure = null;
+  const node = $("notice");
+  const drawn = `${words}|${action?.[0]}|${failure}`;
+  if (node.dataset.drawn === drawn) return void (node.action = action?.[1]);
+  node.dataset.drawn = drawn;
+  node.action = action?.[1];
+  node.classList.toggle("failure", Boolean(failure));
+  node.replaceChildren(words);
+  if (action) node.append(" ", textButton(action[0], "notice-action", () => node.action()));
+  if (state.signedOut) node.append(" ", textButton("Give the token", "sign-in"));
+}
+
+function renderComposer(view) {
+  const { turn } = view;
+  const queues = Boolean(turn) && state.queues === true && view.phase === "ready";
+  const focusLost = document.activeElement === $(turn ? "send" : "stop");
+  $("send").hidden = Boolean(turn) && !queues;
+  $("send").disabled = view.phase !== "ready" && !turn;
+  $("stop").hidden = !turn;
+  $("stop").disabled = Boolean(turn?.stopping);
+  const models = modelsFor(view);
+  $("model-name").textContent = models[0] ?? "";
+  $("model-name").hidden = models.length !== 1;
+  $("model-choice").hidden = models.length < 2;
+  const drawing = JSON.stringify([models, state.models?.default]);
+  if ($("model-choice").dataset.drawing !== drawing) {
+    $("model-choice").dataset.drawing = drawing;
+    $("model-choice").replaceChildren(...models.map((name) => new Option(name, name)));
+  }
+  $("model-choice").value = modelOf(view);
+  if (focusLost) (touch.matches ? $("title") : $("message")).focus();
+}
+
+export const modelOf = (view) => (view.id ? view.session.model : view.chosen.model) ?? state.models?.default ?? "";
+
+/** The models that may be chosen in a session, its own one too. */
+export function modelsFor(view) {
+  const names = [...(state.models?.models ?? [])];
+  const own = modelOf(view);
+  return own && !names.includes(own) ? [...names, own] : names;
+}
+
+/** Draws again each second what counts seconds. */
+export function renderClock() {
+  const { turn } = state.view;
+  if (!turn?.answer || !isShown(turn.view)) return;
+  turn.answer.showWaiting(turn.activity, Date.now());
+}

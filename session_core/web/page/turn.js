@@ -1,0 +1,272 @@
+// A turn on the page: sent, drawn from its events, stopped, settled.
+
+import { Answer } from "./answer.js";
+import { drawEnd, endNote, giveBack, merge, readPage, renderMessages, settle } from "./conversation.js";
+import { follow, newTurn, pause } from "./follow.js";
+import { ConnectionLost, json, knows, newKey, Refused } from "./http.js";
+import { keepDraft, remember } from "./kept.js";
+import { fitBox, focusBox, toBottom } from "./layout.js";
+import { drawQuestion } from "./messages.js";
+import { announce, attempt, setUnreachable, showNotice, tell } from "./notices.js";
+import { render, textOf } from "./render.js";
+import { refreshList } from "./session_list.js";
+import { takeParts } from "./attachments.js";
+import { showVersion } from "./stepping.js";
+import { canGoOnFromAnywhere, keepVersion } from "./versions.js";
+import { box, isShown, state } from "./view.js";
+
+const BUSY = "An answer is being written. Stop it, or send this when it is complete.";
+
+const cancel = (view) => json(`sessions/${view.id}/cancel`, { method: "POST" });
+
+export async function send() {
+  const { view } = state;
+  const text = box.value.trimEnd();
+  if (view.phase !== "ready") return;
+  if (view.turn) return sendMeanwhile(view, text);
+  const parts = takeParts();
+  if (!text.trim() && !parts.length) return;
+  const after = view.earlier && (await canGoOnFromAnywhere()) ? view.earlier.at(-1).id : undefined;
+  box.value = "";
+  keepDraft(view.id, "");
+  fitBox();
+  // A message that came back unsent, and is sent unchanged, is the same turn. The server may have it after all.
+  const { key, replaces } = view.returned?.text === text ? view.returned : { key: newKey() };
+  const content = parts.length ? [...(text.trim() ? [{ type: "text", text }] : []), ...parts] : text;
+  await ask(view, { text, content, key, bubble: true, replaces, after: replaces ? undefined : after });
+}
+
+/** A message while an answer is written waits its turn, where the server has queues. */
+async function sendMeanwhile(view, text) {
+  if (!text.trim()) return;
+  state.queues ??= await knows("if_busy");
+  if (!state.queues) return showNotice(view, BUSY, { turn: view.turn });
+  await json(`sessions/${view.id}/run_stream`, { method: "POST", body: { message: text, if_busy: "queue" }, headers: { "Idempotency-Key": newKey() } });
+  box.value = "";
+  keepDraft(view.id, "");
+  fitBox();
+  showNotice(view, "Your message is in line. It is asked when this answer is complete.", { turn: view.turn });
+}
+
+/** Asks for a turn, in a session that is made first where there is none. `bubble` says whether its question is still to be drawn. */
+export function ask(view, asked) {
+  const { replaces, after } = asked;
+  if (after) Object.assign(view, { messages: view.earlier, all: null });
+  if (view.earlier) {
+    view.earlier = null;
+    renderMessages(view);
+  }
+  if (view.id) keepVersion(view);
+  const before = replaces ? view.messages.findIndex(({ id }) => id === replaces) : view.messages.length;
+  const last = view.messages.slice(0, before < 0 ? undefined : before).at(-1)?.id;
+  view.notice = null;
+  view.returned = null;
+  endNote(view, asked.bubble);
+  if (isShown(view)) toBottom();
+  return run(newTurn(view, { ...asked, last }));
+}
+
+/** Asks in the place of a question that is there, and of all behind it. */
+export async function askInPlace(view, id, content, model) {
+  if (view.turn) return showNotice(view, BUSY, { turn: view.turn });
+  const shown = view.earlier ?? view.messages;
+  const index = shown.findIndex((message) => message.id === id);
+  const hidden = shown.slice(index + 1).filter(({ role }) => role === "user").length;
+  Object.assign(view, { earlier: null, all: null, messages: shown.slice(0, index) });
+  renderMessages(view);
+  const done = ask(view, { text: textOf(content), content, key: newKey(), bubble: true, replaces: id, model });
+  if (hidden) {
+    const words = hidden > 1 ? `${hidden} later questions are hidden now.` : "A later question is hidden now.";
+    showNotice(view, words, { action: ["Undo", () => attempt(() => undoReplace(view, id))] });
+  }
+  return done;
+}
+
+/** Goes back to what was shown before a question was asked anew. */
+async function undoReplace(view, id) {
+  view.notice = null;
+  if (view.turn) await cancel(view);
+  while (view.turn) await pause(50);
+  await showVersion(view, id);
+}
+
+/** Asks for the turn that the note under the last answer offers. */
+export function askAgain() {
+  const { view } = state;
+  focusBox();
+  if (view.retry.key) return ask(view, view.retry);
+  return askInPlace(view, view.retry.replaces, view.retry.content);
+}
+
+/** Goes on with the last turn, which did not complete. */
+export function continueTurn() {
+  const { view } = state;
+  focusBox();
+  return ask(view, { key: newKey(), continues: true });
+}
+
+/** Goes on with a turn that waited, with the answers to its calls. */
+export function answerPending(view, answers) {
+  focusBox();
+  return ask(view, { key: newKey(), answers });
+}
+
+export async function stop() {
+  const { turn } = state.view;
+  if (!turn || turn.stopping) return;
+  turn.stopping = true; // A turn that has not started is cancelled when it does.
+  render();
+  if (!turn.view.id) return;
+  try {
+    await cancel(turn.view);
+  } catch (error) {
+    turn.stopping = false;
+    render();
+    throw error;
+  }
+}
+
+/** Draws a turn from its beginning, or from where it is, to its end, and then settles what was stored of it. */
+export async function run(turn) {
+  const { view } = turn;
+  view.turn = turn;
+  if (turn.bubble) drawTurn(turn);
+  render();
+  announce("Waiting for the answer.");
+  let page = null;
+  try {
+    page = await runToEnd(turn);
+  } catch (error) {
+    // What is no longer looked at is read again when it is.
+    if (isShown(view) || !(error instanceof ConnectionLost)) tell(view, error);
+  } finally {
+    state.unsent.delete(view.id);
+    if (view.turn === turn) view.turn = null;
+    view.live.replaceChildren();
+    render();
+  }
+  if (!isShown(view) || !page) return;
+  attempt(refreshList);
+  if (page.running && (turn.key !== null || view.session.queued?.length)) await run(newTurn(view));
+}
+
+async function runToEnd(turn) {
+  const { view } = turn;
+  let problem = null;
+  if (!view.id) await makeSession(turn);
+  if (turn.key !== null) remember(view.id, { ...rememberable(turn), at: Date.now() });
+  const last = await follow(turn, handleEvent).catch((error) => {
+    // A watched turn is tried again by `poll`. Of one that we asked for we must know whether it was stored.
+    if (turn.key === null || !(error instanceof Refused) || error.status === 404) throw error;
+    problem = error;
+    remember(view.id, null);
+    if (turn.bubble) giveBack(view, turn);
+    return null;
+  });
+  if (!isShown(view)) return null;
+  turn.answer?.finish();
+  const page = await readPatiently(view);
+  view.turn = null;
+  const words = settle(turn, last, page);
+  announce([last && turn.answer.words, words].filter(Boolean).join(" "));
+  if (document.hidden) view.unread = true;
+  if (problem) sayProblem(turn, problem);
+  return page;
+}
+
+const rememberable = ({ text, content, key, bubble, replaces, after, continues, answers, last }) =>
+  ({ text, content, key, bubble, replaces, after, continues, answers, last });
+
+function sayProblem({ view, bubble }, problem) {
+  if (problem.status === 422) view.returned = null;
+  const busy = problem.code === "session_busy" && bubble;
+  if (busy) showNotice(view, "Another message is being answered in this session. Yours was not sent and is back in the box.");
+  else showNotice(view, problem.words, { failure: true });
+}
+
+/** Makes the session of a new view, however long that takes. */
+async function makeSession({ view, text }) {
+  remember("new", { text, at: Date.now() });
+  for (let wait = 300; !view.id; wait = Math.min(2 * wait, 10_000)) {
+    try {
+      view.id = (await json("sessions", { method: "POST", body: view.chosen })).id;
+    } catch (error) {
+      if (!(error instanceof ConnectionLost)) {
+        remember("new", null);
+        giveBack(view, { text });
+        throw error;
+      }
+      setUnreachable(true);
+      await pause(wait);
+    }
+  }
+  remember("new", null);
+  view.session = { ...view.chosen };
+  if (isShown(view)) history.pushState(null, "", `#${view.id}`);
+  else state.unsent.set(view.id, view);
+  render();
+}
+
+const ACTIVITIES = { stream_start: "Waiting for the model", stream_tool_result: "Waiting for the model", stream_chunk: "Waiting for the model", stream_reasoning: "Waiting for the model" };
+
+/** Draws one event of the running turn. */
+async function handleEvent(turn, { type, id, created_at: startedAt, data }) {
+  const { view } = turn;
+  setActivity(turn, type === "stream_tool_call" ? `Waiting for ${data.name}` : (ACTIVITIES[type] ?? ""));
+  if (type === "stream_start") {
+    drawTurn(turn);
+    // From now on the turn's question is stored, and older messages can be told from those of the turn.
+    if (!turn.bubble && !turn.answers) {
+      merge(view, await readPage(view), startedAt);
+      endNote(view, false);
+    }
+    if (turn.stopping) await cancel(view);
+    attempt(refreshList);
+  } else if (type === "stream_reasoning") turn.answer.think(data.content);
+  else if (type === "stream_chunk") {
+    turn.length += data.content.length;
+    turn.answer.write(data.content);
+  } else if (type === "stream_tool_call") turn.answer.addCall(data);
+  else if (type === "stream_tool_result") addResult(turn, data);
+  else if (type === "stream_message") addMessage(turn, data);
+  turn.lastEvent = id;
+}
+
+function setActivity(turn, words) {
+  const now = Date.now();
+  turn.activity = words === turn.activity.words && !turn.answer?.text ? { ...turn.activity, heardAt: now } : { words, since: now, heardAt: now };
+  turn.answer?.showWaiting(turn.activity, now);
+}
+
+/** The result of a call that waited stands under that call, which is stored already. */
+function addResult({ answer, answers }, data) {
+  if (!answers?.[data.id]) return answer.addResult(data);
+  answer.addCall({ id: data.id, name: data.name });
+  answer.addResult(data);
+}
+
+/** A message that came in between, while the answer was written. */
+function addMessage(turn, { content, message_id: id }) {
+  turn.answer.finish();
+  turn.view.live.append(drawQuestion(content, id));
+  turn.answer = new Answer(turn.view.live);
+}
+
+function drawTurn(turn) {
+  turn.length = 0;
+  turn.view.live.replaceChildren();
+  if (turn.bubble) turn.view.live.append(drawQuestion(turn.content));
+  turn.answer = new Answer(turn.view.live);
+  turn.answer.showWaiting(turn.activity, Date.now());
+}
+
+async function readPatiently(view) {
+  for (let wait = 500; ; wait = Math.min(2 * wait, 10_000)) {
+    try {
+      return await readPage(view);
+    } catch (error) {
+      if (!isShown(view) || !(error instanceof ConnectionLost || error.status >= 500)) throw error;
+    }
+    await pause(wait);
+  }
+}

@@ -1,0 +1,249 @@
+"""The chat page: what models write becomes nodes, safely and in time."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from selenium.webdriver.common.keys import Keys
+
+from tests.support import browser, commonmark
+from tests.support.browser import Page
+from tests.support.model_server import ModelServer, answer, tool_call, wait
+from tests.support.server import Server
+
+pytestmark = pytest.mark.skipif(not (browser.CHROMIUM and browser.DRIVER), reason=browser.NEEDS)
+
+Script = Callable[..., None]
+Serve = Callable[..., Server]
+
+
+def written(directory: Path, session: str, count: int) -> None:
+    """A session file with that many messages."""
+    at = "2026-01-31T12:34:56Z"
+    roles = ["user", "assistant"]
+    messages = [
+        {"id": f"msg-{index}", "role": roles[index % 2], "content": f"number {index}", "created_at": at}
+        for index in range(count)
+    ]
+    data = {"id": session, "created_at": at, "updated_at": at, "messages": messages}
+    (directory / f"{session}.json").write_text(json.dumps(data))
+
+
+def exists(server: Server, session: str) -> bool:
+    reply = server.request("GET", f"/sessions/{session}")
+    reply.close()
+    return reply.status == 200
+
+
+# Safety
+
+
+HOSTILE = [
+    '<img src=x onerror="window.pwned = 1">',
+    "<script>window.pwned = 1</script>",
+    "[click](javascript:window.pwned=1)",
+    "[click](data:text/html,<script>window.pwned=1</script>)",
+    '<a href="javascript:window.pwned=1">click</a>',
+    "\u202etxet\u200b\ufeff\u2066",
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_words_are_shown_as_they_are(here: Page, script: Script, text: str) -> None:
+    script(tool_call("calculator", {"expression": text}, text=text), answer(text))
+    here.ask(text)
+    for state in ("live", "stored"):
+        here.wait_until(lambda: len(here.answers) == 2, state)
+        contents = here.driver.execute_script(
+            "return [...document.querySelectorAll('.answer .text, .question .body')].map((node) => node.textContent)"
+        )
+        assert contents == [text] * 3
+        assert not here.all("#conversation :is(a, img, script, iframe)")
+        assert not here.driver.execute_script("return window.pwned")
+        here.reload()
+
+
+def test_links_lead_to_the_web_only_and_tell_it_nothing(here: Page, script: Script) -> None:
+    script(answer("[docs](https://example.org/a?b=1) https://example.org/c. [mail](mailto:a@example.org)"))
+    here.ask("Links")
+    links = here.all("#conversation .text a")
+    assert [link.get_attribute("href") for link in links] == [
+        "https://example.org/a?b=1",
+        "https://example.org/c",
+        "mailto:a@example.org",
+    ]
+    assert {link.get_attribute("rel") for link in links} == {"noopener noreferrer"}
+    assert {link.get_attribute("target") for link in links} == {"_blank"}
+
+
+def test_an_image_is_a_link_and_is_not_loaded(here: Page, script: Script) -> None:
+    script(answer("![a picture](https://example.org/x.png)"))
+    here.ask("Show me")
+    assert here.texts("#conversation .text a") == ["a picture"]
+    assert not here.all("#conversation img")
+
+
+def test_the_token_is_asked_for_and_kept_for_the_tab(
+    page: Page, serve: Serve, model: ModelServer, script: Script
+) -> None:
+    server = serve(f"-base_url={model.base_url}", "-auth_token=correct-horse")
+    page.open(server.url)
+    page.type("#token-field", "wrong", Keys.ENTER)
+    page.wait_until(lambda: "did not accept" in page.text("#token-hint"), "the words")
+    page.type("#token-field", "correct-horse", Keys.ENTER)
+    page.wait_until(lambda: not page.shows("#token-dialog"), "the end of the question")
+    page.ask("Hello")
+    assert page.answers == ["OK"]
+    page.reload()
+    page.wait_until(lambda: page.answers == ["OK"], "the session")
+    assert not page.shows("#token-dialog")
+
+
+# Text
+
+
+MARKDOWN = """# Plan
+
+1. **one**
+   - _two_
+
+> said
+
+| a | b |
+|---|---|
+| 1 | `2` |
+
+```py
+x = 1 < 2
+```
+"""
+
+
+@pytest.mark.parametrize(
+    ("selector", "texts"),
+    [
+        ("h3", ["Plan"]),
+        ("ol > li strong", ["one"]),
+        ("li li em", ["two"]),
+        ("blockquote", ["said"]),
+        ("td", ["1", "2"]),
+        ("td code", ["2"]),
+        ("pre", ["x = 1 < 2"]),
+    ],
+)
+def test_markdown_becomes_elements(here: Page, script: Script, selector: str, texts: list[str]) -> None:
+    script(answer(MARKDOWN))
+    here.ask("Show me")
+    assert here.texts(f".text {selector}") == texts
+
+
+def test_arithmetic_and_names_are_no_markdown(here: Page, script: Script) -> None:
+    text = "2*3*4 is 24, 2**10 is 1024, a * b * c, and snake_case_name stays"
+    script(answer(text))
+    here.ask("Show me")
+    assert here.answers == [text]
+
+
+def test_code_is_copied_as_it_was_written(here: Page, script: Script) -> None:
+    script(answer("```py\nif a < b:\n\treturn 1\n```"))
+    here.ask("Show me")
+    here.click(".code button")
+    here.wait_until(lambda: here.text(".code button") == "Copied", "the copy")
+    here.type("#message", Keys.CONTROL + "v")
+    assert here.all("#message")[0].get_attribute("value") == "if a < b:\n\treturn 1"
+
+
+def test_the_page_follows_the_answer_unless_the_reader_has_scrolled_up(here: Page, script: Script) -> None:
+    first, second = threading.Event(), threading.Event()
+    script(answer("line\n\n" * 50, wait(first), "line\n\n" * 50, wait(second), "line\n\n" * 50 + "last"))
+    left = "const s = document.getElementById('scroller'); return s.scrollHeight - s.scrollTop - s.clientHeight"
+    here.send("A long one")
+    here.wait_until(lambda: len(here.text(".answer .text").split()) == 50, "the first part")
+    here.wait_until(lambda: here.driver.execute_script(left) < 1, "the end in view")
+    first.set()
+    here.wait_until(lambda: len(here.text(".answer .text").split()) == 100, "the second part")
+    here.wait_until(lambda: here.driver.execute_script(left) < 1, "the end in view")
+    here.driver.execute_script("document.getElementById('scroller').scrollTop = 100")
+    here.wait_until(lambda: here.shows("#latest"), "the way back to the end")
+    second.set()
+    here.settle()
+    assert here.driver.execute_script("return document.getElementById('scroller').scrollTop") == 100
+    here.click("#latest")
+    here.wait_until(lambda: here.driver.execute_script(left) < 1, "the end in view")
+
+
+def test_text_that_comes_in_pieces_is_drawn_like_text_that_comes_whole(here: Page) -> None:
+    differing = here.run(
+        r"""
+        const { markdown } = await import("/markdown.js");
+        const { Answer } = await import("/answer.js");
+        const parts = ["# T\n", "word ", "**b** ", "- a\n", "  - b\n", "1. x\n", "\n", "```\n", "~~~\n", "> q\n",
+          "* ", "| a | b |\n", "|---|---|\n", "---\n", "`c`", "[l](https://e.org)", "   in\n", "*i*", "\tt\n", "3) "];
+        let seed = 1;
+        const random = (below) => (seed = (seed * 48271) % 2147483647) % below;
+        const differing = [];
+        for (let round = 0; round < 500; round += 1) {
+          const text = Array.from({ length: random(25) + 1 }, () => parts[random(parts.length)]).join("");
+          const whole = document.createElement("div");
+          whole.append(...markdown(text).map(({ node }) => node));
+          const answer = new Answer(document.createElement("div"));
+          for (let at = 0; at < text.length; ) {
+            const next = at + 1 + random(9);
+            answer.write(text.slice(at, next));
+            answer.text.draw();
+            at = next;
+          }
+          if (answer.text.node.innerHTML !== whole.innerHTML) differing.push(text);
+        }
+        return differing;
+        """
+    )
+    assert differing == []
+
+
+def test_no_text_holds_up_the_page(here: Page) -> None:
+    slow = here.run(
+        r"""
+        const { markdown } = await import("/markdown.js");
+        const parts = ["*a ", "**a __b ", "`", "`a``b```c", "[", "[a](", "[a](http://x", "](http://x \"", "http://a.b/((",
+          ">", "> > \n", "- ", "- a\n", " - a\n", "# ", " #", "|", "|-", "a|b\n-|-\n", "```\n", " ", "\n", "*[_`~~**",
+          "http://" + ".".repeat(999)];
+        const slow = [];
+        for (const part of parts) {
+          const text = part.repeat(100_000 / part.length) + "x";
+          const begun = performance.now();
+          markdown(text);
+          const took = performance.now() - begun;
+          if (took > 3000) slow.push([part, took]);
+        }
+        return slow;
+        """
+    )
+    assert slow == []
+
+
+@pytest.mark.skipif(not commonmark.INSTALLED, reason=commonmark.NEEDS)
+def test_most_examples_of_commonmark_give_their_text(here: Page) -> None:
+    examples = commonmark.examples()
+    found = here.run(
+        """
+        const { markdown } = await import("/markdown.js");
+        return given[0].map((text) => {
+          const whole = document.createElement("div");
+          whole.append(...markdown(text).map(({ node }) => node));
+          whole.querySelectorAll("button, .code-bar").forEach((node) => node.remove());
+          return whole.textContent;
+        });
+        """,
+        [markdown for markdown, _ in examples],
+    )
+    right = [
+        "".join(text.split()) == commonmark.text_of_html(html).replace(" ", "")
+        for text, (_, html) in zip(found, examples, strict=True)
+    ]
+    # The others have raw HTML, which stays as it was written, or forms that no model writes.
+    assert sum(right) > 530
