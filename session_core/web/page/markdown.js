@@ -5,8 +5,6 @@ import { copyWithButton } from "./copying.js";
 import { element, textButton } from "./element.js";
 import { inline, normalLabel, unescaped } from "./inline.js";
 
-export { webLink } from "./inline.js";
-
 const DEEPEST = 12; // blocks in one another
 const MOST_FILLED = 60; // cells of a row of a table that are made where it has fewer
 const FENCE = /^ {0,3}(?:(`{3,})([^`]*)|(~{3,})(.*))$/;
