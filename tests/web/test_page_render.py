@@ -56,18 +56,23 @@ def test_what_the_server_draws_is_like_what_the_page_draws(here: Page, script: S
         r"""
         const { markdown } = await import("/markdown.js");
         const { build } = await import("/rendered.js");
-        const texts = ["# One\n\ntwo *three* **four** `five` ~~six~~", "- a\n- b\n  - c\n\n1. d\n2. e", "> quote\n> more",
-          "| a | b |\n|:-:|--:|\n| 1 | 2 |", "- [x] done\n- [ ] to do", "a\\\nb  \nc", "[a](https://e.org) <https://e.org> https://e.org.",
-          "2*3*4 and 2**8 and snake_case_name", "---\n\n&amp; &copy; \\* x", "![alt](https://e.org/x.png)", "a\n===\n\nb\n---"];
+        const texts = ["# One\n\ntwo *three* **four** `five` ~~six~~", "- a\n- b\n  - c\n\n1. d\n2. e",
+          "> quote\n> more",
+          "| a | b |\n|:-:|--:|\n| 1 | 2 |", "- [x] done\n- [ ] to do", "a\\\nb  \nc",
+          "[a](https://e.org) <https://e.org> https://e.org.",
+          "2*3*4 and 2**8 and snake_case_name", "---\n\n&amp; &copy; \\* x", 
+          "![alt](https://e.org/x.png)", "a\n===\n\nb\n---"];
         const html = (nodes) => {
           const whole = document.createElement("div");
           whole.append(...nodes);
-          return whole.textContent.replace(/\s+/g, " ") + [...whole.querySelectorAll("*")].map(({ localName }) => localName).join();
+          const names = [...whole.querySelectorAll("*")].map(({ localName }) => localName);
+          return whole.textContent.replace(/\s+/g, " ") + names.join();
         };
         const differing = [];
         for (const text of texts) {
           const body = JSON.stringify({ text });
-          const answer = await fetch("/render", { method: "POST", body, headers: { "Content-Type": "application/json" } });
+          const headers = { "Content-Type": "application/json" };
+          const answer = await fetch("/render", { method: "POST", body, headers });
           const { tree } = await answer.json();
           const [own, theirs] = [html(markdown(text).map(({ node }) => node)), html(tree.map(build))];
           if (own !== theirs) differing.push([own, theirs]);
