@@ -6,13 +6,17 @@ for any WSGI server. `main` is the command line.
 
 from __future__ import annotations
 
+from session_core.web.hangups import hold_hangups
+
+if __name__ == "__main__":
+    hold_hangups()  # before the imports below, which take most of a second
+
 import atexit
 import contextlib
 import logging
 import os
 import socket
 import sys
-import urllib.parse
 from collections.abc import Callable, Sequence
 
 from flask import Flask
@@ -31,9 +35,9 @@ from session_core.turns.sessions import Sessions, SessionsOfUsers
 from session_core.turns.turns import Turns
 from session_core.web.access import add_common_headers, check_access
 from session_core.web.errors import answer_error
-from session_core.web.flag_values import SettingsError
+from session_core.web.flag_values import SettingsError, without_secrets
 from session_core.web.hardened_waitress import MAX_BODY_BYTES
-from session_core.web.logs import set_up_logging
+from session_core.web.logs import one_line, set_up_logging
 from session_core.web.observing import add_metrics_route, load_metrics, load_traces, observe_requests
 from session_core.web.openai_chat import openai_dialect
 from session_core.web.service import service_routes
@@ -112,13 +116,14 @@ def build_app() -> Flask:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the server until a signal ends it. Returns the exit code: 0 after a shutdown, 2 where it cannot start."""
+    hold_hangups()
     try:
         settings = read_settings(sys.argv[1:] if arguments is None else arguments, os.environ)
         set_up_logging(settings)
         with listen(settings) as listener, contextlib.ExitStack() as at_end:
             serve(_assemble(settings, at_end.callback), listener, settings, _banner(settings, listener))
     except SettingsError as error:
-        print(f"session_server: {error}", file=sys.stderr)
+        print(f"session_server: {one_line(str(error))}", file=sys.stderr)
         return 2
     return 0
 
@@ -214,7 +219,11 @@ def _storage(settings: Settings) -> Storage:
 def _banner(settings: Settings, listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-    model = "the built-in demo model" if settings.demo else f"{settings.model} at {settings.base_url or 'OpenAI'}"
+    model = (
+        "the built-in demo model"
+        if settings.demo
+        else f"{settings.model} at {without_secrets(settings.base_url) or 'OpenAI'}"
+    )
     needs_token = settings.auth_token or settings.users
     token = ' -H "Authorization: Bearer $SESSION_SERVER_TOKEN"' if needs_token else ""
     return (
@@ -226,10 +235,9 @@ def _banner(settings: Settings, listener: socket.socket) -> str:
 
 
 def _store_name(settings: Settings) -> str:
-    """Where sessions are kept, without a password."""
+    """Where sessions are kept."""
     if settings.redis_url:
-        url = urllib.parse.urlsplit(settings.redis_url)
-        return url._replace(netloc=url.netloc.rpartition("@")[2], query="", fragment="").geturl()
+        return without_secrets(settings.redis_url)
     return os.path.abspath(settings.session_dir) if settings.session_dir else "in memory"
 
 

@@ -4,14 +4,15 @@
 Reading needs no lock. To change a session, a caller locks it first, and is then the only one that can change it,
 between threads and between processes alike.
 
-A store writes six primitives of `Storage` and five of `LockedSession`. `tests/support/storage_conformance.py` checks
-it. A store whose turns survive the process, or can be followed by other servers, also has `LockedSession.record`,
-`Storage.journal` and `Storage.turn_feed`.
+A store writes eight primitives of `Storage` and five of `LockedSession`. `tests/support/storage_conformance.py`
+checks it. A store whose turns survive the process, or can be followed by other servers, also has
+`LockedSession.record`, `Storage.journal` and `Storage.turn_feed`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import threading
 import time
@@ -28,7 +29,6 @@ from session_core.data.session import (
     TITLE_LENGTH,
     Session,
     Summary,
-    configured,
     expanded,
     new_id,
     session_from,
@@ -123,12 +123,11 @@ class Storage(ABC):
         Raises SessionNotFound for what has not the form of an id, and StorageUnavailable.
         """
         try:
-            self._running(checked_id(session_id))
+            self.running(session_id)
         except SessionNotFound:
-            checked_id(session_id)
             now = timestamp()
             with contextlib.suppress(SessionExists):
-                self._create(Session(session_id, now, now))
+                self._create(Session(checked_id(session_id), now, now))
 
     def get(self, session_id: str) -> Session:
         """The session as it is now. While a turn runs, it holds all that the turn has stored so far.
@@ -158,15 +157,13 @@ class Storage(ABC):
         page = ids if limit is None else ids[:limit]
         return page, page[-1] if len(page) < len(ids) else None
 
-    def unchanged_since(self, when: float) -> Iterator[str]:
-        """The ids of sessions that have not changed since this time, in seconds since 1970. A caller that acts on
-        one locks it, and looks at its `updated_at` again."""
-        for session_id in reversed(self._ids()):
-            with contextlib.suppress(SessionNotFound):
-                updated = self.summary(session_id).updated_at
-                if updated is not None and updated >= timestamp(when):
-                    return
-                yield session_id
+    def clock(self) -> float:
+        """The time, in seconds since 1970, by the clock by which this store says when sessions have changed."""
+        return time.time()
+
+    def changed_since(self, when: float) -> Iterator[str]:
+        """The ids of sessions that have changed since this time, by `clock`, most recently changed first."""
+        return itertools.takewhile(lambda session_id: self.changed_at(session_id) >= when, self._ids())
 
     def for_user(self, name: str) -> Storage:
         """A store of this user's own, apart from this one and from those of all others. It shares with this one what
@@ -215,11 +212,18 @@ class Storage(ABC):
 
     def flush(self) -> None:
         """Waits, for some seconds at most, until what ended turns have recorded is written."""
-        return None
 
     @abstractmethod
     def check(self) -> None:
         """Raises StorageUnavailable if sessions could not be written now."""
+
+    @abstractmethod
+    def changed_at(self, session_id: str) -> float:
+        """When the session last changed, by `clock`. Raises SessionNotFound and StorageUnavailable."""
+
+    @abstractmethod
+    def unchanged_since(self, when: float) -> Iterator[str]:
+        """The ids of sessions that did not change since this time, by `clock`, when they were looked at."""
 
     @abstractmethod
     def _create(self, session: Session) -> None:
@@ -243,10 +247,8 @@ class Storage(ABC):
 
 
 class LockedSession(ABC):
-    """A session that this caller alone can change, until `release`. RuntimeError after that.
-
-    Not safe for several threads at once.
-    """
+    """A session that this caller alone can change, until `release`. RuntimeError after that. Not safe for several
+    threads at once."""
 
     def __init__(self, session_id: str) -> None:
         self.id = session_id
@@ -275,16 +277,12 @@ class LockedSession(ABC):
         before. Raises ValueError or TypeError for what JSON in UTF-8 cannot hold (NaN, lone
         surrogates), or where `role` or `content` is not a string.
         """
-        now = timestamp()
-        line = to_json({"id": None, **fields} | {"id": message_id or new_id("msg"), "created_at": created_at or now})
+        own = {"id": message_id or new_id("msg"), "created_at": created_at or timestamp()}
+        line = to_json({"id": None, **fields} | own)
         message = json.loads(line)
         if not is_message(message):
             raise ValueError("a message needs a role and a content, both strings")
-        continues = None if message["role"] == "user" else self.session.continues
-        changed = replace(self.session, updated_at=now, last_error=None, last_refused=False, continues=continues)
-        self._append(changed, line)
-        changed.messages.append(json.loads(line))
-        self._session = changed
+        self._update(line, None if message["role"] == "user" else self.session.continues)
         return message
 
     def set_last_error(self, code: str, *, refused: bool = False) -> None:
@@ -294,9 +292,7 @@ class LockedSession(ABC):
         Durable when this returns. Raises ValueError for what JSON in UTF-8 cannot hold.
         """
         to_json(code)
-        changed = replace(self.session, updated_at=timestamp(), last_error=code, last_refused=refused)
-        self._append(changed, None)
-        self._session = changed
+        self._update(None, self.session.continues, code, refused)
 
     def set_continues(self, attempt: Mapping[str, Any]) -> None:
         """Stores what tells of an attempt that goes on with the last turn, in force until the next user's message.
@@ -304,17 +300,18 @@ class LockedSession(ABC):
         It ends the force of `last_error`. Durable when this returns. Raises ValueError for what JSON in UTF-8 cannot
         hold.
         """
-        copy = json.loads(to_json(attempt))
-        changed = replace(self.session, updated_at=timestamp(), last_error=None, last_refused=False, continues=copy)
-        self._append(changed, None)
-        self._session = changed
+        self._update(None, json.loads(to_json(attempt)))
 
     def configure(self, **settings: str | None) -> None:
         """Sets `title`, `model` or `system_prompt`, or removes it with None. Durable when this returns.
 
-        Neither `updated_at` nor the place in the list changes. Raises ValueError for what JSON in UTF-8 cannot hold.
+        Neither `updated_at` nor the place in the list changes. Raises TypeError for other names, and ValueError for
+        what JSON in UTF-8 cannot hold.
         """
-        changed = configured(self.session, settings)
+        if unknown := settings.keys() - set(SETTINGS):
+            raise TypeError(f"there is no setting {min(unknown)}")
+        to_json(settings)
+        changed = replace(self.session, **settings)  # type: ignore[arg-type]
         self._rewrite(changed)
         self._session = changed
 
@@ -340,11 +337,9 @@ class LockedSession(ABC):
         That thread calls `on_end(True)` when another process asks for the end of the turn, and `on_end(False)` when
         this process has lost the lock.
         """
-        return None
 
     def drop_journal(self) -> None:
         """Removes what `record` keeps for the case that the process dies, once all of it is stored. Never raises."""
-        return None
 
     def __enter__(self) -> Self:
         return self
@@ -372,6 +367,17 @@ class LockedSession(ABC):
     def _release(self) -> None:
         """Unlocks. Is called once."""
 
+    def _update(
+        self, line: bytes | None, continues: dict[str, Any] | None, error: str | None = None, refused: bool = False
+    ) -> None:
+        """Stores a message (if any), and this state of the last turn."""
+        state: dict[str, Any] = {"last_error": error, "last_refused": refused, "continues": continues}
+        changed = replace(self.session, updated_at=timestamp(), **state)
+        self._append(changed, line)
+        if line is not None:
+            changed.messages.append(json.loads(line))
+        self._session = changed
+
     def _check_locked(self) -> None:
         if self._released:
             raise RuntimeError(f"{self.id} was changed after its release")
@@ -385,9 +391,6 @@ def checked_id(session_id: str) -> str:
     if not SESSION_ID.fullmatch(session_id):
         raise SessionNotFound(session_id)
     return session_id
-
-
-# --- in memory ---
 
 
 @dataclass
@@ -431,10 +434,13 @@ class MemoryStorage(Storage):
         with self._mutex:
             return [id for _, id in sorted((-found.order, id) for id, found in self._sessions.items())]
 
+    def changed_at(self, session_id: str) -> float:
+        with self._mutex:
+            return self._find(session_id).order / 1e9
+
     def unchanged_since(self, when: float) -> Iterator[str]:
         with self._mutex:
-            orders = [(found.order, id) for id, found in self._sessions.items()]
-        yield from (id for order, id in orders if order < when * 1e9)
+            return iter([id for id, found in self._sessions.items() if found.order < when * 1e9])
 
     def _lock(self, session_id: str, turn: bool) -> LockedSession | None:
         with self._mutex:

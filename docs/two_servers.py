@@ -134,7 +134,7 @@ def nginx(directory: Path, port: int, backends: list[int]) -> Iterator[None]:
     site = (DOCS / "two-servers.conf").read_text(encoding="utf-8")
     site = site.replace("listen 8000;", f"listen 127.0.0.1:{port};")
     for named, backend in zip((8081, 8082), backends, strict=True):
-        site = site.replace(f"127.0.0.1:{named};", f"127.0.0.1:{backend};")
+        site = site.replace(f"127.0.0.1:{named} ", f"127.0.0.1:{backend} ")
     with running(nginx_command(directory, site), directory / "nginx.log", port):
         yield
 

@@ -2,6 +2,7 @@
 
     python -m tests.crash_loop 1000           # so many rounds; the seed may follow, and how many seconds at most
     python -m tests.crash_loop --redis 1000   # sessions in Redis, which is killed too, every other time
+    python -m tests.crash_loop --pair 100     # two servers on one Redis behind nginx, and faults of all three
 
 Each round, several sessions are at work at once on one server: turns by `run` and by `run_stream`, with and without
 tools and idempotency keys, new titles, deletions, new sessions. At a random moment the process is killed with
@@ -30,7 +31,7 @@ from typing import Any
 
 from tests.support.model_server import ModelServer, answer, pause, tool_call
 from tests.support.redis_server import RedisServer
-from tests.support.server import Reply, Server, wait_until
+from tests.support.server import ROOT, Reply, Server, ServerClient, wait_until
 
 AT_ONCE = 6  # sessions
 WITHIN = 0.9  # seconds from the start of the work to the kill, at most
@@ -73,50 +74,53 @@ class Loop:
     """Rounds of work, kill and restart in one directory, or one Redis. `figures` counts what was done; `failures`
     says in words what was lost, doubled or left unusable."""
 
+    expected_refusals: tuple[int, ...] = ()  # statuses that a caller is told to try again, and that end its work
+
     def __init__(self, directory: Path, seed: int, redis: RedisServer | None = None) -> None:
         self.figures: Counter[str] = Counter()
         self.failures: list[str] = []
-        self._redis = redis
-        self._directory = directory / "sessions"
+        self.redis = redis
+        self.directory = directory / "sessions"
         self._log = directory / "log"
-        self._random = random.Random(seed)
-        self._conversations: list[Conversation] = []
+        self.random = random.Random(seed)
+        self.conversations: list[Conversation] = []
         self._lock = threading.Lock()
-        self._killed_at = 0.0
-        self._kept_after = KEPT_AFTER
+        self.over = threading.Event()  # of the work, where the server does not end it
+        self.killed_at = 0.0
+        self.kept_after = KEPT_AFTER
 
     def run(self, rounds: int, seconds: float = float("inf")) -> None:
         """So many rounds, or fewer if they take too long."""
         until = time.monotonic() + seconds
-        with ModelServer(default=_reply) as model, ThreadPoolExecutor(AT_ONCE + 1) as pool:
+        with ModelServer(default=reply_to) as model, ThreadPoolExecutor(AT_ONCE + 1) as pool:
             server = self._start(model)
             try:
                 while self.figures["rounds"] < rounds and time.monotonic() < until:
-                    self._let_work(server, pool)
+                    self._letwork(server, pool)
                     server = self._start(model)
-                    self._check_all(server, pool)
+                    self.check_all(server, pool)
                     self.figures["rounds"] += 1
             finally:
                 server.close()
 
-    def _let_work(self, server: Server, pool: ThreadPoolExecutor) -> None:
+    def _letwork(self, server: ServerClient, pool: ThreadPoolExecutor) -> None:
         """All sessions at work, until the server is killed."""
-        while len(self._conversations) < AT_ONCE:
-            self._conversations.append(Conversation(server.create()))
+        while len(self.conversations) < AT_ONCE:
+            self.conversations.append(Conversation(server.create()))
         working = [
-            pool.submit(self._work, server, conversation, random.Random(self._random.random()))
-            for conversation in self._conversations
+            pool.submit(self.work, server, conversation, random.Random(self.random.random()))
+            for conversation in self.conversations
         ]
         slowness = pool.submit(self._slowness, server)
-        time.sleep(self._random.uniform(0, WITHIN))
-        self._killed_at = time.monotonic()
+        time.sleep(self.random.uniform(0, WITHIN))
+        self.killed_at = time.monotonic()
         server.kill()
-        self._kept_after = KEPT_AFTER + 3 * slowness.result()
+        self.kept_after = KEPT_AFTER + 3 * slowness.result()
         for worker in working:
             worker.result()
-        if self._redis and self._random.random() < 0.5:
-            self._redis.kill()
-            self._redis.start()
+        if self.redis and self.random.random() < 0.5:
+            self.redis.kill()
+            self.redis.start()
         self.figures["torn files"] += sum(not _is_json(path) for path in self._files())
 
     def _slowness(self, server: Server) -> float:
@@ -127,23 +131,23 @@ class Loop:
             try:
                 server.request("GET", "/ready")
             except CUT_OFF:
-                return max(slowest, self._killed_at - began)
+                return max(slowest, self.killed_at - began)
             slowest = max(slowest, time.monotonic() - began)
             time.sleep(0.02)
 
-    def _check_all(self, server: Server, pool: ThreadPoolExecutor) -> None:
+    def check_all(self, server: ServerClient, pool: ThreadPoolExecutor) -> None:
         """What is left after the kill, and whether work can go on."""
-        kept = list(pool.map(lambda conversation: self._check(server, conversation), self._conversations))
-        self._conversations = [one for one, keep in zip(self._conversations, kept, strict=True) if keep]
+        kept = list(pool.map(lambda conversation: self._check(server, conversation), self.conversations))
+        self.conversations = [one for one, keep in zip(self.conversations, kept, strict=True) if keep]
         for path in self._files():
             if not _is_json(path):
                 self._fail("unusable", path.name, "its file is not JSON")
 
     def _start(self, model: ModelServer) -> Server:
-        kept = f"-redis_url={self._redis.url}" if self._redis else f"-session_dir={self._directory}"
+        kept = f"-redis_url={self.redis.url}" if self.redis else f"-session_dir={self.directory}"
         return Server(f"-base_url={model.base_url}", kept, "-log_level=error", log=self._log)
 
-    def _count(self, what: str) -> None:
+    def count(self, what: str) -> None:
         with self._lock:
             self.figures[what] += 1
 
@@ -153,14 +157,14 @@ class Loop:
             self.failures.append(f"round {self.figures['rounds'] + 1}, {where}: {what}: {words}")
 
     def _files(self) -> list[Path]:
-        return list(self._directory.glob("session-*"))
+        return list(self.directory.glob("session-*"))
 
     # --- the work ---
 
-    def _work(self, server: Server, conversation: Conversation, choose: random.Random) -> None:
+    def work(self, server: ServerClient, conversation: Conversation, choose: random.Random) -> None:
         """Turns and other changes, one after the other, until the server is gone."""
         try:
-            while True:
+            while not self.over.is_set():
                 number = choose.random()
                 if number < 0.05:
                     self._rename(server, conversation, f"Title {number}")
@@ -170,11 +174,14 @@ class Loop:
                     kind, way = choose.choice(["plain", "tool", "slow"]), choose.choice(["run", "run_stream"])
                     turn = conversation.turn(kind, way, keyed=choose.random() < 0.5)
                     if refusal := self._ask(server, conversation, turn):
+                        if refusal.status in self.expected_refusals:
+                            self.count("refused for now")
+                            return
                         self._fail("unusable", conversation.id, refusal.text)
         except CUT_OFF:
             return
 
-    def _ask(self, server: Server, conversation: Conversation, turn: Asked) -> Reply | None:
+    def _ask(self, server: ServerClient, conversation: Conversation, turn: Asked) -> Reply | None:
         """Runs the turn, and notes what of it is acknowledged. The reply if it is a refusal."""
         headers = {} if turn.key is None else {"Idempotency-Key": turn.key}
         reply = server.request("POST", f"/sessions/{conversation.id}/{turn.way}", {"message": turn.text}, headers)
@@ -182,7 +189,7 @@ class Loop:
             return reply
         if turn.way == "run":
             turn.acknowledged, turn.message_id = True, reply.json["message"]["id"]
-            self._count("turns")
+            self.count("turns")
             return None
         try:
             for event in reply.events():
@@ -195,27 +202,27 @@ class Loop:
             reply.close()
         if turn.message_id is None:
             raise ConnectionAbortedError("the stream broke off")
-        self._count("turns")
+        self.count("turns")
         return None
 
-    def _rename(self, server: Server, conversation: Conversation, title: str) -> None:
+    def _rename(self, server: ServerClient, conversation: Conversation, title: str) -> None:
         conversation.titles.add(title)
         if server.request("PATCH", f"/sessions/{conversation.id}", {"title": title}).status == 200:
             conversation.titles = {title}
-            self._count("titles")
+            self.count("titles")
 
-    def _delete(self, server: Server, conversation: Conversation) -> None:
+    def _delete(self, server: ServerClient, conversation: Conversation) -> None:
         conversation.deleting = True
         if server.request("DELETE", f"/sessions/{conversation.id}").status == 200:
-            self._count("deletions")
+            self.count("deletions")
             deleted, conversation.id = conversation.id, server.create()
             conversation.turns, conversation.titles, conversation.deleting = [], {None}, False
-            if (self._directory / f"{deleted}.json").exists():
+            if (self.directory / f"{deleted}.json").exists():
                 self._fail("undeleted", deleted, "its file is there")
 
     # --- the check ---
 
-    def _check(self, server: Server, conversation: Conversation) -> bool:
+    def _check(self, server: ServerClient, conversation: Conversation) -> bool:
         """Counts what is wrong with the session after the restart; whether it can go on being used."""
         reply = server.request("GET", f"/sessions/{conversation.id}")
         if reply.status == 404 and conversation.deleting:
@@ -224,16 +231,16 @@ class Loop:
         if reply.status != 200:
             self._fail("unusable", conversation.id, reply.text)
             return False
-        if self._redis:
+        if self.redis:
             lease = f"session_server:lease:{conversation.id}"
-            wait_until(lambda: self._redis and not self._redis.call("EXISTS", lease), seconds=10)
+            wait_until(lambda: self.redis and not self.redis.call("EXISTS", lease), seconds=10)
             reply = server.request("GET", f"/sessions/{conversation.id}")  # till now the turn counted as running
         self._compare(conversation, reply.json["messages"])
         self._check_seen(conversation, reply.json["messages"])
         self._check_title(server, conversation)
         for turn in conversation.turns:
             if turn.message_id is None and not turn.settled:
-                self._count("turns cut off")
+                self.count("turns cut off")
                 if turn.key is not None:
                     self._retry(server, conversation, turn)
                 elif turn is conversation.turns[-1] and turn.acknowledged:
@@ -277,21 +284,21 @@ class Loop:
         for turn in conversation.turns:
             if turn.settled or turn.message_id is not None or not turn.seen:
                 continue
-            received = "".join(text for when, text in turn.seen if when <= self._killed_at - self._kept_after)
+            received = "".join(text for when, text in turn.seen if when <= self.killed_at - self.kept_after)
             texts = [one["content"] for one in messages]
             kept = ""
             for message in messages[texts.index(turn.text) + 1 :] if turn.text in texts else ():
                 if message["role"] == "user":
                     break
                 kept += message["content"] if message["role"] == "assistant" else ""
-            self._count("partial answers" if received else "partial answers too short")
+            self.count("partial answers" if received else "partial answers too short")
             self.figures["characters received"] += len(received)
             if not kept.startswith(received) or not _answer_to(turn.text).startswith(kept):
                 self._fail("lost", conversation.id, f"{received!r} was received, {kept!r} is there")
 
-    def _continue(self, server: Server, conversation: Conversation, turn: Asked) -> None:
+    def _continue(self, server: ServerClient, conversation: Conversation, turn: Asked) -> None:
         """The turn that was cut off, gone on with."""
-        self._count("continued")
+        self.count("continued")
         reply = server.request("POST", f"/sessions/{conversation.id}/run", {"continue": True})
         if reply.status == 409 and reply.json["code"] == "nothing_to_continue":
             if not any(one["content"] == _answer_to(turn.text) for one in server.messages(conversation.id)):
@@ -299,7 +306,7 @@ class Loop:
         elif reply.status != 200 or reply.json["message"]["content"] != _answer_to(turn.text):
             self._fail("unusable", conversation.id, reply.text)
 
-    def _check_title(self, server: Server, conversation: Conversation) -> None:
+    def _check_title(self, server: ServerClient, conversation: Conversation) -> None:
         listed = server.request("GET", "/sessions?details=true").json["sessions"]
         title = next(one["title"] for one in listed if one["id"] == conversation.id)
         given = title if title is not None and title.startswith("Title") else None
@@ -307,9 +314,9 @@ class Loop:
             self._fail("lost", conversation.id, f"the title, now {title}")
         conversation.titles = {given}
 
-    def _retry(self, server: Server, conversation: Conversation, turn: Asked) -> None:
+    def _retry(self, server: ServerClient, conversation: Conversation, turn: Asked) -> None:
         """The turn that was cut off, once more under its key."""
-        self._count("retries")
+        self.count("retries")
         if refusal := self._ask(server, conversation, turn):
             self._fail("unusable", conversation.id, refusal.text)
             return
@@ -317,12 +324,12 @@ class Loop:
         if texts.count(turn.text) != 1:
             self._fail("duplicated", conversation.id, f"{turn.text} is there {texts.count(turn.text)} times")
 
-    def _replay(self, server: Server, conversation: Conversation) -> None:
+    def _replay(self, server: ServerClient, conversation: Conversation) -> None:
         """The last turn under a key that has its answer gives the same answer again, and stores nothing."""
         turn = next((turn for turn in conversation.turns[::-1] if turn.key and turn.message_id), None)
         if turn is None:
             return
-        self._count("replays")
+        self.count("replays")
         before = len(server.messages(conversation.id))
         again = Asked(turn.text, turn.way, turn.key)
         if refusal := self._ask(server, conversation, again):
@@ -343,7 +350,7 @@ def _answer_to(text: str) -> str:
     return f"This is the answer to {text}" + (" and so on" * 10 if text.startswith("slow") else "")
 
 
-def _reply(request: dict[str, Any]) -> Any:
+def reply_to(request: dict[str, Any]) -> Any:
     """What the model says: first the calculator where that is asked for, then the answer, word by word."""
     text = next(message["content"] for message in request["messages"][::-1] if message["role"] == "user")
     text = text.splitlines()[-1]  # the line before is a message that was left without an answer
@@ -356,15 +363,23 @@ def _reply(request: dict[str, Any]) -> Any:
     return answer(*steps)(request)
 
 
-def main(rounds: int, seed: int, seconds: float, in_redis: bool) -> int:
-    print(f"{rounds} rounds, seed {seed}{', in Redis' if in_redis else ''}")
+def main(rounds: int, seed: int, seconds: float, kind: str) -> int:
+    print(f"{rounds} rounds, seed {seed} {kind}")
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         directory = Path(name)
-        redis = stack.enter_context(RedisServer(directory)) if in_redis else None
-        loop = Loop(directory, seed, redis)
+        redis = stack.enter_context(RedisServer(directory)) if kind else None
+        if kind == "--pair":
+            sys.path.insert(0, str(ROOT / "docs"))  # where what starts nginx is
+            from tests.crash_pair import PairLoop
+
+            loop: Loop = PairLoop(directory, seed, redis)
+        else:
+            loop = Loop(directory, seed, redis)
         loop.run(rounds, seconds)
     done = ("rounds", "turns", "turns cut off", "partial answers", "characters received", "continued", "retries")
     for name in (*done, "replays", "titles", "deletions", "torn files"):
+        print(f"{name + ':':20}{loop.figures[name]:>8}")
+    for name in sorted(name for name in loop.figures if name.startswith(("fault", "refused"))):
         print(f"{name + ':':20}{loop.figures[name]:>8}")
     for name in ("lost", "duplicated", "out of order", "undeleted", "unusable"):
         print(f"{name + ':':20}{loop.figures[name]:>8}")
@@ -373,7 +388,8 @@ def main(rounds: int, seed: int, seconds: float, in_redis: bool) -> int:
 
 
 if __name__ == "__main__":
-    numbers = [int(argument) for argument in sys.argv[1:] if argument != "--redis"]
+    numbers = [int(argument) for argument in sys.argv[1:] if not argument.startswith("--")]
+    kind = next((argument for argument in ("--redis", "--pair") if argument in sys.argv), "")
     seed = numbers[1] if len(numbers) > 1 else random.randrange(10**6)
     seconds = numbers[2] if len(numbers) > 2 else float("inf")
-    sys.exit(main(numbers[0] if numbers else 100, seed, seconds, "--redis" in sys.argv))
+    sys.exit(main(numbers[0] if numbers else 100, seed, seconds, kind))

@@ -33,7 +33,7 @@ function Chat({ id, history }) {
           {message.parts.map((part, index) => <Part key={index} part={part} />)}
         </article>
       ))}
-      {error && <p role="alert">{sentence(error)}</p>}
+      {error && <p role="alert">{error.message}</p>}
       <form onSubmit={submit}>
         <input name="text" placeholder="Message" disabled={busy} required />
         {/* A request that ends does not end the turn: cancel does. */}
@@ -49,11 +49,6 @@ function Part({ part }) {
   if (part.type === 'reasoning') return <p><em>{part.text}</em></p>
   if (part.type === 'dynamic-tool') return <pre>{part.toolName}({JSON.stringify(part.input)}) = {part.output ?? part.errorText}</pre>
   return null
-}
-
-// An answer that is no stream has a JSON body, and the AI SDK makes that the error's message.
-function sentence(error) {
-  try { return JSON.parse(error.message).error } catch { return error.message }
 }
 
 if (!location.hash) {

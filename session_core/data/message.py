@@ -58,6 +58,7 @@ class MessageFields(AnswerFields, QuestionFields, total=False):
     tool_call_id: str
     name: str
     is_error: bool
+    imported: bool  # the last message of an import or a copy: no turn of this session wrote it
 
 
 class StoredMessage(MessageFields):

@@ -113,15 +113,16 @@ class Completions:
             except Failure as failure:
                 if failure.begun:
                     raise
-                if failure.too_long and outgoing.trim(keep=failure.overflows):
+                if self._cuts(failure, outgoing) or negotiation.change(failure):
                     continue
-                if negotiation.change(failure) or self._leaves_out(failure, outgoing, retries):
+                if self._leaves_out(failure, outgoing, retries):
                     continue
                 if not self._can_wait(failure, retries):
                     raise failure.blame(self._callers) from None
                 retries += 1
             else:
                 negotiation.accept()
+                self._options.pop("tool_choice", None)  # else a tool that must be called is called for ever
                 return reply
 
     def _request(
@@ -139,6 +140,13 @@ class Completions:
         negotiation.send([part for part, is_sent in parts.items() if is_sent] + list(map(tool_part, offered)))
         self._share = 0.5 if outgoing.has_unanswered else 1.0
         return {**request, **self._options}
+
+    def _cuts(self, failure: Failure, outgoing: OutgoingHistory) -> bool:
+        """Makes a request shorter that may be too long. Where that is not clear, a question may be the cause."""
+        is_vague = failure.too_long and not failure.overflows
+        return (is_vague and outgoing.leave_out_unanswered()) or (
+            failure.too_long and outgoing.trim(keep=failure.overflows)
+        )
 
     def _leaves_out(self, failure: Failure, outgoing: OutgoingHistory, retries: int) -> bool:
         """Leaves out the unanswered questions of earlier turns, where nothing else helps and they may be the cause.

@@ -230,4 +230,4 @@ def _demo_message(request: Mapping[str, Any]) -> dict[str, Any]:
 def _expression(text: str) -> str:
     """The longest arithmetic expression in the beginning of a text, or nothing."""
     found = [match.group().strip(" ,.") for match in _EXPRESSION.finditer(text[:1000])]
-    return max((one for one in found if re.search(r"[\d)]\s*\D+\s*[\d.(]|\w\(", one)), key=len, default="")
+    return max((one for one in found if re.search(r"[\d)]\D+[\d.(]|\w\(", one)), key=len, default="")

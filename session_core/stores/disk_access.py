@@ -6,6 +6,8 @@ import contextlib
 import os
 from collections.abc import Iterator
 
+from session_core.stores.file_locks import close_unlocked, lock_waiting
+
 
 @contextlib.contextmanager
 def synced(directory: str) -> Iterator[None]:
@@ -42,6 +44,29 @@ def write_all(file: int, data: bytes, offset: int) -> None:
     while data:
         written = os.pwrite(file, data, offset)
         data, offset = data[written:], offset + written
+
+
+def rename_new(path: str, target: str) -> None:
+    """Renames a file where no file has the new name. Raises FileExistsError where one has.
+
+    Without hard links (exFAT, vboxsf, some SMB servers), a crash can leave an empty file of the new name.
+    """
+    try:
+        os.link(path, target)
+    except FileExistsError:
+        raise
+    except OSError:
+        empty = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            lock_waiting(empty)  # so that whoever locks a session waits for the one that is renamed
+            os.rename(path, target)
+        except BaseException:
+            os.unlink(target)
+            raise
+        finally:
+            close_unlocked(empty)
+    else:
+        os.unlink(path)
 
 
 def version_of(found: os.stat_result) -> tuple[int, ...]:

@@ -7,7 +7,6 @@ import json
 import logging
 import operator
 import os
-import re
 import secrets
 import stat
 import time
@@ -16,14 +15,22 @@ from dataclasses import replace
 from typing import TypeVar
 
 from session_core.stores.background_writer import BackgroundWriter
-from session_core.stores.disk_access import make_directory, read_all, synced, version_of, write_all
+from session_core.stores.disk_access import make_directory, read_all, rename_new, synced, version_of, write_all
 from session_core.stores.disk_errors import unavailable
 from session_core.stores.file_cache import FileCache, ParsedFile, SummaryCache, is_large, summary_cache
 from session_core.stores.file_journal import FileJournal, read_journal, remove_journal
 from session_core.stores.file_layout import closing, layout, parse
-from session_core.stores.file_locks import SUPPORTED, lock_now, lock_waiting, mark_turn, turn_marked
+from session_core.stores.file_locks import (
+    SUPPORTED,
+    close_unlocked,
+    lock_now,
+    lock_waiting,
+    mark_turn,
+    release_in_children,
+    turn_marked,
+)
+from session_core.stores.file_sweep import SESSION_FILE, sweep
 from storage import (
-    SESSION_ID,
     LockedSession,
     Session,
     SessionCorrupt,
@@ -34,17 +41,14 @@ from storage import (
     Summary,
     TurnLines,
     checked_id,
+    timestamp,
 )
 
 log = logging.getLogger(__name__)
 
 _FLUSH_SECONDS = 0.15  # between two writes of a journal; callers are promised 0.2
 _END_SECONDS = 3.0  # to wait for the thread that writes journals
-_ORPHAN_SECONDS = 3600.0  # after which a temporary file is the rest of a crash
 _SCANNED_AT_ONCE = 200  # files
-_SESSION_FILE = re.compile(rf"({SESSION_ID.pattern})\.json")
-_JOURNAL_FILE = re.compile(rf"\.({SESSION_ID.pattern})\.journal")
-_TEMPORARY_FILE = re.compile(rf"\.({SESSION_ID.pattern}\.)?[0-9a-f]{{16}}\.tmp")
 
 T = TypeVar("T")
 
@@ -70,8 +74,9 @@ class FileStorage(Storage):
         self._cached_summary: SummaryCache = beside._cached_summary if beside else summary_cache()
         with unavailable("open", self._directory, logging.DEBUG):  # the error is shown at the start
             make_directory(self._directory)
+            release_in_children(self._directory)
             with synced(self._directory):  # which also makes the renames of a killed process durable
-                self._sweep()
+                sweep(self._directory)
             self._try_writing()
 
     def for_user(self, name: str) -> Storage:
@@ -95,7 +100,7 @@ class FileStorage(Storage):
     def _create(self, session: Session) -> None:
         with unavailable("create", session.id), contextlib.ExitStack() as stack, synced(self._directory):
             file = self._write_new(session, time.time_ns(), turn=False, new=True)
-            stack.callback(os.close, file)  # when it is durable; nobody can lock it before
+            stack.callback(close_unlocked, file)  # when it is durable; nobody can lock it before
 
     def _read(self, session_id: str) -> Session:
         with self._opened(session_id) as file:
@@ -105,7 +110,7 @@ class FileStorage(Storage):
         found = []
         with unavailable("list", self._directory), os.scandir(self._directory) as entries:
             for entry in entries:
-                if (file := _SESSION_FILE.fullmatch(entry.name)) and entry.is_file(follow_symlinks=False):
+                if (file := SESSION_FILE.fullmatch(entry.name)) and entry.is_file(follow_symlinks=False):
                     try:  # suppress() is slower, and there may be a hundred thousand files
                         found.append((entry.stat(follow_symlinks=False).st_mtime_ns, file[1]))
                     except FileNotFoundError:  # deleted meanwhile
@@ -120,15 +125,27 @@ class FileStorage(Storage):
                 if number % _SCANNED_AT_ONCE == 0:
                     time.sleep(0.005)  # so that requests go on beside a scan of a hundred thousand files
                 with contextlib.suppress(FileNotFoundError):
-                    file = _SESSION_FILE.fullmatch(entry.name)
+                    file = SESSION_FILE.fullmatch(entry.name)
                     if file and entry.stat(follow_symlinks=False).st_mtime < when:
                         yield file[1]
+
+    def changed_at(self, session_id: str) -> float:
+        return self._at(checked_id(session_id), lambda _, found: found.st_mtime)
+
+    def changed_since(self, when: float) -> Iterator[str]:
+        for session_id in self._ids():
+            with contextlib.suppress(SessionNotFound, StorageUnavailable):
+                if self.changed_at(session_id) < when:
+                    return
+                updated = self.summary(session_id).updated_at  # an old one in a file that was copied just now
+                if updated is None or updated >= timestamp(when):
+                    yield session_id
 
     def _lock(self, session_id: str, turn: bool) -> LockedSession | None:
         while True:
             with contextlib.ExitStack() as stack, unavailable("lock", session_id):
                 file = self._open(session_id, os.O_RDWR)
-                stack.callback(os.close, file)
+                stack.callback(close_unlocked, file)
                 if not lock_now(file):
                     return None
                 if self._is_current(file, session_id):  # else the file was replaced, and the lock went with it
@@ -214,16 +231,15 @@ class FileStorage(Storage):
             os.utime(file, ns=(modified, modified))
             os.fsync(file)
             if new:
-                os.link(path, self._path(session.id))  # which replaces no file, as a rename would
-                os.unlink(path)
+                rename_new(path, self._path(session.id))
             else:
                 os.rename(path, self._path(session.id))
         except FileExistsError:
-            os.close(file)
+            close_unlocked(file)
             os.unlink(path)
             raise SessionExists(session.id) from None
         except BaseException:
-            os.close(file)
+            close_unlocked(file)
             with contextlib.suppress(OSError):
                 os.unlink(path)
             raise
@@ -236,18 +252,6 @@ class FileStorage(Storage):
                 file.write(b"the store can be written\n")
             finally:
                 os.unlink(path)
-
-    def _sweep(self) -> None:
-        """Removes the temporary files that a crash has left, and journals without a session."""
-        with os.scandir(self._directory) as entries:
-            for entry in entries:
-                journal = _JOURNAL_FILE.fullmatch(entry.name)
-                if journal and not os.path.exists(self._path(journal[1])):
-                    remove_journal(entry.path)
-                if _TEMPORARY_FILE.fullmatch(entry.name):
-                    with contextlib.suppress(OSError):
-                        if entry.stat(follow_symlinks=False).st_ctime < time.time() - _ORPHAN_SECONDS:
-                            os.unlink(entry.path)
 
 
 class _LockedFile(LockedSession):
@@ -308,17 +312,13 @@ class _LockedFile(LockedSession):
         with unavailable("write", self.id), synced(self._storage._directory):
             old = self._file
             self._file = self._storage._write_new(session, self._stat().st_mtime_ns, turn=self._turn)
-            os.close(old)
+            close_unlocked(old)
             self._parsed = None
             self._end = None  # until the directory is synced, a crash may bring the old file back
         self._end = len(layout(session)) - len(closing(session))
 
     def _delete(self) -> None:
-        with (
-            unavailable("delete", self.id),
-            synced(self._storage._directory),
-            contextlib.suppress(FileNotFoundError),
-        ):
+        with unavailable("delete", self.id), synced(self._storage._directory), contextlib.suppress(FileNotFoundError):
             os.unlink(self._path)
         self.drop_journal()
 
@@ -329,7 +329,7 @@ class _LockedFile(LockedSession):
         if self._parsed is not None:
             with contextlib.suppress(OSError):
                 self._storage._cache.put(self._path, version_of(self._stat()), self._parsed)
-        os.close(self._file)  # which unlocks it
+        close_unlocked(self._file)
 
     @property
     def _path(self) -> str:

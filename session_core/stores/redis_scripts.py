@@ -80,6 +80,13 @@ return redis.call('ZRANGE', list, first, limit == '' and -1 or first + limit)
 local before, skip, limit = unpack(ARGV)
 return redis.call('ZRANGE', list, '+inf', '-' .. before, 'BYSCORE', 'REV', 'LIMIT', skip, limit)
 """,
+    "newer": """
+return redis.call('ZRANGE', list, '-inf', '-' .. ARGV[1], 'BYSCORE')
+""",
+    "score": """
+if redis.call('EXISTS', session) == 0 then return 'missing' end
+return redis.call('ZSCORE', list, ARGV[1])
+""",
     # The first command needs no memory, so that Redis does not refuse the script where memory is short, and sessions
     # can be deleted then.
     "lock": """

@@ -115,7 +115,7 @@ class _Call:
             return ToolResult(id, name, error=text or "the tool failed")
         except BaseException as error:  # noqa: BLE001  a tool is anybody's code
             where = "".join(traceback.format_tb(error.__traceback__))  # without the text, which may quote a message
-            log.warning("Tool %s failed with %s\n%s", name, type(error).__name__, where)
+            log.warning("Tool %s failed with %s", name, type(error).__name__, extra={"where": where})
             return ToolResult(id, name, error=f"the tool failed ({type(error).__name__})")
 
 

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import functools
 import logging
-import math
 import threading
 import time
 from collections.abc import Sequence
@@ -176,13 +174,15 @@ class _Server:
         if self.settings.url:
             transport = http_transport(self.settings)
         else:
-            rubbish = functools.partial(connection.warn, "it writes lines to its output that are no messages")
-            transport = stdio_transport(self.settings, self._guard, self._stderr, connection.gone.set, rubbish)
+            rubbish = "it writes lines to its output that are no messages"
+            transport = stdio_transport(
+                self.settings, self._guard, self._stderr, connection.gone.set, lambda: connection.warn(rubbish)
+            )
         seconds = self.settings.start_seconds if self.settings.url else None
         try:
             with anyio.move_on_after(seconds) as deadline:
                 async with connection.opened(transport, self._older):
-                    deadline.deadline = math.inf
+                    deadline.deadline = float("inf")
                     self._connection = connection
                     self._tried()
                     await connection.follow()

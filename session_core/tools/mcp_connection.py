@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
-from typing import Any, cast
+from typing import Any
 
 import anyio
 import mcp_types
 import pydantic
-from mcp.client.session import ClientSession, IncomingMessage
-from mcp.client.subscriptions import SubscriptionLost, listen
-from mcp.shared.dispatcher import CallOptions
-from mcp.shared.exceptions import MCPError
+from mcp import ClientSession, MCPError
+from mcp.client.subscriptions import ListenNotSupportedError, SubscriptionLost, listen
 from mcp.shared.jsonrpc_dispatcher import JSONRPCDispatcher
-from mcp.shared.transport_context import TransportContext
-from mcp_types.version import MODERN_PROTOCOL_VERSIONS
 
 from session_core.tools.mcp_answers import as_object, read_result, without_base64
 from session_core.tools.mcp_config import McpServer
@@ -79,8 +75,8 @@ class McpConnection:
         if self._session is None:
             raise ValueError(f"the MCP server {name} is not running; it is being started again")
         try:
-            meta = cast(mcp_types.RequestParamsMeta, {CALL_ID: call_id})
-            return await self._session.call_tool(tool, arguments, meta=meta if call_id else None)
+            meta: Any = {CALL_ID: call_id} if call_id else None
+            return await self._session.call_tool(tool, arguments, meta=meta)
         except MCPError as error:
             if _says_closed(error):
                 raise ValueError(f"the MCP server {name} ended during the call") from None
@@ -128,35 +124,37 @@ class McpConnection:
     async def _subscribe(self) -> None:
         """Asks a server of a newer protocol to tell of changes, which then come as notifications."""
         pause = _FIRST_PAUSE_SECONDS
-        while (session := self._session) and session.protocol_version in MODERN_PROTOCOL_VERSIONS:
-            tools = session.server_capabilities and session.server_capabilities.tools
-            if not (tools and tools.list_changed):
-                return
+        while (
+            (session := self._session)
+            and (can := session.server_capabilities)
+            and can.tools
+            and can.tools.list_changed
+        ):
             try:
                 async with listen(session, tools_list_changed=True) as subscription:
                     self._changed.set()  # while nobody listened
                     async for _ in subscription:
                         pass
+            except ListenNotSupportedError:
+                return
             except (SubscriptionLost, MCPError) as error:
                 if isinstance(error, MCPError) and error.code == mcp_types.METHOD_NOT_FOUND:
                     return
             await anyio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
-    async def _heard(self, message: IncomingMessage) -> None:
+    async def _heard(self, message: object) -> None:
         if isinstance(message, mcp_types.ToolListChangedNotification):
             self._changed.set()
 
 
-class _Dispatcher(JSONRPCDispatcher[TransportContext]):
+class _Dispatcher(JSONRPCDispatcher[Any]):
     """Has the SDK's session see what a server answers in the form that the protocol has for it."""
 
     connection: McpConnection
 
-    async def send_raw_request(
-        self, method: str, params: Mapping[str, Any] | None, opts: CallOptions | None = None, **more: Any
-    ) -> dict[str, Any]:
-        raw = await super().send_raw_request(method, params, opts, **more)
+    async def send_raw_request(self, method: str, *rest: Any, **more: Any) -> dict[str, Any]:
+        raw = await super().send_raw_request(method, *rest, **more)
         if method == "initialize":
             tools = as_object(as_object(raw.get("capabilities")).get("tools"))
             version = raw.get("protocolVersion")

@@ -170,7 +170,7 @@ async def _read(
 async def _write(
     receiver: MemoryObjectReceiveStream[SessionMessage], stdin: asyncio.StreamWriter, asked: set[str]
 ) -> None:
-    with suppress(OSError):
+    with suppress(OSError), receiver:  # which is closed at the end, so that nothing more is sent to it
         async for item in receiver:
             asked.discard(str((getattr(item.message, "params", None) or {}).get("requestId")))  # that is cancelled
             if isinstance(item.message, mcp_types.JSONRPCRequest):

@@ -115,22 +115,27 @@ def _input_schema(schema: dict[str, Any]) -> dict[str, Any]:
     kind = schema.get("type") or "object"
     if kind != "object" and "object" not in (kind if isinstance(kind, list) else []):
         raise ValueError(f"its arguments are no object but {kind}")
-    properties: dict[str, list[Any]] = {}
-    required: list[Any] = []
-    for part, certain in _parts(schema):
-        for name, one in _fields(part.get("properties")).items():
-            if one is not False and one not in properties.setdefault(name, []):
-                properties[name].append(one)
-        required += [name for name in _list(part, "required") if certain and name not in required]
     rest = {key: value for key, value in schema.items() if value is not None and key not in _FOLDED}
-    merged = {name: _property(ones) for name, ones in properties.items()}
-    folded = {**rest, "type": "object", "properties": merged} | ({"required": required} if required else {})
+    folded = {**rest, "type": "object", **_merged(schema)}
     try:
         _Schema.model_validate(folded)
     except pydantic.ValidationError as error:
         place = ".".join(str(step) for step in error.errors()[0]["loc"])
         raise ValueError(f"its schema is not understood: {place}: {error.errors()[0]['msg']}"[:300]) from None
     return folded
+
+
+def _merged(schema: dict[str, Any]) -> dict[str, Any]:
+    """The properties of all parts of a schema, and which of them are required."""
+    properties: dict[str, list[Any]] = {}
+    required: dict[str, Any] = {}
+    for part, certain in _parts(schema):
+        for name, one in _fields(part.get("properties")).items():
+            if one is not False and one not in properties.setdefault(name, []):
+                properties[name].append(one)
+        required |= {str(name): name for name in _list(part, "required") if certain}
+    merged = {name: _property(ones) for name, ones in properties.items()}
+    return {"properties": merged} | ({"required": [*required.values()]} if required else {})
 
 
 def _parts(schema: dict[str, Any]) -> Iterator[tuple[dict[str, Any], bool]]:

@@ -43,8 +43,8 @@ def copied(session: Session, until: str | None) -> tuple[list[StoredMessage], di
         for name in ("idempotency_key", "replaces", "after", "client_id", "terms"):
             message.pop(name, None)  # type: ignore[misc]
     if last < len(ids) - 1:
-        return found, {}
-    return found, {"last_error": session.last_error, "last_refused": session.last_refused}
+        return _marked(found), {}
+    return _marked(found), {"last_error": session.last_error, "last_refused": session.last_refused}
 
 
 def imported(messages: Any) -> tuple[list[StoredMessage], str | None]:
@@ -83,7 +83,7 @@ def imported(messages: Any) -> tuple[list[StoredMessage], str | None]:
         else:
             stored = _result(text, message, index, calls)
         found.append({**stored, "id": id, "created_at": _time(message.get("created_at"))})
-    return found, system_prompt
+    return _marked(found), system_prompt
 
 
 def _text(content: Any, index: int, *, may_miss: bool) -> str:
@@ -102,6 +102,13 @@ def _id(given: Any, index: int, ids: set[str]) -> str:
         raise ImportRefused(f"messages[{index}] has the id of an earlier message: {id}.")
     ids.add(id)
     return id
+
+
+def _marked(messages: list[StoredMessage]) -> list[StoredMessage]:
+    """The messages, whose end nobody can take for a turn that a crash has cut off (see `recovery`)."""
+    if messages:
+        messages[-1]["imported"] = True
+    return messages
 
 
 def _time(given: Any) -> str:

@@ -14,13 +14,12 @@ from session_core.turns.sessions import Sessions
 from session_core.turns.stored import last_turn
 from session_core.turns.turn import Overloaded
 from session_core.turns.turn_request import KeyReused, NothingToContinue, TurnRequest
-from storage import SessionBusy, SessionCorrupt, SessionNotFound, Storage, StorageUnavailable, timestamp
+from storage import Session, SessionBusy, SessionCorrupt, SessionNotFound, Storage, StorageUnavailable
 
 log = logging.getLogger(__name__)
 
 _MAX_RECOVERIES = 2  # of one turn, so that one that ends the server each time is not tried for ever
 _WAIT_SECONDS = 10.0  # for sessions that seem to run: a lease of a process that is gone runs out in this time
-_LISTED_AT_ONCE = 100
 
 
 def continue_interrupted(sessions: Callable[[], Iterable[Sessions]], seconds: float) -> threading.Thread:
@@ -32,37 +31,22 @@ def continue_interrupted(sessions: Callable[[], Iterable[Sessions]], seconds: fl
 
 def _work(sessions: Callable[[], Iterable[Sessions]], seconds: float) -> None:
     give_up = time.monotonic() + _WAIT_SECONDS
-    since = time.time() - seconds
-    left = [(store, id) for store in sessions() for id in _changed_since(store.storage, since)]
+    left = [(store, id) for store in sessions() for id in _changed_within(store.storage, seconds)]
     while left := [(store, id) for store, id in left if not _continue(store, id)]:
         if time.monotonic() > give_up:
             return
         time.sleep(0.2)
 
 
-def _changed_since(storage: Storage, when: float) -> list[str]:
-    """The sessions that have changed since, as far as they can be found."""
+def _changed_within(storage: Storage, seconds: float) -> list[str]:
+    """The sessions that have changed within so many seconds, as far as they can be found."""
     try:
-        return _find_changed(storage, when)
+        return list(storage.changed_since(storage.clock() - seconds))
     except StorageUnavailable:
         log.error("interrupted turns could not be found, and are left as they are")
     except Exception:
         log.exception("interrupted turns could not be found")
     return []
-
-
-def _find_changed(storage: Storage, when: float) -> list[str]:
-    found: list[str] = []
-    after = None
-    while True:
-        ids, after = storage.page(_LISTED_AT_ONCE, after)
-        for session_id in ids:
-            updated = storage.summary(session_id).updated_at
-            if updated is not None and updated < timestamp(when):
-                return found
-            found.append(session_id)
-        if after is None:
-            return found
 
 
 def _continue(sessions: Sessions, session_id: str) -> bool:
@@ -71,7 +55,7 @@ def _continue(sessions: Sessions, session_id: str) -> bool:
     try:
         session = storage.get(session_id)
         turn = last_turn(session)
-        if turn is None or turn.complete:
+        if turn is None or turn.complete or _came_in(session):
             return True
         if storage.running(session_id):
             return False
@@ -92,3 +76,8 @@ def _continue(sessions: Sessions, session_id: str) -> bool:
     except Exception:
         log.exception("the interrupted turn of %s could not be continued", session_id)
     return True
+
+
+def _came_in(session: Session) -> bool:
+    """Whether nothing has happened in the session since it was made as an import or a copy."""
+    return session.continues is None and bool(session.messages[-1].get("imported"))

@@ -140,13 +140,13 @@ def last_turn(session: Session) -> StoredTurn | None:
 
 def turn_at(session: Session, index: int) -> StoredTurn:
     """The turn that begins with the message at this index."""
-    messages = session.messages[index:]
-    for number, message in enumerate(messages):
-        if number > 0 and message["role"] == "user":
-            return StoredTurn(messages[:number], message.get("previous_error"), is_last=False)
     begun = (session.continues or {}).get("attempt")
     begun = begun if isinstance(begun, int) else 1
-    return StoredTurn(messages, session.last_error, is_last=True, begun=begun)
+    for end in range(index + 1, len(session.messages)):
+        message = session.messages[end]
+        if message["role"] == "user":
+            return StoredTurn(session.messages[index:end], message.get("previous_error"), is_last=False)
+    return StoredTurn(session.messages[index:], session.last_error, is_last=True, begun=begun)
 
 
 def question_message(session: Session, request: TurnRequest) -> MessageFields:
@@ -209,7 +209,7 @@ def outgoing_messages(
 
 
 def _without_refused_turns(kept: list[StoredMessage]) -> list[StoredMessage]:
-    left_out = {id for message in kept for id in message.get("leaves_out", ())}
+    left_out = {id for message in kept for id in message.get("leaves_out", ()) if isinstance(id, str)}
     found: list[StoredMessage] = []
     turn: list[StoredMessage] = []
     for message in kept:

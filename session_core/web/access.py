@@ -37,7 +37,7 @@ def check_access(settings: Settings, users: Users | None = None) -> Response | N
     if origin is not None and origin not in settings.cors_origin and not _is_same_host(origin):
         raise ApiError("forbidden_origin")
     needs_token = bool(settings.auth_token or users)
-    if not needs_token and not is_loopback(_split_host(request.environ.get("HTTP_HOST", ""))[0]):
+    if not needs_token and not all(is_loopback(_split_host(host)[0]) for host in _hosts()):
         raise ApiError("forbidden_host")  # a page of another site may have this address by DNS rebinding
     if origin in settings.cors_origin and request.method == "OPTIONS":
         return Response(status=204)
@@ -96,6 +96,13 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def _hosts() -> tuple[str, str]:
+    """The Host header as it came, and as a trusted proxy says that it was. Any page can send `X-Forwarded-Host`."""
+    told = request.environ.get("HTTP_HOST", "")
+    before: dict[str, str | None] = request.environ.get("werkzeug.proxy_fix.orig", {})
+    return before.get("HTTP_HOST", told) or "", told
+
+
 def _is_same_host(origin: str) -> bool:
     scheme, _, host_and_port = origin.partition("://")
     default_port = {"http": 80, "https": 443}.get(scheme)
@@ -106,7 +113,7 @@ def _is_same_host(origin: str) -> bool:
 
 def _split_host(text: str) -> tuple[str, int | None]:
     """Host and port of a Host header (RFC 9110, section 7.2). The host is empty where the header is none."""
-    found = re.fullmatch(r"(\[[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*\]|[0-9A-Za-z._-]+)(?::([0-9]{0,5}))?", text)
-    if not found or int(found[2] or 0) > 65535:
+    found = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._-]+)(?::([0-9]{0,5}))?", text)
+    if not found or int(found[2] or 0) > 65535 or (text.startswith("[") and ":" not in found[1]):
         return "", None
     return found[1].strip("[]").lower(), int(found[2]) if found[2] else None

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
 from flask import request
-from pydantic import AfterValidator, BaseModel, StringConstraints, ValidationError
+from pydantic import AfterValidator, BaseModel, FailFast, StringConstraints, ValidationError
 
 from session_core.data.strict_json import from_json
 from session_core.web.errors import ApiError
@@ -23,6 +23,9 @@ _MISSED = {  # where pydantic's own words would not be understood
 }
 
 Body = TypeVar("Body", bound=BaseModel)
+T = TypeVar("T")
+
+FailingFast = Annotated[list[T], FailFast()]  # only the first error is told, and all of them would take seconds
 ModelName = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=MODEL_NAME_LENGTH)]
 
 

@@ -102,6 +102,12 @@ def redis_url(text: str) -> str:
     return text
 
 
+def without_secrets(address: str) -> str:
+    """A URL without user, password and query, in any of which a key may stand."""
+    parts = urllib.parse.urlsplit(address)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+
+
 def origins(text: str) -> tuple[str, ...]:
     """Web origins as browsers send them: in lower case, without the default port of the scheme."""
     found = tuple(origin.strip().lower() for origin in text.split(",") if origin.strip())

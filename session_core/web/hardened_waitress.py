@@ -1,16 +1,18 @@
-"""waitress as this program needs it: threads on demand, a strict parser, bounds."""
+"""waitress as this program needs it: threads on demand, a strict parser, bounds, an end that loses no request."""
 
 from __future__ import annotations
 
 import re
 import socket
+import threading
 from typing import Any
 
 from flask import Flask
 from waitress.channel import HTTPChannel
 from waitress.parser import HTTPRequestParser, ParsingError
 from waitress.server import create_server
-from waitress.task import ThreadedTaskDispatcher
+from waitress.task import ThreadedTaskDispatcher, WSGITask
+from waitress.wasyncore import dispatcher
 
 from session_core.web.settings import Settings, raise_open_file_limit
 
@@ -18,6 +20,7 @@ MAX_BODY_BYTES = 1 << 20  # of a request
 BACKLOG = 2048  # connections that wait to be accepted
 
 _SPARE_THREADS = 16  # for plain requests, beside the threads of responses and watchers
+_STOP_SECONDS = 2.0  # to wait for the thread that accepts connections
 _IDLE_SECONDS = 60  # after which a connection without a request is closed
 
 
@@ -42,7 +45,7 @@ def hardened_server(app: Flask, listener: socket.socket, settings: Settings) -> 
         log_socket_errors=False,  # a client that is cut off is no error
         ident=None,
     )
-    server.channel_class = _StrictChannel
+    server.channel_class, server.ending = _StrictChannel, False
     server.task_dispatcher = _ThreadsOnDemand(threads)
     return server
 
@@ -92,5 +95,37 @@ class _StrictParser(HTTPRequestParser):
             self.headers["HOST"] = self.proxy_netloc
 
 
+class _ClosingTask(WSGITask):
+    """Tells the client of a server that ends to use the connection no more. A proxy that sent its next request into a
+    connection that is closed could not know whether to send it again."""
+
+    channel: Any
+    request: Any
+
+    def build_response_header(self) -> bytes:
+        if self.channel.server.ending:
+            self.request.headers["CONNECTION"] = "close"
+        header: bytes = super().build_response_header()
+        return header
+
+
 class _StrictChannel(HTTPChannel):
     parser_class = _StrictParser
+    task_class = _ClosingTask
+
+
+def stop_listening(server: Any) -> None:
+    """Has the server take the connections that wait, and then no more. Those that come are refused, and a proxy asks
+    another server."""
+    done = threading.Event()
+
+    def stop() -> None:
+        before = -1
+        while len(server.active_channels) != before:
+            before = len(server.active_channels)
+            server.handle_accept()
+        dispatcher.close(server)
+        done.set()
+
+    server.trigger.pull_trigger(stop)
+    done.wait(_STOP_SECONDS)

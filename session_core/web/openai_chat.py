@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from agent import Agent
 from session_core.data.message import StoredMessage
 from session_core.turns.models import ModelRefused
-from session_core.web.bodies import ModelName, check_question, idempotency_key, json_body, parse_body
+from session_core.web.bodies import FailingFast, ModelName, check_question, idempotency_key, json_body, parse_body
 from session_core.web.errors import ApiError, json_response, set_error_form
 from session_core.web.openai_events import CompletionRenderer, openai_error, render_completion
 from session_core.web.openai_history import ChatRequest, find_chat, start_in_session, start_one_shot
@@ -42,7 +42,7 @@ class _StreamOptions(BaseModel, strict=True):
 class _Body(BaseModel, strict=True, extra="allow"):
     """What `POST /v1/chat/completions` takes."""
 
-    messages: list[_Message]
+    messages: FailingFast[_Message]
     model: ModelName | None = None
     n: Literal[1] | None = None
     stream: bool | None = None

@@ -19,7 +19,8 @@ from flask import Flask
 
 from session_core.web.access import is_loopback
 from session_core.web.flag_values import SettingsError
-from session_core.web.hardened_waitress import BACKLOG, hardened_server
+from session_core.web.hangups import handle_hangups
+from session_core.web.hardened_waitress import BACKLOG, hardened_server, stop_listening
 from session_core.web.settings import Settings
 from session_core.web.users import Users
 
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 
 _DEAD_CLIENT_MILLISECONDS = 60_000  # for which a client takes no bytes, after which its connection is closed
 _M_MMAP_THRESHOLD = -3  # see mallopt(3)
+_LAST_SECONDS = 0.2  # for requests that are on their way when the port is closed
 _FLUSH_SECONDS, _STALLED_SECONDS = 5.0, 2.0  # for the last bytes to all clients; without progress
 
 
@@ -68,31 +70,38 @@ def serve(app: Flask, listener: socket.socket, settings: Settings, banner: str) 
     stay_on_one_cpu()
     server = hardened_server(app, listener, settings)
     tune_interpreter()
-    _handle_hangup(app.extensions["users"])
+    _close_in_children(server)
+    users: Users | None = app.extensions["users"]
+    handle_hangups(users.reload if users else _nothing_to_reload, needed=bool(users))
     with _first_signal() as wait:
         threading.Thread(target=server.run, name="server", daemon=True).start()
         _print(banner)
         wait()
     log.info("shutting down: running turns get %g s", settings.grace)
+    server.ending = True
     app.extensions["turns"].shut_down(settings.grace)
+    stop_listening(server)
+    time.sleep(_LAST_SECONDS)
     _flush(server)
 
 
-def _handle_hangup(users: Users | None) -> None:
-    """SIGHUP reads the file of users again. Without one it ends a server that has a terminal, which was closed. A
-    service manager that reloads a server ends none."""
-    if users:
-        signal.signal(signal.SIGHUP, lambda _number, _frame: users.reload())
-    elif hasattr(signal, "SIGHUP") and not _has_terminal():
-        signal.signal(signal.SIGHUP, lambda _number, _frame: log.info("there is no file of users to read again"))
+def _close_in_children(server: Any) -> None:
+    """Has processes that tools fork let go of the port and of the clients. Else a client does not see that its
+    connection was closed, and after a crash the port stays taken, for as long as the child lives."""
+
+    def close() -> None:
+        with contextlib.suppress(OSError):
+            null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+            for file in server._map:
+                os.dup2(null, file, inheritable=False)
+            os.close(null)
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=close)
 
 
-def _has_terminal() -> bool:
-    try:
-        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
-    except OSError:
-        return False
-    return True
+def _nothing_to_reload() -> None:
+    log.info("there is no file of users to read again")
 
 
 def _print(banner: str) -> None:

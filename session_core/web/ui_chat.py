@@ -16,10 +16,17 @@ from pydantic import BaseModel
 from session_core.data.message import StoredMessage
 from session_core.data.strict_json import to_json
 from session_core.turns.sessions import Sessions
-from session_core.turns.stored import find_turn
+from session_core.turns.stored import find_turn, last_turn
 from session_core.turns.transcripts import ClientMessage, compare_histories
 from session_core.turns.turn_request import TurnRequest
-from session_core.web.bodies import ModelName, check_question, idempotency_key, json_body, parse_body
+from session_core.web.bodies import (
+    FailingFast,
+    ModelName,
+    check_question,
+    idempotency_key,
+    json_body,
+    parse_body,
+)
 from session_core.web.errors import ApiError, set_error_form
 from session_core.web.turn_responses import TurnResponses, add_stream
 from session_core.web.ui_messages import ANSWER, UiRenderer
@@ -34,7 +41,7 @@ class _Part(BaseModel, strict=True):
 class _Message(BaseModel, strict=True):
     role: Literal["system", "user", "assistant"] = "user"
     id: str | None = None
-    parts: list[_Part] = []
+    parts: FailingFast[_Part] = []
 
     @property
     def text(self) -> str:
@@ -46,7 +53,7 @@ class _Body(BaseModel, strict=True):
     """What `DefaultChatTransport` sends: the transcript, or its last message alone."""
 
     id: str
-    messages: list[_Message] = []
+    messages: FailingFast[_Message] = []
     message: _Message | None = None
     trigger: Literal["submit-message", "regenerate-message"] = "submit-message"
     messageId: str | None = None
@@ -135,8 +142,12 @@ def _find_alone(session: Session, asked: _Body, question: _Message | None) -> Tu
 def _find_question(session: Session, id: str | None) -> StoredMessage | None:
     """The question that the client calls by this id, or whose answer it calls so: of several, the newest."""
     messages = expanded(session.messages) if id else []
-    called = [one for one in messages if _question_id(id) in (one["id"], one.get("client_id"))]
-    return next((one for one in reversed(called) if one["role"] == "user"), None)
+    called = [message for message in messages if message["role"] == "user" and _is_called(message, id)]
+    return called[-1] if called else None
+
+
+def _is_called(question: StoredMessage, id: str | None) -> bool:
+    return _question_id(id) in (question["id"], question.get("client_id", question["id"]))
 
 
 def _question_id(id: str | None) -> str | None:
@@ -147,16 +158,19 @@ def _find_key(session: Session, asked: _Body, question: _Message | None) -> str 
     """A key that the same wish has, made of the last message's id, the trigger, and what the message says.
 
     A wish to try an answer again that names none says too little: it is a retry while the answer is missing, and
-    another try after that.
+    another try after that. A wish whose turn was replaced since is a further one.
     """
-    named = asked.messageId if asked.trigger == "regenerate-message" else None
-    id = question.id if question else None
+    id, named = question.id if question else None, asked.messageId
     if not (id or named):
         return None
+    tries_again = asked.trigger == "regenerate-message" and not named
+    last = last_turn(session)
+    if tries_again and last and last.can_be_retried and _is_called(last.messages[0], id):
+        return last.messages[0].get("idempotency_key")
     key = _digest(id, asked.trigger, question.text if question else None, named)
-    if asked.trigger == "regenerate-message" and not named:
-        while (known := find_turn(session, key)) and not known.can_be_retried:
-            key = _digest(key)
+    current = {message["id"] for message in session.conversation}
+    while (known := find_turn(session, key)) and (tries_again or known.messages[0]["id"] not in current):
+        key = _digest(key)
     return key
 
 

@@ -149,7 +149,8 @@ def ui_messages(session: Session, *, running: bool, show_reasoning: bool) -> lis
 def _answer(turn: StoredTurn, show_reasoning: bool) -> _Json:
     """The assistant's message of an ended turn: of its last attempt, and of those with which that one went on."""
     attempt = turn.attempt
-    kept = without_failed_attempts(turn.messages, attempt)
+    question, *answers = turn.messages
+    kept = [question, *without_failed_attempts(answers, attempt)]
     stored = StoredTurn([{**one, "attempt": attempt} for one in kept], turn.error, turn.is_last, attempt)
     renderer = UiRenderer(turn.messages[0]["id"])
     events = [event for event in stored.events() if show_reasoning or not isinstance(event, Reasoning)]
@@ -161,15 +162,17 @@ def _answer(turn: StoredTurn, show_reasoning: bool) -> _Json:
 def _parts(chunks: Iterable[Mapping[str, Any]]) -> list[_Json]:
     """The parts of the message that a client builds from these chunks."""
     parts: list[_Json] = []
+    texts: list[list[str]] = []  # of the parts that have one
     calls: dict[str, _Json] = {}
     for chunk in chunks:
         match chunk["type"]:
             case "start-step":
                 parts.append({"type": "step-start"})
             case "text-start" | "reasoning-start" as kind:
-                parts.append({"type": kind.removesuffix("-start"), "text": "", "state": "done"})
+                texts.append([])
+                parts.append({"type": kind.removesuffix("-start"), "text": texts[-1], "state": "done"})
             case "text-delta" | "reasoning-delta":
-                parts[-1]["text"] += chunk["delta"]
+                texts[-1].append(chunk["delta"])
             case "tool-input-available":
                 call = {name: chunk[name] for name in ("toolName", "toolCallId", "input", "providerExecuted")}
                 parts.append({"type": "dynamic-tool", "state": "input-available", **call})
@@ -178,7 +181,7 @@ def _parts(chunks: Iterable[Mapping[str, Any]]) -> list[_Json]:
                 calls[chunk["toolCallId"]] |= {"state": "output-available", "output": chunk["output"]}
             case "tool-output-error":
                 calls[chunk["toolCallId"]] |= {"state": "output-error", "errorText": chunk["errorText"]}
-    return parts
+    return [{**part, "text": "".join(part["text"])} if "text" in part else part for part in parts]
 
 
 def _parse_input(arguments: str) -> _Json:

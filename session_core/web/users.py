@@ -60,8 +60,8 @@ def _read(path: str) -> dict[bytes, str]:
         if len(words) != 2 or not re.fullmatch(r"[a-z0-9_-]{1,32}", words[0]):
             raise SettingsError(f"{path} line {number} must be a name of a-z, 0-9, _ and -, and a token")
         name, token = words
-        hashed = re.fullmatch(r"sha256:([0-9a-fA-F]{64})", token)
-        if (token.startswith("sha256:") and not hashed) or not re.fullmatch(r"[\x21-\x7e]+", token):
+        hashed = re.fullmatch(r"sha256:([0-9a-f]{64})", token.lower())
+        if (token.lower().startswith("sha256:") and not hashed) or not re.fullmatch(r"[\x21-\x7e]+", token):
             raise SettingsError(f"{path} line {number}: give a token of visible ASCII, or sha256: and 64 hex digits")
         digest = bytes.fromhex(hashed[1]) if hashed else hashlib.sha256(token.encode()).digest()
         if found.setdefault(digest, name) != name:

@@ -69,6 +69,7 @@ const commands = {
   again: (argument) => { pending = chat.regenerate(argument) },
   resume: () => { pending = chat.resumeStream() },
   stop: () => chat.stop(),
+  set: (messages) => { chat.messages = messages },  // `setMessages` of useChat
   settle: () => pending,
   shows: (words) => new Promise((resolve) => {
     chat.own.changed = () => text().includes(words) && resolve()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -200,6 +199,30 @@ def test_questions_are_edited_and_answers_tried_again(
     holds(front_end.again(messageId=messages[1]["id"]), "One", "Answer 8")
 
 
+def test_a_page_that_edits_by_setting_its_messages_is_answered_for_what_it_shows(
+    front_end: FrontEnd, server: Server, model: ModelServer
+) -> None:
+    model.then(*(answer(f"Answer {number}") for number in range(1, 6)))
+    front_end.send("One")
+    messages = front_end.send("Two")["messages"]
+
+    front_end.do("set", messages[:2])  # as assistant-ui does
+    edited = front_end.send("Edited")["messages"]
+    assert [one["content"] for one in model.requests[-1]["messages"]][-3:] == ["One", "Answer 1", "Edited"]
+    assert texts(history(server, front_end)) == texts(edited) == ["One", "Answer 1", "Edited", "Answer 3"]
+
+    changed = {**edited[2], "parts": [{"type": "text", "text": "Changed"}]}
+    front_end.do("set", [*edited[:2], changed])  # as Vercel's chatbot does
+    shown = front_end.again()["messages"]
+    assert [one["content"] for one in model.requests[-1]["messages"]][-3:] == ["One", "Answer 1", "Changed"]
+    assert texts(history(server, front_end)) == texts(shown) == ["One", "Answer 1", "Changed", "Answer 4"]
+
+    front_end.do("set", messages)  # back to another branch
+    shown = front_end.send("Three")["messages"]
+    assert texts(history(server, front_end)) == texts(shown)
+    assert texts(shown) == ["One", "Answer 1", "Two", "Answer 2", "Three", "Answer 5"]
+
+
 def test_an_answer_that_is_being_tried_again_is_joined(
     front_end: FrontEnd, server: Server, model: ModelServer
 ) -> None:
@@ -246,12 +269,12 @@ def test_a_question_that_never_arrived_is_asked_when_it_is_tried_again(
     assert next(event for event in events if event["type"] == "stream_chunk")
     found = front_end.send("Two")
     assert found["status"] == "error"
-    assert json.loads(found["error"])["code"] == "session_busy"
+    assert found["error"] == "A turn is running in this session. Wait for its end, or cancel it."
     go.set()
     assert list(events)[-1]["type"] == "stream_end"
     found = front_end.again()
     assert found["status"] == "ready"
-    assert texts(history(server, front_end)) == ["One", "OK", "From elsewhere", "Wait", "Two", "OK"]
+    assert texts(history(server, front_end)) == ["One", "OK", "Two", "OK"]  # what the page shows
 
 
 def test_the_oldest_version_that_works(server: Server, model: ModelServer) -> None:
@@ -268,7 +291,7 @@ def test_the_oldest_version_that_works(server: Server, model: ModelServer) -> No
 
 def test_a_session_that_is_not_there_is_an_error(front_end: FrontEnd, server: Server) -> None:
     found = front_end.open(server.url, "session-none").send("One")
-    assert json.loads(found["error"]) == {"error": "Session session-none not found", "code": "session_not_found"}
+    assert found["error"] == "Session session-none not found"
 
 
 def test_a_token_is_a_header_of_the_transport(client: FrontEnd, serve: Callable[..., Server]) -> None:
@@ -280,7 +303,7 @@ def test_a_token_is_a_header_of_the_transport(client: FrontEnd, serve: Callable[
     client.do("resume")
     assert client.do("settle")["status"] == "ready"
     client.open(server.url, session_id)
-    assert json.loads(client.send("What is 15 * 23?")["error"])["code"] == "unauthorized"
+    assert client.send("What is 15 * 23?")["error"].startswith("A valid token is needed")
 
 
 def test_the_example_without_the_ai_sdk_works_as_it_stands(serve: Callable[..., Server]) -> None:

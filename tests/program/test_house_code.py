@@ -24,7 +24,6 @@ COMPLEX = {
     "session_core.model.reply.Reply._add_calls": 19,
     "session_core.model.reply.Reply.add": 17,
     "session_core.stores.file_layout._untorn": 17,
-    "session_core.tools.mcp_tools._input_schema": 19,
     "session_server._assemble": 19,
 }
 CROWDED = {

@@ -9,11 +9,12 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from session_core.web.logs import LOGGED_ROOMS, JsonLines
+from session_core.web.logs import LOGGED_ROOMS, JsonLines, PlainLines
 from tests.program.house import rooms
 from tests.support.client import BreakableStorage, Client
 from tests.support.model_server import BREAK, STALL, ModelServer, ReplyTo, answer, status, tool_call
@@ -318,6 +319,35 @@ def test_the_model_server_forges_no_line(log: Log) -> None:
             client.run(session_id)
     assert len(log.turns()) == 3
     assert_clean(log)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", "\r\n", "\v", "\f", "\x1c", "\x85", "\u2028", "\u2029"])
+def test_no_text_in_a_message_begins_a_line(end: str) -> None:
+    name = f"gpt{end}2026-01-31 00:00:00,000 ERROR forged"
+    record = logging.LogRecord("agent", logging.WARNING, "", 0, "%s refuses tools", (name,), None)
+    [line] = PlainLines().format(record).splitlines()
+    assert line.endswith("ERROR forged refuses tools")
+
+
+def test_the_lines_of_a_traceback_cannot_be_taken_for_lines_of_the_log() -> None:
+    try:
+        raise ValueError(f"no\n{FORGED}")
+    except ValueError:
+        record = logging.LogRecord("agent", logging.ERROR, "", 0, "it failed", (), sys.exc_info())
+    first, *others = PlainLines().format(record).splitlines()
+    assert first.endswith("ERROR it failed")
+    assert all(line.startswith("  ") for line in others)
+
+
+def test_the_log_says_where_a_tool_has_failed(serve: Callable[..., Server], tmp_path: Path) -> None:
+    (tmp_path / "tools.py").write_text('def fail() -> str:\n    """Fails."""\n    raise KeyError("a " + "secret")\n')
+    with ModelServer(tool_call("fail", {}), answer("OK")) as model:
+        server = serve(f"-base_url={model.base_url}", f"-tools={tmp_path / 'tools.py'}")
+        server.request("POST", f"/sessions/{server.create()}/run", {"message": "Hi"})
+        lines = server.log.read_text().splitlines()
+    at = next(number for number, line in enumerate(lines) if line.endswith("Tool fail failed with KeyError"))
+    assert any(line.startswith("  ") and "tools.py" in line for line in lines[at + 1 :])
+    assert "a secret" not in "".join(lines)
 
 
 def test_the_log_of_the_server_is_whole_lines(serve: Callable[..., Server]) -> None:

@@ -186,6 +186,7 @@ CHAT = """
         proxy_pass http://session_server/;
         proxy_http_version 1.1;
         proxy_set_header Connection "";
+        proxy_set_header Host $http_host;
         proxy_set_header X-Forwarded-For $remote_addr;
         proxy_set_header X-Forwarded-Proto $scheme;
         proxy_set_header X-Forwarded-Host $http_host;
@@ -230,6 +231,17 @@ def test_without_a_token_a_host_that_a_trusted_proxy_tells_must_be_loopback_too(
         assert proxied.request("GET", "/chat/sessions", headers={"Host": "localhost"}).status == 200
         refused = proxied.request("GET", "/chat/sessions", headers={"Host": "chat.example.org"})
         assert (refused.status, refused.json["code"]) == (403, "forbidden_host")
+
+
+def test_without_a_token_a_page_of_another_name_cannot_pass_for_a_proxy(
+    serve: Callable[..., Server], model: ModelServer
+) -> None:
+    server = serve(f"-base_url={model.base_url}", "-trusted_proxies=1")
+    pretended = {"X-Forwarded-Host": "localhost", "Host": "evil.example"}  # as after DNS rebinding
+    assert server.request("GET", "/sessions", headers=pretended).status == 403
+    assert server.request("GET", "/sessions", headers={**pretended, "Host": "localhost"}).status == 200
+    told = {"X-Forwarded-Host": "evil.example", "Host": "localhost"}
+    assert server.request("GET", "/sessions", headers=told).status == 403
 
 
 def test_forwarded_headers_are_not_believed_unless_proxies_are_trusted(server: Server) -> None:

@@ -286,6 +286,25 @@ def test_a_hangup_does_not_end_a_server_without_a_terminal(tmp_path: Path) -> No
         goes_on(server, "there is no file of users to read again")
 
 
+def test_a_hangup_while_the_server_starts_does_not_end_it() -> None:
+    command = ["setsid", *SERVER, "-demo", "-port=0"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, env=environment()) as process:
+        assert process.stdout and process.stderr
+        wait_until(lambda: _catches(process.pid, signal.SIGHUP))
+        process.send_signal(signal.SIGHUP)
+        assert b"listens on" in process.stdout.readline()
+        assert b"no file of users" in process.stderr.readline()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(TIMEOUT) == 0
+
+
+def _catches(pid: int, number: int) -> bool:
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = next(line for line in status.splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
+
+
 def test_a_terminal_that_is_closed_ends_the_server_in_its_foreground() -> None:
     ours, terminal = os.openpty()
     command = ["setsid", "--ctty", *SERVER, "-demo", "-port=0"]

@@ -400,6 +400,13 @@ def test_the_curl_line_works_as_it_stands(serve: Serve) -> None:
     assert re.fullmatch(r"session-[0-9a-z-]+", json.loads(in_shell(curl_line(serve("-demo"))))["id"])
 
 
+def test_the_banner_and_the_log_hold_no_secret_of_the_address(serve: Serve) -> None:
+    server = serve("-base_url=http://ann:hunter2@127.0.0.1:9/v1?api-key=k3y", "-model=m")
+    assert server.banner.splitlines()[1] == "model:    m at http://127.0.0.1:9/v1"
+    server.request("POST", f"/sessions/{server.create()}/run", {"message": "Hi"})
+    assert not [secret for secret in ("hunter2", "k3y") if secret in server.banner + server.log.read_text()]
+
+
 @needs_curl
 def test_with_a_token_the_curl_line_reads_it_from_the_environment(demo: Server) -> None:
     assert "s3cret" not in demo.banner

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from session_core.stores import files
+from session_core.stores import file_sweep
 from session_core.stores.files import FileStorage
 from storage import SessionNotFound, StorageUnavailable
 from tests.support.session_files import ID, ONE, TWO, Faults, laid_out, open_files, put
@@ -90,7 +90,7 @@ def test_files_with_other_names_are_ignored(
             file.write(laid_out(ONE, id="session-a"))
         os.utime(path, (0, 0))
     present = set(os.listdir(directory))
-    monkeypatch.setattr(files, "_ORPHAN_SECONDS", -60.0)
+    monkeypatch.setattr(file_sweep, "_ORPHAN_SECONDS", -60.0)
     again = FileStorage(str(directory))
     assert storage.page() == again.page() == ([], None)
     assert set(os.listdir(directory)) == present
@@ -105,6 +105,6 @@ def test_what_a_crash_left_is_swept_when_it_is_old(
         os.utime(path, (0, 0))  # as when an old session is given a title just now
     FileStorage(str(directory))
     assert all(path.exists() for path in left)
-    monkeypatch.setattr(files, "_ORPHAN_SECONDS", -60.0)  # an hour later
+    monkeypatch.setattr(file_sweep, "_ORPHAN_SECONDS", -60.0)  # an hour later
     FileStorage(str(directory))
     assert os.listdir(directory) == []

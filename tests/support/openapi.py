@@ -134,7 +134,8 @@ def _cases() -> Iterator[tuple[str, int, str]]:
             for content in response.get("content", {"": {}}).values():
                 properties = content.get("schema", {}).get("properties", {})
                 properties = properties.get("error", {}).get("properties", properties)  # in OpenAI's form
-                for error in properties.get("code", {}).get("enum", [""]):
+                codes = content.get("schema", {}).get("x-codes") or properties.get("code", {}).get("enum", [""])
+                for error in codes:
                     yield name, int(code), error
 
 

@@ -20,8 +20,8 @@ from typing import Any
 import pytest
 
 from session_core.model.budget import Budget
-from session_core.model.connection import Stop
-from session_core.model.events import Stopped, ToolCall
+from session_core.model.cancellation import Cancellation
+from session_core.model.events import Cancelled, ToolCall
 from session_core.tools.calls import run_calls
 from session_core.tools.functions import MAX_RESULT_CHARACTERS
 from session_core.tools.mcp_config import McpError, McpServer
@@ -191,7 +191,7 @@ def test_an_optional_program_that_is_still_starting_is_ended_with_the_server(
 def test_an_address_that_is_silent_is_tried_again(start: Callable[..., McpServers]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}/mcp"
-        start(McpServer("silent", url=url, optional=True, timeout=0.2))
+        start(McpServer("silent", url=url, optional=True, timeout=1.5))
         listener.settimeout(TIMEOUT)
         with contextlib.ExitStack() as stack:
             for _ in range(3):  # one for each handshake of the first try, and one for the next try
@@ -249,13 +249,13 @@ def test_a_server_that_dies_is_started_again(start: Callable[..., McpServers], t
     wait_until(started_again)
 
 
-def run(servers: McpServers, stop: Stop, name: str, timeout: float = TIMEOUT) -> Any:
+def run(servers: McpServers, stop: Cancellation, name: str, timeout: float = TIMEOUT) -> Any:
     return run_calls(by_name(servers), [ToolCall("call_1", name, "{}")], Budget(stop, 2 * TIMEOUT), timeout)
 
 
 def test_a_time_out_is_passed_on(start: Callable[..., McpServers], tmp_path: Path) -> None:
     servers = start(script(tmp_path))
-    [result] = run(servers, Stop(), "one__hang", timeout=1.0)
+    [result] = run(servers, Cancellation(), "one__hang", timeout=1.0)
     assert result.error == "the tool did not answer in time"
     wait_until(lambda: "notifications/cancelled" in methods(tmp_path))
     messages = received(tmp_path)
@@ -265,11 +265,11 @@ def test_a_time_out_is_passed_on(start: Callable[..., McpServers], tmp_path: Pat
 
 
 def test_a_cancel_is_passed_on(start: Callable[..., McpServers], tmp_path: Path) -> None:
-    servers, stop = start(script(tmp_path)), Stop()
+    servers, stop = start(script(tmp_path)), Cancellation()
     results = run(servers, stop, "one__hang")
-    stopper = threading.Thread(target=lambda: (wait_until(lambda: "tools/call" in methods(tmp_path)), stop.set()))
+    stopper = threading.Thread(target=lambda: (wait_until(lambda: "tools/call" in methods(tmp_path)), stop.cancel()))
     stopper.start()
-    with pytest.raises(Stopped):
+    with pytest.raises(Cancelled):
         next(results)
     stopper.join()
     wait_until(lambda: "notifications/cancelled" in methods(tmp_path))
@@ -278,7 +278,7 @@ def test_a_cancel_is_passed_on(start: Callable[..., McpServers], tmp_path: Path)
 
 def test_a_call_that_runs_at_the_end_fails(start: Callable[..., McpServers], tmp_path: Path) -> None:
     servers = start(script(tmp_path))
-    results = run(servers, Stop(), "one__hang")
+    results = run(servers, Cancellation(), "one__hang")
     closer = threading.Thread(target=lambda: (wait_until(lambda: "tools/call" in methods(tmp_path)), servers.close()))
     closer.start()
     assert next(results).error
@@ -347,7 +347,7 @@ def test_tools_of_an_sdk_server_work(sdk: McpServers) -> None:
 
 
 def test_an_sdk_server_hears_a_cancel(sdk: McpServers, tmp_path: Path) -> None:
-    [result] = run(sdk, Stop(), "sdk__slow", timeout=2.0)
+    [result] = run(sdk, Cancellation(), "sdk__slow", timeout=2.0)
     assert result.error == "the tool did not answer in time"
     wait_until(lambda: (tmp_path / "sdk.log").read_text() == "begun\ncancelled\n")
 

@@ -467,7 +467,7 @@ MESSAGE = st.fixed_dictionaries(
         "previous_error": st.one_of(st.just("no such code"), ODD),
         "refusal": ODD,
         **dict.fromkeys(("reasoning", "model", "provider_metadata", "provider_state", "is_error"), ODD),
-        **dict.fromkeys(("replaces", "history", "previous_refused", "continues", "goes_on"), ODD),
+        **dict.fromkeys(("replaces", "history", "previous_refused", "continues", "goes_on", "leaves_out"), ODD),
     },
 )
 

@@ -56,8 +56,8 @@ def chunks(response: TestResponse) -> list[Any]:
 
 def _readers(client: Client) -> int:
     """How many requests wait for a turn. Nothing that a client sees tells of it."""
-    count: int = client.app.extensions["turn_responses"].reader_count
-    return count
+    responses = client.app.extensions["turn_responses"]
+    return int(responses._responses.taken + responses._watchers.taken)
 
 
 # --- one-shot ---
@@ -486,15 +486,13 @@ def test_users_have_sessions_of_their_own_under_the_same_name(tmp_path: Path) ->
     from agent import Agent
     from session_core.web.settings import Settings
     from session_server import create_app
-    from storage import Storage
     from tests.support.model_server import ModelServer
 
     file = tmp_path / "users"
     file.write_text("ann token-a\nbob token-b\n")
-    stores: dict[str, Storage] = {}
     with ModelServer() as model:
         agent = Agent(api_key="k", base_url=model.base_url, model="m")
-        app = create_app(lambda name: stores.setdefault(name, MemoryStorage()), agent, Settings(users=str(file)))
+        app = create_app(MemoryStorage(), agent, Settings(users=str(file)))
         client = app.test_client()
         for token in ("token-a", "token-b"):
             headers = {**SESSION, "Authorization": f"Bearer {token}"}

@@ -67,6 +67,12 @@ def everything(client: Client) -> list[str]:
     return [message["content"] for message in found]
 
 
+def readers(client: Client) -> int:
+    """How many requests wait for a turn. Nothing that a client sees tells of it."""
+    responses = client.app.extensions["turn_responses"]
+    return int(responses._responses.taken + responses._watchers.taken)
+
+
 # --- the transcript is the truth ---
 
 
@@ -214,7 +220,7 @@ def test_a_retry_of_a_whole_chat_joins_the_turn_that_runs(client: Client) -> Non
     post(client, said("Q1"))
     both = [client.later(post, client, said("Q1", "OK", "Q2"), temperature=0.5) for _ in range(2)]
     client.model.wait_for(2)
-    wait_until(lambda: client.app.extensions["turn_responses"].reader_count == 2)
+    wait_until(lambda: readers(client) == 2)
     go.set()
     assert [text_of(one.result(TIMEOUT)) for one in both] == ["Hello", "Hello"]
     assert len(client.model.requests) == 2
@@ -253,6 +259,29 @@ def test_a_whole_answer_that_is_continued_is_another_version(client: Client) -> 
     assert everything(client) == ["Count.", "One.", "Count.", "One. Two."]
 
 
+# --- parameters ---
+
+
+def test_a_tool_that_must_be_called_is_called_once(client: Client) -> None:
+    client.model.then(tool_call("calculator", {"expression": "1+1"}), answer("It is 2."))
+    assert text_of(post(client, said("How much?"), {}, tool_choice="required", logprobs=True)) == "It is 2."
+    first, second = client.model.requests
+    assert (first["tool_choice"], first["logprobs"]) == ("required", True)
+    assert "tool_choice" not in second and second["logprobs"] is True
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_parameter_that_the_model_server_refuses_is_400_and_leaves_no_question_out(
+    client: Client, stream: bool
+) -> None:
+    client.model.then(status(400, {"error": {"message": "Unknown parameter: min_q", "param": "min_q"}}))
+    refused = post(client, said("Q1"), min_q=1, stream=stream)
+    assert error_of(refused) == (400, "invalid_request")
+    assert "min_q" in refused.text
+    post(client, said("Q1", "", "Q2"))
+    assert asked(client) == ["Q1\n\nQ2"]
+
+
 # --- what the client hears ---
 
 
@@ -265,7 +294,7 @@ def test_what_fails_before_the_first_byte_is_a_status_also_with_stream(
         response = post(client, said("Q1"), headers, stream=True)
         assert (response.status_code, response.mimetype) == (expected, "application/json")
         assert response.headers.get("Retry-After") == ("0" if code == 429 else None)
-    assert client.app.extensions["turn_responses"].reader_count == 0
+    assert readers(client) == 0
 
 
 def test_what_fails_after_it_is_a_frame(client: Client) -> None:

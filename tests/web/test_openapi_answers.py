@@ -10,11 +10,11 @@ import pytest
 from werkzeug.test import TestResponse
 
 from session_core.stores.files import FileStorage
-from session_core.turns.turn import MAX_WATCHERS
+from session_core.turns.turn import MAX_READERS
 from session_core.web.hardened_waitress import MAX_BODY_BYTES
 from session_core.web.ui_messages import UI_MESSAGES
 from storage import LockedSession, MemoryStorage
-from tests.support.client import Client
+from tests.support.client import Client, error_of
 from tests.support.model_server import BREAK, STALL, ReplyTo, answer, status, tool_call, tool_calls
 from tests.support.openapi import ALL_CASES, DOCUMENT, TURNS, World, _check_headers, check, check_answer
 
@@ -178,7 +178,9 @@ def _(world: World, operation: str) -> TestResponse:
 def _(world: World, operation: str) -> TestResponse:
     app = world.app(max_streams=1)
     turn = world.begin_turn(app)
-    watchers = [app.watch(world.session_id) for _ in range(MAX_WATCHERS if operation.startswith("resume") else 0)]
+    watchers = [
+        app.watch(world.session_id) for _ in range(MAX_READERS["watching"] if operation.startswith("resume") else 0)
+    ]
     if not operation.startswith("resume"):
         world.session_id = app.create()
     response = world.ask(operation, app=app)
@@ -216,8 +218,7 @@ def test_an_answer_is_as_the_document_says(world: World, operation: str, code: i
     response = bring_about(world, operation)
     assert response.status_code == code
     if error:
-        said = json.loads(response.data)
-        assert said.get("code", said["error"]["code"] if isinstance(said["error"], dict) else None) == error
+        assert error_of(response) == (code, error)
     check_answer(operation, response.status_code, response.headers, response.text)
 
 

@@ -40,6 +40,14 @@ def file(tmp_path: Path) -> str:
     return write(tmp_path / "users", "# who may call", f"ann {TOKENS['ann']}  # in plain", "", f"bob sha256:{digest}")
 
 
+def test_a_digest_may_be_written_in_capitals(serve: Callable[..., Server], tmp_path: Path) -> None:
+    digest = hashlib.sha256(TOKENS["bob"].encode()).hexdigest()
+    server = serve("-demo", f"-users={write(tmp_path / 'users', f'bob SHA256:{digest.upper()}')}")
+    assert server.request("POST", "/sessions", headers=by("bob")).status == 201
+    pretended = {"Authorization": f"Bearer SHA256:{digest.upper()}"}
+    assert server.request("POST", "/sessions", headers=pretended).status == 401
+
+
 def by(user: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {TOKENS[user]}"}
 
@@ -193,6 +201,7 @@ def test_sighup_reads_the_file_again_and_running_turns_end_normally(
         ([f"{'a' * 33} token"], "line 1 must be a name"),
         (["Ann token"], "line 1 must be a name"),
         (["ann sha256:123"], "line 1: give a token"),
+        (["ann Sha256:123"], "line 1: give a token"),
         (["ann t\u00f6ken"], "line 1: give a token"),
         (["ann same", "bob same"], "line 2 has the token of another user"),
         (["ann same", f"bob sha256:{hashlib.sha256(b'same').hexdigest()}"], "line 2 has the token of another user"),

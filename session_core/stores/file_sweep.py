@@ -1,0 +1,38 @@
+"""The names of files in a directory of sessions, and the end of those that a crash has left."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import time
+
+from session_core.stores.file_journal import remove_journal
+from storage import SESSION_ID
+
+SESSION_FILE = re.compile(rf"({SESSION_ID.pattern})\.json")
+_JOURNAL_FILE = re.compile(rf"\.({SESSION_ID.pattern})\.journal")
+_TEMPORARY_FILE = re.compile(rf"\.({SESSION_ID.pattern}\.)?[0-9a-f]{{16}}\.tmp")
+_ORPHAN_SECONDS = 3600.0  # after which a temporary file is the rest of a crash
+
+
+def sweep(directory: str) -> None:
+    """Removes temporary files that a crash has left, empty files of sessions that it has kept from being made, and
+    journals without a session. Raises OSError where the directory cannot be listed."""
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            journal = _JOURNAL_FILE.fullmatch(entry.name)
+            if journal and not os.path.exists(os.path.join(directory, f"{journal[1]}.json")):
+                remove_journal(entry.path)
+            with contextlib.suppress(OSError):
+                if _is_left(entry):
+                    os.unlink(entry.path)
+
+
+def _is_left(entry: os.DirEntry[str]) -> bool:
+    named, temporary = SESSION_FILE.fullmatch(entry.name), _TEMPORARY_FILE.fullmatch(entry.name)
+    if not (named or temporary):
+        return False
+    found = entry.stat(follow_symlinks=False)
+    old = found.st_ctime < time.time() - _ORPHAN_SECONDS
+    return old and (temporary is not None or (entry.is_file(follow_symlinks=False) and found.st_size == 0))
