@@ -11,6 +11,7 @@ import contextlib
 import functools
 import itertools
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from session_core.data.message import AnswerFields, MessageFields, assistant_message, tool_call, tool_message
@@ -89,7 +90,7 @@ class Agent:
                 fields |= _waiting_fields(pending, usage, reply.finish_reason)
                 made = [tool_call(call.id, call.name, call.arguments) for call in calls]
                 yield Message(outgoing.add(assistant_message(reply.text, made, **fields)), usage)
-                yield from calls
+                yield from (replace(call, waits_for=pending.get(call.id)) for call in calls)
                 running = [call for call in calls if call.id not in pending]
                 yield from _tell(outgoing, run_tools(runnable_tools(tools), running), usage)
                 if pending:

@@ -24,21 +24,24 @@ class Reasoning:
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """The model calls a tool. `arguments` is what it sent, which should be a JSON object."""
+    """The model calls a tool. `arguments` is what it sent, which should be a JSON object. `waits_for` is `approval`,
+    or the `client`, where it does not run now."""
 
     id: str
     name: str
     arguments: str
+    waits_for: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ToolResult:
-    """The outcome of a call: a result, or an error. The model gets either."""
+    """The outcome of a call: a result, or an error. The model gets either. `given` says that it is the client's."""
 
     id: str
     name: str
     result: str | None = None
     error: str | None = None
+    given: bool = False
 
     @property
     def content(self) -> str:

@@ -80,7 +80,7 @@ def _go_on(session: LockedSession, request: TurnRequest) -> tuple[StoredTurn, At
     fields: AttemptFields = {"attempt": 1 + stored.attempt, "continues": True}
     if request.key is not None:
         fields["idempotency_key"] = request.key
-    if request.answers is not None:
+    if request.answers_digest:
         fields["answers_digest"] = request.answers_digest
     session.set_continues({**fields, "recovery": request.recovery, "answers": answers})
     return stored, fields, answers

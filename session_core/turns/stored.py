@@ -144,18 +144,19 @@ class StoredTurn:
     def events(self) -> list[Event]:
         """The events of the last attempt, made from what is stored."""
         events: list[Event] = [Started()]
+        waited = {id: way for message in self.messages for id, way in message.get("pending", {}).items()}
         for message in self._answers():
             if message["role"] == "tool":
                 call_id, name = message.get("tool_call_id", ""), message.get("name", "")
                 text, failed = message["content"], tool_failed(message)
-                outcome = (None, text.removeprefix(ERROR)) if failed else (text, None)
-                events.append(ToolResult(call_id, name, *outcome))
+                result, error = (None, text.removeprefix(ERROR)) if failed else (text, None)
+                events.append(ToolResult(call_id, name, result, error, given=waited.get(call_id) == "client"))
                 continue
             if reasoning := message.get("reasoning"):
                 events.append(Reasoning(reasoning))
             if message["content"]:
                 events.append(Chunk(message["content"]))
-            events += read_tool_calls(message)
+            events += [replace(call, waits_for=waited.get(call.id)) for call in read_tool_calls(message)]
         return [*events, self.last_event()]
 
     def _open_calls(self, messages: Sequence[StoredMessage]) -> list[ToolCall]:

@@ -60,7 +60,7 @@ def _settle(call: ToolCall, answer: Mapping[str, Any]) -> ToolCall | ToolResult:
         case {"approve": False}:
             return ToolResult(call.id, call.name, error=NOT_EXECUTED + (answer.get("reason") or _DENIED))
         case {"result": str(result)}:
-            return ToolResult(call.id, call.name, result)
+            return ToolResult(call.id, call.name, result, given=True)
         case {"error": str(error)}:
-            return ToolResult(call.id, call.name, error=error)
+            return ToolResult(call.id, call.name, error=error, given=error != INTERRUPTED_CALL)
     return ToolResult(call.id, call.name, error=WENT_ON)

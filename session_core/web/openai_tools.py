@@ -13,14 +13,16 @@ from session_core.tools.client_tools import ClientTool, ClientTools
 from session_core.turns.waiting import pending_calls
 from session_core.web.errors import ApiError
 
+FunctionName = Annotated[str, StringConstraints(pattern="^[A-Za-z0-9_-]{1,64}$")]
 
-class Function(BaseModel, strict=True):
+
+class Function(BaseModel, strict=True, extra="allow"):
     """A function that the model may call."""
 
-    name: Annotated[str, StringConstraints(pattern="^[A-Za-z0-9_-]{1,64}$")]
+    name: FunctionName
 
 
-class ClientsTool(BaseModel, strict=True):
+class ClientsTool(BaseModel, strict=True, extra="allow"):
     """A tool of the client."""
 
     type: Literal["function"]

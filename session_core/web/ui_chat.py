@@ -15,6 +15,8 @@ from pydantic import BaseModel
 
 from session_core.data.message import StoredMessage
 from session_core.data.strict_json import to_json
+from session_core.tools.client_tools import ClientTool, ClientTools
+from session_core.tools.functions import result_text, tool_schema
 from session_core.turns.sessions import Sessions
 from session_core.turns.stored import find_turn, last_turn
 from session_core.turns.transcripts import ClientMessage, compare_histories
@@ -28,14 +30,44 @@ from session_core.web.bodies import (
     parse_body,
 )
 from session_core.web.errors import ApiError, set_error_form
+from session_core.web.openai_tools import ClientsTool, FunctionName
 from session_core.web.turn_responses import TurnResponses, add_stream
-from session_core.web.ui_messages import ANSWER, UiRenderer
+from session_core.web.ui_messages import ANSWER, UiRenderer, earlier_events
 from storage import Session, expanded, new_id, timestamp
+
+
+class _Approval(BaseModel, strict=True):
+    approved: bool | None = None
+    reason: str | None = None
 
 
 class _Part(BaseModel, strict=True):
     type: str
     text: str = ""
+    toolCallId: str = ""
+    state: str = ""
+    output: Any = None
+    errorText: str = ""
+    approval: _Approval | None = None
+
+    @property
+    def answer(self) -> dict[str, Any] | None:
+        """The answer to a call, as `TurnRequest` has it. None where the part is none."""
+        match self.state:
+            case "approval-responded" if self.approval:
+                return {"approve": self.approval.approved is True, "reason": self.approval.reason or ""}
+            case "output-available":
+                return {"result": result_text(self.output)}
+            case "output-error":
+                return {"error": self.errorText}
+        return None
+
+
+class _Tool(BaseModel, strict=True):
+    """A tool of the client, as its body names it."""
+
+    description: str = ""
+    parameters: dict[str, Any] = {"type": "object"}
 
 
 class _Message(BaseModel, strict=True):
@@ -48,6 +80,11 @@ class _Message(BaseModel, strict=True):
         """The texts of all its parts."""
         return "".join(part.text for part in self.parts if part.type == "text")
 
+    @property
+    def answers(self) -> dict[str, dict[str, Any]]:
+        """The answers to calls, by the ids of those."""
+        return {part.toolCallId: answer for part in self.parts if (answer := part.answer) is not None}
+
 
 class _Body(BaseModel, strict=True):
     """What `DefaultChatTransport` sends: the transcript, or its last message alone."""
@@ -58,6 +95,17 @@ class _Body(BaseModel, strict=True):
     trigger: Literal["submit-message", "regenerate-message"] = "submit-message"
     messageId: str | None = None
     model: ModelName | None = None
+    tools: dict[FunctionName, _Tool] | list[ClientsTool] | None = None
+
+    @property
+    def client_tools(self) -> ClientTools:
+        """The tools of the client."""
+        made = self.tools or {}
+        if isinstance(made, list):
+            return ClientTools({one.function.name: ClientTool(one.model_dump(exclude_unset=True)) for one in made})
+        return ClientTools(
+            {name: ClientTool(tool_schema(name, one.description, one.parameters)) for name, one in made.items()}
+        )
 
     @property
     def transcript(self) -> list[_Message]:
@@ -68,7 +116,7 @@ class _Body(BaseModel, strict=True):
         return sent
 
 
-def ui_dialect(responses: TurnResponses) -> Blueprint:
+def ui_dialect(responses: TurnResponses, *, show_reasoning: bool) -> Blueprint:
     """The routes that `useChat` calls."""
     blueprint = Blueprint("ui", __name__, url_prefix="/ui")
     set_error_form(blueprint, _sentence)
@@ -76,13 +124,18 @@ def ui_dialect(responses: TurnResponses) -> Blueprint:
     @blueprint.post("/chat")
     def chat() -> Response:
         asked = parse_body(_Body, json_body())
+        if answers := _find_earlier_answers(responses.sessions, asked):
+            before = responses.start(asked.id, answers)
+            before.turn.result()
+            before.close()
         reader = responses.start(asked.id, _find_request(responses.sessions, asked))
         return responses.stream(reader, UiRenderer(reader.turn.message_id))
 
     def resume_chat(session_id: str) -> Response:
         turn = responses.sessions.attach(session_id)
         running = None if turn is None or turn.ended else turn  # the client has the answer of an ended turn
-        return responses.watch(running, lambda _: 0, lambda turn: UiRenderer(turn.message_id))
+        earlier = earlier_events(responses.sessions.session(session_id), show_reasoning) if running else []
+        return responses.watch(running, lambda _: 0, lambda turn: UiRenderer(turn.message_id, earlier))
 
     add_stream(blueprint, "/chat/<session_id>/stream", resume_chat)
     return blueprint
@@ -104,12 +157,37 @@ def _find_request(sessions: Sessions, asked: _Body) -> TurnRequest:
     if known := find_turn(session, key):
         found = known.request(str(key))
         found = found if found.goes_on or question is None else dataclasses.replace(found, text=question.text)
+    elif sent and sent[-1].role == "assistant" and sent[-1].answers:
+        found = TurnRequest(answers=_answers_to(session, sent[-1]))
     elif asked.messages and asked.message is None:
-        found = _compare(session, sent)
+        answers = _answers_to(session, sent[-2]) if len(sent) > 1 else {}
+        found = dataclasses.replace(_compare(session, sent), answers=answers or None)
     else:
         found = _find_alone(session, asked, question)
     client_id = question.id if question else None
-    return dataclasses.replace(found, key=key, client_id=client_id, model=asked.model)
+    return dataclasses.replace(
+        found, key=key, client_id=client_id, model=asked.model, client_tools=asked.client_tools
+    )
+
+
+def _find_earlier_answers(sessions: Sessions, asked: _Body) -> TurnRequest | None:
+    """That the last turn goes on, where the client has approved a call before its new message: the call comes first."""
+    sent = asked.transcript
+    if len(sent) < 2 or sent[-1].role != "user" or not any(one.get("approve") for one in sent[-2].answers.values()):
+        return None
+    session = sessions.session(asked.id)
+    answers, turn = _answers_to(session, sent[-2]), last_turn(session)
+    if turn is None or turn.waiting is None or answers.keys() != turn.waiting["pending"].keys():
+        return None
+    key = _digest(sent[-2].id, sorted(answers))
+    return TurnRequest(answers=answers, key=key, model=asked.model, client_tools=asked.client_tools)
+
+
+def _answers_to(session: Session, message: _Message) -> dict[str, dict[str, Any]]:
+    """The answers in a message to what the session waits for."""
+    turn = last_turn(session)
+    waiting = turn.waiting if turn else None
+    return {id: one for id, one in message.answers.items() if waiting and id in waiting["pending"]}
 
 
 def _compare(session: Session, sent: list[_Message]) -> TurnRequest:
@@ -167,7 +245,8 @@ def _find_key(session: Session, asked: _Body, question: _Message | None) -> str 
     last = last_turn(session)
     if tries_again and last and last.can_be_retried and _is_called(last.messages[0], id):
         return last.messages[0].get("idempotency_key")
-    key = _digest(id, asked.trigger, question.text if question else None, named)
+    answers = [sorted(question.answers.items())] if question and question.answers else []
+    key = _digest(id, asked.trigger, question.text if question else None, named, *answers)
     current = {message["id"] for message in session.conversation}
     while (known := find_turn(session, key)) and (tries_again or known.messages[0]["id"] not in current):
         key = _digest(key)

@@ -7,15 +7,15 @@ message from the same frames, so that a client has the same parts after a reload
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from session_core.data.message import INTERRUPTED_CALL
+from session_core.data.message import INTERRUPTED_CALL, NOT_EXECUTED, StoredMessage
 from session_core.data.strict_json import from_json
 from session_core.model.events import Chunk, Reasoning, ToolCall, ToolResult
 from session_core.turns.event_log import Ended, Event, Failed, LoggedEvent, Started
-from session_core.turns.stored import StoredTurn, turn_at, without_failed_attempts
+from session_core.turns.stored import StoredTurn, last_turn, turn_at, without_failed_attempts
 from session_core.web.errors import describe_error
 from session_core.web.turn_responses import encode_json, sse_data
 from storage import Session, expanded, replaced_messages
@@ -44,7 +44,9 @@ class UiRenderer:
     # A client takes an end without a last frame for a good one.
     broken_off = _as_data({"type": "error", "errorText": describe_error("storage_unavailable")[2]}) + _DONE
 
-    def __init__(self, message_id: str) -> None:
+    def __init__(self, message_id: str, earlier: Sequence[Event] = ()) -> None:
+        """`earlier` are events of the turn from before those that come, where the client has not seen them."""
+        self._earlier = earlier
         self._metadata: _Json = {"questionId": message_id}
         self._open = ""  # the type of the part that grows: text or reasoning
         self._parts = 0  # how many of those there were
@@ -66,6 +68,8 @@ class UiRenderer:
                 message_id = self._metadata["questionId"] + ANSWER
                 yield {"type": "start", "messageId": message_id, "messageMetadata": self._metadata}
                 yield {"type": "start-step"}
+                for one in self._earlier:
+                    yield from self.ui_chunks(one)
             case Reasoning() | Chunk():
                 yield from self._delta("text" if isinstance(event, Chunk) else "reasoning", event.content)
             case ToolCall():
@@ -73,12 +77,18 @@ class UiRenderer:
                 yield from self._close()
                 self._calls.append(event.id)
                 call = {"toolCallId": event.id, "toolName": event.name, "input": _parse_input(event.arguments)}
-                yield {"type": "tool-input-available", **call, "dynamic": True, "providerExecuted": True}
-            case ToolResult():
+                yield {"type": "tool-input-available", **call, **_by_whom(event.waits_for == "client")}
+                if event.waits_for == "approval":
+                    yield {"type": "tool-approval-request", "approvalId": event.id, "toolCallId": event.id}
+            case ToolResult() if event.id in self._calls:
                 self._called = True
-                if event.id in self._calls:  # a result without a call is an error of the client
-                    self._calls.remove(event.id)
-                    yield _output(event.id, event.result, event.error)
+                self._calls.remove(event.id)
+                yield _output(event)
+            case ToolResult():  # of a call that the client has from before, and knows how it was answered
+                if (event.error or "").startswith(NOT_EXECUTED):
+                    yield {"type": "tool-output-denied", "toolCallId": event.id}
+                elif not event.given:
+                    yield _output(event)
             case Ended():
                 yield from self._ended(event)
             case Failed():
@@ -98,11 +108,15 @@ class UiRenderer:
     def _ended(self, event: Ended) -> Iterator[_Json]:
         fields: Mapping[str, object] = event.message
         found = {name: fields[name] for name in ("reason", "usage") if name in fields}
+        waiting = event.status == "waiting"
+        if waiting:
+            self._calls = [id for id in self._calls if id not in event.message["pending"]]
         yield from self._end({"answerId": fields["id"], "status": event.status, **found})
         if event.status == "cancelled":
             yield {"type": "abort"}
         else:
-            yield {"type": "finish", "finishReason": _FINISH_REASONS.get(event.message.get("reason"), "other")}
+            reason = _FINISH_REASONS.get(event.message.get("reason"), "other")
+            yield {"type": "finish", "finishReason": "tool-calls" if waiting else reason}
 
     def _next_step(self) -> Iterator[_Json]:
         if self._called:
@@ -119,7 +133,7 @@ class UiRenderer:
     def _end(self, metadata: _Json) -> Iterator[_Json]:
         yield from self._close()
         for call_id in self._calls:
-            yield _output(call_id, None, INTERRUPTED_CALL)
+            yield _output(ToolResult(call_id, "", error=INTERRUPTED_CALL))
         yield {"type": "finish-step"}
         yield {"type": "message-metadata", "messageMetadata": self._metadata | metadata}
 
@@ -153,11 +167,34 @@ def _answer(turn: StoredTurn, show_reasoning: bool) -> _Json:
     kept = [question, *without_failed_attempts(answers, attempt)]
     stored = StoredTurn([{**one, "attempt": attempt} for one in kept], turn.error, turn.is_last)
     renderer = UiRenderer(turn.messages[0]["id"])
-    told = [*stored.events()[:-1], turn.last_event()]
-    events = [event for event in told if show_reasoning or not isinstance(event, Reasoning)]
+    events = [*_shown_events(stored, show_reasoning), turn.last_event()]
     made = [chunk for event in events for chunk in renderer.ui_chunks(event)]
     metadata = next(chunk["messageMetadata"] for chunk in made if chunk["type"] == "message-metadata")
     return {"id": made[0]["messageId"], "role": "assistant", "metadata": metadata, "parts": _parts(made)}
+
+
+def earlier_events(session: Session, show_reasoning: bool) -> list[Event]:
+    """What the session's last turn has told before the attempt that goes on with it now."""
+    turn = last_turn(session)
+    if turn is None:
+        return []
+    attempt = turn.attempt
+    begun = turn.continues.get("attempt") == attempt
+    kept = without_failed_attempts(turn.messages[1:], attempt, continues=begun)
+    before: list[StoredMessage] = [{**one, "attempt": 1} for one in kept if one.get("attempt", 1) < attempt]
+    return _shown_events(StoredTurn([turn.messages[0], *before], None, is_last=False), show_reasoning)[1:]
+
+
+def _shown_events(turn: StoredTurn, show_reasoning: bool) -> list[Event]:
+    """What a turn has told but for its end. A call that has its result needs no approval any more."""
+    events = [event for event in turn.events()[:-1] if show_reasoning or not isinstance(event, Reasoning)]
+    settled = {event.id for event in events if isinstance(event, ToolResult)}
+    return [
+        replace(event, waits_for=None)
+        if isinstance(event, ToolCall) and event.id in settled and event.waits_for == "approval"
+        else event
+        for event in events
+    ]
 
 
 def _parts(chunks: Iterable[Mapping[str, Any]]) -> list[_Json]:
@@ -175,9 +212,16 @@ def _parts(chunks: Iterable[Mapping[str, Any]]) -> list[_Json]:
             case "text-delta" | "reasoning-delta":
                 texts[-1].append(chunk["delta"])
             case "tool-input-available":
-                call = {name: chunk[name] for name in ("toolName", "toolCallId", "input", "providerExecuted")}
+                call = {name: value for name, value in chunk.items() if name not in ("type", "dynamic")}
                 parts.append({"type": "dynamic-tool", "state": "input-available", **call})
                 calls[chunk["toolCallId"]] = parts[-1]
+            case "tool-approval-request":
+                approval = {"id": chunk["approvalId"]}
+                calls[chunk["toolCallId"]] |= {"state": "approval-requested", "approval": approval}
+            case "tool-output-error" if "providerExecuted" in chunk and chunk["errorText"].startswith(NOT_EXECUTED):
+                reason = chunk["errorText"].removeprefix(NOT_EXECUTED)
+                approval = {"id": chunk["toolCallId"], "approved": False, "reason": reason}
+                calls[chunk["toolCallId"]] |= {"state": "output-denied", "approval": approval}
             case "tool-output-available":
                 calls[chunk["toolCallId"]] |= {"state": "output-available", "output": chunk["output"]}
             case "tool-output-error":
@@ -194,8 +238,22 @@ def _parse_input(arguments: str) -> _Json:
     return value if isinstance(value, dict) else {"arguments": value}
 
 
-def _output(call_id: str, result: str | None, error: str | None) -> _Json:
-    frame = {"toolCallId": call_id, "dynamic": True, "providerExecuted": True}
-    if error is None:
-        return {"type": "tool-output-available", **frame, "output": result}
-    return {"type": "tool-output-error", **frame, "errorText": error}
+def _output(result: ToolResult) -> _Json:
+    frame = {"toolCallId": result.id, **_by_whom(result.given)}
+    if result.error is None:
+        return {"type": "tool-output-available", **frame, "output": _given(result) if result.given else result.result}
+    return {"type": "tool-output-error", **frame, "errorText": result.error}
+
+
+def _given(result: ToolResult) -> Any:
+    """What the client gave, of which the model has got the text."""
+    text = result.result or ""
+    try:
+        return from_json(text.encode()) if text[:1] in ("{", "[") else text
+    except ValueError:
+        return text
+
+
+def _by_whom(client: bool) -> _Json:
+    """What tells whether a call runs at the client."""
+    return {"dynamic": True} if client else {"dynamic": True, "providerExecuted": True}
