@@ -171,7 +171,7 @@ def _find_request(sessions: Sessions, asked: _Body) -> TurnRequest:
 
 
 def _find_earlier_answers(sessions: Sessions, asked: _Body) -> TurnRequest | None:
-    """That the last turn goes on, where the client has approved a call before its new message: the call comes first."""
+    """That the last turn goes on first, where the client has approved a call, and sent a new message with that."""
     sent = asked.transcript
     if len(sent) < 2 or sent[-1].role != "user" or not any(one.get("approve") for one in sent[-2].answers.values()):
         return None

@@ -51,6 +51,7 @@ class UiRenderer:
         self._open = ""  # the type of the part that grows: text or reasoning
         self._parts = 0  # how many of those there were
         self._calls: list[str] = []  # without a result
+        self._answers = True  # what comes are results of calls that the client has from before
         self._called = False  # the step has results, so that whatever comes next is of the next one
 
     def render(self, entry: LoggedEvent) -> bytes:
@@ -84,7 +85,7 @@ class UiRenderer:
                 self._called = True
                 self._calls.remove(event.id)
                 yield _output(event)
-            case ToolResult():  # of a call that the client has from before, and knows how it was answered
+            case ToolResult() if self._answers:  # any other result without a call is an error of the client
                 if (event.error or "").startswith(NOT_EXECUTED):
                     yield {"type": "tool-output-denied", "toolCallId": event.id}
                 elif not event.given:
@@ -119,6 +120,7 @@ class UiRenderer:
             yield {"type": "finish", "finishReason": "tool-calls" if waiting else reason}
 
     def _next_step(self) -> Iterator[_Json]:
+        self._answers = False
         if self._called:
             self._called = False
             yield from self._close()
