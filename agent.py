@@ -50,6 +50,7 @@ class Agent:
         system_prompt: str | None = None,
         options: Mapping[str, Any] | None = None,
         answered: Sequence[ToolCall | ToolResult] = (),
+        results_only: bool = False,
         client_tools: ClientTools | None = None,
         observer: Observer | None = None,
     ) -> Generator[Event, None, None]:
@@ -57,7 +58,8 @@ class Agent:
 
         `model` and `system_prompt` stand in place of the agent's own. `options` are merged over the agent's. The
         `observer` sees the calls of the model and of tools. `client_tools` are offered too, and run elsewhere.
-        `answered` are the last calls of the history that have waited: those that run now, and the results of others.
+        `answered` are the last calls of the history that have waited: those that run now, and the results of
+        others. With `results_only` the run ends when all are there.
 
         `history` is the stored messages, oldest first. Whatever state they are in, the request is well formed. An
         assistant message with tool calls comes first as a `Message`, then all its `ToolCall`s, then for each call the
@@ -77,6 +79,8 @@ class Agent:
         usage = None
         with self._completions.connect(budget, observer, options or {}, client_tools.tools) as completions:
             yield from _tell(outgoing, _settle(answered, functools.partial(run_tools, own)), usage)
+            if results_only:
+                return
             for finished_rounds in itertools.count():
                 reply = yield from completions.ask(outgoing, tools)
                 usage = sum_usage(usage, reply.usage)

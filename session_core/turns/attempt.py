@@ -51,6 +51,7 @@ def begin_attempt(session: LockedSession, request: TurnRequest, default_model: s
         "system_prompt": instructions,
         "options": request.options,
         "answered": answered,
+        "results_only": request.results_only,
         "client_tools": request.client_tools,
     }
     number = fields.get("attempt", 1)

@@ -84,6 +84,7 @@ class LocalTurn(Turn):
             with contextlib.closing(run) as events:
                 for event in events:
                     self._handle(event)
+            self._end("cancelled", "cancelled")  # where the run had no answer to give
         except (TurnEnded, Cancelled):
             pass  # the caller that ended the turn does the rest
         except ModelError as error:

@@ -43,7 +43,7 @@ class TurnRequest:
 
     `answers` are those to all that the last turn waits for: `approve` (with a `reason` where it is false), or the
     client's own `result` or `error`, as the model gets them. The turn goes on with them, or before the question of
-    `text`. `client_tools` are offered in this turn.
+    `text`. With `results_only` the calls run, and the model is not asked. `client_tools` are offered in this turn.
 
     `client_id` is the client's own id of the question. `terms` tell what a client asked with, beside the transcript.
     `recovery` counts how often the server itself has gone on with an interrupted turn; 0 where a caller asks.
@@ -54,6 +54,7 @@ class TurnRequest:
     after: str | None = None
     continues: bool = False
     answers: Answers | None = None
+    results_only: bool = False
     history: tuple[StoredMessage, ...] = ()
     key: str | None = None
     model: str | None = None

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from session_core.data.message import StoredMessage
 from session_core.data.strict_json import to_json
+from session_core.model.events import Reasoning
 from session_core.tools.client_tools import ClientTool, ClientTools
 from session_core.tools.functions import result_text, tool_schema
 from session_core.turns.sessions import Sessions
@@ -81,6 +82,11 @@ class _Message(BaseModel, strict=True):
         return "".join(part.text for part in self.parts if part.type == "text")
 
     @property
+    def said(self) -> list[Any]:
+        """What tells it from others of the same id: its text, and its answers to calls."""
+        return [self.text, sorted(self.answers.items())] if self.answers else [self.text]
+
+    @property
     def answers(self) -> dict[str, dict[str, Any]]:
         """The answers to calls, by the ids of those."""
         return {part.toolCallId: answer for part in self.parts if (answer := part.answer) is not None}
@@ -134,7 +140,8 @@ def ui_dialect(responses: TurnResponses, *, show_reasoning: bool) -> Blueprint:
     def resume_chat(session_id: str) -> Response:
         turn = responses.sessions.attach(session_id)
         running = None if turn is None or turn.ended else turn  # the client has the answer of an ended turn
-        earlier = earlier_events(responses.sessions.session(session_id), show_reasoning) if running else []
+        earlier = earlier_events(responses.sessions.session(session_id)) if running else []
+        earlier = [event for event in earlier if show_reasoning or not isinstance(event, Reasoning)]
         return responses.watch(running, lambda _: 0, lambda turn: UiRenderer(turn.message_id, earlier))
 
     add_stream(blueprint, "/chat/<session_id>/stream", resume_chat)
@@ -157,11 +164,10 @@ def _find_request(sessions: Sessions, asked: _Body) -> TurnRequest:
     if known := find_turn(session, key):
         found = known.request(str(key))
         found = found if found.goes_on or question is None else dataclasses.replace(found, text=question.text)
-    elif sent and sent[-1].role == "assistant" and sent[-1].answers:
-        found = TurnRequest(answers=_answers_to(session, sent[-1]))
+    elif question is not None and question.role == "assistant" and question.answers:
+        found = TurnRequest(answers=_answers_to(session, question))
     elif asked.messages and asked.message is None:
-        answers = _answers_to(session, sent[-2]) if len(sent) > 1 else {}
-        found = dataclasses.replace(_compare(session, sent), answers=answers or None)
+        found = _compare(session, sent)
     else:
         found = _find_alone(session, asked, question)
     client_id = question.id if question else None
@@ -171,7 +177,7 @@ def _find_request(sessions: Sessions, asked: _Body) -> TurnRequest:
 
 
 def _find_earlier_answers(sessions: Sessions, asked: _Body) -> TurnRequest | None:
-    """That the last turn goes on first, where the client has approved a call, and sent a new message with that."""
+    """That what the client has approved runs before the new message that it has sent with that."""
     sent = asked.transcript
     if len(sent) < 2 or sent[-1].role != "user" or not any(one.get("approve") for one in sent[-2].answers.values()):
         return None
@@ -180,7 +186,7 @@ def _find_earlier_answers(sessions: Sessions, asked: _Body) -> TurnRequest | Non
     if turn is None or turn.waiting is None or answers.keys() != turn.waiting["pending"].keys():
         return None
     key = _digest(sent[-2].id, sorted(answers))
-    return TurnRequest(answers=answers, key=key, model=asked.model, client_tools=asked.client_tools)
+    return TurnRequest(answers=answers, key=key, results_only=True)
 
 
 def _answers_to(session: Session, message: _Message) -> dict[str, dict[str, Any]]:
@@ -201,7 +207,9 @@ def _compare(session: Session, sent: list[_Message]) -> TurnRequest:
     messages: list[StoredMessage] = [
         {"id": new_id("msg"), "role": one.role, "content": one.text, "created_at": timestamp()} for one in sent
     ]
-    return compare_histories(expanded(session.messages), transcript).request(messages)
+    answers = _answers_to(session, sent[-2]) if len(sent) > 1 else {}
+    found = compare_histories(expanded(session.messages), transcript).request(messages)
+    return dataclasses.replace(found, answers=answers or None)
 
 
 def _find_alone(session: Session, asked: _Body, question: _Message | None) -> TurnRequest:
@@ -245,8 +253,7 @@ def _find_key(session: Session, asked: _Body, question: _Message | None) -> str 
     last = last_turn(session)
     if tries_again and last and last.can_be_retried and _is_called(last.messages[0], id):
         return last.messages[0].get("idempotency_key")
-    answers = [sorted(question.answers.items())] if question and question.answers else []
-    key = _digest(id, asked.trigger, question.text if question else None, named, *answers)
+    key = _digest(id, asked.trigger, *(question.said if question else [None]), named)
     current = {message["id"] for message in session.conversation}
     while (known := find_turn(session, key)) and (tries_again or known.messages[0]["id"] not in current):
         key = _digest(key)

@@ -76,20 +76,16 @@ class UiRenderer:
             case ToolCall():
                 yield from self._next_step()
                 yield from self._close()
-                self._calls.append(event.id)
-                call = {"toolCallId": event.id, "toolName": event.name, "input": _parse_input(event.arguments)}
-                yield {"type": "tool-input-available", **call, **_by_whom(event.waits_for == "client")}
-                if event.waits_for == "approval":
-                    yield {"type": "tool-approval-request", "approvalId": event.id, "toolCallId": event.id}
+                yield from self._call(event)
             case ToolResult() if event.id in self._calls:
                 self._called = True
                 self._calls.remove(event.id)
                 yield _output(event)
-            case ToolResult() if self._answers:  # any other result without a call is an error of the client
-                if (event.error or "").startswith(NOT_EXECUTED):
-                    yield {"type": "tool-output-denied", "toolCallId": event.id}
-                elif not event.given:
-                    yield _output(event)
+            case ToolResult() if (
+                self._answers and not event.given
+            ):  # any other without a call is an error of the client
+                denied = {"type": "tool-output-denied", "toolCallId": event.id}
+                yield denied if (event.error or "").startswith(NOT_EXECUTED) else _output(event)
             case Ended():
                 yield from self._ended(event)
             case Failed():
@@ -97,6 +93,13 @@ class UiRenderer:
                 answer = {} if event.message_id is None else {"answerId": event.message_id}
                 yield from self._end({**answer, "status": "failed", "reason": code})
                 yield {"type": "error", "errorText": event.text or text}
+
+    def _call(self, event: ToolCall) -> Iterator[_Json]:
+        self._calls.append(event.id)
+        call = {"toolCallId": event.id, "toolName": event.name, "input": _parse_input(event.arguments)}
+        yield {"type": "tool-input-available", **call, **_by_whom(event.waits_for == "client")}
+        if event.waits_for == "approval":
+            yield {"type": "tool-approval-request", "approvalId": event.id, "toolCallId": event.id}
 
     def _delta(self, kind: str, text: str) -> Iterator[_Json]:
         yield from self._next_step()
@@ -169,13 +172,16 @@ def _answer(turn: StoredTurn, show_reasoning: bool) -> _Json:
     kept = [question, *without_failed_attempts(answers, attempt)]
     stored = StoredTurn([{**one, "attempt": attempt} for one in kept], turn.error, turn.is_last)
     renderer = UiRenderer(turn.messages[0]["id"])
-    events = [*_shown_events(stored, show_reasoning), turn.last_event()]
+    told = [event for event in stored.events()[:-1] if show_reasoning or not isinstance(event, Reasoning)]
+    settled = {event.id for event in told if isinstance(event, ToolResult)}
+    events = [_without_approval(one) if isinstance(one, ToolCall) and one.id in settled else one for one in told]
+    events.append(turn.last_event())
     made = [chunk for event in events for chunk in renderer.ui_chunks(event)]
     metadata = next(chunk["messageMetadata"] for chunk in made if chunk["type"] == "message-metadata")
     return {"id": made[0]["messageId"], "role": "assistant", "metadata": metadata, "parts": _parts(made)}
 
 
-def earlier_events(session: Session, show_reasoning: bool) -> list[Event]:
+def earlier_events(session: Session) -> list[Event]:
     """What the session's last turn has told before the attempt that goes on with it now."""
     turn = last_turn(session)
     if turn is None:
@@ -184,19 +190,15 @@ def earlier_events(session: Session, show_reasoning: bool) -> list[Event]:
     begun = turn.continues.get("attempt") == attempt
     kept = without_failed_attempts(turn.messages[1:], attempt, continues=begun)
     before: list[StoredMessage] = [{**one, "attempt": 1} for one in kept if one.get("attempt", 1) < attempt]
-    return _shown_events(StoredTurn([turn.messages[0], *before], None, is_last=False), show_reasoning)[1:]
+    events = StoredTurn([turn.messages[0], *before], None, is_last=False).events()[1:-1]
+    return [_without_approval(event) for event in events]
 
 
-def _shown_events(turn: StoredTurn, show_reasoning: bool) -> list[Event]:
-    """What a turn has told but for its end. A call that has its result needs no approval any more."""
-    events = [event for event in turn.events()[:-1] if show_reasoning or not isinstance(event, Reasoning)]
-    settled = {event.id for event in events if isinstance(event, ToolResult)}
-    return [
-        replace(event, waits_for=None)
-        if isinstance(event, ToolCall) and event.id in settled and event.waits_for == "approval"
-        else event
-        for event in events
-    ]
+def _without_approval(event: Event) -> Event:
+    """The event, where its call needs no approval any more."""
+    if isinstance(event, ToolCall) and event.waits_for == "approval":
+        return replace(event, waits_for=None)
+    return event
 
 
 def _parts(chunks: Iterable[Mapping[str, Any]]) -> list[_Json]:
