@@ -183,9 +183,8 @@ class Negotiation:
         left = [part for part in self._sent if part not in self._tried]
         if failure.status == 500:
             words = _QUOTED.sub("", failure.words)
-            return (
-                {"tools"} if "tools" in left and _names_tools(words) and _NOT_SERVED_AT_ALL.search(words) else set()
-            )
+            is_named = _NAMES["tools"].search(words) and _NOT_SERVED_AT_ALL.search(words)
+            return {"tools"} if "tools" in left and is_named else set()
         if failure.status not in (400, 422) or failure.code != "model_error":
             return set()
         if tools := self._named_tools(failure.words) & set(left):
@@ -207,7 +206,3 @@ class Negotiation:
             return found
         numbers = (int(match.group(1) or match.group(2)) for match in _TOOL_NUMBER.finditer(words))
         return {tool_part(names[number]) for number in numbers if number < len(names)}
-
-
-def _names_tools(words: str) -> bool:
-    return bool(_NAMES["tools"].search(words))

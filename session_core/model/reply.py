@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from session_core.data.text import json_object, utf8_text
+from session_core.data.text import as_object, json_object, utf8_text
 from session_core.model.budget import Budget
 from session_core.model.events import Chunk, ModelError, Reasoning, ToolCall
 from session_core.model.failures import NotAnAnswer
@@ -172,22 +172,18 @@ class Reply:
         reasoning, self._reasoning_half = _whole_characters(self._reasoning_half + reasoning, last)
         text, self._text_half = _whole_characters(self._text_half + text, last)
         events: list[Reasoning | Chunk] = []
-        if reasoning:
-            self._budget.use(len(reasoning) if reasoning.isascii() else len(reasoning.encode()))
-            self._reasoning.append(reasoning)
-            events.append(Reasoning(reasoning))
-        if text:
-            self._budget.use(len(text) if text.isascii() else len(text.encode()))
-            self._text.append(text)
-            events.append(Chunk(text))
+        for kind, piece, known in ((Reasoning, reasoning, self._reasoning), (Chunk, text, self._text)):
+            if piece:
+                self._budget.use(len(piece) if piece.isascii() else len(piece.encode()))
+                known.append(piece)
+                events.append(kind(piece))
         return events
 
     def _add_calls(self, pieces: Any) -> None:
         for piece in pieces if isinstance(pieces, list) else ():
             if not isinstance(piece, dict):
                 continue
-            function = piece.get("function")
-            function = function if isinstance(function, dict) else {}
+            function = as_object(piece.get("function"))
             id, name, arguments = piece.get("id"), function.get("name"), function.get("arguments")
             id, name = id if isinstance(id, str) else "", name if isinstance(name, str) else ""
             if not isinstance(arguments, str):
