@@ -19,6 +19,7 @@ from storage import FeedGap, StorageUnavailable, TurnFeed, TurnLines
 log = logging.getLogger(__name__)
 
 _RENEW_SECONDS = 0.5  # between two looks at the leases of this process, and at who asks for an end
+_SENT_AT_ONCE = 500  # turns in one round trip, so that Redis is free for others in between
 _LAST_LINE_SECONDS = 2.0  # after its release, in which a turn publishes its last line, if it ever does
 _MAX_WAITING_BYTES = 32 << 20  # of ended turns that wait for a Redis that is away
 _OLD_SUBSTITUTE = 10**12  # number of an entry that an earlier version has added in place of the turn's own
@@ -61,7 +62,7 @@ class _LeasedTurn:
 
 
 class Publisher:
-    """Renews the leases of all turns of this process, and publishes their events, in one round trip for all."""
+    """Renews the leases of all turns of this process, and publishes their events, in few round trips."""
 
     def __init__(self, connection: RedisConnection) -> None:
         self._connection = connection
@@ -101,8 +102,10 @@ class Publisher:
             self._renewed_at = now if renew else self._renewed_at
             for turn in turns:
                 turn.next_lines()
-            if due := [turn for turn in turns if renew or turn.sending]:
-                self._send(due)
+            due = [turn for turn in turns if renew or turn.sending]
+            while due:
+                self._send(due[:_SENT_AT_ONCE])
+                due = [] if self._failing else due[_SENT_AT_ONCE:]
             self._forget_finished(now)
         return bool(turns)
 
