@@ -41,6 +41,11 @@ class Lease:
     waits_since: float | None = None  # when it was first seen to have ended
     finished: bool = False  # there is nothing more to do for it
 
+    def take_lines(self) -> None:
+        """Takes the lines that have come. Those that Redis has not acknowledged are sent again as they were."""
+        if self.lines is not None and not self.sending:
+            self.sending, self.sending_last = self.lines.events(self.sent - 1)
+
 
 class Publisher:
     """Renews the leases of all turns of this process, and publishes their events, in few round trips."""
@@ -80,12 +85,10 @@ class Publisher:
             renew = now >= self._renewed_at + _RENEW_SECONDS
             self._renewed_at = now if renew else self._renewed_at
             for turn in turns:
-                if turn.lines is not None and not turn.sending:  # else what Redis has not acknowledged is sent again
-                    turn.sending, turn.sending_last = turn.lines.events(turn.sent - 1)
+                turn.take_lines()
             due = [turn for turn in turns if renew or turn.sending]
-            while due:
-                self._send(due[:_SENT_AT_ONCE])
-                due = [] if self._failing else due[_SENT_AT_ONCE:]
+            while due and self._send(due[:_SENT_AT_ONCE]):
+                due = due[_SENT_AT_ONCE:]
             self._forget_finished(now)
         return bool(turns)
 
@@ -101,7 +104,8 @@ class Publisher:
                 if turn.finished:
                     del self._turns[turn.fence]
 
-    def _send(self, turns: list[Lease]) -> None:
+    def _send(self, turns: list[Lease]) -> bool:
+        """Tells Redis of these turns. Returns whether it has heard that."""
         keys: list[str] = []
         arguments: list[Argument] = []
         for turn in turns:
@@ -116,10 +120,11 @@ class Publisher:
             )
         except StorageUnavailable:
             self._try_again_at = time.monotonic() + _RENEW_SECONDS
-            return
+            return False
         self._try_again_at = 0.0
         for turn, reply in zip(turns, replies, strict=True):
             self._handle(turn, reply)
+        return True
 
     def _handle(self, turn: Lease, reply: bytes) -> None:
         if reply in (b"over", b"gone"):  # followers see when it ends, and read what was stored

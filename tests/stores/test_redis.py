@@ -35,11 +35,11 @@ class TestRedisStorage(StorageConformance):
 
 
 def test_thousands_of_turns_of_one_server_are_published_and_looked_after(server: RedisServer) -> None:
-    from session_core.stores.redis_connection import RedisConnection
+    from session_core.stores.redis_connection import RedisConnection, RedisKeys
     from session_core.stores.redis_feed import Lease, Publisher
-    from session_core.stores.redis_keys import RedisKeys
 
-    publisher, keys = Publisher(RedisConnection(server.url)), RedisKeys.of("")
+    connection = RedisConnection(server.url)
+    publisher, keys = Publisher(connection), RedisKeys(connection, "session_server:")
     told: list[bool] = []
     for number in range(8_500):
         lease = Lease(f"session-{number}", keys, f"fence-{number}", f"turn fence-{number}")
