@@ -139,7 +139,7 @@ def last_turn(session: Session) -> StoredTurn | None:
 
 
 def last_failure(session: Session) -> Failed | None:
-    """The error that ended the session's last turn, where one did, or the interruption of a turn that runs no more."""
+    """The error that ended the session's last turn, where one did. A turn that was cut off was ended by that."""
     turn = last_turn(session)
     if turn is None or (turn.interrupted and turn.messages[-1].get("imported")):  # a question that no turn has asked
         return None
