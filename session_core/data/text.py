@@ -11,8 +11,6 @@ def utf8_text(value: object) -> str:
     """The string, with halves of a character joined or replaced. Empty for anything that is no string."""
     if not isinstance(value, str):
         return ""
-    if value.isascii():
-        return value
     try:
         value.encode()
     except UnicodeEncodeError:

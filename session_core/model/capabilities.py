@@ -32,7 +32,7 @@ _NAMES: dict[OptionalPart, re.Pattern[str]] = {
     "tools": re.compile(r"\btools?\b|\btool[_ -]?(choice|use|call)|function[_ -]?call", re.IGNORECASE),
 }
 _NOT_SERVED = re.compile(
-    r"support|require|enable|jinja|available|allow|implement|cannot|can't|can not", re.IGNORECASE
+    r"support|require|enable|jinja|available|allow|permit|implement|unknown|cannot|can't|can not", re.IGNORECASE
 )
 _NOT_SERVED_AT_ALL = re.compile(r"(not|n't|un)\W{0,3}support|jinja|enable-auto-tool|requires?\b", re.IGNORECASE)
 _QUOTED = re.compile(r"\"[^\"]{0,500}\"|\bpars(e|ing)\b.{0,2000}", re.IGNORECASE | re.DOTALL)

@@ -122,6 +122,7 @@ class Completions:
                 retries += 1
             else:
                 negotiation.accept()
+                self._options.pop("tool_choice", None)  # else a tool that must be called is called for ever
                 return reply
 
     def _request(

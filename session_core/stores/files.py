@@ -318,11 +318,7 @@ class _LockedFile(LockedSession):
         self._end = len(layout(session)) - len(closing(session))
 
     def _delete(self) -> None:
-        with (
-            unavailable("delete", self.id),
-            synced(self._storage._directory),
-            contextlib.suppress(FileNotFoundError),
-        ):
+        with unavailable("delete", self.id), synced(self._storage._directory), contextlib.suppress(FileNotFoundError):
             os.unlink(self._path)
         self.drop_journal()
 

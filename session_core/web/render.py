@@ -7,6 +7,7 @@ here by name; nothing of the text becomes another. So whoever makes nodes of it 
 from __future__ import annotations
 
 import functools
+import html
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -167,7 +168,9 @@ class _Builder:
     def build(self, marks: Sequence[Mark]) -> list[Tree]:
         root: list[Tree] = []
         open_elements = [root]
+        links = 0  # that are open: no link stands in a link
         for mark in marks:
+            links += mark.nesting if mark.tag == "a" else 0
             if mark.nesting > 0:
                 element = self._open(mark)
                 if len(open_elements) > _MAX_DEPTH:  # what is deeper stands in what is there
@@ -181,7 +184,7 @@ class _Builder:
                 if mark.type == "list_item_close":
                     _mark_task(open_elements[-1][-1])
             else:
-                open_elements[-1].extend(self._leaf(mark))
+                open_elements[-1].extend([mark.content] if links and mark.type == "text" else self._leaf(mark))
         return root
 
     def _open(self, mark: Mark) -> tuple[str, dict[str, str], list[Tree]]:
@@ -319,7 +322,7 @@ def _math_tree(element: Element, depth: int) -> Tree:
     if depth > _MAX_FORMULA_DEPTH:
         raise ValueError("the formula is too deep")
     if element.tag not in _MATH_ELEMENTS.split():
-        return "mtext", {}, ["".join(element.itertext())]
+        return "mtext", {}, [html.unescape("".join(element.itertext()))]
     attributes = {name: value for name, value in element.attrib.items() if name in _MATH_ATTRIBUTES.split()}
-    children: list[Tree] = [element.text] if element.text else []
+    children: list[Tree] = [html.unescape(element.text)] if element.text else []
     return element.tag, attributes, children + [_math_tree(child, depth + 1) for child in element]

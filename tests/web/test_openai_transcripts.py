@@ -259,6 +259,29 @@ def test_a_whole_answer_that_is_continued_is_another_version(client: Client) -> 
     assert everything(client) == ["Count.", "One.", "Count.", "One. Two."]
 
 
+# --- parameters ---
+
+
+def test_a_tool_that_must_be_called_is_called_once(client: Client) -> None:
+    client.model.then(tool_call("calculator", {"expression": "1+1"}), answer("It is 2."))
+    assert text_of(post(client, said("How much?"), {}, tool_choice="required", logprobs=True)) == "It is 2."
+    first, second = client.model.requests
+    assert (first["tool_choice"], first["logprobs"]) == ("required", True)
+    assert "tool_choice" not in second and second["logprobs"] is True
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_parameter_that_the_model_server_refuses_is_400_and_leaves_no_question_out(
+    client: Client, stream: bool
+) -> None:
+    client.model.then(status(400, {"error": {"message": "Unknown parameter: min_q", "param": "min_q"}}))
+    refused = post(client, said("Q1"), min_q=1, stream=stream)
+    assert error_of(refused) == (400, "invalid_request")
+    assert "min_q" in refused.text
+    post(client, said("Q1", "", "Q2"))
+    assert asked(client) == ["Q1\n\nQ2"]
+
+
 # --- what the client hears ---
 
 
