@@ -138,6 +138,15 @@ def last_turn(session: Session) -> StoredTurn | None:
     return None
 
 
+def last_failure(session: Session) -> Failed | None:
+    """The error that ended the session's last turn, where one did. A turn that was cut off was ended by that."""
+    turn = last_turn(session)
+    if turn is None or (turn.interrupted and turn.messages[-1].get("imported")):  # a question that no turn has asked
+        return None
+    last = turn.last_event()
+    return last if isinstance(last, Failed) else None
+
+
 def turn_at(session: Session, index: int) -> StoredTurn:
     """The turn that begins with the message at this index."""
     begun = (session.continues or {}).get("attempt")
