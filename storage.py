@@ -326,6 +326,7 @@ class LockedSession(ABC):
         if not self._released:
             self._released = True
             self._release()
+            self._session = None
 
     def record(self, first: bytes, lines: TurnLines, on_end: Callable[[bool], None]) -> None:
         """Records the turn for which the session is locked: a first line now, then its lines as they come.
@@ -337,6 +338,13 @@ class LockedSession(ABC):
         That thread calls `on_end(True)` when another process asks for the end of the turn, and `on_end(False)` when
         this process has lost the lock.
         """
+
+    def read_elsewhere(self) -> bool:
+        """Whether clients of other processes read what is recorded, or one of them wants the turn to run on.
+
+        Raises StorageUnavailable.
+        """
+        return False
 
     def drop_journal(self) -> None:
         """Removes what `record` keeps for the case that the process dies, once all of it is stored. Never raises."""

@@ -205,6 +205,9 @@ class _LockedRedis(LockedSession):
             self._storage._keys.run("publish the turn of", "publish_first", self.id, self.lease.fence, first)
             self._storage._publisher.publish(self.lease, lines, on_end)
 
+    def read_elsewhere(self) -> bool:
+        return bool(self._storage._keys.run("look for readers of", "readers", self.id, self.lease.fence))
+
     def _load(self) -> Session:
         return self._storage._read(self.id)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -151,6 +152,7 @@ class RedisTurnFeed(TurnFeed):
         self.id = fence
         self._keys = keys
         self._session_id = session_id
+        self._reader = secrets.token_hex(8)
         self._entry = "0-0"
         self._count = 0
         self._released_at: float | None = None
@@ -188,8 +190,11 @@ class RedisTurnFeed(TurnFeed):
     def end(self, lines: list[bytes]) -> None:
         self._run("end", "end", self._count + 1, b"\n".join(lines))
 
+    def tell_readers(self, reading: bool, kept: bool) -> None:
+        self._run("tell of the readers of", "readers", self._reader, int(reading), int(kept))
+
     def ask_to_end(self) -> None:
         self._run("ask for the end of", "ask")
 
-    def _run(self, verb: str, script: str, *arguments: bytes | int) -> Any:
+    def _run(self, verb: str, script: str, *arguments: Argument) -> Any:
         return self._keys.run(verb, script, self._session_id, self.id, *arguments)
