@@ -19,13 +19,13 @@ from session_core.data.message import (
 from session_core.data.text import as_object, utf8_text
 from session_core.data.versions import find_parents, find_path
 from session_core.model.reply import sum_usage
+from session_core.turns.stored import with_messages
 from storage import Session, expanded, new_id, timestamp
 
 _MESSAGE_ID = re.compile(r"msg-[0-9a-z-]{1,64}")
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
 _REASON = re.compile(r"[a-z_]{1,40}")
 _STATUSES = ("incomplete", "cancelled")
-_NO_FAILURE: dict[str, Any] = {"previous_error": None, "previous_refused": False}  # of the turn before
 
 
 class ImportRefused(Exception):
@@ -40,25 +40,11 @@ def copied(session: Session, until: str | None) -> tuple[list[StoredMessage], di
     if until is not None and until not in ids:
         raise ImportRefused("until must be the id of a message of that session.")
     last = len(ids) - 1 if until is None else ids.index(until)
-    found = [messages[index].copy() for index in find_path(find_parents(messages), last)]
-    failures, before = _failures(session), _NO_FAILURE
-    for message in found:  # these tell of the other session's turns
-        for name in ("idempotency_key", "replaces", "after", "client_id", "terms", *_NO_FAILURE):
+    found = with_messages(session, [messages[index] for index in find_path(find_parents(messages), last)])
+    for message in found.messages:  # these tell of the other session's turns
+        for name in ("idempotency_key", "replaces", "after", "client_id", "terms"):
             message.pop(name, None)  # type: ignore[misc]
-        if message["role"] == "user":
-            kept = {name: value for name, value in before.items() if value}
-            message |= kept  # type: ignore[typeddict-item]
-            before = failures.get(message["id"], _NO_FAILURE)
-    return _marked(found), {"last_error": before["previous_error"], "last_refused": before["previous_refused"]}
-
-
-def _failures(session: Session) -> dict[str, dict[str, Any]]:
-    """By the id of each question: what the one stored behind it tells of the end of its turn, or the session of the
-    last."""
-    questions = [message for message in session.messages if message["role"] == "user"]
-    told = [{name: one.get(name, unset) for name, unset in _NO_FAILURE.items()} for one in questions[1:]]
-    told.append({"previous_error": session.last_error, "previous_refused": session.last_refused})
-    return {question["id"]: one for question, one in zip(questions, told, strict=False)}
+    return _marked(found.messages), {"last_error": found.last_error, "last_refused": found.last_refused}
 
 
 def imported(messages: Any) -> tuple[list[StoredMessage], str | None]:
