@@ -209,7 +209,7 @@ def _parse_turn_request(body: Mapping[str, Any]) -> TurnRequest:
     if replaces is not None and after is not None:
         raise ApiError("invalid_request", "A message stands in place of another one or behind one: leave one out.")
     if not asked.continues and (text is not None or replaces is None):
-        check_question(text)
+        check_question(text, 'The body must be {"message": "text"}, and the text must not be blank.')
     if after is not None:
         check_id(after, "after", "msg")
     return TurnRequest(text, replaces, after, continues=asked.continues, key=idempotency_key(), model=asked.model)
