@@ -277,6 +277,15 @@ def test_a_refused_question_with_the_beginning_of_its_answer_is_left_out_too(cli
     assert asked(client) == ["next"]
 
 
+def test_what_a_client_brought_with_a_refused_question_stays_in_the_conversation(client: Client) -> None:
+    refused = status(400, {"error": {"message": "no"}})
+    client.model.default = lambda asked: (refused if "bad" in str(asked) else answer("OK"))(asked)
+    post(client, said("Q1", "A1", "bad"))
+    [session] = json_of(client.get("/sessions"))["sessions"]
+    client.run(session, "next")
+    assert asked(client) == ["Q1", "A1", "next"]
+
+
 # --- parameters ---
 
 
