@@ -99,10 +99,6 @@ class RemoteTurn(Turn):
         finally:
             self._log.give_up()
 
-    def unfollow(self) -> None:
-        """Stops following soon."""
-        self._left.set()
-
     def tell_readers(self) -> None:
         """See Turn.tell_readers. Never raises: as long as there are readers, it is told again every second."""
         if not (self.ended or self._left.is_set()):  # who is cut off by a shutdown here may go on elsewhere
@@ -238,7 +234,7 @@ class RemoteTurns:
         for turn in turns:
             if turn.readers.count:
                 turn.wait(until - time.monotonic())
-            turn.unfollow()
+            turn._left.set()
 
     def _follow(self, turn: RemoteTurn) -> None:
         turn.follow()

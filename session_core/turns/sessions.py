@@ -111,7 +111,7 @@ class SessionsOfUsers:
     ) -> None:
         self.storage = storage
         self.turns = turns
-        self.sweeps = Sweeps(lambda: (sessions.storage for sessions in self.all()), session_ttl)
+        self.sweeps = Sweeps(lambda: (sessions.storage for sessions in self.all()), storage.clock, session_ttl)
         self._names = names
         self._lock = threading.Lock()
         self._sessions: dict[str, Sessions] = {"": Sessions(storage, turns)}
