@@ -218,10 +218,11 @@ class LocalTurn(Turn):
     ) -> Ended | Failed:
         if failure is None:
             return Ended(self._recorder.append(answer), self._log.text, finish_reason)
-        if answer["content"]:
+        silent = self._log.text == self.request.prefix  # the model has said nothing
+        if answer["content"] and not silent:
             message_id = self._recorder.append(answer)["id"]
             return Failed(failure.code, failure.text, failure.retry_after, message_id)
-        self._recorder.set_last_error(failure.code, refused=refused and not self._log.text)
+        self._recorder.set_last_error(failure.code, refused=refused and silent)
         return failure
 
 

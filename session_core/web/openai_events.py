@@ -49,10 +49,11 @@ class CompletionRenderer:
                 yield self._chunk({"role": "assistant", "content": ""})
             case Reasoning():
                 yield self._chunk({"reasoning_content": event.content})
-            case Chunk() if self._prefix_length:
-                self._prefix_length = 0
             case Chunk():
-                yield self._chunk({"content": event.content})
+                content = event.content[self._prefix_length :]  # in a replay the prefix has the answer behind it
+                self._prefix_length -= len(event.content) - len(content)
+                if content:
+                    yield self._chunk({"content": content})
             case Ended():
                 yield self._chunk({}, _finish_reason(event))
                 if self._asked.with_usage:
