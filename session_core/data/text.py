@@ -29,6 +29,11 @@ def json_object(text: object) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
+def as_object(value: object) -> dict[str, Any]:
+    """The value, or an empty object where it is none."""
+    return value if isinstance(value, dict) else {}
+
+
 def unwrap_question(text: str) -> str:
     """The question itself, where a front end has put instructions and context around it (as `rag_template` of Open
     WebUI does); else the text as it is."""

@@ -203,7 +203,7 @@ class _LockedRedis(LockedSession):
     def record(self, first: bytes, lines: TurnLines, on_end: Callable[[bool], None]) -> None:
         with contextlib.suppress(StorageUnavailable, SessionCorrupt):  # which was logged; nobody can follow it then
             self._storage._keys.run("publish the turn of", "publish_first", self.id, self.lease.fence, first)
-            self._storage._publisher.publish(self.lease, lines, on_end)
+            self.lease.on_end, self.lease.lines = on_end, lines  # in this order: what has lines is published
 
     def read_elsewhere(self) -> bool:
         return bool(self._storage._keys.run("look for readers of", "readers", self.id, self.lease.fence))

@@ -25,15 +25,15 @@ _OLD_SUBSTITUTE = 10**12  # number of an entry that an earlier version has added
 
 @dataclass(eq=False)
 class Lease:
-    """The lock of a session, with the value of its lease key; and how much of its turn is in Redis, which only the
-    thread that publishes changes."""
+    """The lock of a session, with the value of its lease key; and how much of its turn is in Redis, which the
+    thread that publishes keeps up to date."""
 
     session_id: str
     keys: RedisKeys
     fence: str
     holder: str
     released: bool = False
-    lines: TurnLines | None = None  # where the turn is published
+    lines: TurnLines | None = None  # where the turn is published; see LockedSession.record
     on_end: Callable[[bool], None] | None = None
     sent: int = 1
     sending: list[bytes] = field(default_factory=list)  # until Redis has acknowledged them
@@ -58,14 +58,9 @@ class Publisher:
         self._try_again_at = 0.0  # where the last try failed
 
     def add(self, lease: Lease) -> None:
-        """Renews this lease until it is released."""
+        """Renews this lease until it is released. Publishes its turn, once it has `lines`, until the last event."""
         with self._mutex:
             self._turns[lease.fence] = lease
-
-    def publish(self, lease: Lease, lines: TurnLines, on_end: Callable[[bool], None]) -> None:
-        """Publishes the turn of this lease until its last event. See LockedSession.record."""
-        with self._mutex:
-            lease.on_end, lease.lines = on_end, lines
 
     @property
     def pending(self) -> bool:

@@ -99,10 +99,6 @@ class RemoteTurn(Turn):
         finally:
             self._log.give_up()
 
-    def unfollow(self) -> None:
-        """Stops following soon."""
-        self._left.set()
-
     def tell_readers(self) -> bool:
         """See Turn.tell_readers. Never raises: as long as there are readers, it is told again every second."""
         self._told_at = time.monotonic()
@@ -239,7 +235,7 @@ class RemoteTurns:
         for turn in turns:
             if turn.readers.count:
                 turn.wait(until - time.monotonic())
-            turn.unfollow()
+            turn._left.set()
 
     def _follow(self, turn: RemoteTurn) -> None:
         turn.follow()
