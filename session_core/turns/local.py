@@ -107,6 +107,10 @@ class LocalTurn(Turn):
         self._log.wait()
         return cancelled
 
+    def tell_readers(self) -> bool:
+        """See Turn.tell_readers."""
+        return self.ending
+
     def _leave_alone(self) -> None:
         if self.readers.may_end_it:
             self.end_in_background(self._cancel_unread)
@@ -115,7 +119,7 @@ class LocalTurn(Turn):
         """Cancels the turn as soon as nobody reads it anywhere, unless somebody reads it here again."""
         while not (self.readers.count or self.ended):
             with contextlib.suppress(StorageUnavailable):  # which was logged; then nobody knows
-                if not self._recorder.read_elsewhere():
+                if not (self._recorder.read_elsewhere() or self.readers.count):
                     self.cancel()
             self.wait(_READERS_SECONDS)
 
