@@ -95,7 +95,7 @@ def create_app(
     app.extensions.update(turns=sessions, turn_responses=responses, users=users)
     app.register_blueprint(service_routes(agent, sessions, responses))
     app.register_blueprint(native_dialect(responses, show_reasoning=settings.show_reasoning))
-    app.register_blueprint(ui_dialect(responses))
+    app.register_blueprint(ui_dialect(responses, show_reasoning=settings.show_reasoning))
     app.register_blueprint(openai_dialect(responses, agent, settings.session_headers))
     if metrics:
         add_metrics_route(app, metrics)

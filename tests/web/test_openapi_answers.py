@@ -106,6 +106,12 @@ def _(world: World, operation: str) -> TestResponse:
     return world.ask(operation, body={"continue": True})
 
 
+@cause("turn_waiting")
+def _(world: World, operation: str) -> TestResponse:
+    app = world.waiting()
+    return world.ask(operation, app=app, body={"continue": True})
+
+
 @cause("event_gone")
 def _(world: World, operation: str) -> TestResponse:
     return world.ask(operation, Last_Event_ID="evt-unknown-1")
@@ -288,6 +294,16 @@ def test_an_answer_that_is_told_again_is_as_the_document_says(world: World, oper
         response = world.ask(operation, app=app, Idempotency_Key="k")
     assert response.headers["Idempotency-Replayed"] == "true"
     check_answer(operation, 200, response.headers, response.text)
+
+
+@pytest.mark.parametrize("operation", ["run", "run_stream"])
+def test_a_turn_that_waits_and_goes_on_is_as_the_document_says(world: World, operation: str) -> None:
+    app = world.waiting(operation)
+    for body in ({"answers": {"call_1": {"approve": False, "reason": "no"}}}, {"message": "Hello"}):
+        response = world.ask("get_session", app=app)
+        check_answer("get_session", 200, response.headers, response.text)
+        response = world.ask(operation, app=app, body=body)
+        check_answer(operation, 200, response.headers, response.text)
 
 
 def test_an_error_that_is_told_again_is_as_the_document_says(world: World) -> None:
