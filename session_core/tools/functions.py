@@ -1,7 +1,5 @@
 """A function as the model sees it."""
 
-from __future__ import annotations
-
 import asyncio
 import functools
 import inspect

@@ -4,8 +4,6 @@ A turn appends each event once. Readers and the recorder follow the log, each at
 so that exactly one caller writes the last event.
 """
 
-from __future__ import annotations
-
 import _thread
 import contextlib
 import sys

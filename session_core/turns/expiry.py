@@ -1,7 +1,5 @@
 """The end of sessions that nobody has used for long."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import threading

@@ -5,8 +5,6 @@ which several may be joined. It survives `kill -9`, and no power cut. Whoever lo
 what it holds as a partial answer, with the reason `interrupted`.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby

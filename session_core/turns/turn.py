@@ -1,7 +1,5 @@
 """A turn as its readers see it."""
 
-from __future__ import annotations
-
 import secrets
 import sys
 import threading
