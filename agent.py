@@ -140,11 +140,11 @@ class Agent:
     def list_models(self) -> list[str]:
         """The names of the models that the model server lists, as they were a minute ago at most. None where it
         lists none."""
-        return self._completions.list_models()
+        return self._completions.models.names()
 
     def close(self) -> None:
         """Closes the idle connections now, and those of runs when the runs end."""
-        self._completions.close()
+        self._completions.client.close()
 
     def _tools(self) -> dict[str, AnyTool]:
         tools = dict(self._own_tools)

@@ -117,6 +117,7 @@ class Capabilities:
 class Negotiation:
     """The form of one request after the other, until one is taken or nothing is left to change.
 
+    `sent` are the parts that the last request has.
     Where `options` of the caller's own are in the requests, nothing is remembered of the refusals.
     """
 
@@ -124,15 +125,11 @@ class Negotiation:
         self.form = capabilities.form
         self._capabilities = capabilities
         self._options = options
-        self._sent: list[OptionalPart] = []  # in the last request
+        self.sent: list[OptionalPart] = []
         self._tried: set[OptionalPart] = set()
         self._before: RequestForm | None = None  # of the last request, where parts were dropped after it
         self._words = ""
         self._reasons: list[str] = []  # of the server, for what has changed
-
-    def send(self, parts: Collection[OptionalPart]) -> None:
-        """The next request has these parts."""
-        self._sent = list(parts)
 
     def accept(self) -> None:
         """Remembers that the last request was answered."""
@@ -145,7 +142,7 @@ class Negotiation:
             log.warning("The model server %s %s, since it says: %s%s", what, span, "; ".join(self._reasons), remedy)
             if not self._options:
                 self._capabilities.learn(self.form)
-        self._capabilities.accepted |= set(self._sent)
+        self._capabilities.accepted |= set(self.sent)
 
     def change(self, failure: Failure) -> bool:
         """Changes the form after the refusal of the last request. Returns False where no other form may help."""
@@ -180,11 +177,11 @@ class Negotiation:
 
     def _suspects(self, failure: Failure) -> set[OptionalPart]:
         """What the server most likely refuses: what its words name, else a part that it has never taken."""
-        left = [part for part in self._sent if part not in self._tried]
+        left = [part for part in self.sent if part not in self._tried]
         if failure.status == 500:
             words = _QUOTED.sub("", failure.words)
-            is_named = _NAMES["tools"].search(words) and _NOT_SERVED_AT_ALL.search(words)
-            return {"tools"} if "tools" in left and is_named else set()
+            names_tools = _NAMES["tools"].search(words) and _NOT_SERVED_AT_ALL.search(words)
+            return {"tools"} & set(left) if names_tools else set()
         if failure.status not in (400, 422) or failure.code != "model_error":
             return set()
         if tools := self._named_tools(failure.words) & set(left):
@@ -193,15 +190,15 @@ class Negotiation:
         if "tools" in named and not _NOT_SERVED.search(failure.words):
             named.remove("tools")
         if not named and not any(re.search(rf"\b{re.escape(name)}\b", failure.words) for name in self._options):
-            named = [part for part in ("usage", "provider_metadata") if part in left]
-            named = [part for part in named if part not in self._capabilities.accepted]
+            never_taken = set(left) - self._capabilities.accepted
+            named = [part for part in ("usage", "provider_metadata") if part in never_taken]
         return set(named[:1])
 
     def _named_tools(self, words: str) -> set[OptionalPart]:
         """The tools whose schema the words complain of, by name or by number."""
         if not _SCHEMA.search(words):
             return set()
-        names = [part.removeprefix("tool ") for part in self._sent if part.startswith("tool ")]
+        names = [part.removeprefix("tool ") for part in self.sent if part.startswith("tool ")]
         if found := {tool_part(name) for name in names if re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", words)}:
             return found
         numbers = (int(match.group(1) or match.group(2)) for match in _TOOL_NUMBER.finditer(words))

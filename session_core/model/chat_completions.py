@@ -56,7 +56,7 @@ class ChatCompletions:
             self.client = ModelClient(api_key, base_url)
         except (ImportError, ValueError, http_library.InvalidURL) as error:
             raise ValueError(f"{base_url} cannot be used as it is set up: {error}") from error
-        self._models = ModelList(self.client)
+        self.models = ModelList(self.client)
         self._capabilities: dict[str, Capabilities] = {}  # by model
         self._lock = threading.Lock()
 
@@ -73,14 +73,6 @@ class ChatCompletions:
                 del self._capabilities[next(iter(self._capabilities))]
             form = RequestForm() if self.stream else RequestForm().without({"usage"})
             return self._capabilities.setdefault(model, Capabilities(form))
-
-    def list_models(self) -> list[str]:
-        """The names of the models that the server lists."""
-        return self._models.names()
-
-    def close(self) -> None:
-        """Closes the idle connections now, and those of runs when the runs end."""
-        self.client.close()
 
 
 class Completions:
@@ -113,9 +105,8 @@ class Completions:
             except Failure as failure:
                 if failure.begun:
                     raise
-                if self._cuts(failure, outgoing) or negotiation.change(failure):
-                    continue
-                if self._leaves_out(failure, outgoing, retries):
+                changed = self._cuts(failure, outgoing) or negotiation.change(failure)
+                if changed or self._leaves_out(failure, outgoing, retries):
                     continue
                 if not self._can_wait(failure, retries):
                     raise failure.blame(self._callers) from None
@@ -137,7 +128,7 @@ class Completions:
         if form.has("usage"):
             request["stream_options"] = {"include_usage": True}
         parts = {"usage": form.has("usage"), "provider_metadata": outgoing.returned_metadata, "tools": bool(offered)}
-        negotiation.send([part for part, is_sent in parts.items() if is_sent] + list(map(tool_part, offered)))
+        negotiation.sent = [part for part, is_sent in parts.items() if is_sent] + list(map(tool_part, offered))
         self._share = 0.5 if outgoing.has_unanswered else 1.0
         return {**request, **self._options}
 
@@ -187,8 +178,7 @@ class Completions:
         asked_at = time.monotonic()
         try:
             with self._post(request, headers) as stream:
-                for events in self._read(stream.response, reply):
-                    yield from events
+                yield from self._read(stream.response, reply)
             yield from reply.end()
         except _ERRORS as error:
             if self._budget.cancellation.is_cancelled:
@@ -214,8 +204,8 @@ class Completions:
             options={"timeout": openai.Timeout(left, connect=min(left, _CONNECT_SECONDS)), "headers": dict(headers)},
         )
 
-    def _read(self, response: Any, reply: Reply) -> Iterator[list[Reasoning | Chunk]]:
-        """What each frame of an answer adds. A finish reason ends the answer, whatever becomes of the rest."""
+    def _read(self, response: Any, reply: Reply) -> Iterator[Reasoning | Chunk]:
+        """What the frames of an answer add. A finish reason ends the answer, whatever becomes of the rest."""
         with Body(response) as parts:
             try:
                 for data in sse_data(parts, self._budget) if self._server.stream else whole(parts, self._budget):
@@ -223,8 +213,7 @@ class Completions:
                         read_tail(response)
                         break
                     # jiter refuses the halves of a character, which may come in two frames.
-                    if events := reply.add(json.loads(data.decode())):
-                        yield events
+                    yield from reply.add(json.loads(data.decode()))
                     if reply.finish_reason:
                         parts.end_within(_USAGE_SECONDS)
             except _ERRORS:

@@ -3,7 +3,6 @@
 import collections
 import functools
 import ipaddress
-import ssl
 import threading
 import time
 import urllib.request
@@ -49,7 +48,7 @@ class ModelClient:
         self._new_transport = _transports_to(address)
         self._new_transport()  # raises what is wrong with the settings
         self._idle: collections.deque[ModelConnection] = collections.deque()
-        self._closed = False
+        self._max_idle = _MAX_IDLE_CONNECTIONS
         self._lock = threading.Lock()
 
     def over(self, connection: ModelConnection) -> openai.OpenAI:
@@ -76,24 +75,20 @@ class ModelClient:
 
     def close(self) -> None:
         """Closes the idle connections now, and those of runs when the runs end."""
-        with self._lock:
-            self._closed = True
-            idle = list(self._idle)
-            self._idle.clear()
-        for connection in idle:
-            connection.close()
+        self._max_idle = 0
+        self._close_surplus()
 
     def _give_back(self, connection: ModelConnection) -> None:
         connection.idle_since = time.monotonic()
-        surplus = []
+        self._idle.append(connection)
+        self._close_surplus()
+
+    def _close_surplus(self) -> None:
+        """Closes the idle connections that are too many, and those that are too old."""
+        oldest = time.monotonic() - _IDLE_SECONDS
         with self._lock:
-            self._idle.append(connection)
-            limit = 0 if self._closed else _MAX_IDLE_CONNECTIONS
-            oldest = connection.idle_since - _IDLE_SECONDS
-            while len(self._idle) > limit or (self._idle and self._idle[0].idle_since < oldest):
-                surplus.append(self._idle.popleft())
-        for unused in surplus:
-            unused.close()
+            while len(self._idle) > self._max_idle or (self._idle and self._idle[0].idle_since < oldest):
+                self._idle.popleft().close()
 
 
 class _Transport(http_library.BaseTransport):  # type: ignore[misc]
@@ -139,11 +134,8 @@ def _proxy_url(address: SplitResult) -> str | None:
     return url if url is None or "://" in url else f"http://{url}"
 
 
-@functools.cache
-def _tls_context() -> ssl.SSLContext:
-    """The context that all connections share, since reading the certificates takes long."""
-    context: ssl.SSLContext = http_library.create_ssl_context()
-    return context
+# The context that all connections share, since reading the certificates takes long.
+_tls_context = functools.cache(http_library.create_ssl_context)
 
 
 def _is_this_machine(host: str) -> bool:

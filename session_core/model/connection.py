@@ -26,13 +26,8 @@ class ModelConnection:
         self._lock = threading.RLock()  # a signal handler may interrupt its own thread in here
         self._socket: socket.socket | None = None
         self._duplicate: socket.socket | None = None  # of a socket whose TLS handshake goes on
-        self._is_shut = False
+        self.is_shut = False  # whether `shut_down` was called
         self.idle_since = time.monotonic()
-
-    @property
-    def is_shut(self) -> bool:
-        """Whether `shut_down` was called."""
-        return self._is_shut
 
     def send(self, request: Any) -> Any:
         """The response to a request, both of the HTTP library. Raises the HTTP library's errors."""
@@ -42,7 +37,7 @@ class ModelConnection:
     def shut_down(self) -> None:
         """Ends what waits for the model server, and all that is sent later. May be called from any thread."""
         with self._lock:
-            self._is_shut = True
+            self.is_shut = True
             for sock in filter(None, (self._socket, self._duplicate)):
                 with suppress(OSError):  # closed by now
                     # SSLSocket.shutdown would break a thread that reads from it.
@@ -69,5 +64,5 @@ class ModelConnection:
             if self._duplicate is not None:
                 self._duplicate.close()
             self._socket, self._duplicate = sock, duplicate
-            if self._is_shut:
+            if self.is_shut:
                 self.shut_down()

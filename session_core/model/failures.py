@@ -158,33 +158,35 @@ def broken_off(finish_reason: str | None, begun: bool) -> Failure:
 
 def _meaning(evidence: _Evidence) -> tuple[str, str]:
     """The code and the sentence of an error."""
-    status = evidence.status
-    if evidence.overflows:
-        return "context_length_exceeded", "The conversation is too long for the model."
-    if status in (401, 403) or (status == 400 and _BAD_KEY.search(evidence.words)):
-        return "model_unauthorized", "The model server does not accept the API key: check api_key."
-    if evidence.timed_out:
-        return "model_timeout", "The model server did not answer in time."
-    if status == 429:
-        return "model_rate_limited", "The model server takes no more requests for now."
-    return "model_error", _sentence(evidence)
-
-
-def _sentence(evidence: _Evidence) -> str:
-    """What a model_error says to people."""
-    if evidence.status == 404:
-        return "The model server knows no such model or address (status 404): check model and base_url."
-    if evidence.status:
-        return f"The model server answered with an error (status {evidence.status})."
-    if evidence.unreachable and evidence.begun:
-        return "The connection to the model server broke."
-    if evidence.unreachable:
-        return "The model server could not be reached: check base_url, and whether it runs."
-    if evidence.words:
-        return "The model server answered with an error."
-    if isinstance(evidence.error, NoEvent):
-        return "The model server answered with nothing. The message may be too long for the model."
-    return "The model server sent something that is not an answer: check base_url."
+    status, words = evidence.status, evidence.words
+    refuses_key = status in (401, 403) or (status == 400 and _BAD_KEY.search(words))
+    is_empty = isinstance(evidence.error, NoEvent)
+    cases = (  # the first one counts
+        (evidence.overflows, "context_length_exceeded", "The conversation is too long for the model."),
+        (refuses_key, "model_unauthorized", "The model server does not accept the API key: check api_key."),
+        (evidence.timed_out, "model_timeout", "The model server did not answer in time."),
+        (status == 429, "model_rate_limited", "The model server takes no more requests for now."),
+        (
+            status == 404,
+            "model_error",
+            "The model server knows no such model or address (status 404): check model and base_url.",
+        ),
+        (status, "model_error", f"The model server answered with an error (status {status})."),
+        (evidence.unreachable and evidence.begun, "model_error", "The connection to the model server broke."),
+        (
+            evidence.unreachable,
+            "model_error",
+            "The model server could not be reached: check base_url, and whether it runs.",
+        ),
+        (words, "model_error", "The model server answered with an error."),
+        (
+            is_empty,
+            "model_error",
+            "The model server answered with nothing. The message may be too long for the model.",
+        ),
+        (True, "model_error", "The model server sent something that is not an answer: check base_url."),
+    )
+    return next((code, sentence) for applies, code, sentence in cases if applies)
 
 
 def _status_within(body: object) -> int | None:

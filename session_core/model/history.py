@@ -5,7 +5,7 @@ The stored history stays as it happened. It is cut and mended on its way out.
 
 import bisect
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from session_core.data.message import AnswerFields, MessageFields
@@ -64,13 +64,14 @@ class OutgoingHistory:
 
     def fields_of(self, reply: Reply) -> AnswerFields:
         """What the history keeps of a reply beside its text and its calls. Some may be empty."""
+        calls = reply.complete_calls
         metadata = provider_metadata(
             self._model_id,
             reply.reasoning_field,
             reply.verbatim_fields,
-            reply.call_extras,
+            [call.extras for call in calls],
             self._first,
-            keep_server=not all(map(PORTABLE_ID.fullmatch, reply.call_ids)),
+            keep_server=not all(PORTABLE_ID.fullmatch(call.id) for call in calls if call.id),
         )
         return {
             "reasoning": reply.reasoning,
@@ -106,7 +107,7 @@ class OutgoingHistory:
             return False
         self._trims += 1
         limit = _size(self._messages[before:current]) // 2 if self._trims < _MAX_TRIMS else 0
-        self._keep_newest(limit, _size)
+        self._keep_newest(limit)
         if self._begin == before:  # turns without text
             self._begin = current
         if keep:
@@ -146,12 +147,12 @@ class OutgoingHistory:
                 newest = current - last if current - last <= limit else 0
                 self._begin = turns[bisect.bisect_left(turns, current - max(2 * limit // 3, newest))]
 
-    def _keep_newest(self, limit: int, measure: Callable[[list[MessageFields]], int]) -> None:
+    def _keep_newest(self, limit: int) -> None:
         turns = self._turns()
-        earlier = [self._messages[begin:end] for begin, end in itertools.pairwise(turns)]
-        sizes = itertools.accumulate(map(measure, reversed(earlier)))
-        kept = sum(1 for size in sizes if size <= limit)
-        self._begin = turns[len(turns) - 1 - kept]
+        earlier = (self._messages[begin:end] for begin, end in itertools.pairwise(turns))
+        sizes = list(map(_size, earlier))[::-1]
+        kept = sum(size <= limit for size in itertools.accumulate(sizes))
+        self._begin = turns[-1 - kept]
 
 
 def _is_answer(message: MessageFields) -> bool:

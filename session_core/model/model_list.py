@@ -1,7 +1,6 @@
 """The models that a model server lists."""
 
 import logging
-import threading
 import time
 
 import openai
@@ -21,18 +20,15 @@ class ModelList:
 
     def __init__(self, client: ModelClient) -> None:
         self._client = client
-        self._lock = threading.Lock()
         self._listed: tuple[float, list[str]] = (-_LISTED_SECONDS, [])  # when, and the names
 
     def names(self) -> list[str]:
         """The names, as they were a minute ago at most. None where the server lists none."""
-        with self._lock:
-            listed_at, names = self._listed
+        listed_at, names = self._listed
         if time.monotonic() < listed_at + _LISTED_SECONDS:
             return names
         names = self._ask()
-        with self._lock:
-            self._listed = time.monotonic(), names
+        self._listed = time.monotonic(), names
         return names
 
     def _ask(self) -> list[str]:

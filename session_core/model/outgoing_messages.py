@@ -11,7 +11,7 @@ from session_core.data.message import MessageFields, read_status, tool_call
 from session_core.data.text import json_object, utf8_text
 from session_core.model.capabilities import ForeignCalls, RequestForm
 from session_core.model.events import ToolCall
-from session_core.model.provider_metadata import ModelId, returned_calls, returned_fields, sign
+from session_core.model.provider_metadata import FOREIGN_SIGNATURE, ModelId, returned_calls, returned_fields
 
 PORTABLE_ID = re.compile(r"[A-Za-z0-9_-]{1,40}")  # of a call, as OpenAI and Anthropic take it
 _SHORT_ID = re.compile(r"[A-Za-z0-9]{9}")  # as Mistral takes it, and all others
@@ -69,7 +69,8 @@ class OutgoingMessages:
             text = _joined(self.sent.pop()["content"], text)
         if calls:
             made = [self._mended(call, keep_id=self._keeps_id(call.id, message)) for call in calls]
-            self._add_calls(message, {"role": "assistant", "content": text, "tool_calls": made}, results)
+            contents = [results[call.id].pop(0) if results.get(call.id) else _INTERRUPTED for call in calls]
+            self._add_calls(message, {"role": "assistant", "content": text, "tool_calls": made}, contents)
         else:
             self._add_text("assistant", text)
             self._return_metadata(message, self.sent[-1])
@@ -77,11 +78,9 @@ class OutgoingMessages:
     def _add_text(self, role: str, content: Any) -> None:
         self.sent.append({"role": role, "content": content})
 
-    def _add_calls(self, message: MessageFields, calling: dict[str, Any], results: dict[str, list[str]]) -> None:
+    def _add_calls(self, message: MessageFields, calling: dict[str, Any], contents: Sequence[str]) -> None:
         """Adds a message with tool calls, and the results behind it, in the form that this server wants."""
         calls = calling["tool_calls"]
-        own_ids = [call.id for call in read_tool_calls(message)]
-        contents = [results[id].pop(0) if results.get(id) else _INTERRUPTED for id in own_ids]
         self._return_metadata(message, calling)
         if self._form.reasoning_everywhere and "reasoning_content" not in calling:
             own = self._model_id.wrote(message)
@@ -91,7 +90,7 @@ class OutgoingMessages:
             self._add_text("assistant", _as_text(calling, contents))
             return
         if is_foreign and self._form.foreign_calls is ForeignCalls.SIGNED:
-            sign(calls[0])
+            calls[0]["extra_content"] = FOREIGN_SIGNATURE
         self.sent.append(calling)
         for call, content in zip(calls, contents, strict=True):
             self.sent.append({"role": "tool", "tool_call_id": call["id"], "content": content})
@@ -114,9 +113,8 @@ class OutgoingMessages:
         """Adds what the message's own server wants back with it, if this is the server."""
         if not self._form.has("provider_metadata") or not self._model_id.wrote(message):
             return
-        fields = returned_fields(message)
+        fields, calls = returned_fields(message), sent.get("tool_calls", [])
         sent.update(fields)
-        calls = sent.get("tool_calls", [])
         extras = returned_calls(message, len(calls))
         for call, extra in zip(calls, extras, strict=True):
             call.update(extra)
@@ -154,8 +152,7 @@ def _results_by_id(turn: Sequence[MessageFields]) -> dict[str, list[str]]:
     results: dict[str, list[str]] = {}
     for message in turn:
         if message.get("role") == "tool":
-            content = utf8_text(message.get("content"))
-            results.setdefault(utf8_text(message.get("tool_call_id")), []).append(content)
+            results.setdefault(utf8_text(message.get("tool_call_id")), []).append(utf8_text(message.get("content")))
     return results
 
 

@@ -29,8 +29,8 @@ MAX_METADATA_BYTES = 256 << 10  # of one message
 
 VERBATIM_FIELDS = ("reasoning_details", "reasoning_opaque")  # of a message
 _KNOWN_CALL_FIELDS = ("id", "type", "index", "function")
-# Google names this signature for calls that its model did not make itself.
-_FOREIGN_SIGNATURE = {"google": {"thought_signature": "skip_thought_signature_validator"}}
+# The `extra_content` of a call that Google's model did not make itself, without which it refuses the call.
+FOREIGN_SIGNATURE = {"google": {"thought_signature": "skip_thought_signature_validator"}}
 
 
 @dataclass(frozen=True)
@@ -112,8 +112,3 @@ def returned_calls(message: MessageFields, count: int) -> list[dict[str, Any]]:
     if not isinstance(calls, list) or len(calls) != count:
         return [{}] * count
     return [extra_call_fields(call) if isinstance(call, Mapping) else {} for call in calls]
-
-
-def sign(call: dict[str, Any]) -> None:
-    """Gives a call of another model the signature without which Gemini refuses it."""
-    call.setdefault("extra_content", _FOREIGN_SIGNATURE)

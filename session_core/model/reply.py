@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from session_core.data.text import as_object, json_object, utf8_text
@@ -12,10 +13,21 @@ from session_core.model.events import Chunk, ModelError, Reasoning, ToolCall
 from session_core.model.failures import NotAnAnswer
 from session_core.model.finish_reasons import classify_finish_reason
 from session_core.model.provider_metadata import extra_call_fields
-from session_core.model.thinking import ThinkTags, add_details, read_details, read_parts, read_reasoning
+from session_core.model.thinking import ThinkTags, add_details, objects_in, read_details, read_parts, read_reasoning
 
 _MAX_CALLS = 64  # in one answer
 _PLAIN = {"role", "content"}  # of a delta with text alone
+
+
+@dataclass
+class PartialCall:
+    """A tool call that is arriving. `extras` is what it carried beside its known fields."""
+
+    index: Any
+    id: str = ""
+    name: str = ""
+    arguments: list[str] = field(default_factory=list)
+    extras: dict[str, Any] = field(default_factory=dict)
 
 
 class Reply:
@@ -28,12 +40,10 @@ class Reply:
         self.reasoning_field: str | None = None  # the name under which the reasoning comes
         self.verbatim_fields: dict[str, Any] = {}  # what the server wants back beside that
         self._budget = budget
-        self._text: list[str] = []
-        self._reasoning: list[str] = []
-        self._text_half = ""  # of a character that stands in two frames
-        self._reasoning_half = ""
+        self._pieces: dict[type[Reasoning | Chunk], list[str]] = {Reasoning: [], Chunk: []}
+        self._halves = {Reasoning: "", Chunk: ""}  # of a character that stands in two frames
         self._tags = ThinkTags()
-        self._calls: list[_PartialCall] = []
+        self._calls: list[PartialCall] = []
 
     def add(self, frame: Any) -> list[Reasoning | Chunk]:
         """Takes one frame, a chunk or a whole completion. Returns the reasoning and the text that it adds.
@@ -58,7 +68,7 @@ class Reply:
         text = delta.get("content")
         if isinstance(text, str) and text and self._plain(delta) and text.isascii():  # most frames, made quick
             self._budget.use(len(text))
-            self._text.append(text)
+            self._pieces[Chunk].append(text)
             return [Chunk(text)]
         return self._add_delta(delta)
 
@@ -66,20 +76,19 @@ class Reply:
         """The last reasoning and text, if any is left. Raises ValueError if nothing has come at all."""
         reasoning, text = self._tags.end()
         rest = self._emit(reasoning, text, last=True)
-        nothing = not any((*self._text, *self._reasoning)) and not any(call.name for call in self._calls)
-        if self.finish_reason is None and nothing:
+        if self.finish_reason is None and not self.has_begun and not any(call.name for call in self._calls):
             raise ValueError("nothing in the answer")
         return rest
 
     @property
     def text(self) -> str:
         """All text so far."""
-        return "".join(self._text)
+        return "".join(self._pieces[Chunk])
 
     @property
     def reasoning(self) -> str:
         """All reasoning so far."""
-        return "".join(self._reasoning)
+        return "".join(self._pieces[Reasoning])
 
     @property
     def incomplete_reason(self) -> str | None:
@@ -95,26 +104,18 @@ class Reply:
     @property
     def has_begun(self) -> bool:
         """Whether there is reasoning or text."""
-        return bool(self._text or self._reasoning)
+        return any(self._pieces.values())
 
     def calls(self, unique_id: Callable[[str], str]) -> list[ToolCall]:
         """The tool calls of a complete answer, each with an id that `unique_id` makes unique in its conversation."""
         return [
             ToolCall(unique_id(utf8_text(call.id)), utf8_text(call.name), utf8_text("".join(call.arguments)) or "{}")
-            for call in self._complete_calls()
+            for call in self.complete_calls
         ]
 
     @property
-    def call_extras(self) -> list[dict[str, Any]]:
-        """For each tool call, what it carried beside its known fields."""
-        return [call.extras for call in self._complete_calls()]
-
-    @property
-    def call_ids(self) -> list[str]:
-        """The ids of the tool calls, as they came."""
-        return [call.id for call in self._complete_calls() if call.id]
-
-    def _complete_calls(self) -> list[_PartialCall]:
+    def complete_calls(self) -> list[PartialCall]:
+        """The tool calls of a complete answer, as they came."""
         return [call for call in self._calls if call.name] if self.incomplete_reason is None else []
 
     def _add_delta(self, delta: dict[str, Any]) -> list[Reasoning | Chunk]:
@@ -142,7 +143,7 @@ class Reply:
 
     def _news_in(self, message: Any) -> Any:
         """What a whole message adds. Some servers send it last, behind its own pieces."""
-        if not isinstance(message, dict) or not (self._text or self._reasoning or self._calls):
+        if not isinstance(message, dict) or not (self.has_begun or self._calls):
             return message
         text = message.get("content")
         known = self.text
@@ -151,11 +152,11 @@ class Reply:
 
     def _plain(self, delta: dict[str, Any]) -> bool:
         """Whether a delta has text alone, which is an answer's text as it stands."""
-        return self._tags.passed and not self._text_half and delta.keys() <= _PLAIN
+        return self._tags.passed and not self._halves[Chunk] and delta.keys() <= _PLAIN
 
     def _reasoning_in(self, delta: dict[str, Any]) -> str:
         name, text = read_reasoning(delta)
-        if self.reasoning_field is None or (text and not self._reasoning):
+        if self.reasoning_field is None or (text and not self._pieces[Reasoning]):
             self.reasoning_field = name or self.reasoning_field
         if isinstance(opaque := delta.get("reasoning_opaque"), str) and opaque:
             self._budget.use(len(opaque))
@@ -169,20 +170,17 @@ class Reply:
 
     def _emit(self, reasoning: str, text: str, last: bool = False) -> list[Reasoning | Chunk]:
         """Counts and keeps what came, and returns it as events. A half of a character waits for the other one."""
-        reasoning, self._reasoning_half = _whole_characters(self._reasoning_half + reasoning, last)
-        text, self._text_half = _whole_characters(self._text_half + text, last)
         events: list[Reasoning | Chunk] = []
-        for kind, piece, known in ((Reasoning, reasoning, self._reasoning), (Chunk, text, self._text)):
-            if piece:
-                self._budget.use(len(piece) if piece.isascii() else len(piece.encode()))
-                known.append(piece)
-                events.append(kind(piece))
+        for kind, added in ((Reasoning, reasoning), (Chunk, text)):
+            whole, self._halves[kind] = _whole_characters(self._halves[kind] + added, last)
+            if whole:
+                self._budget.use(len(whole.encode()))
+                self._pieces[kind].append(whole)
+                events.append(kind(whole))
         return events
 
     def _add_calls(self, pieces: Any) -> None:
-        for piece in pieces if isinstance(pieces, list) else ():
-            if not isinstance(piece, dict):
-                continue
+        for piece in objects_in(pieces):
             function = as_object(piece.get("function"))
             id, name, arguments = piece.get("id"), function.get("name"), function.get("arguments")
             id, name = id if isinstance(id, str) else "", name if isinstance(name, str) else ""
@@ -199,7 +197,7 @@ class Reply:
             if arguments and not (is_repeated and json_object(arguments) is not None):
                 call.arguments.append(arguments)
 
-    def _find_call(self, index: Any, id: str, name: str) -> _PartialCall | None:
+    def _find_call(self, index: Any, id: str, name: str) -> PartialCall | None:
         """The call that a piece goes on with: by id and index where there are any, else by what the piece begins."""
         is_indexed = isinstance(index, int)
         calls = [call for call in self._calls if call.index == index] if is_indexed else self._calls
@@ -210,22 +208,11 @@ class Reply:
         known = (call for call in calls if id and call.id == id)
         return next(known, None if begins else last)
 
-    def _begin_call(self, index: Any) -> _PartialCall:
+    def _begin_call(self, index: Any) -> PartialCall:
         if len(self._calls) == _MAX_CALLS:
             raise ModelError("model_error", "The model asked for too many tools at once.")
-        self._calls.append(_PartialCall(index))
+        self._calls.append(PartialCall(index))
         return self._calls[-1]
-
-
-class _PartialCall:
-    """A tool call that is arriving."""
-
-    def __init__(self, index: Any) -> None:
-        self.index = index
-        self.id = ""
-        self.name = ""
-        self.arguments: list[str] = []
-        self.extras: dict[str, Any] = {}
 
 
 def _whole_characters(text: str, last: bool) -> tuple[str, str]:

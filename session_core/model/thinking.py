@@ -32,11 +32,10 @@ class ThinkTags:
         self._held += text
         if self._state == "start":
             begin = self._held.lstrip()
-            if _OPEN.startswith(begin):
-                if begin != _OPEN:
-                    return "", ""  # too little to tell
-            elif not begin.startswith(_OPEN):
-                return "", self._release("text")
+            if len(begin) < len(_OPEN) and _OPEN.startswith(begin):
+                return "", ""  # too little to tell
+            if not begin.startswith(_OPEN):
+                return "", self._release()
             self._state, self._held = "thinking", begin.removeprefix(_OPEN)
         if self._state == "thinking":
             reasoning, closed, rest = self._held.partition(_CLOSE)
@@ -51,22 +50,27 @@ class ThinkTags:
     def end(self) -> tuple[str, str]:
         """The reasoning and the text that are still held back."""
         thinking = self._state == "thinking"
-        held = self._release("text")
+        held = self._release()
         return (held, "") if thinking else ("", held)
 
     def _after(self) -> str:
         """The text behind the tag, without the empty lines before it."""
         self._held = self._held.lstrip()
-        return self._release("text") if self._held else ""
+        return self._release() if self._held else ""
 
-    def _release(self, state: str) -> str:
-        held, self._held, self._state = self._held, "", state
+    def _release(self) -> str:
+        held, self._held, self._state = self._held, "", "text"
         return held
 
 
 def _overlap(text: str, tag: str) -> int:
     """How many characters at the end of the text may begin the tag."""
     return next((size for size in range(len(tag) - 1, 0, -1) if text.endswith(tag[:size])), 0)
+
+
+def objects_in(value: Any) -> list[dict[str, Any]]:
+    """The objects in a list of a model server. None in anything else."""
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 def read_reasoning(delta: Mapping[str, Any]) -> tuple[str | None, str]:
@@ -80,18 +84,13 @@ def read_reasoning(delta: Mapping[str, Any]) -> tuple[str | None, str]:
 
 def read_details(details: Any) -> str:
     """The text in a list of reasoning details, as far as it is not encrypted."""
-    found = []
-    for detail in details if isinstance(details, list) else ():
-        if isinstance(detail, dict):
-            found += [detail[key] for key in ("text", "summary") if isinstance(detail.get(key), str)]
-    return "".join(found)
+    texts = (detail.get(key) for detail in objects_in(details) for key in ("text", "summary"))
+    return "".join(text for text in texts if isinstance(text, str))
 
 
 def add_details(known: list[dict[str, Any]], details: Any) -> None:
     """Adds the pieces of reasoning details to the known ones. Pieces of one index and type are one detail."""
-    for piece in details if isinstance(details, list) else ():
-        if not isinstance(piece, dict):
-            continue
+    for piece in objects_in(details):
         index, kind = piece.get("index"), piece.get("type")
         detail = next((one for one in known if (one.get("index"), one.get("type")) == (index, kind)), None)
         if detail is None or not isinstance(index, int):
@@ -108,9 +107,7 @@ def add_details(known: list[dict[str, Any]], details: Any) -> None:
 def read_parts(parts: Any) -> tuple[str, str]:
     """The reasoning and the text in a list of content parts."""
     reasoning, text = "", ""
-    for part in parts if isinstance(parts, list) else ():
-        if not isinstance(part, dict):
-            continue
+    for part in objects_in(parts):
         if part.get("type") == "thinking":
             inner = part.get("thinking")
             reasoning += inner if isinstance(inner, str) else read_parts(inner)[1]

@@ -181,7 +181,7 @@ def call(
             if lost or (isinstance(error, redis.ConnectionError | redis.TimeoutError) and time.monotonic() < give_up):
                 time.sleep(0.02 if lost else 0.1)
                 continue
-            words = re.sub(r"\s+", " ", str(error).partition(", with args")[0])[:200].rstrip(".")
+            words = re.sub(r"\s+", " ", re.split(", with args|[.] script: ", str(error))[0])[:200].rstrip(".")
             if "WRONGTYPE" in words and session_id:
                 log.error("%s cannot be understood and is left as it is: %s", session_id, words)
                 raise SessionCorrupt(session_id) from error

@@ -15,6 +15,7 @@ from storage import FeedGap, StorageUnavailable, TurnFeed, TurnLines
 log = logging.getLogger(__name__)
 
 _RENEW_SECONDS = 0.5  # between two looks at the leases of this process, and at who asks for an end
+_SENT_AT_ONCE = 500  # turns in one round trip, so that Redis is free for others in between
 _LAST_LINE_SECONDS = 2.0  # after its release, in which a turn publishes its last line, if it ever does
 _MAX_WAITING_BYTES = 32 << 20  # of ended turns that wait for a Redis that is away
 _OLD_SUBSTITUTE = 10**12  # number of an entry that an earlier version has added in place of the turn's own
@@ -38,9 +39,14 @@ class Lease:
     waits_since: float | None = None  # when it was first seen to have ended
     finished: bool = False  # there is nothing more to do for it
 
+    def take_lines(self) -> None:
+        """Takes the lines that have come. Those that Redis has not acknowledged are sent again as they were."""
+        if self.lines is not None and not self.sending:
+            self.sending, self.sending_last = self.lines.events(self.sent - 1)
+
 
 class Publisher:
-    """Renews the leases of all turns of this process, and publishes their events, in one round trip for all."""
+    """Renews the leases of all turns of this process, and publishes their events, in few round trips."""
 
     def __init__(self, connection: RedisConnection) -> None:
         self._connection = connection
@@ -72,10 +78,10 @@ class Publisher:
             renew = now >= self._renewed_at + _RENEW_SECONDS
             self._renewed_at = now if renew else self._renewed_at
             for turn in turns:
-                if turn.lines is not None and not turn.sending:  # else what Redis has not acknowledged is sent again
-                    turn.sending, turn.sending_last = turn.lines.events(turn.sent - 1)
-            if due := [turn for turn in turns if renew or turn.sending]:
-                self._send(due)
+                turn.take_lines()
+            due = [turn for turn in turns if renew or turn.sending]
+            while due and self._send(due[:_SENT_AT_ONCE]):
+                due = due[_SENT_AT_ONCE:]
             self._forget_finished(now)
         return bool(turns)
 
@@ -91,7 +97,8 @@ class Publisher:
                 if turn.finished:
                     del self._turns[turn.fence]
 
-    def _send(self, turns: list[Lease]) -> None:
+    def _send(self, turns: list[Lease]) -> bool:
+        """Tells Redis of these turns. Returns whether it has heard that."""
         keys: list[str] = []
         arguments: list[Argument] = []
         for turn in turns:
@@ -106,10 +113,11 @@ class Publisher:
             )
         except StorageUnavailable:
             self._try_again_at = time.monotonic() + _RENEW_SECONDS
-            return
+            return False
         self._try_again_at = 0.0
         for turn, reply in zip(turns, replies, strict=True):
             self._handle(turn, reply)
+        return True
 
     def _handle(self, turn: Lease, reply: bytes) -> None:
         if reply in (b"over", b"gone"):  # followers see when it ends, and read what was stored

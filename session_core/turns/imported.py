@@ -17,6 +17,7 @@ from session_core.data.message import (
 from session_core.data.text import as_object, utf8_text
 from session_core.data.versions import find_parents, find_path
 from session_core.model.reply import sum_usage
+from session_core.turns.stored import with_messages
 from storage import Session, expanded, new_id, timestamp
 
 _MESSAGE_ID = re.compile(r"msg-[0-9a-z-]{1,64}")
@@ -37,13 +38,11 @@ def copied(session: Session, until: str | None) -> tuple[list[StoredMessage], di
     if until is not None and until not in ids:
         raise ImportRefused("until must be the id of a message of that session.")
     last = len(ids) - 1 if until is None else ids.index(until)
-    found = [messages[index].copy() for index in find_path(find_parents(messages), last)]
-    for message in found:  # these tell of the other session's turns
+    found = with_messages(session, [messages[index] for index in find_path(find_parents(messages), last)])
+    for message in found.messages:  # these tell of the other session's turns
         for name in ("idempotency_key", "replaces", "after", "client_id", "terms"):
             message.pop(name, None)  # type: ignore[misc]
-    if last < len(ids) - 1:
-        return _marked(found), {}
-    return _marked(found), {"last_error": session.last_error, "last_refused": session.last_refused}
+    return _marked(found.messages), {"last_error": found.last_error, "last_refused": found.last_refused}
 
 
 def imported(messages: Any) -> tuple[list[StoredMessage], str | None]:

@@ -182,9 +182,9 @@ def test_what_was_learned_is_tried_again_after_ten_minutes() -> None:
     now = [0.0]
     capabilities = Capabilities(RequestForm(), lambda: now[0])
     negotiation = Negotiation(capabilities)
-    negotiation.send(["usage", "tools"])
+    negotiation.sent = ["usage", "tools"]
     assert negotiation.change(failure("tools are not supported"))
-    negotiation.send(["usage"])
+    negotiation.sent = ["usage"]
     negotiation.accept()
     now[0] = REMEMBERED_SECONDS - 1
     assert not capabilities.form.has("tools")
