@@ -1,7 +1,5 @@
 """A turn as its readers see it."""
 
-from __future__ import annotations
-
 import secrets
 import sys
 import threading
@@ -124,12 +122,12 @@ class Turn:
     @property
     def ended(self) -> bool:
         """Whether the last event can be read."""
-        return self._log.closed
+        return self._log.ended
 
     @property
     def size(self) -> int:
         """About how many bytes of memory the turn takes."""
-        return self._log.size() + sys.getsizeof(self.request.text)
+        return self._log.size + sys.getsizeof(self.request.text)
 
     @property
     def length(self) -> int:

@@ -1,7 +1,5 @@
 """What the Chat Completions dialect does with the transcript that a client sends: the turn that a request means."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import hashlib
