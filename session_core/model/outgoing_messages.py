@@ -69,8 +69,7 @@ class OutgoingMessages:
             text = _joined(self.sent.pop()["content"], text)
         if calls:
             made = [self._mended(call, keep_id=self._keeps_id(call.id, message)) for call in calls]
-            contents = [results[call.id].pop(0) if results.get(call.id) else _INTERRUPTED for call in calls]
-            self._add_calls(message, {"role": "assistant", "content": text, "tool_calls": made}, contents)
+            self._add_calls(message, {"role": "assistant", "content": text, "tool_calls": made}, results)
         else:
             self._add_text("assistant", text)
             self._return_metadata(message, self.sent[-1])
@@ -78,9 +77,11 @@ class OutgoingMessages:
     def _add_text(self, role: str, content: Any) -> None:
         self.sent.append({"role": role, "content": content})
 
-    def _add_calls(self, message: MessageFields, calling: dict[str, Any], contents: Sequence[str]) -> None:
+    def _add_calls(self, message: MessageFields, calling: dict[str, Any], results: dict[str, list[str]]) -> None:
         """Adds a message with tool calls, and the results behind it, in the form that this server wants."""
         calls = calling["tool_calls"]
+        own_ids = [call.id for call in read_tool_calls(message)]
+        contents = [results[id].pop(0) if results.get(id) else _INTERRUPTED for id in own_ids]
         self._return_metadata(message, calling)
         if self._form.reasoning_everywhere and "reasoning_content" not in calling:
             own = self._model_id.wrote(message)
