@@ -16,7 +16,7 @@ from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
 from operator import add, mul, truediv
-from typing import Any, NoReturn
+from typing import Any
 
 MAX_LENGTH = 30_000  # characters of an expression
 MAX_DEPTH = 64  # parentheses, calls, signs and powers within one another
@@ -157,10 +157,8 @@ class _Parser:
         return accepted
 
     def _expect(self, symbol: str) -> None:
-        if not self._accept(symbol):
-            self._refuse()
-
-    def _refuse(self) -> NoReturn:
+        if self._accept(symbol):
+            return
         if not self._token:
             raise CalculatorError("the expression ends too early")
         before = self._text[: self._end - len(self._token)].rstrip()[-20:]

@@ -29,7 +29,6 @@ from session_core.data.session import (
     TITLE_LENGTH,
     Session,
     Summary,
-    configured,
     expanded,
     new_id,
     session_from,
@@ -213,7 +212,6 @@ class Storage(ABC):
 
     def flush(self) -> None:
         """Waits, for some seconds at most, until what ended turns have recorded is written."""
-        return None
 
     @abstractmethod
     def check(self) -> None:
@@ -279,16 +277,12 @@ class LockedSession(ABC):
         before. Raises ValueError or TypeError for what JSON in UTF-8 cannot hold (NaN, lone
         surrogates), or where `role` or `content` is not a string.
         """
-        now = timestamp()
-        line = to_json({"id": None, **fields} | {"id": message_id or new_id("msg"), "created_at": created_at or now})
+        own = {"id": message_id or new_id("msg"), "created_at": created_at or timestamp()}
+        line = to_json({"id": None, **fields} | own)
         message = json.loads(line)
         if not is_message(message):
             raise ValueError("a message needs a role and a content, both strings")
-        continues = None if message["role"] == "user" else self.session.continues
-        changed = replace(self.session, updated_at=now, last_error=None, last_refused=False, continues=continues)
-        self._append(changed, line)
-        changed.messages.append(json.loads(line))
-        self._session = changed
+        self._update(line, None if message["role"] == "user" else self.session.continues)
         return message
 
     def set_last_error(self, code: str, *, refused: bool = False) -> None:
@@ -298,9 +292,7 @@ class LockedSession(ABC):
         Durable when this returns. Raises ValueError for what JSON in UTF-8 cannot hold.
         """
         to_json(code)
-        changed = replace(self.session, updated_at=timestamp(), last_error=code, last_refused=refused)
-        self._append(changed, None)
-        self._session = changed
+        self._update(None, self.session.continues, code, refused)
 
     def set_continues(self, attempt: Mapping[str, Any]) -> None:
         """Stores what tells of an attempt that goes on with the last turn, in force until the next user's message.
@@ -308,17 +300,18 @@ class LockedSession(ABC):
         It ends the force of `last_error`. Durable when this returns. Raises ValueError for what JSON in UTF-8 cannot
         hold.
         """
-        copy = json.loads(to_json(attempt))
-        changed = replace(self.session, updated_at=timestamp(), last_error=None, last_refused=False, continues=copy)
-        self._append(changed, None)
-        self._session = changed
+        self._update(None, json.loads(to_json(attempt)))
 
     def configure(self, **settings: str | None) -> None:
         """Sets `title`, `model` or `system_prompt`, or removes it with None. Durable when this returns.
 
-        Neither `updated_at` nor the place in the list changes. Raises ValueError for what JSON in UTF-8 cannot hold.
+        Neither `updated_at` nor the place in the list changes. Raises TypeError for other names, and ValueError for
+        what JSON in UTF-8 cannot hold.
         """
-        changed = configured(self.session, settings)
+        if unknown := settings.keys() - set(SETTINGS):
+            raise TypeError(f"there is no setting {min(unknown)}")
+        to_json(settings)
+        changed = replace(self.session, **settings)  # type: ignore[arg-type]
         self._rewrite(changed)
         self._session = changed
 
@@ -333,6 +326,7 @@ class LockedSession(ABC):
         if not self._released:
             self._released = True
             self._release()
+            self._session = None
 
     def record(self, first: bytes, lines: TurnLines, on_end: Callable[[bool], None]) -> None:
         """Records the turn for which the session is locked: a first line now, then its lines as they come.
@@ -344,11 +338,16 @@ class LockedSession(ABC):
         That thread calls `on_end(True)` when another process asks for the end of the turn, and `on_end(False)` when
         this process has lost the lock.
         """
-        return None
+
+    def read_elsewhere(self) -> bool:
+        """Whether clients of other processes read what is recorded, or one of them wants the turn to run on.
+
+        Raises StorageUnavailable.
+        """
+        return False
 
     def drop_journal(self) -> None:
         """Removes what `record` keeps for the case that the process dies, once all of it is stored. Never raises."""
-        return None
 
     def __enter__(self) -> Self:
         return self
@@ -375,6 +374,17 @@ class LockedSession(ABC):
     @abstractmethod
     def _release(self) -> None:
         """Unlocks. Is called once."""
+
+    def _update(
+        self, line: bytes | None, continues: dict[str, Any] | None, error: str | None = None, refused: bool = False
+    ) -> None:
+        """Stores a message (if any), and this state of the last turn."""
+        state: dict[str, Any] = {"last_error": error, "last_refused": refused, "continues": continues}
+        changed = replace(self.session, updated_at=timestamp(), **state)
+        self._append(changed, line)
+        if line is not None:
+            changed.messages.append(json.loads(line))
+        self._session = changed
 
     def _check_locked(self) -> None:
         if self._released:

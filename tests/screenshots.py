@@ -42,7 +42,7 @@ def main() -> None:
             try:
                 page = Page(driver)
                 for name, dark in (("page-light", False), ("page-dark", True)):
-                    browser.resize(driver, 1100, 720, dark=dark)
+                    browser.resize(driver, 1200, 760, dark=dark)
                     page.open(server.url, "session-bill")
                     page.wait_until(lambda: len(page.answers) == 2 and len(page.all("#list li")) == len(OTHERS) + 1)
                     (ROOT / "docs").mkdir(exist_ok=True)

@@ -1,1 +1,1 @@
-"""How things are written down."""
+"""What a session, a message and a turn are, as data."""

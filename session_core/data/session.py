@@ -5,12 +5,10 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from session_core.data.message import StoredMessage, are_messages, normalize, read_error
-from session_core.data.strict_json import to_json
 from session_core.data.text import unwrap_question
 from session_core.data.versions import replaced_messages
 
@@ -132,11 +130,3 @@ def session_from(session_id: str, value: Any) -> Session:
         extra=extra,
         **texts,
     )
-
-
-def configured(session: Session, settings: Mapping[str, str | None]) -> Session:
-    """The session with these settings. Raises TypeError for other names."""
-    if unknown := settings.keys() - set(SETTINGS):
-        raise TypeError(f"there is no setting {min(unknown)}")
-    to_json(dict(settings))
-    return replace(session, **settings)  # type: ignore[arg-type]

@@ -11,8 +11,6 @@ def utf8_text(value: object) -> str:
     """The string, with halves of a character joined or replaced. Empty for anything that is no string."""
     if not isinstance(value, str):
         return ""
-    if value.isascii():
-        return value
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -29,6 +27,11 @@ def json_object(text: object) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def as_object(value: object) -> dict[str, Any]:
+    """The value, or an empty object where it is none."""
+    return value if isinstance(value, dict) else {}
 
 
 def unwrap_question(text: str) -> str:

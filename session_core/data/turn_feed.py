@@ -26,7 +26,7 @@ class TurnLines(Protocol):
 
 
 class TurnFeed(ABC):
-    """A turn that another process records. Not safe for several threads at once.
+    """A turn that another process records. `read`, `interrupted` and `end` are for one thread.
 
     `id` is the same for the same turn. `substituted` says whether the lines of the last `read` are those of `end`.
     Every method raises StorageUnavailable; `read` and `interrupted` raise FeedGap too.
@@ -48,6 +48,11 @@ class TurnFeed(ABC):
     def end(self, lines: list[bytes]) -> None:
         """Adds the last lines of an interrupted turn in place of its process, unless another process has, or there
         are lines that were not read yet. All readers then read the lines that were added."""
+
+    @abstractmethod
+    def tell_readers(self, reading: bool, kept: bool) -> None:
+        """Tells the process that runs the turn whether clients read it here, which holds for five seconds, and
+        whether one of them wants it to run on, which holds for good."""
 
     @abstractmethod
     def ask_to_end(self) -> None:

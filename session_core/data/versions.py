@@ -43,20 +43,9 @@ def find_path(parents: Sequence[int], index: int) -> list[int]:
 def replaced_messages(messages: Sequence[StoredMessage]) -> dict[str, str]:
     """The ids of the messages that are in the conversation no more, each with that of the one that replaced it."""
     parents = find_parents(messages)
-    found: dict[str, str] = {}
-    path: list[int] = []
-    places: dict[int, int] = {}  # of those in the path
-    for index, parent in enumerate(parents):
-        back = []  # what was replaced, and leads to this message
-        while parent >= 0 and parent not in places:
-            back.append(parent)
-            parent = parents[parent]
-        kept = places[parent] + 1 if parent >= 0 else 0
-        for left in path[kept:]:
-            found[messages[left]["id"]] = messages[index]["id"]
-            del places[left]
-        for one in reversed(back):
-            del found[messages[one]["id"]]
-        path[kept:] = [*reversed(back), index]
-        places |= {one: place for place, one in enumerate(path[kept:], kept)}
-    return found
+    last_behind = list(range(len(messages)))  # of each message: the last one that stands behind it, on whatever way
+    for index in range(len(messages) - 1, -1, -1):
+        if (parent := parents[index]) >= 0:
+            last_behind[parent] = max(last_behind[parent], last_behind[index])
+    replacing = ((message, last + 1) for message, last in zip(messages, last_behind, strict=True))
+    return {message["id"]: messages[index]["id"] for message, index in replacing if index < len(messages)}

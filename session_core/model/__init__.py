@@ -1,1 +1,1 @@
-"""The model server: its connection, its stream, its history, its tools, its failures."""
+"""The model server: its connection, its stream, its history, its capabilities, its failures."""

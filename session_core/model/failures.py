@@ -192,15 +192,11 @@ def _masked(words: str, sent: list[str]) -> str:
     Model servers quote the request in their errors, and no message text may stand in a log line.
     """
     words = _SECRET.sub("***", " ".join(words[:_MAX_WORDS].split()))
-    words = _LONG_WORD.sub(_mask_if_secret, words)[:_MAX_LOGGED]
+    words = _LONG_WORD.sub(lambda word: "***" if any(map(str.isdigit, word[0])) else word[0], words)[:_MAX_LOGGED]
     text = " ".join(" ".join(sent).split())
     starts = (start for start in range(len(words) - 7) if words[start : start + 8] in text)
     repeated = {index for start in starts for index in range(start, start + 8)}
     return re.sub("\0+", "…", "".join("\0" if index in repeated else letter for index, letter in enumerate(words)))
-
-
-def _mask_if_secret(word: re.Match[str]) -> str:
-    return "***" if any(map(str.isdigit, word.group())) else word.group()
 
 
 def _delay(headers: Mapping[str, str]) -> float | None:

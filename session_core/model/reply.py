@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from session_core.data.text import json_object, utf8_text
+from session_core.data.text import as_object, json_object, utf8_text
 from session_core.model.budget import Budget
 from session_core.model.events import Chunk, ModelError, Reasoning, ToolCall
 from session_core.model.failures import NotAnAnswer
@@ -181,8 +181,7 @@ class Reply:
 
     def _add_calls(self, pieces: Any) -> None:
         for piece in objects_in(pieces):
-            function = piece.get("function")
-            function = function if isinstance(function, dict) else {}
+            function = as_object(piece.get("function"))
             id, name, arguments = piece.get("id"), function.get("name"), function.get("arguments")
             id, name = id if isinstance(id, str) else "", name if isinstance(name, str) else ""
             if not isinstance(arguments, str):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Protocol
 
-_IDLE_SECONDS = 10.0  # for which the thread waits for something to write
+from session_core.stores.clock import Clock
 
 
 class Recording(Protocol):
@@ -26,42 +27,27 @@ class BackgroundWriter:
         self._seconds = seconds
         self._changed = threading.Condition()
         self._recordings: dict[Recording, object] = {}  # each with what its last `add` has made
-        self._thread: threading.Thread | None = None
-        self._woken = False  # not to wait before the next flush
-        self._ending = False  # not to wait for something to write
+        self._clock = Clock(self._tick)
 
     def add(self, recording: Recording) -> None:
         """Flushes this from now on. Raises RuntimeError where the system gives no more threads."""
         with self._changed:
-            if self._thread is None:
-                thread = threading.Thread(target=self._work, name="recordings", daemon=True)
-                thread.start()
-                self._thread = thread
             self._recordings[recording] = object()
-            self._ending = False
-            self._changed.notify_all()
+        self._clock.wake_by(time.monotonic() + self._seconds)
 
     def flush(self, seconds: float) -> None:
-        """Waits, at most so long, until what has ended is written. Then the thread ends, if it has no more to do."""
+        """Waits, at most so long, until what has ended is written."""
+        self._clock.hurry()
         with self._changed:
-            self._woken = self._ending = True
-            self._changed.notify_all()
             self._changed.wait_for(lambda: not any(one.pending for one in self._recordings), seconds)
 
-    def _work(self) -> None:
-        while True:
-            with self._changed:
-                if not self._recordings:
-                    self._changed.wait_for(lambda: self._recordings or self._ending, _IDLE_SECONDS)
-                    if not self._recordings:
-                        self._thread = None
-                        return
-                self._changed.wait_for(lambda: self._woken, self._seconds)
-                self._woken = False
-                recordings = list(self._recordings.items())
-            done = [(recording, added) for recording, added in recordings if not recording.flush()]
-            with self._changed:
-                for recording, added in done:
-                    if self._recordings[recording] is added:  # else it was added again meanwhile
-                        del self._recordings[recording]
-                self._changed.notify_all()
+    def _tick(self, now: float) -> float | None:
+        with self._changed:
+            recordings = list(self._recordings.items())
+        done = [(recording, added) for recording, added in recordings if not recording.flush()]
+        with self._changed:
+            for recording, added in done:
+                if self._recordings[recording] is added:  # else it was added again meanwhile
+                    del self._recordings[recording]
+            self._changed.notify_all()
+            return now + self._seconds if self._recordings else None

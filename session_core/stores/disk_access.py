@@ -1,12 +1,26 @@
-"""Whole reads, whole writes, and directories whose changes are durable."""
+"""Whole reads, whole writes, directories whose changes are durable, and what the system refuses."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator
 
 from session_core.stores.file_locks import close_unlocked, lock_waiting
+from storage import StorageUnavailable
+
+log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def unavailable(verb: str, what: str, level: int = logging.ERROR) -> Iterator[None]:
+    """Logs the system's errors and raises StorageUnavailable for them."""
+    try:
+        yield
+    except OSError as error:
+        log.log(level, "cannot %s %s: %s", verb, what, error)
+        raise StorageUnavailable(f"cannot {verb} {what}: {error.strerror or error}") from error
 
 
 @contextlib.contextmanager

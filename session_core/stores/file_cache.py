@@ -10,8 +10,6 @@ from typing import NamedTuple
 
 from storage import Session, Storage, Summary
 
-SummaryCache = Callable[[Storage, str, tuple[int, ...]], Summary]  # by store, session, and version of its file
-
 _CACHED_SUMMARIES = 10_000
 
 _MIN_BYTES = 64 << 10  # a smaller file is parsed in well under a millisecond
@@ -37,13 +35,17 @@ class ParsedFile(NamedTuple):
 class FileCache:
     """Parsed files by path and version of the file. Every method may be called from any thread.
 
-    A file is taken out for a turn, whose messages are added to it, and put back when the turn ends.
+    A file is taken out for a turn, whose messages are added to it, and put back when the turn ends. `summary` gives
+    what a list shows of a session, and keeps it for each version of its file.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._files: dict[str, tuple[tuple[int, ...], ParsedFile]] = {}  # by path, oldest first
         self._bytes = 0
+        self.summary: Callable[[Storage, str, tuple[int, ...]], Summary] = functools.lru_cache(_CACHED_SUMMARIES)(
+            lambda storage, id, _version: Storage.summary(storage, id)
+        )
 
     def take(self, path: str, version: tuple[int, ...]) -> ParsedFile | None:
         """The file as it was put back, if that was this version."""
@@ -65,8 +67,3 @@ class FileCache:
         known, parsed = self._files.pop(path, (None, None))
         self._bytes -= parsed.end if parsed else 0
         return known, parsed
-
-
-def summary_cache() -> SummaryCache:
-    """A function that gives the summary of a session, and keeps that of each version of a file."""
-    return functools.lru_cache(_CACHED_SUMMARIES)(lambda storage, id, _version: Storage.summary(storage, id))

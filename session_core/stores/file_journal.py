@@ -69,21 +69,13 @@ class FileJournal:
 def read_journal(path: str) -> list[bytes]:
     """The lines of a journal, none of a file that no journal can be. Raises OSError where it cannot be read."""
     try:
-        file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError:
-        if not stat.S_ISREG(os.lstat(path).st_mode):
-            return []
-        raise
-    try:
-        found = os.fstat(file)
+        found = os.lstat(path)
         if not stat.S_ISREG(found.st_mode) or found.st_size > _MAX_BYTES:
             return []
-        with open(file, "rb", closefd=False) as opened:
-            return opened.read().split(b"\n")
-    finally:
-        os.close(file)
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+            return file.read().split(b"\n")
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def remove_journal(path: str) -> None:

@@ -48,10 +48,10 @@ def _let_go() -> None:
         os.close(null)
 
 
-def lock_now(file: int) -> bool:
+def lock_now(file: int, *, shared: bool = False) -> bool:
     """Locks the file, or gives False where it is locked."""
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
@@ -86,11 +86,7 @@ def turn_marked(file: int) -> bool:
         lock = struct.pack(_STRUCT_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
         found = struct.unpack(_STRUCT_FLOCK, fcntl.fcntl(file, fcntl.F_OFD_GETLK, lock))
         return bool(found[0] != fcntl.F_UNLCK)
-    try:
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    return False
+    return not lock_now(file, shared=True)
 
 
 def _set_mark(file: int, kind: int) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import operator
 import os
 import secrets
 import stat
@@ -15,9 +14,16 @@ from dataclasses import replace
 from typing import TypeVar
 
 from session_core.stores.background_writer import BackgroundWriter
-from session_core.stores.disk_access import make_directory, read_all, rename_new, synced, version_of, write_all
-from session_core.stores.disk_errors import unavailable
-from session_core.stores.file_cache import FileCache, ParsedFile, SummaryCache, is_large, summary_cache
+from session_core.stores.disk_access import (
+    make_directory,
+    read_all,
+    rename_new,
+    synced,
+    unavailable,
+    version_of,
+    write_all,
+)
+from session_core.stores.file_cache import FileCache, ParsedFile, is_large
 from session_core.stores.file_journal import FileJournal, read_journal, remove_journal
 from session_core.stores.file_layout import closing, layout, parse
 from session_core.stores.file_locks import (
@@ -71,7 +77,6 @@ class FileStorage(Storage):
         self._directory = os.path.abspath(directory)
         self._cache: FileCache = beside._cache if beside else FileCache()
         self._writer: BackgroundWriter = beside._writer if beside else BackgroundWriter(_FLUSH_SECONDS)
-        self._cached_summary: SummaryCache = beside._cached_summary if beside else summary_cache()
         with unavailable("open", self._directory, logging.DEBUG):  # the error is shown at the start
             make_directory(self._directory)
             release_in_children(self._directory)
@@ -88,7 +93,7 @@ class FileStorage(Storage):
 
     def summary(self, session_id: str) -> Summary:
         found = self._at(checked_id(session_id), lambda _, found: found)
-        return self._cached_summary(self, session_id, version_of(found))
+        return self._cache.summary(self, session_id, version_of(found))
 
     def flush(self) -> None:
         self._writer.flush(_END_SECONDS)
@@ -107,27 +112,24 @@ class FileStorage(Storage):
             return self._parsed(session_id, file)[0]
 
     def _ids(self) -> list[str]:
-        found = []
+        return [id for _, id in sorted((-modified, id) for modified, id in self._modified())]
+
+    def unchanged_since(self, when: float) -> Iterator[str]:
+        for number, (modified, session_id) in enumerate(self._modified(), 1):
+            if number % _SCANNED_AT_ONCE == 0:
+                time.sleep(0.005)  # so that requests go on beside a scan of a hundred thousand files
+            if modified < when * 1e9:
+                yield session_id
+
+    def _modified(self) -> Iterator[tuple[int, str]]:
+        """When each session last changed, in nanoseconds, and its id."""
         with unavailable("list", self._directory), os.scandir(self._directory) as entries:
             for entry in entries:
                 if (file := SESSION_FILE.fullmatch(entry.name)) and entry.is_file(follow_symlinks=False):
                     try:  # suppress() is slower, and there may be a hundred thousand files
-                        found.append((entry.stat(follow_symlinks=False).st_mtime_ns, file[1]))
+                        yield entry.stat(follow_symlinks=False).st_mtime_ns, file[1]
                     except FileNotFoundError:  # deleted meanwhile
                         continue
-        found.sort(key=operator.itemgetter(1))
-        found.sort(key=operator.itemgetter(0), reverse=True)
-        return [id for _, id in found]
-
-    def unchanged_since(self, when: float) -> Iterator[str]:
-        with unavailable("list", self._directory), os.scandir(self._directory) as entries:
-            for number, entry in enumerate(entries, 1):
-                if number % _SCANNED_AT_ONCE == 0:
-                    time.sleep(0.005)  # so that requests go on beside a scan of a hundred thousand files
-                with contextlib.suppress(FileNotFoundError):
-                    file = SESSION_FILE.fullmatch(entry.name)
-                    if file and entry.stat(follow_symlinks=False).st_mtime < when:
-                        yield file[1]
 
     def changed_at(self, session_id: str) -> float:
         return self._at(checked_id(session_id), lambda _, found: found.st_mtime)
@@ -318,11 +320,7 @@ class _LockedFile(LockedSession):
         self._end = len(layout(session)) - len(closing(session))
 
     def _delete(self) -> None:
-        with (
-            unavailable("delete", self.id),
-            synced(self._storage._directory),
-            contextlib.suppress(FileNotFoundError),
-        ):
+        with unavailable("delete", self.id), synced(self._storage._directory), contextlib.suppress(FileNotFoundError):
             os.unlink(self._path)
         self.drop_journal()
 

@@ -13,9 +13,8 @@ from typing import Any
 
 from session_core.data.strict_json import from_json, to_json
 from session_core.stores.background_writer import BackgroundWriter
-from session_core.stores.redis_connection import RETRY_SECONDS, Argument, RedisConnection
+from session_core.stores.redis_connection import RETRY_SECONDS, Argument, RedisConnection, RedisKeys
 from session_core.stores.redis_feed import Lease, Publisher, RedisTurnFeed, published_lines
-from session_core.stores.redis_keys import RedisKeys
 from session_core.stores.redis_scripts import LEASE_MILLISECONDS, SHORT_LEASE_MILLISECONDS
 from storage import (
     SETTINGS,
@@ -54,12 +53,12 @@ class RedisStorage(Storage):
         self._connection = RedisConnection(url)
         self._publisher = Publisher(self._connection)
         self._writer = BackgroundWriter(_FLUSH_SECONDS)
-        self._keys = RedisKeys.of("")
+        self._keys = RedisKeys(self._connection, "session_server:")
         self._random = secrets.token_hex(8)
 
     def for_user(self, name: str) -> Storage:
         store = copy.copy(self)
-        store._keys = RedisKeys.of(name)
+        store._keys = RedisKeys(self._connection, f"session_server@{name}:")
         return store
 
     def check(self) -> None:
@@ -67,7 +66,7 @@ class RedisStorage(Storage):
 
     def page(self, limit: int | None = None, after: str | None = None) -> tuple[list[str], str | None]:
         after_id = "" if after is None else checked_id(after)
-        found = self._run("list", "page", "", after_id, "" if limit is None else limit)
+        found = self._keys.run("list", "page", "", after_id, "" if limit is None else limit)
         if found == b"missing":
             raise SessionNotFound(after)
         ids = [id.decode() for id in found]
@@ -95,23 +94,23 @@ class RedisStorage(Storage):
             time.sleep(0.01)
         if starting or not published or self._is_ours(published):
             return None
-        return RedisTurnFeed(self._connection, self._keys, session_id, published)
+        return RedisTurnFeed(self._keys, session_id, published)
 
     def clock(self) -> float:
         seconds, microseconds = self._connection.time()
         return seconds + microseconds / 1e6
 
     def changed_at(self, session_id: str) -> float:
-        found = self._run("look at", "score", checked_id(session_id), session_id)
+        found = self._keys.run("look at", "score", checked_id(session_id), session_id)
         return -float(found) / 1e6 if found else self.clock()
 
     def changed_since(self, when: float) -> Iterator[str]:
-        found = self._run("list", "newer", "", int(when * 1_000_000))
+        found = self._keys.run("list", "newer", "", int(when * 1_000_000))
         yield from (id.decode() for id in found)
 
     def unchanged_since(self, when: float) -> Iterator[str]:
         kept = 0  # of those that were given, which the caller has not deleted
-        while found := self._run("list", "older", "", int(when * 1_000_000), kept, _LISTED_AT_ONCE):
+        while found := self._keys.run("list", "older", "", int(when * 1_000_000), kept, _LISTED_AT_ONCE):
             for id in found:
                 yield id.decode()
                 with contextlib.suppress(SessionNotFound):
@@ -120,7 +119,7 @@ class RedisStorage(Storage):
 
     def journal(self, session_id: str) -> list[bytes]:
         _, published = self._holder(checked_id(session_id))
-        return published_lines(self._connection, self._keys, session_id, published) if published else []
+        return published_lines(self._keys, session_id, published) if published else []
 
     def flush(self) -> None:
         self._writer.flush(RETRY_SECONDS)
@@ -129,7 +128,7 @@ class RedisStorage(Storage):
         fields = [part for pair in _fields(session).items() for part in pair] + ["created_at", session.created_at]
         lines = [to_json(message) for message in session.messages]
         # One that exists was made by a try whose reply was lost, or by another caller of `ensure`.
-        self._run("create", "create", session.id, session.id, len(fields), *fields, *lines)
+        self._keys.run("create", "create", session.id, session.id, len(fields), *fields, *lines)
 
     def _read(self, session_id: str) -> Session:
         return self._find(session_id, 0, -1)[0]
@@ -141,7 +140,7 @@ class RedisStorage(Storage):
         fence = self._fence_prefix + secrets.token_hex(16)
         holder = f"{'turn' if turn else 'short'} {fence}"
         milliseconds = LEASE_MILLISECONDS if turn else SHORT_LEASE_MILLISECONDS
-        if self._run("lock", "lock", session_id, fence, holder, milliseconds) == b"locked":
+        if self._keys.run("lock", "lock", session_id, fence, holder, milliseconds) == b"locked":
             return None
         locked = _LockedRedis(self, Lease(session_id, self._keys, fence, holder))
         if turn:
@@ -158,7 +157,7 @@ class RedisStorage(Storage):
 
     def _holder(self, session_id: str) -> tuple[str, str]:
         """Who has locked the session, and the fence of the newest published turn. Empty strings for none."""
-        holder, published = self._run("look at", "holder", session_id)
+        holder, published = self._keys.run("look at", "holder", session_id)
         return (holder or b"").decode(), (published or b"").decode()
 
     @property
@@ -172,7 +171,7 @@ class RedisStorage(Storage):
     def _find(self, session_id: str, first: int, last: int) -> tuple[Session, int]:
         """The session with its messages from index `first` to `last`, and how many it has in all."""
         names = ("created_at", "updated_at", *_JSON_FIELDS)
-        fields, lines, count = self._run("read", "read", session_id, first, last, *names)
+        fields, lines, count = self._keys.run("read", "read", session_id, first, last, *names)
         try:
             value: dict[str, Any] = {
                 name: from_json(field) if name in _JSON_FIELDS else field.decode()
@@ -186,9 +185,6 @@ class RedisStorage(Storage):
         except (ValueError, RecursionError) as error:
             log.error("%s cannot be understood and is left as it is: %s", session_id, error)
             raise SessionCorrupt(session_id) from error
-
-    def _run(self, verb: str, script: str, session_id: str, *arguments: Argument, retry_seconds: float = 0) -> Any:
-        return self._keys.run(self._connection, verb, script, session_id, *arguments, retry_seconds=retry_seconds)
 
 
 def _fields(session: Session) -> dict[str, str]:
@@ -206,8 +202,11 @@ class _LockedRedis(LockedSession):
 
     def record(self, first: bytes, lines: TurnLines, on_end: Callable[[bool], None]) -> None:
         with contextlib.suppress(StorageUnavailable, SessionCorrupt):  # which was logged; nobody can follow it then
-            self._storage._run("publish the turn of", "publish_first", self.id, self.lease.fence, first)
-            self._storage._publisher.publish(self.lease, lines, on_end)
+            self._storage._keys.run("publish the turn of", "publish_first", self.id, self.lease.fence, first)
+            self.lease.on_end, self.lease.lines = on_end, lines  # in this order: what has lines is published
+
+    def read_elsewhere(self) -> bool:
+        return bool(self._storage._keys.run("look for readers of", "readers", self.id, self.lease.fence))
 
     def _load(self) -> Session:
         return self._storage._read(self.id)
@@ -233,11 +232,11 @@ class _LockedRedis(LockedSession):
         count = "" if self._session is None else len(self._session.messages)
         self.lease.released = True
         with contextlib.suppress(StorageUnavailable, SessionCorrupt):  # which was logged; the lease runs out
-            self._storage._run("release", "release", self.id, self.lease.fence, self.lease.holder, count)
+            self._storage._keys.run("release", "release", self.id, self.lease.fence, self.lease.holder, count)
 
     def _change(self, script: str, *arguments: Argument) -> None:
         fence = self.lease.fence
-        found = self._storage._run(script, script, self.id, fence, *arguments, retry_seconds=RETRY_SECONDS)
+        found = self._storage._keys.run(script, script, self.id, fence, *arguments, retry_seconds=RETRY_SECONDS)
         if found in (b"lost", b"vanished"):
             why = "another process has locked it since" if found == b"lost" else "Redis has it no more"
             log.error("the lock of %s is lost: %s", self.id, why)

@@ -1,4 +1,4 @@
-"""The connection to Redis: its clients, its scripts, its errors, its configuration."""
+"""The connection to Redis: its clients, its scripts, its errors, its configuration, and the keys of each user."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 import re
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import redis
@@ -14,7 +15,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from session_core.stores.redis_scripts import DURABLE, KEEP_MILLISECONDS, SCRIPTS
-from storage import SessionCorrupt, StorageUnavailable
+from storage import SessionCorrupt, SessionNotFound, StorageUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -115,13 +116,49 @@ class RedisConnection:
         if fsync is None:
             log.warning("Redis does not tell its appendfsync and min-replicas-to-write: they could not be checked")
 
-    def _configured(self, name: str) -> str | None:
-        try:
-            found: Any = call("reach Redis", lambda: self.client.config_get(name), level=logging.DEBUG)
-        except _Refused:
-            return None
-        value: str | None = found.get(name)
-        return value
+    def _configured(self, name: str) -> Any:
+        """The text of a setting. None where Redis does not tell it."""
+        found: Any = {}
+        with contextlib.suppress(_Refused):
+            found = call("reach Redis", lambda: self.client.config_get(name), level=logging.DEBUG)
+        return found.get(name)
+
+
+@dataclass(frozen=True)
+class RedisKeys:
+    """The keys of one user's sessions, which begin with this prefix, and scripts that run on them."""
+
+    connection: RedisConnection
+    prefix: str
+
+    def session(self, session_id: str) -> str:
+        """A session, but for its messages."""
+        return f"{self.prefix}session:{session_id}"
+
+    def lease(self, session_id: str) -> str:
+        """Who has locked a session."""
+        return f"{self.prefix}lease:{session_id}"
+
+    def events(self, fence: str) -> str:
+        """What a turn has published."""
+        return f"{self.prefix}events:{fence}"
+
+    def run(
+        self,
+        verb: str,
+        script: str,
+        session_id: str,
+        *arguments: Argument,
+        retry_seconds: float = 0,
+    ) -> Any:
+        """The result of a script on a session. Raises SessionNotFound, SessionCorrupt, StorageUnavailable."""
+        messages, sessions = f"{self.prefix}messages:{session_id}", f"{self.prefix}sessions"
+        keys = [self.session(session_id), messages, self.lease(session_id), sessions]
+        what = f"{verb} {session_id}".strip()
+        found = call(what, lambda: self.connection.run(script, keys, arguments), retry_seconds, session_id)
+        if found == b"missing" and session_id:
+            raise SessionNotFound(session_id)
+        return found
 
 
 class _Refused(StorageUnavailable):
@@ -146,7 +183,7 @@ def call(
             if lost or (isinstance(error, redis.ConnectionError | redis.TimeoutError) and time.monotonic() < give_up):
                 time.sleep(0.02 if lost else 0.1)
                 continue
-            words = re.sub(r"\s+", " ", str(error).partition(", with args")[0])[:200].rstrip(".")
+            words = re.sub(r"\s+", " ", re.split(", with args|[.] script: ", str(error))[0])[:200].rstrip(".")
             if "WRONGTYPE" in words and session_id:
                 log.error("%s cannot be understood and is left as it is: %s", session_id, words)
                 raise SessionCorrupt(session_id) from error

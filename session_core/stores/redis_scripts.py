@@ -4,14 +4,16 @@ Keys begin with `session_server:`, those of a user with `session_server@<name>:`
 
     session:<id>     a hash: times, settings, state; `token`, the fence of the caller that has locked the session;
                      `published`, the fence of the newest turn that was recorded (`told` by earlier versions);
-                     `replaced` where a question has replaced messages
+                     `replaced` where a question has replaced messages; `asked` and `kept`, the fence of a turn that
+                     another process wants to end, or to run on
     messages:<id>    a list: each message as JSON
     sessions         a sorted set: the ids, in the order of the list
     lease:<id>       who has locked the session; it expires unless it is renewed
     events:<fence>   a stream: what a turn has published, until a minute after its end; where the turn's process is
                      gone, until somebody has stored what it has left. An entry's id is the number of its first line.
                      The last one has the field `last`, and `substitute` where another process has added it
-    readers:<fence>  a sorted set: the other processes whose callers read the turn, and until when they said so
+    readers:<fence>  a sorted set: the other processes whose clients read the turn, and until when that holds, in
+                     milliseconds by Redis' clock
 
 A caller that locks a session writes a fence of its own into the hash, and each later change compares it. A caller
 whose lease has run out, and whose session another one has locked, can change nothing any more, whatever its clock
@@ -22,6 +24,7 @@ from __future__ import annotations
 
 LEASE_MILLISECONDS = 5000  # after which a lock for a turn is free whose process does not renew it
 SHORT_LEASE_MILLISECONDS = 2000  # the same for a short lock, which is not renewed
+READER_MILLISECONDS = 5000  # for which another process reads a turn that does not say so again
 KEEP_MILLISECONDS = 60_000  # for which a turn's events are kept after its end
 DELETED_MILLISECONDS = 5000  # the same after the session's deletion, so that who watches gets its end
 DURABLE = ("create", "write", "delete")  # scripts that wait for replicas
@@ -94,7 +97,7 @@ local fence, holder, milliseconds = unpack(ARGV)
 if redis.call('EXISTS', session) == 0 then return 'missing' end
 local other = redis.call('GET', lease)
 if other and other ~= holder then return 'locked' end
-redis.call('HDEL', session, 'asked', 'written')
+redis.call('HDEL', session, 'asked', 'kept', 'written')
 redis.call('HSET', session, 'token', fence)
 redis.call('SET', lease, holder, 'PX', milliseconds)
 """,
@@ -209,6 +212,21 @@ if newest and not over and newest + count == tonumber(first) then
     redis.call('XADD', events .. fence, first .. '-0', 'lines', lines, 'last', '1', 'substitute', '1')
     redis.call('PEXPIRE', events .. fence, {KEEP_MILLISECONDS})
 end
+""",
+    # Whether other processes than the turn's own read the turn. Before that, notes what one of them says of itself.
+    "readers": f"""
+local fence, reader, reading, kept = unpack(ARGV)
+local readers, time = prefix .. 'readers:' .. fence, redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+if reader then
+    redis.call('ZADD', readers, now + reading * {READER_MILLISECONDS}, reader)
+    redis.call('PEXPIRE', readers, {READER_MILLISECONDS})
+    if kept == '1' and redis.call('HGET', session, 'token') == fence then
+        redis.call('HSET', session, 'kept', fence)
+    end
+end
+if redis.call('HGET', session, 'kept') == fence then return 1 end
+return redis.call('ZCOUNT', readers, '(' .. now, '+inf')
 """,
     "ask": """
 local fence = unpack(ARGV)

@@ -1,1 +1,1 @@
-"""What is outside of a turn and sees it: spans, metrics, traces."""
+"""What sees the work of the server: spans, metrics, traces."""

@@ -77,10 +77,6 @@ class Metrics(Observer):
             self._running.inc()
         return _Observed(self, work, (within or self._observer).start_span(work))
 
-    def count_first_chunk(self, seconds: float) -> None:
-        """Counts the first text of a turn."""
-        self._chunk_seconds.observe(seconds)
-
     def count(self, work: Span, outcome: Result) -> None:
         """Counts work that has ended."""
         match work:
@@ -126,7 +122,7 @@ class _Observed(Observer):
         return self._observer.current()
 
     def first_chunk(self, seconds: float) -> None:
-        self._metrics.count_first_chunk(seconds)
+        self._metrics._chunk_seconds.observe(seconds)
         self._observer.first_chunk(seconds)
 
     def end(self, outcome: Result) -> None:

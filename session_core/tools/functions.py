@@ -8,7 +8,7 @@ import inspect
 import re
 import threading
 import typing
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NewType, Protocol
 
 import pydantic
@@ -129,7 +129,7 @@ class Tool:
             faults = (f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
             raise ValueError("invalid arguments: " + "; ".join(faults)) from None
         if self._async:
-            result = asyncio.run(_awaited(result))
+            result = asyncio.run(result)
         return bounded(result_text(result))
 
 
@@ -224,7 +224,3 @@ def _nearly_right(arguments: str) -> dict[str, Any] | None:
     except ValueError:
         return None
     return json_object(inner) if isinstance(inner, str) else None
-
-
-async def _awaited(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    return await coroutine

@@ -61,7 +61,11 @@ class McpServers:
     def tools(self) -> list[McpTool]:
         """The tools of all servers, as the servers listed them last. Those that come later stand behind the others:
         the beginning of requests to the model stays the same, and so do names."""
-        listed = {(server.name, tool.name): (server, tool) for server in self._servers for tool in server.tools}
+        listed = {
+            (server.settings.name, tool.name): (server, tool)
+            for server in self._servers
+            for tool in server.connection.tools
+        }
         with self._lock:
             self._names = {key: name for key, name in self._names.items() if key in listed}
             taken = set(self._names.values())
@@ -96,25 +100,19 @@ class _Server:
     """One server, whose connection is made again and again."""
 
     def __init__(self, settings: McpServer, guard: Guard) -> None:
-        self.name = settings.name
         self.settings = settings
         self._guard = guard
         self._first: concurrent.futures.Future[str] = concurrent.futures.Future()  # try to start
         self._older = False  # it knows the older handshake alone
         self._stderr = Stderr()
-        self._connection = McpConnection(settings)  # the last one that stood
-        self._connection.gone.set()
+        self.connection = McpConnection(settings)  # the last one that stood
+        self.connection.gone.set()
         self._scope: anyio.CancelScope | None = None
         self._ending = False
 
-    @property
-    def tools(self) -> tuple[mcp_types.Tool, ...]:
-        """What it listed last."""
-        return self._connection.tools
-
     async def call(self, tool: str, arguments: dict[str, Any], call_id: str) -> mcp_types.CallToolResult:
         """Calls a tool. When the task is cancelled, the server is told. Raises ValueError in words for the model."""
-        return await self._connection.call(tool, arguments, call_id)
+        return await self.connection.call(tool, arguments, call_id)
 
     def wait(self, began_at: float) -> None:
         """Waits for the end of the first try to start. Raises McpError where the server must start, and does not."""
@@ -124,9 +122,9 @@ class _Server:
         except TimeoutError:
             reason = self._with_last_line(f"it did not answer within {seconds:g} s")
         if reason and not self.settings.optional:
-            raise McpError(f"the MCP server {self.name} does not start: {reason}")
+            raise McpError(f"the MCP server {self.settings.name} does not start: {reason}")
         if reason:
-            log.warning("MCP server %s: %s; going on without it for now", self.name, reason)
+            log.warning("MCP server %s: %s; going on without it for now", self.settings.name, reason)
 
     async def keep(self) -> None:
         """Keeps a connection until `end`, or until the first try fails and must not."""
@@ -142,7 +140,7 @@ class _Server:
                     return
                 if time.monotonic() - began_at > _LONGEST_PAUSE_SECONDS:
                     pause = _FIRST_PAUSE_SECONDS
-                log.warning("MCP server %s: %s; trying again in %g s", self.name, reason, pause)
+                log.warning("MCP server %s: %s; trying again in %g s", self.settings.name, reason, pause)
                 self._tried()
                 await anyio.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
@@ -150,19 +148,19 @@ class _Server:
     def end(self) -> None:
         """Ends `keep`."""
         self._ending = True
-        if self._scope and self._connection.gone.is_set():
+        if self._scope and self.connection.gone.is_set():
             self._scope.cancel()
-        self._connection.gone.set()
+        self.connection.gone.set()
 
     async def _connect(self) -> str:
         """Makes a connection, waits for its end, and returns the reason."""
         connection = McpConnection(self.settings)
         reason = await self._attempt(connection)
-        if connection.gone.is_set() and connection is not self._connection and not self._older:
+        if connection.gone.is_set() and connection is not self.connection and not self._older:
             # Some older servers end at the first request of the newer handshake, which they do not know.
             self._older, connection = True, McpConnection(self.settings)
             reason = await self._attempt(connection)
-        was_up = connection is self._connection
+        was_up = connection is self.connection
         self._older = self._older and was_up  # or it may have become a newer one
         # What it writes later may quote a message, and is not for the log.
         return reason if was_up else self._with_last_line(reason)
@@ -183,7 +181,7 @@ class _Server:
             with anyio.move_on_after(seconds) as deadline:
                 async with connection.opened(transport, self._older):
                     deadline.deadline = float("inf")
-                    self._connection = connection
+                    self.connection = connection
                     self._tried()
                     await connection.follow()
         except Exception as error:  # noqa: BLE001  whatever a server does costs its own tools

@@ -10,7 +10,7 @@ from typing import Any
 import mcp_types
 import pydantic_core
 
-from session_core.data.text import utf8_text
+from session_core.data.text import as_object, utf8_text
 
 MAX_MESSAGE_BYTES = 8 << 20  # of one message of an MCP server
 
@@ -31,11 +31,6 @@ _DATA_URL = re.compile(r"data:([\w.+/-]{0,99})(?:;[\w.+/=-]{1,99}){0,5};base64,(
 _BASE64 = re.compile(
     r"[A-Za-z0-9+/\\_-]{40,}(?:\r?\n[A-Za-z0-9+/\\_-]{40,})*(?:\r?\n[A-Za-z0-9+/\\_-]{1,76}(?![^\s=]))?={0,2}"
 )
-
-
-def as_object(value: object) -> dict[str, Any]:
-    """The value, or an empty object where it is none."""
-    return value if isinstance(value, dict) else {}
 
 
 def read_messages(text: str) -> list[dict[str, Any]]:

@@ -14,7 +14,8 @@ from mcp import ClientSession, MCPError
 from mcp.client.subscriptions import ListenNotSupportedError, SubscriptionLost, listen
 from mcp.shared.jsonrpc_dispatcher import JSONRPCDispatcher
 
-from session_core.tools.mcp_answers import as_object, read_result, without_base64
+from session_core.data.text import as_object
+from session_core.tools.mcp_answers import read_result, without_base64
 from session_core.tools.mcp_config import McpServer
 from session_core.tools.mcp_tools import read_tools
 

@@ -11,10 +11,10 @@ from typing import Any, Literal
 import mcp_types
 import pydantic
 
-from session_core.data.text import utf8_text
+from session_core.data.text import as_object, utf8_text
 from session_core.model.cancellation import Cancellation
 from session_core.tools.functions import bounded, read_arguments, tool_schema
-from session_core.tools.mcp_answers import as_object, mcp_result_text
+from session_core.tools.mcp_answers import mcp_result_text
 from session_core.tools.mcp_config import McpServer
 
 Call = Callable[[str, dict[str, Any], str], Coroutine[Any, Any, mcp_types.CallToolResult]]

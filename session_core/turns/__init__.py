@@ -1,1 +1,1 @@
-"""One turn at a time in a session: started, watched, cancelled, resumed."""
+"""One turn at a time in a session: started, watched, recorded, cancelled, resumed."""

@@ -91,11 +91,12 @@ class Expiry:
 class Sweeps:
     """Deletes what has expired in all of the stores that `storages` gives (see `Expiry`), again and again.
 
-    With `seconds` 0 nothing expires.
+    `clock` gives the time of the stores, which have one clock. With `seconds` 0 nothing expires.
     """
 
-    def __init__(self, storages: Callable[[], Iterable[Storage]], seconds: float) -> None:
+    def __init__(self, storages: Callable[[], Iterable[Storage]], clock: Callable[[], float], seconds: float) -> None:
         self._storages = storages
+        self._clock = clock
         self._seconds = seconds
         self._stop = threading.Event()
 
@@ -109,17 +110,13 @@ class Sweeps:
         self._stop.set()
 
     def _work(self) -> None:
-        clock = SteadyClock(self._read_clock, self._seconds)
+        clock = SteadyClock(self._clock, self._seconds)
         with contextlib.suppress(StorageUnavailable):
             clock.now()  # so that a jump before the first sweep is seen
         while not self._stop.wait(min(max(self._seconds / 10, _MIN_SECONDS), _MAX_SECONDS)):
             deleted = sum(self._sweep(storage, clock.now) for storage in self._storages() if not self._stop.is_set())
             if deleted:
                 log.info("%d sessions have expired", deleted)
-
-    def _read_clock(self) -> float:
-        """The time of the stores, which have one clock."""
-        return next((storage.clock() for storage in self._storages()), time.time())
 
     def _sweep(self, storage: Storage, clock: Callable[[], float]) -> int:
         try:

@@ -16,8 +16,10 @@ from session_core.data.message import (
     tool_message,
     user_message,
 )
+from session_core.data.text import as_object, utf8_text
 from session_core.data.versions import find_parents, find_path
 from session_core.model.reply import sum_usage
+from session_core.turns.stored import with_messages
 from storage import Session, expanded, new_id, timestamp
 
 _MESSAGE_ID = re.compile(r"msg-[0-9a-z-]{1,64}")
@@ -38,13 +40,11 @@ def copied(session: Session, until: str | None) -> tuple[list[StoredMessage], di
     if until is not None and until not in ids:
         raise ImportRefused("until must be the id of a message of that session.")
     last = len(ids) - 1 if until is None else ids.index(until)
-    found = [messages[index].copy() for index in find_path(find_parents(messages), last)]
-    for message in found:  # these tell of the other session's turns
+    found = with_messages(session, [messages[index] for index in find_path(find_parents(messages), last)])
+    for message in found.messages:  # these tell of the other session's turns
         for name in ("idempotency_key", "replaces", "after", "client_id", "terms"):
             message.pop(name, None)  # type: ignore[misc]
-    if last < len(ids) - 1:
-        return _marked(found), {}
-    return _marked(found), {"last_error": session.last_error, "last_refused": session.last_refused}
+    return _marked(found.messages), {"last_error": found.last_error, "last_refused": found.last_refused}
 
 
 def imported(messages: Any) -> tuple[list[StoredMessage], str | None]:
@@ -136,23 +136,15 @@ def _result(text: str, message: dict[str, Any], index: int, calls: set[str]) -> 
     call_id, is_error = message.get("tool_call_id"), message.get("is_error")
     if not isinstance(call_id, str) or call_id not in calls:
         raise ImportRefused(f"messages[{index}] has a tool_call_id that no message before it calls.")
-    return tool_message(call_id, _string(message.get("name")), text, is_error if type(is_error) is bool else None)
+    return tool_message(call_id, utf8_text(message.get("name")), text, is_error if type(is_error) is bool else None)
 
 
 def _calls(calls: Any, index: int) -> list[dict[str, Any]]:
     found = []
     for call in calls if isinstance(calls, list) else [None]:
-        function = call.get("function") if isinstance(call, dict) else None
-        function = function if isinstance(function, dict) else {}
-        id, name, arguments = (
-            call.get("id") if isinstance(call, dict) else None,
-            *map(function.get, ("name", "arguments")),
-        )
+        function = as_object(as_object(call).get("function"))
+        id, name, arguments = as_object(call).get("id"), function.get("name"), function.get("arguments")
         if not (isinstance(id, str) and isinstance(name, str) and name and isinstance(arguments, str)):
             raise ImportRefused(f"messages[{index}] has a tool call without id, name and arguments as texts.")
         found.append(tool_call(id, name, arguments))
     return found
-
-
-def _string(value: Any) -> str:
-    return value if isinstance(value, str) else ""

@@ -30,6 +30,8 @@ from storage import LockedSession, LockLost, StorageUnavailable
 
 log = logging.getLogger(__name__)
 
+_READERS_SECONDS = 0.5  # between two looks for readers of other processes, where the last one here has left
+
 
 class LocalTurn(Turn):
     """A turn that this process runs: from the stored question to the release of its session.
@@ -107,7 +109,15 @@ class LocalTurn(Turn):
 
     def _leave_alone(self) -> None:
         if self.readers.may_end_it:
-            self.end_in_background(self.cancel)
+            self.end_in_background(self._cancel_unread)
+
+    def _cancel_unread(self) -> None:
+        """Cancels the turn as soon as nobody reads it anywhere, unless somebody reads it here again."""
+        while not (self.readers.count or self.ended):
+            with contextlib.suppress(StorageUnavailable):  # which was logged; then nobody knows
+                if not self._recorder.read_elsewhere():
+                    self.cancel()
+            self.wait(_READERS_SECONDS)
 
     def end_in_background(self, end: Callable[[], object]) -> None:
         """Calls `end` on a thread of its own. Returns at once."""
@@ -177,7 +187,6 @@ class LocalTurn(Turn):
             last = self._store_end(answer, finish_reason, failure, refused)
             version = version_of(self._recorder.session)
             self._recorder.release()
-            del self._recorder  # with the whole history, which an ended turn does not need
         self.report.end(last)
         self._on_end(self, version)
         self._log.close(last)

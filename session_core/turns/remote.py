@@ -60,6 +60,7 @@ class RemoteTurn(Turn):
         self.feed = feed
         self._storage = storage
         self._left = threading.Event()
+        self._told_at = 0.0  # when it was told where the turn runs that it is read here
         identity, *lines = feed.read(_READ_SECONDS) or [b""]
         if not identity:
             raise FeedGap(f"nothing is published of the turn of {session_id}")
@@ -75,6 +76,8 @@ class RemoteTurn(Turn):
         try:
             while not self.ended and not self._left.is_set() and time.monotonic() < heard_at + SILENT_SECONDS:
                 try:
+                    if self.readers.count and time.monotonic() > self._told_at + _READ_SECONDS:
+                        self.tell_readers()
                     lines = self.feed.read(_READ_SECONDS)
                     if not lines and ended_here:
                         return  # there is a last event, but none that is understood here
@@ -96,9 +99,17 @@ class RemoteTurn(Turn):
         finally:
             self._log.give_up()
 
-    def unfollow(self) -> None:
-        """Stops following soon."""
-        self._left.set()
+    def tell_readers(self) -> None:
+        """See Turn.tell_readers. Never raises: as long as there are readers, it is told again every second."""
+        if not (self.ended or self._left.is_set()):  # who is cut off by a shutdown here may go on elsewhere
+            self._told_at = time.monotonic()
+            with contextlib.suppress(StorageUnavailable, SessionCorrupt):
+                self.feed.tell_readers(bool(self.readers.count), self.readers.kept)
+
+    def _leave_alone(self) -> None:
+        self.tell_readers()
+        if self.readers.count:  # of which one has come meanwhile
+            self.tell_readers()
 
     def read(self, after: int, seconds: float) -> list[LoggedEvent]:
         """See Turn.read. Raises StorageUnavailable where the turn can be followed no more."""
@@ -223,7 +234,7 @@ class RemoteTurns:
         for turn in turns:
             if turn.readers.count:
                 turn.wait(until - time.monotonic())
-            turn.unfollow()
+            turn._left.set()
 
     def _follow(self, turn: RemoteTurn) -> None:
         turn.follow()

@@ -11,6 +11,7 @@ from session_core.data.message import StoredMessage
 from session_core.telemetry.spans import Observer
 from session_core.turns.expiry import Sweeps
 from session_core.turns.journal import with_partial_answer
+from session_core.turns.stored import last_failure
 from session_core.turns.turn import Turn
 from session_core.turns.turn_request import TurnRequest
 from session_core.turns.turns import Turns
@@ -45,6 +46,16 @@ class Sessions:
         """The session, with the partial answer that an interrupted turn has left. Raises SessionNotFound,
         SessionCorrupt and StorageUnavailable."""
         return with_partial_answer(self.storage, session_id)
+
+    def look(self, session_id: str) -> tuple[Session, bool]:
+        """The session as `session` gives it, and whether a turn runs in it. Raises what `session` raises.
+
+        Where no turn runs, the last one has ended in the session that this returns, or was cut off.
+        """
+        session, before = self.session(session_id), None
+        while not (running := self.running(session_id)) and session != before and last_failure(session):
+            before, session = session, self.session(session_id)  # in which the turn may have ended in between
+        return session, running
 
     def running(self, session_id: str) -> bool:
         """Whether a turn runs in the session, in any process. Raises SessionNotFound and StorageUnavailable."""
@@ -100,7 +111,7 @@ class SessionsOfUsers:
     ) -> None:
         self.storage = storage
         self.turns = turns
-        self.sweeps = Sweeps(lambda: (sessions.storage for sessions in self.all()), session_ttl)
+        self.sweeps = Sweeps(lambda: (sessions.storage for sessions in self.all()), storage.clock, session_ttl)
         self._names = names
         self._lock = threading.Lock()
         self._sessions: dict[str, Sessions] = {"": Sessions(storage, turns)}

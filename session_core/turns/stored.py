@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
-from typing import Any
+from itertools import chain, pairwise
+from typing import Any, cast
 
 from session_core.data.message import (
     ERROR,
@@ -136,6 +136,34 @@ def last_turn(session: Session) -> StoredTurn | None:
         if session.messages[index]["role"] == "user":
             return turn_at(session, index)
     return None
+
+
+def last_failure(session: Session) -> Failed | None:
+    """The error that ended the session's last turn, where one did. A turn that was cut off was ended by that."""
+    turn = last_turn(session)
+    if turn is None or (turn.interrupted and turn.messages[-1].get("imported")):  # a question that no turn has asked
+        return None
+    last = turn.last_event()
+    return last if isinstance(last, Failed) else None
+
+
+def with_messages(session: Session, way: Sequence[StoredMessage]) -> Session:
+    """The session as if it had these of its messages alone, which follow one another: each question tells of the end
+    of the turn that is before it here, and the session of that of the last one."""
+    state: QuestionFields = {"previous_error": session.last_error or "", "previous_refused": session.last_refused}
+    told: dict[str, Any] = {message["id"]: state for message in session.messages[-1:]}
+    for before, message in pairwise(session.messages):
+        if message["role"] == "user":
+            told[before["id"]] = {name: message.get(name) for name in state}
+    messages: list[StoredMessage] = []
+    last: dict[str, Any] = {}
+    for message in way:
+        own = {name: value for name, value in message.items() if name not in state}
+        own |= {name: value for name, value in last.items() if value and message["role"] == "user"}
+        messages.append(cast(StoredMessage, own))
+        last = told.get(message["id"], {})
+    error, refused = last.get("previous_error") or None, bool(last.get("previous_refused"))
+    return replace(session, messages=messages, last_error=error, last_refused=refused)
 
 
 def turn_at(session: Session, index: int) -> StoredTurn:

@@ -275,4 +275,6 @@ def _without_decorations(text: str) -> str:
             if not depth:
                 kept.append(text[at:start])
                 at = text.find(">", found.end()) + 1 or len(text)
+                if at == len(text):
+                    break
     return "".join([*kept, text[at:]]) if kept else text

@@ -53,6 +53,11 @@ class Readers:
             self._roles.remove(role)
 
     @property
+    def kept(self) -> bool:
+        """Whether a client wants the turn to run on."""
+        return self._kept
+
+    @property
     def may_end_it(self) -> bool:
         """Whether the turn ends when nobody reads it any more."""
         return self._stoppable and not self._kept
@@ -87,6 +92,9 @@ class Turn:
         Waits for one event, and returns an empty list if none comes within `seconds`.
         """
         return self._log.read(after, seconds)
+
+    def tell_readers(self) -> None:
+        """Tells the process that runs the turn whether it is read here."""
 
     def leave(self, role: Role) -> None:
         """Counts a reader no more. A turn that nobody reads any more is cancelled, if its readers wanted that."""

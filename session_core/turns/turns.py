@@ -11,9 +11,9 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
+from session_core.stores.clock import Clock
 from session_core.telemetry.spans import Observer, TurnSpan
 from session_core.turns.attempt import begin_attempt
-from session_core.turns.clock import Clock
 from session_core.turns.event_log import Failed
 from session_core.turns.journal import take_over
 from session_core.turns.local import LocalTurn, fail_all

@@ -91,5 +91,8 @@ def _error(status: int, code: str, text: str) -> dict[str, Any]:
 
 
 def _finish_reason(last: Ended) -> str:
-    reason = last.message.get("reason")
-    return str(reason) if reason in ("length", "content_filter") else "stop"
+    """OpenAI's word for how the answer ended. Of those that its clients know, `length` is the one for an answer that
+    was cut short, whatever cut it."""
+    if last.message.get("reason") == "content_filter":
+        return "content_filter"
+    return "length" if last.status in ("incomplete", "cancelled") else "stop"

@@ -26,7 +26,12 @@ _POLICY = (
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
-PAGE_FILES = sorted(file.name for file in _PAGE.iterdir() if file.name.endswith((".css", ".js", ".svg")))
+_FILES = sorted(file.name for file in _PAGE.iterdir() if file.name.endswith((".css", ".js", ".svg")))
+_STYLES = re.compile(r'(?:<link rel="stylesheet" href="\w+\.css">\n)+')
+_IMPORT = re.compile(r'^import \{([^}]*)\} from "\./(\w+)\.js";\n', re.MULTILINE)
+_EXPORT = re.compile(r"^export (?:async )?(?:function\*?|class|const|let) ?([\w$]+)", re.MULTILINE)
+_JOINED = {"all.css", "all.js"}  # all styles, and all scripts: a round trip each, however many files they are
+PAGE_FILES = sorted({*_FILES, *_JOINED})
 # One route with all names, since each route takes most of a millisecond of a start.
 _NAME = f"<any({','.join(map(json.dumps, PAGE_FILES))}):name>"
 PAGE_FILE_ROUTES = (f"/{_NAME}", f"/page-<version>/{_NAME}")
@@ -59,9 +64,8 @@ def page_file(name: str, version: str = "") -> BaseResponse:
 @functools.cache
 def _contents(name: str) -> tuple[bytes, bytes, str]:
     """A file, the same compressed, and its digest."""
-    body = (_PAGE / name).read_bytes()
-    if name == "index.html":
-        body = _versioned(body.decode()).encode()
+    text = _join_styles() if name == "all.css" else _join_scripts() if name == "all.js" else _text(name)
+    body = (_with_versions(text) if name == "index.html" else text).encode()
     return body, gzip.compress(body, mtime=0), hashlib.sha256(body).hexdigest()[:16]
 
 
@@ -69,14 +73,42 @@ def _contents(name: str) -> tuple[bytes, bytes, str]:
 def _version() -> str:
     """The digest of all files of the page."""
     digest = hashlib.sha256()
-    for name in PAGE_FILES:
+    for name in _FILES:
         digest.update((_PAGE / name).read_bytes())
     return digest.hexdigest()[:16]
 
 
-def _versioned(html: str) -> str:
+def _text(name: str) -> str:
+    return (_PAGE / name).read_text(encoding="utf-8")
+
+
+def _with_versions(html: str) -> str:
     """The page with its files at addresses that change with them, so that a browser asks for none of them twice."""
     prefix = f"page-{_version()}/"
+    html = _STYLES.sub('<link rel="stylesheet" href="all.css">\n', html).replace('"page.js"', '"all.js"')
     html = re.sub(r'(href|src)="([a-z_]+\.(?:css|js))"', rf'\1="{prefix}\2"', html)
     renders = all(importlib.util.find_spec(name) for name in ("markdown_it", "mdit_py_plugins", "pygments"))
     return html.replace("<html ", "<html data-render ", 1) if renders else html
+
+
+def _join_styles() -> str:
+    return "".join(map(_text, re.findall(r'rel="stylesheet" href="(\w+\.css)"', _text("index.html"))))
+
+
+def _join_scripts() -> str:
+    """The modules in one, each as a function that returns what it exports, behind those that it imports from."""
+    joined: dict[str, str] = {}
+
+    def add(name: str) -> None:
+        if name in joined:
+            return
+        text = _text(f"{name}.js")
+        for _, imported in _IMPORT.findall(text):
+            add(imported)
+        exported = ", ".join(_EXPORT.findall(text))
+        body = _IMPORT.sub(r"const {\1} = \2_js;\n", text)
+        body = re.sub(r"^export ", "", body, flags=re.MULTILINE)
+        joined[name] = f"const {name}_js = (() => {{\n{body}return {{ {exported} }};\n}})();\n"
+
+    add("page")
+    return "".join(joined.values())

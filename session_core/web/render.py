@@ -7,6 +7,7 @@ here by name; nothing of the text becomes another. So whoever makes nodes of it 
 from __future__ import annotations
 
 import functools
+import html
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -166,7 +167,9 @@ def _build(marks: Sequence[Mark]) -> list[Tree]:
     """The trees of the marks that the reader gives."""
     root: list[Tree] = []
     open_elements = [root]
+    links = 0  # that are open: no link stands in a link
     for mark in marks:
+        links += mark.nesting if mark.tag == "a" else 0
         if mark.nesting > 0:
             element = _open(mark)
             if len(open_elements) > _MAX_DEPTH:  # what is deeper stands in what is there
@@ -180,7 +183,8 @@ def _build(marks: Sequence[Mark]) -> list[Tree]:
             if mark.type == "list_item_close":
                 _mark_task(open_elements[-1][-1])
         else:
-            open_elements[-1].extend(_LEAVES.get(mark.type, _plain)(mark))
+            make = _plain if links and mark.type == "text" else _LEAVES.get(mark.type, _plain)
+            open_elements[-1].extend(make(mark))
     return root
 
 
@@ -304,9 +308,9 @@ def _math_tree(element: Element, depth: int) -> Tree:
     if depth > _MAX_FORMULA_DEPTH:
         raise ValueError("the formula is too deep")
     if element.tag not in _MATH_ELEMENTS.split():
-        return "mtext", {}, ["".join(element.itertext())]
+        return "mtext", {}, [html.unescape("".join(element.itertext()))]
     attributes = {name: value for name, value in element.attrib.items() if name in _MATH_ATTRIBUTES.split()}
-    children: list[Tree] = [element.text] if element.text else []
+    children: list[Tree] = [html.unescape(element.text)] if element.text else []
     return element.tag, attributes, children + [_math_tree(child, depth + 1) for child in element]
 
 

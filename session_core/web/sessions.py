@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 from session_core.data.message import StoredMessage
 from session_core.data.strict_json import to_json
 from session_core.turns.imported import copied, imported
-from session_core.turns.stored import session_usage
+from session_core.turns.stored import last_failure, session_usage
 from session_core.turns.turn_request import TurnRequest
 from session_core.web.bodies import (
     ModelName,
@@ -26,7 +26,7 @@ from session_core.web.bodies import (
     number_argument,
     parse_body,
 )
-from session_core.web.errors import ApiError, json_response
+from session_core.web.errors import ApiError, describe_error, json_response
 from session_core.web.events import EventRenderer, find_resume_index, render_message
 from session_core.web.markdown import render_markdown
 from session_core.web.turn_responses import TurnResponses, add_stream
@@ -126,8 +126,7 @@ class _Sessions:
     def get_session(self, session_id: str) -> Response:
         limit, before = number_argument("limit", 1, 1000), request.args.get("before")
         with_replaced = flag_argument("replaced")
-        running = self._responses.sessions.running(session_id)
-        session = self._responses.sessions.session(session_id)
+        session, running = self._responses.sessions.look(session_id)
         wanted = request.accept_mimetypes.best_match(["application/json", "text/markdown", UI_MESSAGES])
         if wanted == "text/markdown":
             return self._markdown(session)
@@ -149,6 +148,9 @@ class _Sessions:
         }
         if usage := session_usage(session):
             answer["usage"] = usage
+        if not running and (failed := last_failure(session)):
+            code, _, text = describe_error(failed.code)
+            answer["last_error"] = {"error": failed.text or text, "code": code}
         if limit or before is not None:
             answer["next"] = newest[0]["id"] if len(newest) < len(messages) else None
         return json_response(answer)

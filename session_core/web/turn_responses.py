@@ -176,6 +176,7 @@ class TurnResponses:
         if role == "watching" or not turn.ended:
             turn.readers.add(role, keeps_running=keeps_running)
             stack.callback(turn.leave, role)
+            turn.tell_readers()
         return TurnReader(turn if self._show_reasoning else ShownTurn(turn), headers, stack.pop_all().close)
 
     def _client_left(self, turn: Turn) -> Callable[[], bool] | None:

@@ -15,7 +15,6 @@ from pydantic import BaseModel
 
 from session_core.data.message import StoredMessage
 from session_core.data.strict_json import to_json
-from session_core.turns.sessions import Sessions
 from session_core.turns.stored import find_turn, last_turn
 from session_core.turns.transcripts import ClientMessage, compare_histories
 from session_core.turns.turn_request import TurnRequest
@@ -75,8 +74,10 @@ def ui_dialect(responses: TurnResponses) -> Blueprint:
 
     @blueprint.post("/chat")
     def chat() -> Response:
-        asked = parse_body(_Body, json_body())
-        reader = responses.start(asked.id, _find_request(responses.sessions, asked))
+        asked, sessions = parse_body(_Body, json_body()), responses.sessions
+        question, key = _find_sent_question(asked), idempotency_key()
+        sessions.models.check(asked.model)
+        reader = responses.start(asked.id, _find_request(sessions.session(asked.id), asked, question, key))
         return responses.stream(reader, UiRenderer(reader.turn.message_id))
 
     def resume_chat(session_id: str) -> Response:
@@ -93,19 +94,27 @@ def _sentence(status: int, _code: str, text: str) -> Response:
     return Response(text, status, mimetype="text/plain")
 
 
-def _find_request(sessions: Sessions, asked: _Body) -> TurnRequest:
-    """What a body asks for, with a key that a retry has too. Raises ApiError, and what reading the session raises."""
-    session = sessions.session(asked.id)
+def _find_sent_question(asked: _Body) -> _Message | None:
+    """The question in a body. None where an answer is to be tried again that is named alone. Raises ApiError."""
     sent = asked.transcript
     question = sent[-1] if sent else None
     if question is not None and any(part.type == "file" for part in question.parts):
         raise ApiError("invalid_request", "A message must have no files.")
-    key = idempotency_key() or _find_key(session, asked, question)
+    if asked.messages and asked.message is None and (question is None or question.role != "user"):
+        raise ApiError("invalid_request", "The last message must be the user's.")
+    if question is not None or asked.trigger != "regenerate-message":
+        check_question(question.text if question else None)
+    return question
+
+
+def _find_request(session: Session, asked: _Body, question: _Message | None, key: str | None) -> TurnRequest:
+    """What a body asks for, with a key that a retry has too. Raises ApiError."""
+    key = key or _find_key(session, asked, question)
     if known := find_turn(session, key):
         found = TurnRequest.stored(known.messages[0], str(key))
         found = found if found.continues or question is None else dataclasses.replace(found, text=question.text)
     elif asked.messages and asked.message is None:
-        found = _compare(session, sent)
+        found = _compare(session, asked.transcript)
     else:
         found = _find_alone(session, asked, question)
     client_id = question.id if question else None
@@ -114,9 +123,6 @@ def _find_request(sessions: Sessions, asked: _Body) -> TurnRequest:
 
 def _compare(session: Session, sent: list[_Message]) -> TurnRequest:
     """What a transcript asks for."""
-    if not sent or sent[-1].role != "user":
-        raise ApiError("invalid_request", "The last message must be the user's.")
-    check_question(sent[-1].text)
     transcript = [
         ClientMessage("user" if one.role == "user" else "assistant", one.text, _question_id(one.id)) for one in sent
     ]
@@ -131,9 +137,8 @@ def _find_alone(session: Session, asked: _Body, question: _Message | None) -> Tu
 
     A known id with another text is an edit.
     """
-    again = asked.trigger == "regenerate-message"
     target = _find_question(session, asked.messageId) or _find_question(session, question.id if question else None)
-    text = None if question is None and again and target else check_question(question.text if question else None)
+    text = None if question is None and target else check_question(question.text if question else None)
     if target is None:  # of a question that never arrived, too
         return TurnRequest(text)
     return TurnRequest(text, target["id"])

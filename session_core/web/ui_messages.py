@@ -8,16 +8,15 @@ message from the same frames, so that a client has the same parts after a reload
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any, ClassVar
 
 from session_core.data.strict_json import from_json
 from session_core.model.events import Chunk, Reasoning, ToolCall, ToolResult
 from session_core.turns.event_log import Ended, Event, Failed, LoggedEvent, Started
-from session_core.turns.stored import StoredTurn, turn_at, without_failed_attempts
+from session_core.turns.stored import StoredTurn, turn_at, with_messages, without_failed_attempts
 from session_core.web.errors import describe_error
 from session_core.web.turn_responses import encode_json, sse_data
-from storage import Session, expanded, replaced_messages
+from storage import Session
 
 UI_MESSAGES = "application/vnd.ai-sdk.ui-messages+json"
 ANSWER = "-answer"  # behind the id of the question in the id of the assistant's message, which is known at the start
@@ -129,16 +128,13 @@ def ui_messages(session: Session, *, running: bool, show_reasoning: bool) -> lis
 
     An answer that is being written is left out: `GET /ui/chat/{id}/stream` tells all of it.
     """
-    session = replace(session, messages=expanded(session.messages))
-    replaced = replaced_messages(session.messages)
+    session = with_messages(session, session.conversation)
     questions = [index for index, message in enumerate(session.messages) if message["role"] == "user"]
     found = []
     if greeting := session.messages[: questions[0]] if questions else session.messages:  # of an import
         found.append(_answer(StoredTurn([greeting[0], *greeting], None, is_last=False), show_reasoning))
     for index in questions:
         question = session.messages[index]
-        if question["id"] in replaced:
-            continue
         found.append({"id": question["id"], "role": "user", "parts": [{"type": "text", "text": question["content"]}]})
         turn = turn_at(session, index)
         if not (running and turn.is_last and turn.interrupted) and (turn.error or len(turn.messages) > 1):

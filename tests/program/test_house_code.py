@@ -21,7 +21,7 @@ from tests.support.server import ROOT
 COMPLEX = {
     "session_core.model.capabilities.Negotiation._suspects": 19,
     "session_core.model.failures.classify_failure": 24,
-    "session_core.model.reply.Reply._add_calls": 17,
+    "session_core.model.reply.Reply._add_calls": 16,
     "session_core.model.reply.Reply.add": 17,
     "session_core.stores.file_layout._untorn": 17,
     "session_server._assemble": 19,

@@ -342,6 +342,9 @@ FILES: dict[str, Callable[[int], bytes]] = {
     "each names one in the middle": lambda size: (
         _lines(size, lambda number: f',"replaces":"msg-{number // 2}"').removesuffix(",") + TAIL
     ).encode(),
+    "two ways in turn": lambda size: (
+        _lines(size, lambda number: f',"after":"msg-{number - 2}"').removesuffix(",") + TAIL
+    ).encode(),
     "one key": lambda size: (_lines(size, lambda number: ',"idempotency_key":"k"').removesuffix(",") + TAIL).encode(),
     "histories": lambda size: (_lines(size, lambda number: f',"history":[{"{}"}]').removesuffix(",") + TAIL).encode(),
 }

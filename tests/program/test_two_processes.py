@@ -189,7 +189,7 @@ def test_it_cannot_be_joined_watched_cancelled_renamed_or_deleted(
     pair: Pair, running: str, method: str, path: str, body: object
 ) -> None:
     reply = pair.there.request(method, f"/sessions/{running}{path}", body)
-    assert (reply.status, reply.json["code"]) == (409, "session_busy")
+    assert (reply.status, reply.json["code"], reply.headers["Retry-After"]) == (409, "session_busy", "1")
     assert pair.here.request("GET", f"/sessions/{running}").json["running"] is True
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from storage import Storage
+from tests.support.recorded import Lines
 from tests.support.redis_server import NEEDED, RedisServer
 from tests.support.storage_conformance import StorageConformance
 
@@ -31,3 +32,18 @@ class TestRedisStorage(StorageConformance):
     @pytest.fixture
     def make(self, make: Callable[[], Storage]) -> Callable[[], Storage]:
         return make
+
+
+def test_thousands_of_turns_of_one_server_are_published_and_looked_after(server: RedisServer) -> None:
+    from session_core.stores.redis_connection import RedisConnection, RedisKeys
+    from session_core.stores.redis_feed import Lease, Publisher
+
+    connection = RedisConnection(server.url)
+    publisher, keys = Publisher(connection), RedisKeys(connection, "session_server:")
+    told: list[bool] = []
+    for number in range(8_500):
+        lease = Lease(f"session-{number}", keys, f"fence-{number}", f"turn fence-{number}")
+        publisher.add(lease)
+        publisher.publish(lease, Lines(b"a line"), told.append)
+    publisher.flush()
+    assert told == [False] * 8_500  # Redis has none of these sessions

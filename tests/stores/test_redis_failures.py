@@ -244,6 +244,30 @@ def test_a_redis_that_takes_no_writes_is_503_and_then_works_again(
         assert question == "Hi" and all("Hello".startswith(text) for text in partial)
 
 
+@pytest.mark.parametrize(
+    "kind, word",
+    [
+        ("out of memory", "used memory > 'maxmemory'"),
+        ("read-only", "read only replica"),
+        ("short of replicas", "NOREPLICAS"),
+    ],
+)
+def test_the_log_of_a_failed_write_has_its_reason_and_no_script(
+    redis: RedisServer,
+    open_store: Callable[..., RedisStorage],
+    caplog: pytest.LogCaptureFixture,
+    kind: str,
+    word: str,
+) -> None:
+    storage = open_store()
+    session_id = storage.create()
+    with refusing(redis, kind), pytest.raises(StorageUnavailable), storage.lock(session_id) as locked:
+        locked.append({"role": "user", "content": "a text of mine"})
+    lines = caplog.text.splitlines()
+    assert lines and all(word in line for line in lines), lines
+    assert not any(one in caplog.text for one in ("redis.call", "script", "a text of mine"))
+
+
 def test_sessions_can_be_deleted_where_memory_is_short(
     redis: RedisServer, open_store: Callable[..., RedisStorage]
 ) -> None:
@@ -294,7 +318,7 @@ def test_a_shutdown_with_redis_away_takes_no_longer_for_many_turns(redis: RedisS
 
 
 def test_a_turn_whose_session_redis_has_lost_ends_and_does_not_bring_it_back(
-    redis: RedisServer, open_store: Callable[..., RedisStorage]
+    redis: RedisServer, open_store: Callable[..., RedisStorage], caplog: pytest.LogCaptureFixture
 ) -> None:
     with Client(answer("Hel", STALL), storage=open_store()) as client:
         session_id = client.create()
@@ -308,6 +332,7 @@ def test_a_turn_whose_session_redis_has_lost_ends_and_does_not_bring_it_back(
             assert watching.rest() == []  # it breaks off, and cannot be resumed
             assert other.watch(session_id).status == 404
         assert redis.call("KEYS", f"*{session_id}*") == []
+    assert "Redis has it no more" in caplog.text and "another process" not in caplog.text
 
 
 def test_events_that_redis_has_lost_are_gone_and_not_skipped(

@@ -145,6 +145,7 @@ class Client:
         self.agent.close()
         self._stop_model()
         self._others.shutdown()
+        self.storage.flush()  # else its thread waits for more
         Client._alive.discard(self)
         for thread in set(threading.enumerate()) - Client._threads if not Client._alive else ():
             wait_until(lambda thread=thread: _has_ended(thread))

@@ -51,6 +51,19 @@ def test_a_copy_has_neither_what_was_replaced_nor_the_keys(anywhere: Client) -> 
     assert texts(anywhere, copy) == ["one", "OK", "one", "OK"]
 
 
+def test_a_copy_knows_which_question_was_refused(anywhere: Client) -> None:
+    session = anywhere.create()
+    post(anywhere, session, message="one")
+    anywhere.model.then(status(400, {"error": {"message": "no"}}))
+    anywhere.run(session, "bad")
+    bad = anywhere.messages(session)[-1]["id"]
+    post(anywhere, session, message="good", replaces=bad)
+    for until, kept in ((bad, ["one", "OK"]), (None, ["one", "OK", "good", "OK"])):
+        body = {"copy_of": session, **({"until": until} if until else {})}
+        post(anywhere, json_of(anywhere.request("POST", "/sessions", body))["id"], message="next")
+        assert [text for _, text in asked(anywhere)] == [*kept, "next"]
+
+
 def test_a_key_of_the_other_session_is_free_in_its_copy(anywhere: Client) -> None:
     session = anywhere.create()
     anywhere.run(session, "one", Idempotency_Key="k")

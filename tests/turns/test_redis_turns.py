@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,7 +29,8 @@ class Pair:
     there: Server
     redis: RedisServer
     model: ModelServer
-    start: Callable[[], Server]
+    start: Callable[..., Server]
+    log: Path
     go: threading.Event = field(default_factory=threading.Event)
 
     def reply(self, request: dict[str, Any]) -> Any:
@@ -48,13 +52,14 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     with ModelServer() as model, RedisServer(path) as redis:
         flags = (f"-base_url={model.base_url}", f"-redis_url={redis.url}", "-keep_alive=0.5")
 
-        def start() -> Server:
-            return Server(*flags, log=path / "log")
+        def start(*more: str) -> Server:
+            return Server(*flags, *more, log=path / "log")
 
         with start() as here, start() as there:
-            pair = Pair(here, there, redis, model, start)
+            pair = Pair(here, there, redis, model, start, path / "log")
             model.default = pair.reply
             yield pair
+        assert "Traceback" not in pair.log.read_text()
 
 
 @pytest.fixture
@@ -193,6 +198,40 @@ def test_a_turn_is_cancelled_from_there(pair: Pair, text: str, count: int, kept:
     ]
 
 
+@pytest.mark.parametrize("where", ["here", "there"])
+def test_when_a_session_is_deleted_who_watches_joins_or_cancels_its_turn_there_gets_the_end(
+    pair: Pair, where: str
+) -> None:
+    turn = begin(pair.here, "stall", Idempotency_Key="k")
+    path, headers = f"/sessions/{turn.id}", {"Idempotency-Key": "k"}
+    with ThreadPoolExecutor() as pool:
+        told = calls(pair, "zadd")
+        run = pool.submit(pair.there.request, "POST", f"{path}/run", {"message": "stall"}, headers)
+        wait_until(lambda: calls(pair, "zadd") > told)  # it has joined the turn
+        watching = watch(pair.there, turn.id).events()
+        joined = begin(pair.there, "stall", session_id=turn.id, Idempotency_Key="k")
+        assert [next(watching), next(watching)] == joined.first == turn.first
+        cancelled = pool.submit(pair.there.request, "POST", f"{path}/cancel")
+        assert getattr(pair, where).request("DELETE", path).status == 200
+        deleted_at = time.monotonic()
+        ends = [turn.rest(), list(watching), joined.rest()]
+        assert time.monotonic() < deleted_at + 2
+    assert ends == ends[:1] * 3
+    assert [event["data"]["status"] for event in ends[0]] == ["cancelled"]
+    assert run.result().json["message"]["status"] == "cancelled"
+    assert cancelled.result().status in (200, 404)
+
+
+def test_of_two_deletions_of_a_running_turn_one_is_told_that_it_was_the_one(pair: Pair) -> None:
+    for _ in range(5):
+        turn = begin(pair.here, "stall")
+        with ThreadPoolExecutor() as pool:
+            path = f"/sessions/{turn.id}"
+            asked = [pool.submit(server.request, "DELETE", path) for server in (pair.here, pair.there)]
+        assert sorted(one.result().status for one in asked) == [200, 404]
+        assert [event["data"]["status"] for event in turn.rest()] == ["cancelled"]
+
+
 def test_a_running_turn_is_deleted_from_there(pair: Pair) -> None:
     turn = begin(pair.here, "stall")
     assert pair.there.request("DELETE", f"/sessions/{turn.id}").status == 200
@@ -244,6 +283,109 @@ def test_a_key_used_here_is_replayed_there(pair: Pair) -> None:
     again = pair.there.say(turn.id, "Hi", Idempotency_Key="k")
     assert again.headers["Idempotency-Replayed"] == "true"
     assert list(again.events()) == events
+
+
+# --- readers of Chat Completions, where a closed connection stops the turn ---
+
+
+@dataclass
+class Completion:
+    """What an OpenAI client reads, up to the first text."""
+
+    reply: Reply
+    lines: Iterator[str]
+    session_id: str
+
+    def rest(self) -> tuple[str, str]:
+        """The rest of the text, and why it ended."""
+        choices = [json.loads(line[6:])["choices"][0] for line in self.lines if line.startswith("data: {")]
+        return "".join(one["delta"].get("content", "") for one in choices), choices[-1]["finish_reason"]
+
+
+def complete(server: Server, chat: str, text: str = "wait", **headers: str) -> Completion:
+    body = {"messages": [{"role": "user", "content": text}], "stream": True}
+    sent = {"X-Session-Id": chat, **{name.replace("_", "-"): value for name, value in headers.items()}}
+    reply = server.request("POST", "/v1/chat/completions", body, sent)
+    lines = reply.lines()
+    assert any('"Hel"' in line for line in lines)
+    return Completion(reply, lines, reply.headers["X-Session-Id"])
+
+
+def calls(pair: Pair, command: str) -> int:
+    """How often Redis has run a command. While a turn stands still, ZADD is that a server tells of its readers. TIME
+    is that too, and that one looks for those of others."""
+    return int(pair.redis.call("INFO", "commandstats").get(f"cmdstat_{command}", {"calls": 0})["calls"])
+
+
+def leave(pair: Pair, reader: Completion) -> None:
+    """Closes the connection of a reader here, who is the last one here, and waits until the server has seen that, and
+    has looked twice for readers elsewhere."""
+    looks = calls(pair, "time") - calls(pair, "zadd")
+    reader.reply.close()
+    wait_until(lambda: calls(pair, "time") - calls(pair, "zadd") > looks + 1)
+
+
+def is_cancelled(pair: Pair, session_id: str) -> bool:
+    return [m.get("status") for m in pair.there.messages(session_id)] == [None, "cancelled"]
+
+
+def test_a_retry_through_another_server_keeps_the_turn_running(pair: Pair) -> None:
+    first = complete(pair.here, "retried")
+    retry = complete(pair.there, "retried")
+    leave(pair, first)
+    pair.go.set()
+    assert retry.rest() == ("lo", "stop")
+
+
+def test_when_the_last_reader_anywhere_leaves_the_turn_is_cancelled(pair: Pair) -> None:
+    first, retry = complete(pair.here, "left"), complete(pair.there, "left")
+    leave(pair, first)
+    retry.reply.close()
+    wait_until(lambda: is_cancelled(pair, first.session_id), seconds=10)
+
+
+def test_readers_of_a_server_that_dies_have_left(pair: Pair) -> None:
+    with pair.start() as third:
+        first, retry = complete(pair.here, "died"), complete(third, "died")
+        leave(pair, first)
+        third.kill()
+        retry.reply.close()
+        wait_until(lambda: is_cancelled(pair, first.session_id))
+
+
+def test_a_reader_there_leaves_the_turn_to_those_here(pair: Pair) -> None:
+    first, other = complete(pair.here, "stays"), complete(pair.there, "stays")
+    told = calls(pair, "zadd")
+    other.reply.close()
+    wait_until(lambda: calls(pair, "zadd") > told)
+    pair.go.set()
+    assert first.rest() == ("lo", "stop")
+
+
+def test_who_watches_there_keeps_the_turn_running(pair: Pair) -> None:
+    first = complete(pair.here, "watched")
+    watching = watch(pair.there, first.session_id).events()
+    assert [next(watching)["type"] for _ in range(2)] == ["stream_start", "stream_chunk"]
+    leave(pair, first)
+    pair.go.set()
+    assert list(watching)[-1]["data"]["complete_text"] == "Hello"
+
+
+def test_a_turn_that_a_client_there_wants_to_run_on_runs_on_without_readers(pair: Pair) -> None:
+    first = complete(pair.here, "kept", Idempotency_Key="k")
+    kept = begin(pair.there, "wait", session_id=first.session_id, Idempotency_Key="k")
+    kept.events.close()  # type: ignore[attr-defined]
+    readers = f"session_server:readers:{pair.redis.call('HGET', f'session_server:session:{kept.id}', 'published')}"
+    wait_until(lambda: pair.redis.call("ZCOUNT", readers, time.time() * 1000, "+inf") == 0)
+    leave(pair, first)
+    pair.go.set()
+    wait_until(lambda: [m["content"] for m in pair.there.messages(first.session_id)] == ["wait", "Hello"])
+
+
+def test_an_answer_that_was_cut_short_is_no_whole_one_for_any_reader(pair: Pair) -> None:
+    first, joined = complete(pair.here, "cut", "stall"), complete(pair.there, "cut", "stall")
+    assert cancel(pair.there, first.session_id) == {"cancelled": True}
+    assert first.rest() == joined.rest() == ("", "length")
 
 
 # --- what a turn costs ---
@@ -351,9 +493,21 @@ def test_a_server_that_shuts_down_follows_no_other_turns(pair: Pair) -> None:
     assert turn.rest()[-1]["type"] == "stream_end"
 
 
-def test_a_server_that_shuts_down_lets_go_of_turns_that_run_elsewhere(pair: Pair) -> None:
+def test_a_turn_that_a_server_relays_has_the_same_grace_as_its_own(pair: Pair) -> None:
     turn = begin(pair.here, "wait")
     with pair.start() as third:
+        watching = watch(third, turn.id).events()
+        assert [next(watching), next(watching)] == turn.first
+        third.send_signal(signal.SIGTERM)
+        wait_until(lambda: third.request("GET", "/ready").status == 503)
+        pair.go.set()
+        assert list(watching) == turn.rest()
+        assert third.wait() == 0
+
+
+def test_a_server_that_shuts_down_lets_go_of_turns_that_run_elsewhere(pair: Pair) -> None:
+    turn = begin(pair.here, "wait")
+    with pair.start("-grace=0") as third:
         watching = watch(third, turn.id).events()
         assert [next(watching), next(watching)] == turn.first
         third.send_signal(signal.SIGTERM)

@@ -235,6 +235,7 @@ def test_each_message_is_in_the_conversation_or_replaced_by_a_later_one(stored: 
         (conversation(*["q", "a"] * 3000), ["q", "a"] * 3000 + ["new"]),
         (conversation(*["q", "a…"] * 3000), ["q", ""] * 3000 + ["new"]),
         (conversation("q", "<details" * 60_000), ["q", "</details>" * 60_000, "new"]),
+        (conversation("q", "a"), ["q", "<think</think" * 200_000, "new"]),
         (conversation("### Task:\n" * 60_000, "a"), ["### Task:\n<context>" * 30_000, "a", "new"]),
         (conversation("q", "a" * 500_000 + "…"), ["q", "a" * 499_999, "new"]),
     ],

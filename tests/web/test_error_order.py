@@ -70,6 +70,22 @@ def test_400_comes_before_404_of_the_session(method: str, path: str, body: bytes
         assert error_of(client.request(method, f"/sessions/{UNKNOWN}{path}", body)) == (400, "invalid_request")
 
 
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [
+        ({"message": None}, {}),
+        ({"message": {"parts": [{"type": "text", "text": " "}]}}, {}),
+        ({"messages": [{"role": "assistant", "parts": []}]}, {}),
+        ({"message": {"parts": [{"type": "file"}]}}, {}),
+        ({"message": {"parts": [{"type": "text", "text": "Hi"}]}, "model": "unknown"}, {}),
+        ({"message": {"parts": [{"type": "text", "text": "Hi"}]}}, {"Idempotency-Key": "not good"}),
+    ],
+)
+def test_400_of_the_ai_sdk_comes_before_404_of_the_session(body: dict[str, object], headers: dict[str, str]) -> None:
+    with Client() as client:
+        assert client.request("POST", "/ui/chat", {"id": UNKNOWN, **body}, headers).status_code == 400
+
+
 def test_404_of_the_session_comes_before_replay_and_422() -> None:
     with Client() as client:
         session_id = client.create()

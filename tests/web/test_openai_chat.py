@@ -93,6 +93,34 @@ def test_a_stream_has_openais_form(client: Client) -> None:
     assert (found[-1]["choices"], found[-1]["usage"]) == ([], USAGE)
 
 
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(
+    "reason, shown",
+    [("stop", "stop"), ("end_turn", "stop"), ("length", "length"), ("safety", "content_filter"), (None, "length")],
+)
+def test_an_answer_that_was_cut_short_is_no_whole_one(
+    client: Client, stream: bool, reason: str | None, shown: str
+) -> None:
+    client.model.then(answer("Hel", finish_reason=reason))
+    response = post(client, user("Hi"), stream=stream)
+    last = chunks(response)[-1] if stream else json_of(response)
+    assert last["choices"][0]["finish_reason"] == shown
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_nor_is_one_that_another_client_has_cancelled(client: Client, stream: bool) -> None:
+    client.model.then(answer("Hel", STALL))
+    asked = client.later(post, client, user("Hi"), headers=SESSION, stream=stream)
+    client.model.wait_for(1)
+    [session] = json_of(client.get("/sessions"))["sessions"]
+    watching = client.watch(session)
+    watching.next("stream_chunk")
+    client.cancel(session)
+    response = asked.result(TIMEOUT)
+    last = chunks(response)[-1] if stream else json_of(response)
+    assert (response.status_code, last["choices"][0]["finish_reason"]) == (200, "length")
+
+
 def test_reasoning_is_in_a_whole_answer_too(client: Client) -> None:
     thinking: dict[str, Any] = {"choices": [{"index": 0, "delta": {"reasoning_content": "Hm."}}]}
     said: dict[str, Any] = {"choices": [{"delta": {"content": "Hello"}, "finish_reason": "stop"}]}

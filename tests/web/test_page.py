@@ -303,6 +303,11 @@ def test_a_running_turn_goes_on_while_another_session_is_shown(here: Page, scrip
     assert here.questions == ["Count"]
 
 
+def test_a_title_has_no_marks_and_keeps_its_arithmetic(here: Page) -> None:
+    here.ask("## What is **two** times `x`, or 2 * 3, or 2**8?")
+    here.wait_until(lambda: here.text("#title") == "What is two times x, or 2 * 3, or 2**8?", "the title")
+
+
 def test_a_session_is_renamed(here: Page, server: Server) -> None:
     here.ask("Hello")
     here.wait_until(lambda: here.text("#title") == "Hello", "the title")

@@ -59,13 +59,15 @@ def test_a_question_is_edited_and_its_versions_are_stepped_through(
     act(here, ".question", "older")
     here.wait_until(lambda: here.questions == ["first", "second"], "the older version")
     here.send("third")
-    here.wait_until(lambda: here.answers == ["ONE.", "Three."], "the answer to the newest version")
+    here.wait_until(lambda: here.answers == ["One.", "Two.", "Three."], "the answer to the version that is shown")
     here.settle()
-    assert here.questions == ["FIRST", "third"]
-    here.wait_until(lambda: here.text(".place") == "2 / 2", "the number of the version")
-    assert [message["content"] for message in server.messages(here.session)] == ["FIRST", "ONE.", "third", "Three."]
+    assert here.questions == ["first", "second", "third"]
+    here.wait_until(lambda: here.text(".place") == "1 / 2", "the number of the version")
+    stored = [message["content"] for message in server.messages(here.session)]
+    assert stored == ["first", "One.", "second", "Two.", "third", "Three."]
     here.reload()
-    here.wait_until(lambda: here.text(".place") == "2 / 2", "the number after a reload")
+    here.wait_until(lambda: here.text(".place") == "1 / 2", "the number after a reload")
+    assert here.questions == ["first", "second", "third"]
 
 
 def test_a_reload_while_an_edited_question_is_answered_loses_nothing(here: Page, script: Script) -> None:

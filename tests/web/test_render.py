@@ -82,6 +82,10 @@ def test_a_formula_is_mathml(client: Client, text: str) -> None:
     assert "msup" in names
 
 
+def test_the_signs_of_a_formula_are_themselves(client: Client) -> None:
+    assert words(render(client, r"$a = b < \int_0^1 \text{<b>}$")) == "a=b<∫01<b>"
+
+
 def test_prices_are_no_formula_and_arithmetic_no_emphasis(client: Client) -> None:
     text = "It is $5 or $10, and 2*3*4 is 24, 2**10 is 1024"
     assert render(client, text) == [["p", {}, [text]]]

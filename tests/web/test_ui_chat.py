@@ -529,3 +529,26 @@ def test_a_turn_that_went_on_keeps_the_calls_that_it_had(client: Client) -> None
     client.request("POST", f"/sessions/{session}/run", {"continue": True})
     parts = history(client, session)[1]["parts"]
     assert [part.get("output", part.get("text")) for part in parts] == [None, "1", "2", None, "Hello"]
+
+
+@pytest.mark.parametrize("known", [["x", "y"], ["Hi", "y"], ["y"]])
+def test_an_answer_that_a_client_brought_is_not_the_one_that_failed(client: Client, known: list[str]) -> None:
+    session = client.create()
+    client.model.then(status(401, {}))
+    client.run(session, "Hi")
+    roles = ["user", "assistant"][-len(known) :]
+    messages = [{"role": role, "content": text} for role, text in zip(roles, known, strict=True)]
+    body = {"messages": [*messages, {"role": "user", "content": "z"}]}
+    assert client.request("POST", "/v1/chat/completions", body, {"X-Session-Id": session}).status_code == 200
+    answers = [message for message in history(client, session) if message["role"] == "assistant"]
+    assert [answer["metadata"]["status"] for answer in answers][-2:] == ["completed", "completed"]
+
+
+def test_an_answer_that_a_client_has_changed_is_shown_as_it_has_it(client: Client) -> None:
+    session = client.create()
+    client.run(session, "Hi")
+    body = {"messages": [{"role": role, "content": role} for role in ("user", "assistant", "user")]}
+    body["messages"][0]["content"] = "Hi"
+    assert client.request("POST", "/v1/chat/completions", body, {"X-Session-Id": session}).status_code == 200
+    shown = ["".join(part.get("text", "") for part in message["parts"]) for message in history(client, session)]
+    assert shown[:3] == ["Hi", "assistant", "user"]

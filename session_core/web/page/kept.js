@@ -44,4 +44,5 @@ export function forgetSession(session) {
   remember(session, null);
   keepDraft(session, "");
   keepChoice(`version.${session}`, null);
+  keepChoice(`versions.${session}`, null);
 }

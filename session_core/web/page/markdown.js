@@ -5,8 +5,6 @@ import { copyWithButton } from "./copying.js";
 import { element, textButton } from "./element.js";
 import { inline, normalLabel, unescaped } from "./inline.js";
 
-export { webLink } from "./inline.js";
-
 const DEEPEST = 12; // blocks in one another
 const MOST_FILLED = 60; // cells of a row of a table that are made where it has fewer
 const FENCE = /^ {0,3}(?:(`{3,})([^`]*)|(~{3,})(.*))$/;
@@ -234,8 +232,7 @@ function itemNode(inside, depth, definitions) {
   const node = element("li", { class: task ? "task" : null });
   if (!task) return within(node, inside, depth, definitions);
   within(node, [inside[0].slice(task[0].length), ...inside.slice(1)], depth, definitions);
-  const isDone = task[1] !== " ";
-  (node.firstElementChild ?? node).prepend(element("span", { role: "img", "aria-label": isDone ? "done" : "to do" }, isDone ? "☑" : "☐"), " ");
+  (node.firstElementChild ?? node).prepend(task[1] === " " ? "☐ " : "☑ ");
   return node;
 }
 

@@ -17,7 +17,7 @@ export function render() {
 
 /** The title to show, without the marks of Markdown. A title of spaces and invisible characters counts as none. */
 export function titleOf({ title, message_count: count }) {
-  const words = (title ?? "").replace(/^[#>\s]+|[*`]+|(?<!\w)_+|_+(?!\w)/g, "").trim();
+  const words = (title ?? "").replace(/^[#>\s]+|`+|(?<![\p{L}\p{N}*_])[*_]+(?=[\p{L}\p{N}])|(?<=[\p{L}\p{N}])[*_]+(?![\p{L}\p{N}*_])/gu, "").trim();
   if (words.replace(/[\s\p{C}\p{M}]/gu, "")) return words;
   return count ? "Untitled session" : "Empty session";
 }

@@ -3,7 +3,8 @@
 import { element } from "./element.js";
 import { json } from "./http.js";
 import { replaceInPlace } from "./layout.js";
-import { codeFigure, webLink } from "./markdown.js";
+import { webLink } from "./inline.js";
+import { codeFigure } from "./markdown.js";
 
 const GAINS = /^ {0,3}(?:`{3}|~{3})[ \t]*\w|\$|\\[([]/m; // what is drawn better there
 const LONGEST = 64 << 10; // bytes
@@ -43,7 +44,7 @@ async function draw(node, text) {
 }
 
 /** The node for one of the tree: a text, or a name with attributes and children. What is not known is shown as its text. */
-function build(tree) {
+export function build(tree) {
   if (typeof tree === "string") return document.createTextNode(tree);
   const [name, attributes, children] = tree;
   if (name === "pre") return codeFigure(textIn(children), attributes.language ?? "", children.map(build));

@@ -123,14 +123,16 @@ export function openRename() {
   const { view } = state;
   $("rename-text").value = state.sessions.find(({ id }) => id === view.id)?.title ?? view.session.title ?? "";
   $("rename-form").hidden = false;
-  $("title").hidden = $("menu").hidden = true;
+  $("title").classList.add("unseen");
+  $("menu").hidden = true;
   $("rename-text").select();
 }
 
 export function closeRename() {
   const focused = $("rename-form").contains(document.activeElement);
   $("rename-form").hidden = true;
-  $("title").hidden = $("menu").hidden = false;
+  $("title").classList.remove("unseen");
+  $("menu").hidden = false;
   render();
   if (focused) $("menu").focus();
 }

@@ -12,7 +12,7 @@ import { render, textOf } from "./render.js";
 import { refreshList } from "./session_list.js";
 import { takeParts } from "./attachments.js";
 import { showVersion } from "./stepping.js";
-import { canGoOnFromAnywhere, keepVersion } from "./versions.js";
+import { canGoOnFromAnywhere, keepHasVersions, keepVersion } from "./versions.js";
 import { box, isShown, state } from "./view.js";
 
 const BUSY = "An answer is being written. Stop it, or send this when it is complete.";
@@ -57,6 +57,7 @@ export function ask(view, asked) {
     renderMessages(view);
   }
   if (view.id) keepVersion(view);
+  if (replaces || after) keepHasVersions(view);
   const before = replaces ? view.messages.findIndex(({ id }) => id === replaces) : view.messages.length;
   const last = view.messages.slice(0, before < 0 ? undefined : before).at(-1)?.id;
   view.notice = null;

@@ -36,6 +36,10 @@ export function branch(messages, question) {
   return messages.slice(messages.indexOf(question)).filter(({ replaced_by: by }) => by === question.replaced_by);
 }
 
+/** Whether a question of this session was asked anew from this browser, or another version went on. The first version does not tell of those after it. */
+export const hasVersions = (view) => readChoice(`versions.${view.id}`) !== null;
+export const keepHasVersions = (view) => keepChoice(`versions.${view.id}`, "yes");
+
 /** Whether the server can go on behind any message of any version. */
 export const canGoOnFromAnywhere = () => knows("after");
 
