@@ -41,8 +41,7 @@ class OutgoingHistory:
             if "provider_metadata" in message and model_id.wrote(message):
                 self._first = message["provider_metadata"].get("first") or self._first
         if self._first:
-            fitting = (begin for begin in self._turns() if history[begin].get("id") == self._first)
-            self._begin = next(fitting, 0)
+            self._begin = next((begin for begin in self._turns() if history[begin].get("id") == self._first), 0)
         if max_history:
             self._cut_in_steps(max_history)
         self._left_out: list[str] = []  # ids of questions

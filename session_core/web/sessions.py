@@ -82,15 +82,18 @@ def native_dialect(responses: TurnResponses, *, show_reasoning: bool) -> Bluepri
     """The routes of sessions."""
     routes = _Sessions(responses, show_reasoning)
     blueprint = Blueprint("native", __name__)
-    blueprint.post("/sessions")(routes.create_session)
-    blueprint.get("/sessions")(routes.list_sessions)
-    blueprint.get("/sessions/<session_id>")(routes.get_session)
-    blueprint.patch("/sessions/<session_id>")(routes.configure_session)
-    blueprint.delete("/sessions/<session_id>")(routes.delete_session)
-    blueprint.post("/sessions/<session_id>/run")(routes.run)
-    blueprint.post("/sessions/<session_id>/run_stream")(routes.run_stream)
+    for method, rule, view in (
+        ("POST", "/sessions", routes.create_session),
+        ("GET", "/sessions", routes.list_sessions),
+        ("GET", "/sessions/<session_id>", routes.get_session),
+        ("PATCH", "/sessions/<session_id>", routes.configure_session),
+        ("DELETE", "/sessions/<session_id>", routes.delete_session),
+        ("POST", "/sessions/<session_id>/run", routes.run),
+        ("POST", "/sessions/<session_id>/run_stream", routes.run_stream),
+        ("POST", "/sessions/<session_id>/cancel", routes.cancel),
+    ):
+        blueprint.add_url_rule(rule, view_func=view, methods=[method])
     add_stream(blueprint, "/sessions/<session_id>/run_stream", routes.resume_stream)
-    blueprint.post("/sessions/<session_id>/cancel")(routes.cancel)
     return blueprint
 
 

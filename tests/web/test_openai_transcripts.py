@@ -70,7 +70,7 @@ def everything(client: Client) -> list[str]:
 def readers(client: Client) -> int:
     """How many requests wait for a turn. Nothing that a client sees tells of it."""
     responses = client.app.extensions["turn_responses"]
-    return int(responses._responses.taken + responses._watchers.taken)
+    return sum(places._initial_value - places._value for places in (responses._responses, responses._watchers))
 
 
 # --- the transcript is the truth ---
