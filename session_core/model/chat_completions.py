@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import random
-import threading
 import time
 from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -46,7 +46,8 @@ class OfferedTool(Protocol):
 class ChatCompletions:
     """The endpoint of a model server, for any number of runs at once. It remembers what each model takes.
 
-    `options` go with every request. Raises ValueError where the address or the proxy settings cannot be used.
+    `options` go with every request. `capabilities(model)` is what is known of a model.
+    Raises ValueError where the address or the proxy settings cannot be used.
     """
 
     def __init__(self, api_key: str, base_url: str, *, stream: bool, options: Mapping[str, Any]) -> None:
@@ -59,8 +60,8 @@ class ChatCompletions:
         except (ImportError, ValueError, http_library.InvalidURL) as error:
             raise ValueError(f"{base_url} cannot be used as it is set up: {error}") from error
         self.models = ModelList(self.client)
-        self._capabilities: dict[str, Capabilities] = {}  # by model
-        self._lock = threading.Lock()
+        form = RequestForm() if stream else RequestForm().without({"usage"})
+        self.capabilities = functools.lru_cache(_MAX_MODELS)(lambda _model: Capabilities(form))
 
     @contextmanager
     def connect(
@@ -70,14 +71,6 @@ class ChatCompletions:
         with `callers_tools` as names nothing is remembered."""
         with self.client.connection(budget.cancellation) as connection:
             yield Completions(self, connection, budget, observer, options, {*options, *callers_tools})
-
-    def capabilities(self, model: str) -> Capabilities:
-        """What is known of a model."""
-        with self._lock:
-            if model not in self._capabilities and len(self._capabilities) >= _MAX_MODELS:
-                del self._capabilities[next(iter(self._capabilities))]
-            form = RequestForm() if self.stream else RequestForm().without({"usage"})
-            return self._capabilities.setdefault(model, Capabilities(form))
 
 
 class Completions:

@@ -6,6 +6,7 @@
 It speaks the Chat Completions format, streamed and whole, on a free loopback port.
 """
 
+import contextlib
 import itertools
 import json
 import re
@@ -103,10 +104,8 @@ class ModelServer(ThreadingHTTPServer):
         self._thread.join()
         self.server_close()
         for thread, connection in list(self._connections.items()):
-            try:
+            with contextlib.suppress(OSError):  # closed by now
                 connection.shutdown(socket.SHUT_RDWR)
-            except OSError:  # closed by now
-                pass
             thread.join(10)
 
     def _serve(self) -> None:

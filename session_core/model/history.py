@@ -3,8 +3,6 @@
 The stored history stays as it happened. It is cut and mended on its way out.
 """
 
-from __future__ import annotations
-
 import bisect
 import itertools
 from collections.abc import Sequence
@@ -43,8 +41,7 @@ class OutgoingHistory:
             if "provider_metadata" in message and model_id.wrote(message):
                 self._first = message["provider_metadata"].get("first") or self._first
         if self._first:
-            fitting = (begin for begin in self._turns() if history[begin].get("id") == self._first)
-            self._begin = next(fitting, 0)
+            self._begin = next((begin for begin in self._turns() if history[begin].get("id") == self._first), 0)
         if max_history:
             self._cut_in_steps(max_history)
         self._left_out: list[str] = []  # ids of questions

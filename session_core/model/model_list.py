@@ -1,7 +1,5 @@
 """The models that a model server lists."""
 
-from __future__ import annotations
-
 import logging
 import time
 
@@ -27,10 +25,9 @@ class ModelList:
     def names(self) -> list[str]:
         """The names, as they were a minute ago at most. None where the server lists none."""
         listed_at, names = self._listed
-        if time.monotonic() < listed_at + _LISTED_SECONDS:
-            return names
-        names = self._ask()
-        self._listed = time.monotonic(), names
+        if time.monotonic() >= listed_at + _LISTED_SECONDS:
+            names = self._ask()
+            self._listed = time.monotonic(), names
         return names
 
     def _ask(self) -> list[str]:

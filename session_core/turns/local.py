@@ -31,7 +31,7 @@ from session_core.model.events import (
 )
 from session_core.turns.attempt import Attempt
 from session_core.turns.event_log import MAX_EVENTS, Ended, Failed, Started, TurnEnded
-from session_core.turns.journal import LogLines, identity
+from session_core.turns.journal import identity
 from session_core.turns.report import TurnReport
 from session_core.turns.stored import INTERRUPTED_TEXT, last_turn, version_of
 from session_core.turns.turn import Turn
@@ -72,7 +72,7 @@ class LocalTurn(Turn):
         attempt = self._attempt
         fields = {**attempt.fields, "model": attempt.settings["model"]}
         first = identity(self.id, self.message_id, attempt.number, fields)
-        self._recorder.record(first, LogLines(self._log), self._end_from_elsewhere)
+        self._recorder.record(first, self._log, self._end_from_elsewhere)
         self._log.append(Started())
         if self.request.prefix:
             self._log.append(Chunk(self.request.prefix))
@@ -118,6 +118,10 @@ class LocalTurn(Turn):
         self._log.wait()
         return cancelled
 
+    def tell_readers(self) -> bool:
+        """See Turn.tell_readers."""
+        return self.ending
+
     def _leave_alone(self) -> None:
         if self.readers.may_end_it:
             self.end_in_background(self._cancel_unread)
@@ -126,7 +130,7 @@ class LocalTurn(Turn):
         """Cancels the turn as soon as nobody reads it anywhere, unless somebody reads it here again."""
         while not (self.readers.count or self.ended):
             with contextlib.suppress(StorageUnavailable):  # which was logged; then nobody knows
-                if not self._recorder.read_elsewhere():
+                if not (self._recorder.read_elsewhere() or self.readers.count):
                     self.cancel()
             self.wait(_READERS_SECONDS)
 
@@ -236,10 +240,11 @@ class LocalTurn(Turn):
             answer.pop("usage", None)  # which is stored with the calls
         if failure is None:
             return Ended(self._recorder.append(answer), self._log.text, finish_reason)
-        if answer["content"]:
+        silent = self._log.text == self.request.prefix  # the model has said nothing
+        if answer["content"] and not silent:
             message_id = self._recorder.append(answer)["id"]
             return Failed(failure.code, failure.text, failure.retry_after, message_id)
-        self._recorder.set_last_error(failure.code, refused=refused and not self._log.text)
+        self._recorder.set_last_error(failure.code, refused=refused and silent)
         return failure
 
 

@@ -316,7 +316,8 @@ def _without_refused_turns(kept: list[StoredMessage]) -> list[StoredMessage]:
     turn: list[StoredMessage] = []
     for message in kept:
         if message["role"] == "user":
-            found += [] if message.get("previous_refused") or (turn and turn[0]["id"] in left_out) else turn
+            refused = message.get("previous_refused") or (turn and turn[0]["id"] in left_out)
+            found += [one for first in turn[:1] for one in first.get("history", ())] if refused else turn
             turn = []
         turn.append(message)
     return found + turn

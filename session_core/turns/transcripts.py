@@ -5,8 +5,6 @@ From the first difference on, what the client has stands in place of what is sto
 beginning.
 """
 
-from __future__ import annotations
-
 import functools
 import operator
 import re
@@ -77,7 +75,7 @@ def compare_histories(stored: _Messages, transcript: Sequence[ClientMessage]) ->
     if found.place == len(stored) - 1:
         return ClientIntent("append", since=next_part.since)
     place = stored[found.place]["id"] if found.place >= 0 else BEGINNING
-    replaced = tree.question_behind(found.place) if next_part.role == "user" else None
+    replaced = tree.questions.get(found.place) if next_part.role == "user" else None
     return ClientIntent("replace", place, next_part.since, None if replaced is None else stored[replaced]["id"])
 
 
@@ -129,17 +127,13 @@ class _Tree:
         self.stored = stored
         self.parents = find_parents(stored)
         self.current = set(find_path(self.parents, len(stored) - 1))
-        self._questions: dict[int, int] = {}  # behind each message: the one of the conversation, or the newest
+        self.questions: dict[int, int] = {}  # behind each message: the one of the conversation, or the newest
         self._continued: set[int] = set()  # behind which an answer goes on
         for index, parent in enumerate(self.parents):
             if stored[index]["role"] != "user":
                 self._continued.add(parent)
-            elif self._questions.get(parent) not in self.current:
-                self._questions[parent] = index
-
-    def question_behind(self, index: int) -> int | None:
-        """The question that stands behind this message, of several that of the conversation, or the newest."""
-        return self._questions.get(index)
+            elif self.questions.get(parent) not in self.current:
+                self.questions[parent] = index
 
     def question_of(self, index: int) -> int:
         """The question that this message is, or answers. -1 where there is none."""
@@ -156,7 +150,7 @@ class _Tree:
     def answer(self, index: int) -> list[StoredMessage]:
         """The messages of the answer that ends with this one. None where an answer does not end here."""
         found = []
-        if index not in self._continued or index in self._questions:
+        if index not in self._continued or index in self.questions:
             while index >= 0 and self.stored[index]["role"] != "user":
                 found.append(self.stored[index])
                 index = self.parents[index]
@@ -195,7 +189,11 @@ def _follow(tree: _Tree, parts: Sequence[_Part]) -> Iterator[tuple[int, int, int
     """Yields for each question, and each end of an answer, its index and how many parts of the transcript may agree
     up to it, on any way to it and on those from the beginning, as two sets: the bit `1 << n` stands for the number
     `n`."""
-    masks = _find_masks(parts)
+    masks: defaultdict[tuple[str, str], int] = defaultdict(
+        int
+    )  # by role and key: the set of the parts that have them
+    for at, part in enumerate(parts):
+        masks[part.role, part.key] |= 1 << at
     missing = (1 << len(parts)) | _join(1 << at for at, part in enumerate(parts) if part.role == "user")  # an answer
     agreed: dict[int, tuple[int, int]] = {-1: (0, 1)}
     before: dict[int, tuple[int, int]] = {}  # by message of an answer: what has agreed before that answer
@@ -216,14 +214,6 @@ def _follow(tree: _Tree, parts: Sequence[_Part]) -> Iterator[tuple[int, int, int
                 skipped = missing
         agreed[index] = ((ways | 1) & mask) << 1 | ways & skipped, (whole & mask) << 1 | whole & skipped
         yield index, *agreed[index]
-
-
-def _find_masks(parts: Sequence[_Part]) -> defaultdict[tuple[str, str], int]:
-    """By role and key: the set of the indexes of the parts that have them."""
-    masks: defaultdict[tuple[str, str], int] = defaultdict(int)
-    for index, part in enumerate(parts):
-        masks[part.role, part.key] |= 1 << index
-    return masks
 
 
 def _find_beginnings(keys: Sequence[str], parts: Sequence[_Part], indexes: int) -> int:

@@ -1,7 +1,5 @@
 """A turn as its readers see it."""
 
-from __future__ import annotations
-
 import secrets
 import sys
 import threading
@@ -93,8 +91,9 @@ class Turn:
         """
         return self._log.read(after, seconds)
 
-    def tell_readers(self) -> None:
-        """Tells the process that runs the turn whether it is read here."""
+    def tell_readers(self) -> bool:
+        """Tells the process that runs the turn whether it is read here. Returns whether it is being ended."""
+        return False
 
     def leave(self, role: Role) -> None:
         """Counts a reader no more. A turn that nobody reads any more is cancelled, if its readers wanted that."""
@@ -123,12 +122,12 @@ class Turn:
     @property
     def ended(self) -> bool:
         """Whether the last event can be read."""
-        return self._log.closed
+        return self._log.ended
 
     @property
     def size(self) -> int:
         """About how many bytes of memory the turn takes."""
-        return self._log.size() + sys.getsizeof(self.request.text)
+        return self._log.size + sys.getsizeof(self.request.text)
 
     @property
     def length(self) -> int:

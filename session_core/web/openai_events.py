@@ -1,7 +1,5 @@
 """The Chat Completions dialect's answers: a turn as chunks, or as one completion, and an error."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
@@ -50,10 +48,11 @@ class CompletionRenderer:
                 yield self._chunk({"role": "assistant", "content": ""})
             case Reasoning():
                 yield self._chunk({"reasoning_content": event.content})
-            case Chunk() if self._prefix_length:
-                self._prefix_length = 0
             case Chunk():
-                yield self._chunk({"content": event.content})
+                content = event.content[self._prefix_length :]  # in a replay the prefix has the answer behind it
+                self._prefix_length -= len(event.content) - len(content)
+                if content:
+                    yield self._chunk({"content": content})
             case Ended():
                 calls = render_calls(event.message) if event.status == "waiting" else []
                 if calls:

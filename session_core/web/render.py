@@ -29,6 +29,7 @@ from session_core.web.bodies import json_body
 from session_core.web.errors import ApiError, json_response
 
 Tree = str | tuple[str, dict[str, str], list["Tree"]]
+_Element = tuple[str, dict[str, str], list[Tree]]
 
 MAX_TEXT_BYTES = 64 << 10
 _MAX_DEPTH = 60  # elements in one another
@@ -110,7 +111,7 @@ def render_tree(text: str) -> list[Tree]:
 
     Addresses lead to the web or to mail, or are left out. The work is in proportion to the text.
     """
-    return _Builder().build(_reader().parse(text))
+    return _build(_reader().parse(text))
 
 
 @functools.cache
@@ -162,91 +163,72 @@ def _read_arithmetic(state: StateInline, silent: bool) -> bool:
     return True
 
 
-class _Builder:
-    """Makes trees of the marks that the reader gives."""
-
-    def build(self, marks: Sequence[Mark]) -> list[Tree]:
-        root: list[Tree] = []
-        open_elements = [root]
-        links = 0  # that are open: no link stands in a link
-        for mark in marks:
-            links += mark.nesting if mark.tag == "a" else 0
-            if mark.nesting > 0:
-                element = self._open(mark)
-                if len(open_elements) > _MAX_DEPTH:  # what is deeper stands in what is there
-                    element[2][:] = []
-                    open_elements.append(open_elements[-1])
-                    continue
-                open_elements[-1].append(element)
-                open_elements.append(element[2])
-            elif mark.nesting < 0:
-                open_elements.pop()
-                if mark.type == "list_item_close":
-                    _mark_task(open_elements[-1][-1])
-            else:
-                open_elements[-1].extend([mark.content] if links and mark.type == "text" else self._leaf(mark))
-        return root
-
-    def _open(self, mark: Mark) -> tuple[str, dict[str, str], list[Tree]]:
-        kind = mark.type.removesuffix("_open")
-        if kind == "heading":
-            return f"h{min(int(mark.tag[1]) + 2, 6)}", {}, []  # the page's own headings take two levels
-        if kind == "link":
-            href = str(mark.attrGet("href") or "")
-            return ("a", {"href": href}, []) if _is_address(href) else ("span", {}, [])
-        attributes: dict[str, str] = {}
-        if kind in ("th", "td"):
-            attributes = {"class": side} if (side := _side(str(mark.attrGet("style") or ""))) else {}
-        if kind == "ordered_list":
-            attributes = {"start": str(mark.attrGet("start") or 1)}
-        if kind in ("footnote", "footnote_block"):
-            attributes = {"class": "footnote" if kind == "footnote" else "footnotes"}
-        label: list[Tree] = [("sup", {}, [_footnote_label(mark)]), " "] if kind == "footnote" else []
-        return _ELEMENTS.get(kind, "span"), attributes, label
-
-    def _leaf(self, mark: Mark) -> Iterable[Tree]:
-        if mark.type == "inline":
-            return self.build(mark.children or [])
-        if mark.type == "text":
-            return _with_addresses(mark.content)
-        if mark.type in ("fence", "code_block"):
-            return [
-                _code(mark.content.removesuffix("\n"), mark.info.split(maxsplit=1)[0] if mark.info.strip() else "")
-            ]
-        if mark.type == "image":
-            href = str(mark.attrGet("src") or "")
-            alt = self.build(mark.children or [])
-            return [("a", {"href": href}, alt) if _is_address(href) else ("span", {}, alt)]
-        if mark.type.startswith("math"):
-            return [_formula(mark.content, is_block="block" in mark.type or "double" in mark.type)]
-        simple: dict[str, Callable[[], Tree]] = {
-            "softbreak": lambda: "\n",
-            "hardbreak": lambda: ("br", {}, []),
-            "hr": lambda: ("hr", {}, []),
-            "code_inline": lambda: ("code", {}, [mark.content]),
-            "footnote_ref": lambda: ("sup", {}, [_footnote_label(mark)]),
-        }
-        return [simple[mark.type]()] if mark.type in simple else [mark.content] if mark.content else []
+def _build(marks: Sequence[Mark]) -> list[Tree]:
+    """The trees of the marks that the reader gives."""
+    root: list[Tree] = []
+    open_elements = [root]
+    links = 0  # that are open: no link stands in a link
+    for mark in marks:
+        links += mark.nesting if mark.tag == "a" else 0
+        if mark.nesting > 0:
+            element = _open(mark)
+            if len(open_elements) > _MAX_DEPTH:  # what is deeper stands in what is there
+                element[2][:] = []
+                open_elements.append(open_elements[-1])
+                continue
+            open_elements[-1].append(element)
+            open_elements.append(element[2])
+        elif mark.nesting < 0:
+            open_elements.pop()
+            if mark.type == "list_item_close":
+                _mark_task(open_elements[-1][-1])
+        else:
+            make = _plain if links and mark.type == "text" else _LEAVES.get(mark.type, _plain)
+            open_elements[-1].extend(make(mark))
+    return root
 
 
-def _footnote_label(mark: Mark) -> str:
-    return str(mark.meta.get("label") or mark.meta.get("id", 0) + 1)
+def _open(mark: Mark) -> _Element:
+    kind = mark.type.removesuffix("_open")
+    if kind == "heading":
+        return f"h{min(int(mark.tag[1]) + 2, 6)}", {}, []  # the page's own headings take two levels
+    if kind == "link":
+        return _link(str(mark.attrGet("href")), [])
+    attributes = {
+        "ordered_list": {"start": str(mark.attrGet("start") or 1)},
+        "footnote": {"class": "footnote"},
+        "footnote_block": {"class": "footnotes"},
+    }
+    label: list[Tree] = [_footnote_label(mark), " "] if kind == "footnote" else []
+    return _ELEMENTS.get(kind, "span"), attributes.get(kind, _side(mark)), label
 
 
-def _side(style: str) -> str:
-    return {"text-align:right": "end", "text-align:center": "center"}.get(style, "")
+def _side(mark: Mark) -> dict[str, str]:
+    """On which side the text of a cell stands, where a table says so."""
+    sides = {"text-align:right": "end", "text-align:center": "center"}
+    return {"class": side} if (side := sides.get(str(mark.attrGet("style")))) else {}
+
+
+def _link(address: str, children: list[Tree]) -> _Element:
+    """A link, or its text alone where it leads elsewhere than to the web or to mail."""
+    return ("a", {"href": address}, children) if _is_address(address) else ("span", {}, children)
+
+
+def _footnote_label(mark: Mark) -> Tree:
+    return "sup", {}, [str(mark.meta.get("label") or mark.meta.get("id", 0) + 1)]
+
+
+def _plain(mark: Mark) -> list[Tree]:
+    return [mark.content] if mark.content else []
 
 
 def _mark_task(item: Tree) -> None:
     """Puts a box in place of the `[x]` that an item of a list begins with."""
-    children = item[2] if not isinstance(item, str) else []
-    first = children[0] if children else ""
-    if isinstance(first, str) or not first[2] or not isinstance(begin := first[2][0], str):
-        return
-    if found := re.match(r"\[([ xX])\][ \t]+(?=\S)", begin):
-        assert not isinstance(item, str)
-        item[1]["class"] = "task"
-        first[2][0] = ("☐ " if found[1] == " " else "☑ ") + begin[found.end() :]
+    match item:
+        case (_, attributes, [(_, _, [str(begin), *_] as texts), *_]):
+            if found := re.match(r"\[([ xX])\][ \t]+(?=\S)", begin):
+                attributes["class"] = "task"
+                texts[0] = ("☐ " if found[1] == " " else "☑ ") + begin[found.end() :]
 
 
 def _with_addresses(text: str) -> Iterator[Tree]:
@@ -265,10 +247,12 @@ def _with_addresses(text: str) -> Iterator[Tree]:
     yield from filter(None, [text[done:]])
 
 
-def _code(code: str, language: str) -> Tree:
+def _code(mark: Mark) -> list[Tree]:
+    code = mark.content.removesuffix("\n")
+    language = (mark.info.split() or [""])[0]
     lexer = _lexer(language.lower())
     small = len(code) <= _MAX_CODE_LENGTH and max(map(len, code.split("\n"))) <= _MAX_LINE_LENGTH
-    return "pre", {"language": language[:40]}, list(_coloured(code, lexer)) if lexer and small else [code]
+    return [("pre", {"language": language[:40]}, list(_coloured(code, lexer)) if lexer and small else [code])]
 
 
 class _CLikeLexer(RegexLexer):
@@ -308,14 +292,16 @@ def _colour(kind: _TokenType) -> str:
     return next((_COLOURS[one] for one in kinds if one in _COLOURS), "")
 
 
-def _formula(source: str, *, is_block: bool) -> Tree:
+def _formula(mark: Mark) -> list[Tree]:
     """A formula as MathML, or as its source where that is not understood."""
-    if len(source) > _MAX_FORMULA_LENGTH:
-        return "code", {}, [source]
+    source: Tree = ("code", {}, [mark.content])
+    if len(mark.content) > _MAX_FORMULA_LENGTH:
+        return [source]
+    display = "block" if "block" in mark.type or "double" in mark.type else "inline"
     try:
-        return _math_tree(convert_to_element(source, display="block" if is_block else "inline"), 0)
+        return [_math_tree(convert_to_element(mark.content, display=display), 0)]
     except Exception:  # noqa: BLE001  the converter tells what it does not understand in many ways, IndexError among them
-        return "code", {}, [source]
+        return [source]
 
 
 def _math_tree(element: Element, depth: int) -> Tree:
@@ -326,3 +312,21 @@ def _math_tree(element: Element, depth: int) -> Tree:
     attributes = {name: value for name, value in element.attrib.items() if name in _MATH_ATTRIBUTES.split()}
     children: list[Tree] = [html.unescape(element.text)] if element.text else []
     return element.tag, attributes, children + [_math_tree(child, depth + 1) for child in element]
+
+
+_LEAVES: dict[str, Callable[[Mark], Iterable[Tree]]] = {
+    "inline": lambda mark: _build(mark.children or []),
+    "text": lambda mark: _with_addresses(mark.content),
+    "fence": _code,
+    "code_block": _code,
+    "code_inline": lambda mark: [("code", {}, [mark.content])],
+    "image": lambda mark: [_link(str(mark.attrGet("src")), _build(mark.children or []))],
+    "math_inline": _formula,
+    "math_inline_double": _formula,
+    "math_block": _formula,
+    "math_block_label": _formula,
+    "softbreak": lambda _mark: ["\n"],
+    "hardbreak": lambda _mark: [("br", {}, [])],
+    "hr": lambda _mark: [("hr", {}, [])],
+    "footnote_ref": lambda mark: [_footnote_label(mark)],
+}

@@ -82,15 +82,18 @@ def native_dialect(responses: TurnResponses, *, show_reasoning: bool) -> Bluepri
     """The routes of sessions."""
     routes = _Sessions(responses, show_reasoning)
     blueprint = Blueprint("native", __name__)
-    blueprint.post("/sessions")(routes.create_session)
-    blueprint.get("/sessions")(routes.list_sessions)
-    blueprint.get("/sessions/<session_id>")(routes.get_session)
-    blueprint.patch("/sessions/<session_id>")(routes.configure_session)
-    blueprint.delete("/sessions/<session_id>")(routes.delete_session)
-    blueprint.post("/sessions/<session_id>/run")(routes.run)
-    blueprint.post("/sessions/<session_id>/run_stream")(routes.run_stream)
+    for method, rule, view in (
+        ("POST", "/sessions", routes.create_session),
+        ("GET", "/sessions", routes.list_sessions),
+        ("GET", "/sessions/<session_id>", routes.get_session),
+        ("PATCH", "/sessions/<session_id>", routes.configure_session),
+        ("DELETE", "/sessions/<session_id>", routes.delete_session),
+        ("POST", "/sessions/<session_id>/run", routes.run),
+        ("POST", "/sessions/<session_id>/run_stream", routes.run_stream),
+        ("POST", "/sessions/<session_id>/cancel", routes.cancel),
+    ):
+        blueprint.add_url_rule(rule, view_func=view, methods=[method])
     add_stream(blueprint, "/sessions/<session_id>/run_stream", routes.resume_stream)
-    blueprint.post("/sessions/<session_id>/cancel")(routes.cancel)
     return blueprint
 
 
@@ -168,7 +171,7 @@ class _Sessions:
             "updated_at": session.updated_at,
             "running": running,
             **_set_settings(session),
-            **_find_state(session, running=running),
+            **_state(session, running=running),
         }
         if limit or before is not None:
             answer["next"] = newest[0]["id"] if len(newest) < len(messages) else None
@@ -232,7 +235,7 @@ def _parse_turn_request(body: Mapping[str, Any]) -> TurnRequest:
     if replaces is not None and after is not None:
         raise ApiError("invalid_request", "A message stands in place of another one or behind one: leave one out.")
     if not goes_on and (text is not None or replaces is None):
-        check_question(text)
+        check_question(text, 'The body must be {"message": "text"}, and the text must not be blank.')
     if after is not None:
         check_id(after, "after", "msg")
     return TurnRequest(
@@ -256,18 +259,17 @@ def _cut_before(messages: list[StoredMessage], before: str | None) -> list[Store
     return messages[: ids.index(before)]
 
 
-def _find_state(session: Session, *, running: bool) -> dict[str, Any]:
-    """What a session has used, what it waits for, and the error that ended its last turn."""
-    found: dict[str, Any] = {}
+def _state(session: Session, *, running: bool) -> dict[str, Any]:
+    """What the session waits for, what it has used, and how its last turn failed, where there is any of these."""
+    state: dict[str, Any] = {}
+    if waiting := [one for one in session.messages if one.get("status") == "waiting"]:
+        state["pending"] = pending_calls(waiting[-1])
     if usage := session_usage(session):
-        found["usage"] = usage
-    for message in session.messages:
-        if message.get("status") == "waiting":
-            found["pending"] = pending_calls(message)
+        state["usage"] = usage
     if not running and (failed := last_failure(session)):
         code, _, text = describe_error(failed.code)
-        found["last_error"] = {"error": failed.text or text, "code": code}
-    return found
+        state["last_error"] = {"error": failed.text or text, "code": code}
+    return state
 
 
 def _set_settings(session: Session) -> dict[str, str]:

@@ -1,7 +1,5 @@
 """What all dialects share: a turn that is started, joined or watched, and the response that tells of it."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools
@@ -20,9 +18,10 @@ from session_core.turns.turn_request import TurnRequest
 from session_core.web.errors import error_response
 from session_core.web.settings import Settings
 from session_core.web.shown_turn import ShownTurn
-from storage import StorageUnavailable
+from storage import SessionBusy, StorageUnavailable
 
 _BLOCK_BYTES = 1 << 16  # of events in one write, which is also what a client that stops reading holds up
+_ENDING_SECONDS = 5.0  # for which a retry of a closed completion waits for the end of a turn that is being ended
 _LOOK_SECONDS = 1.0  # between two looks whether a silent client has left
 
 # Gives text; to_json gives bytes, and takes twice as long.
@@ -71,8 +70,8 @@ class TurnResponses:
         self._sessions_of_users = sessions_of_users
         self._show_reasoning = settings.show_reasoning
         self._keep_alive = settings.keep_alive
-        self._responses = _Places(settings.max_responses)
-        self._watchers = _Places(settings.max_watchers)
+        self._responses = threading.BoundedSemaphore(settings.max_responses)
+        self._watchers = threading.BoundedSemaphore(settings.max_watchers)
 
     @property
     def sessions(self) -> Sessions:
@@ -90,7 +89,7 @@ class TurnResponses:
         sessions = sessions or self.sessions
         sessions.models.check(asked.model)
         with contextlib.ExitStack() as stack:
-            admit = functools.partial(self._responses.take, stack)
+            admit = functools.partial(_take_place, self._responses, stack)
             turn, replayed = sessions.start(session_id, asked, admit=admit, observer=g.observed)
             headers = {"Idempotency-Replayed": "true"} if replayed else {}
             if turn.request is asked:
@@ -109,13 +108,11 @@ class TurnResponses:
     ) -> Response:
         """A stream of the events behind the first `index(turn)` ones. 204 where none comes."""
         with contextlib.ExitStack() as stack:
-            try:
-                self._watchers.take(stack)
-                slot = True
-            except Overloaded:
-                if turn is not None and not turn.ended:
-                    raise  # before `index`, which may wait for an event of another process
-                slot = False
+            slot = self._watchers.acquire(blocking=False)
+            if slot:
+                stack.callback(self._watchers.release)
+            elif turn is not None and not turn.ended:
+                raise Overloaded  # before `index`, which may wait for an event of another process
             shown = turn if turn is None or self._show_reasoning else ShownTurn(turn)
             after = index(shown)
             if turn is None or shown is None or (turn.ended and after == shown.length):
@@ -128,10 +125,9 @@ class TurnResponses:
     def stream(self, reader: TurnReader, renderer: Renderer, after: int = 0) -> Response:
         """The turn's events behind the first `after` ones, as they come, until the last."""
         blocks = event_blocks(reader.turn, after, renderer, self._keep_alive, self._client_left(reader.turn))
-        response = Response(blocks, content_type="text/event-stream; charset=utf-8", headers=reader.headers)
-        response.headers.update(renderer.headers)
-        response.headers["Cache-Control"] = "no-cache, no-transform"
-        response.headers["X-Accel-Buffering"] = "no"
+        fixed = {"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no"}
+        headers = {**reader.headers, **renderer.headers, **fixed}
+        response = Response(blocks, content_type="text/event-stream; charset=utf-8", headers=headers)
         response.call_on_close(reader.close)
         return response
 
@@ -164,7 +160,7 @@ class TurnResponses:
 
     def _take_further(self, turn: Turn, stack: contextlib.ExitStack) -> None:
         """Takes a place for a client beside the one that started the turn: of an ended one, the same as for that."""
-        (self._responses if turn.ended else self._watchers).take(stack)
+        _take_place(self._responses if turn.ended else self._watchers, stack)
 
     def _read(
         self,
@@ -179,7 +175,9 @@ class TurnResponses:
         if role == "watching" or not turn.ended:
             turn.readers.add(role, keeps_running=keeps_running)
             stack.callback(turn.leave, role)
-            turn.tell_readers()
+            if turn.tell_readers() and role == "joined" and not keeps_running:  # it may be cancelled, and go on then
+                turn.wait(_ENDING_SECONDS)
+                raise SessionBusy(turn.session_id)
         return TurnReader(turn if self._show_reasoning else ShownTurn(turn), headers, stack.pop_all().close)
 
     def _client_left(self, turn: Turn) -> Callable[[], bool] | None:
@@ -189,25 +187,11 @@ class TurnResponses:
         return left if turn.readers.may_end_it else None
 
 
-class _Places:
-    """A number of places, of which each response takes one."""
-
-    def __init__(self, count: int) -> None:
-        self._lock = threading.Lock()
-        self._count = count
-        self.taken = 0
-
-    def take(self, stack: contextlib.ExitStack) -> None:
-        """Takes one, which the stack gives back. Raises Overloaded where none is free."""
-        with self._lock:
-            if self.taken == self._count:
-                raise Overloaded
-            self.taken += 1
-        stack.callback(self._give_back)
-
-    def _give_back(self) -> None:
-        with self._lock:
-            self.taken -= 1
+def _take_place(places: threading.BoundedSemaphore, stack: contextlib.ExitStack) -> None:
+    """Takes a place, which the stack gives back. Raises Overloaded where none is free."""
+    if not places.acquire(blocking=False):
+        raise Overloaded
+    stack.callback(places.release)
 
 
 def _failed(reader: TurnReader, last: Failed) -> Response:

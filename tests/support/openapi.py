@@ -176,6 +176,8 @@ class World:
         if operation == "get_openai_model":
             path = path.replace("{model}", (body or {}).get("model", "gpt-3.5-turbo"))
             body = None
+        if body is None and operation == "render_text":
+            body = {"text": "# One"}
         if body is None and operation == "configure_session":
             body = {"title": "Greetings"}
         if body is None and operation == "create_session":

@@ -57,7 +57,7 @@ def chunks(response: TestResponse) -> list[Any]:
 def _readers(client: Client) -> int:
     """How many requests wait for a turn. Nothing that a client sees tells of it."""
     responses = client.app.extensions["turn_responses"]
-    return int(responses._responses.taken + responses._watchers.taken)
+    return sum(places._initial_value - places._value for places in (responses._responses, responses._watchers))
 
 
 # --- one-shot ---

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
@@ -163,7 +164,10 @@ class _Faulty(MemoryStorage):
     def running(self, session_id: str) -> bool:
         raise ZeroDivisionError
 
-    def lock(self, session_id: str, *, turn: bool = False) -> LockedSession:
+    def lock(self, session_id: str) -> LockedSession:
+        raise ZeroDivisionError
+
+    def lock_for_turn(self, session_id: str) -> LockedSession:
         raise ZeroDivisionError
 
 
@@ -202,6 +206,21 @@ def _(world: World, operation: str) -> TestResponse:
     return world.ask(operation)
 
 
+@cause("304")
+def _(world: World, operation: str) -> TestResponse:
+    app = world.app()
+    tag = world.ask(operation, app=app).headers["ETag"]
+    return world.ask(operation, app=app, If_None_Match=tag)
+
+
+@cause("render_text 404")
+def _(world: World, operation: str) -> TestResponse:
+    with pytest.MonkeyPatch.context() as patch:  # as where the extra is not installed
+        patch.setitem(sys.modules, "markdown_it", None)
+        patch.delitem(sys.modules, "session_core.web.render", raising=False)
+        return world.ask(operation)
+
+
 @cause("resume_stream 200")
 def _(world: World, operation: str) -> TestResponse:
     app = world.app()
@@ -220,7 +239,7 @@ def _(world: World, operation: str) -> TestResponse:
     "operation,code,error", ALL_CASES, ids=[f"{name}-{error or code}" for name, code, error in ALL_CASES]
 )
 def test_an_answer_is_as_the_document_says(world: World, operation: str, code: int, error: str) -> None:
-    bring_about = CAUSES.get(error) or CAUSES.get(f"{operation} {code}") or CAUSES[str(code)]
+    bring_about = CAUSES.get(f"{operation} {code}") or CAUSES.get(error) or CAUSES[str(code)]
     response = bring_about(world, operation)
     assert response.status_code == code
     if error:
