@@ -81,5 +81,6 @@ def _go_on(session: LockedSession, request: TurnRequest) -> tuple[StoredTurn, At
         fields["idempotency_key"] = request.key
     if request.answers_digest:
         fields["answers_digest"] = request.answers_digest
-    session.set_continues({**fields, "recovery": request.recovery, "answers": answers})
+    beside = {"answers": answers} if answers else {}
+    session.set_continues({**fields, "recovery": request.recovery, **beside})
     return stored, fields, answers

@@ -392,7 +392,7 @@ def test_a_cancel_while_other_calls_run_leaves_nothing_waiting(mail: Mail) -> No
         ]
 
 
-@pytest.mark.parametrize("then", ["continue", "message"])
+@pytest.mark.parametrize("then", ["continue", "message", "copy"])
 def test_a_call_that_was_cut_off_is_not_run_again_and_no_answer_is_lost(
     client: Client, mail: Mail, then: str
 ) -> None:
@@ -407,6 +407,8 @@ def test_a_call_that_was_cut_off_is_not_run_again_and_no_answer_is_lost(
     mail.blocked.set()
     assert json_of(response.result(TIMEOUT))["message"]["status"] == "cancelled"
     assert "pending" not in client.session(session)
+    if then == "copy":
+        session = json_of(client.request("POST", "/sessions", {"copy_of": session}))["id"]
     body = {"continue": True} if then == "continue" else {"message": "Hello"}
     assert client.request("POST", f"/sessions/{session}/run", body).status_code == 200
     results = [
