@@ -99,12 +99,7 @@ def classify_failure(error: Exception, begun: bool, sent: list[str], options: It
     body = getattr(error, "body", None)
     status: int | None = getattr(error, "status_code", None) or _status_within(body)
     words = _words(body)
-    cause = error.__cause__ or error
-    said = words or ("" if status else str(cause))
-    asked = f" (with -model_options {', '.join(options)})" if status in (400, 422) and options else ""
-    reason = _masked(said, sent)
-    log.warning("Model server: %s %s %r%s", type(error).__name__, status or "", reason, asked)
-
+    reason = _log(error, status, words, sent, options)
     code, sentence = _meaning(error, begun, status, words)
     failure = Failure(code, sentence)
     failure.begun, failure.status, failure.words, failure.reason = begun, status, words, reason
@@ -113,14 +108,26 @@ def classify_failure(error: Exception, begun: bool, sent: list[str], options: It
     failure.too_long = overflow or empty
     failure.overflows = overflow and (status in (400, 413, 422) or bool(_OVERFLOW_CODE.search(words)))
     failure.refused = overflow or empty or (code == "model_error" and status in (400, 413, 422))
-    connected = not isinstance(cause, _NOT_CONNECTED)
+    connected = not isinstance(error.__cause__ or error, _NOT_CONNECTED)
     failure.reached = code in ("model_error", "model_timeout") and status != 404 and connected
-    failure.may_pass = code in ("model_rate_limited", "model_timeout") or (
-        code == "model_error" and (isinstance(error, _UNREACHABLE) or (status or 0) >= 500 or failure.is_bad_call)
-    )
+    failure.may_pass = _may_pass(failure, error)
     if code == "model_rate_limited" and failure.delay is not None:
         failure.retry_after = str(math.ceil(failure.delay))
     return failure
+
+
+def _log(error: Exception, status: int | None, words: str, sent: list[str], options: Iterable[str]) -> str:
+    """Logs an error. Returns what the log has of its words."""
+    reason = _masked(words or ("" if status else str(error.__cause__ or error)), sent)
+    asked = f" (with -model_options {', '.join(options)})" if status in (400, 422) and options else ""
+    log.warning("Model server: %s %s %r%s", type(error).__name__, status or "", reason, asked)
+    return reason
+
+
+def _may_pass(failure: Failure, error: Exception) -> bool:
+    if failure.code != "model_error":
+        return failure.code in ("model_rate_limited", "model_timeout")
+    return isinstance(error, _UNREACHABLE) or (failure.status or 0) >= 500 or failure.is_bad_call
 
 
 def broken_off(finish_reason: str | None, begun: bool) -> Failure:

@@ -93,8 +93,9 @@ class Turn:
         """
         return self._log.read(after, seconds)
 
-    def tell_readers(self) -> None:
-        """Tells the process that runs the turn whether it is read here."""
+    def tell_readers(self) -> bool:
+        """Tells the process that runs the turn whether it is read here. Returns whether it is being ended."""
+        return False
 
     def read_all(self) -> list[LoggedEvent]:
         """All events so far."""
