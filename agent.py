@@ -7,21 +7,25 @@ for event in agent.run([{"role": "user", "content": "What is 15 * 23?"}], Cancel
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import itertools
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from session_core.data.message import MessageFields, assistant_message, tool_call, tool_message
+from session_core.data.message import AnswerFields, MessageFields, assistant_message, tool_call, tool_message
 from session_core.data.text import utf8_text
 from session_core.model.budget import Budget
 from session_core.model.cancellation import Cancellation
 from session_core.model.chat_completions import ChatCompletions
-from session_core.model.events import Answer, Event, Message, ModelError
+from session_core.model.events import Answer, Event, Message, ModelError, ToolCall, ToolResult, Waiting
 from session_core.model.history import OutgoingHistory
 from session_core.model.provider_metadata import ModelId
 from session_core.model.reply import sum_usage
 from session_core.telemetry.spans import Observer
 from session_core.tools.calls import run_calls
+from session_core.tools.client_tools import ClientTools, find_pending, runnable_tools
 from session_core.tools.functions import AnyTool, CallId, Tool, tool
 
 __all__ = ["Agent", "CallId", "Cancellation", "Tool", "tool"]
@@ -45,16 +49,22 @@ class Agent:
         model: str | None = None,
         system_prompt: str | None = None,
         options: Mapping[str, Any] | None = None,
+        answered: Sequence[ToolCall | ToolResult] = (),
+        results_only: bool = False,
+        client_tools: ClientTools | None = None,
         observer: Observer | None = None,
     ) -> Generator[Event, None, None]:
         """Answers the last user message of `history`, calling tools as the model asks.
 
         `model` and `system_prompt` stand in place of the agent's own. `options` are merged over the agent's. The
-        `observer` sees the calls of the model and of tools.
+        `observer` sees the calls of the model and of tools. `client_tools` are offered too, and run elsewhere.
+        `answered` are the last calls of the history that have waited: those that run now, and the results of
+        others. With `results_only` the run ends when all are there.
 
         `history` is the stored messages, oldest first. Whatever state they are in, the request is well formed. An
         assistant message with tool calls comes first as a `Message`, then all its `ToolCall`s, then for each call the
-        tool's `Message` and its `ToolResult`. The last event is the `Answer`.
+        tool's `Message` and its `ToolResult`. The last event is the `Answer`, or `Waiting` where calls need approval
+        or are the client's, and all others have run.
 
         Raises ModelError, and Cancelled after `cancellation.cancel()`. A model server that falls silent just before
         the time is up can take up to twice the timeout; a cancel ends that at once.
@@ -62,9 +72,15 @@ class Agent:
         instructions = self._system_prompt if system_prompt is None else system_prompt
         model_id = ModelId.at(self._base_url, model or self.model)
         outgoing = OutgoingHistory(history, self._max_history, model_id, instructions)
-        tools, budget, observer = self._tools(), Budget(cancellation, self._timeout), observer or Observer()
+        own, budget, observer = self._tools(), Budget(cancellation, self._timeout), observer or Observer()
+        client_tools = client_tools or ClientTools()
+        tools = client_tools.beside(own)
+        run_tools = functools.partial(run_calls, budget=budget, timeout=self._tool_timeout, observer=observer)
         usage = None
-        with self._completions.connect(budget, observer, options or {}) as completions:
+        with self._completions.connect(budget, observer, options or {}, client_tools.tools) as completions:
+            yield from _tell(outgoing, _settle(answered, functools.partial(run_tools, own)), usage)
+            if results_only:
+                return
             for finished_rounds in itertools.count():
                 reply = yield from completions.ask(outgoing, tools)
                 usage = sum_usage(usage, reply.usage)
@@ -74,13 +90,16 @@ class Agent:
                     break
                 if finished_rounds == _MAX_ROUNDS:
                     raise ModelError("too_many_tool_rounds", f"The model wanted tools more than {_MAX_ROUNDS} times.")
+                pending = find_pending(tools, calls)
+                fields |= _waiting_fields(pending, usage, reply.finish_reason)
                 made = [tool_call(call.id, call.name, call.arguments) for call in calls]
                 yield Message(outgoing.add(assistant_message(reply.text, made, **fields)), usage)
-                yield from calls
-                for result in run_calls(tools, calls, budget, self._tool_timeout, observer):
-                    told = tool_message(result.id, result.name, result.content, result.error is not None)
-                    yield Message(outgoing.add(told), usage)
-                    yield result
+                yield from (replace(call, waits_for=pending.get(call.id)) for call in calls)
+                running = [call for call in calls if call.id not in pending]
+                yield from _tell(outgoing, run_tools(runnable_tools(tools), running), usage)
+                if pending:
+                    yield Waiting(reply.finish_reason)
+                    return
         yield Answer(reply.text, reply.finish_reason, reply.incomplete_reason, usage, fields)
 
     def __init__(
@@ -155,3 +174,27 @@ class Agent:
             self._order = {}
         self._order |= dict.fromkeys(tools)
         return {name: tools[name] for name in list(self._order) if name in tools}
+
+
+def _waiting_fields(pending: dict[str, str], usage: dict[str, Any] | None, finish_reason: str | None) -> AnswerFields:
+    """What is stored with a message whose calls wait, since it may be the last of the run."""
+    return {"pending": pending, "usage": usage or {}, "finish_reason": finish_reason or ""} if pending else {}
+
+
+def _settle(
+    answered: Sequence[ToolCall | ToolResult], run: Callable[[Sequence[ToolCall]], Generator[ToolResult, None, None]]
+) -> Iterator[ToolResult]:
+    """The results that are there, and in their places those of the calls, which run at the same time."""
+    with contextlib.closing(run([one for one in answered if isinstance(one, ToolCall)])) as results:
+        for one in answered:
+            yield next(results) if isinstance(one, ToolCall) else one
+
+
+def _tell(
+    outgoing: OutgoingHistory, results: Iterable[ToolResult], usage: dict[str, Any] | None
+) -> Iterator[Message | ToolResult]:
+    """For each result the tool's message, which goes into the history, and then the result itself."""
+    for result in results:
+        told = tool_message(result.id, result.name, result.content, result.error is not None)
+        yield Message(outgoing.add(told), usage)
+        yield result

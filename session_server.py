@@ -93,7 +93,7 @@ def create_app(
     app.extensions.update(turns=sessions, turn_responses=responses, users=users)
     app.register_blueprint(service_routes(agent, sessions, responses))
     app.register_blueprint(native_dialect(responses, show_reasoning=settings.show_reasoning))
-    app.register_blueprint(ui_dialect(responses))
+    app.register_blueprint(ui_dialect(responses, show_reasoning=settings.show_reasoning))
     app.register_blueprint(openai_dialect(responses, agent, settings.session_headers))
     if metrics:
         add_metrics_route(app, metrics)
@@ -131,18 +131,10 @@ def _assemble(settings: Settings, at_end: Callable[[Callable[[], object]], objec
     base_url: str | None = settings.base_url or None
     if settings.demo:
         base_url = ModelServer(demo_script()).start().base_url
-    try:
-        tools = [Tool(calculator, "built in")] if settings.calculator else []
-        for path in settings.tools:
-            tools += load_tools(path)
-    except ToolFileError as error:
-        raise SettingsError(f"-tools: {error}") from None
+    tools = _tools(settings)
     tool_sources = [_mcp_tools(settings, at_end)] if settings.mcp_config else []
     all_tools: list[AnyTool] = [*tools, *(tool for source in tool_sources for tool in source())]
-    names = [tool.name for tool in all_tools]
-    if twice := [tool for tool in all_tools if names.count(tool.name) > 1]:
-        where = " and ".join(tool.source for tool in twice)
-        raise SettingsError(f"-tools: {twice[0].name} is a tool of {where}: rename one, or give -calculator=false")
+    _refuse_same_names(all_tools)
     try:
         agent = Agent(
             api_key=settings.api_key or "none",
@@ -166,6 +158,23 @@ def _assemble(settings: Settings, at_end: Callable[[Callable[[], object]], objec
     if settings.continue_interrupted:
         continue_interrupted(app.extensions["turns"].all, settings.timeout)
     return app
+
+
+def _tools(settings: Settings) -> list[Tool]:
+    try:
+        tools = [Tool(calculator, "built in")] if settings.calculator else []
+        for path in settings.tools:
+            tools += load_tools(path)
+    except ToolFileError as error:
+        raise SettingsError(f"-tools: {error}") from None
+    return tools
+
+
+def _refuse_same_names(tools: Sequence[AnyTool]) -> None:
+    names = [tool.name for tool in tools]
+    if twice := [tool for tool in tools if names.count(tool.name) > 1]:
+        where = " and ".join(tool.source for tool in twice)
+        raise SettingsError(f"-tools: {twice[0].name} is a tool of {where}: rename one, or give -calculator=false")
 
 
 def _mcp_tools(

@@ -340,10 +340,8 @@ class LockedSession(ABC):
         """
 
     def read_elsewhere(self) -> bool:
-        """Whether clients of other processes read what is recorded, or one of them wants the turn to run on.
-
-        Raises StorageUnavailable.
-        """
+        """Whether clients of other processes read what is recorded, or one of them wants the turn to run on. Where
+        none does, those that come later are told that the turn is being ended. Raises StorageUnavailable."""
         return False
 
     def drop_journal(self) -> None:

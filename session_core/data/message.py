@@ -9,18 +9,28 @@ from typing import Any, Literal, Required, TypedDict, TypeGuard, Unpack, cast, g
 Status = Literal["completed", "incomplete", "cancelled", "waiting"]
 
 ERROR = "error: "  # what the text of a tool's result begins with where the tool failed
+NOT_EXECUTED = "not executed: "  # or where the call was denied
+WENT_ON = f"{NOT_EXECUTED}the user went on"  # of a call that waited, and was not answered
+INTERRUPTED_CALL = "interrupted; the tool may have run"  # the error of any other call without a result
 _REFUSED = " refused"  # stood behind the code of an error where the model server refused the question
 _OLD_NAMES = {"provider_state": "provider_metadata", "goes_on": "continues"}
-_REWRITTEN = {*_OLD_NAMES, "previous_error", "history"}  # where they stand, a message may have to be changed
+_REWRITTEN = {
+    *_OLD_NAMES,
+    "previous_error",
+    "history",
+    "pending",
+}  # where they stand, a message may have to be changed
 
 
 class AttemptFields(TypedDict, total=False):
     """What the messages of a second or later attempt at a turn have, beside `continues` where that attempt goes on
-    with the one before, and the `idempotency_key` that asked for that."""
+    with the one before, and the `idempotency_key` that asked for that. `answers_digest` is of the answers that it
+    goes on with."""
 
     attempt: int
     continues: bool
     idempotency_key: str
+    answers_digest: str
 
 
 class AnswerFields(AttemptFields, total=False):
@@ -34,6 +44,7 @@ class AnswerFields(AttemptFields, total=False):
     usage: dict[str, Any]
     finish_reason: str
     leaves_out: list[str]  # ids of earlier questions without which alone the model server answers
+    pending: dict[str, str]  # by id of a call that waits: what for, "approval" or "client"
 
 
 class QuestionFields(TypedDict, total=False):
@@ -159,6 +170,8 @@ def _normalize(message: dict[str, Any]) -> None:
     code, refused = read_error(message.get("previous_error"))
     if refused:
         message |= {"previous_error": code, "previous_refused": True}
+    if "pending" in message:
+        message["pending"] = {id: way for id, way in message["pending"].items() if way in ("approval", "client")}
     if "history" in message:
         message["history"] = [one for one in message["history"] if is_message(one)]
         normalize(message["history"])

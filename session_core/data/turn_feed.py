@@ -48,9 +48,9 @@ class TurnFeed(ABC):
         are lines that were not read yet. All readers then read the lines that were added."""
 
     @abstractmethod
-    def tell_readers(self, reading: bool, kept: bool) -> None:
+    def tell_readers(self, reading: bool, kept: bool) -> bool:
         """Tells the process that runs the turn whether clients read it here, which holds for five seconds, and
-        whether one of them wants it to run on, which holds for good."""
+        whether one of them wants it to run on, which holds for good. Returns whether the turn is being ended."""
 
     @abstractmethod
     def ask_to_end(self) -> None:

@@ -179,16 +179,12 @@ class Negotiation:
         """What the server most likely refuses: what its words name, else a part that it has never taken."""
         left = [part for part in self.sent if part not in self._tried]
         if failure.status == 500:
-            words = _QUOTED.sub("", failure.words)
-            names_tools = _NAMES["tools"].search(words) and _NOT_SERVED_AT_ALL.search(words)
-            return {"tools"} & set(left) if names_tools else set()
+            return {"tools"} & set(left) if _serves_no_tools(failure.words) else set()
         if failure.status not in (400, 422) or failure.code != "model_error":
             return set()
         if tools := self._named_tools(failure.words) & set(left):
             return tools
-        named = [part for part in left if part in _NAMES and _NAMES[part].search(failure.words)]
-        if "tools" in named and not _NOT_SERVED.search(failure.words):
-            named.remove("tools")
+        named = [part for part in left if _is_named(part, failure.words)]
         if not named and not any(re.search(rf"\b{re.escape(name)}\b", failure.words) for name in self._options):
             never_taken = set(left) - self._capabilities.accepted
             named = [part for part in ("usage", "provider_metadata") if part in never_taken]
@@ -203,3 +199,14 @@ class Negotiation:
             return found
         numbers = (int(match.group(1) or match.group(2)) for match in _TOOL_NUMBER.finditer(words))
         return {tool_part(names[number]) for number in numbers if number < len(names)}
+
+
+def _is_named(part: OptionalPart, words: str) -> bool:
+    """Whether the words complain of a part as such."""
+    found = part in _NAMES and _NAMES[part].search(words)
+    return bool(found) and (part != "tools" or bool(_NOT_SERVED.search(words)))
+
+
+def _serves_no_tools(words: str) -> bool:
+    words = _QUOTED.sub("", words)
+    return bool(_NAMES["tools"].search(words) and _NOT_SERVED_AT_ALL.search(words))

@@ -7,7 +7,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -38,7 +38,9 @@ _ERRORS = (openai.OpenAIError, http_library.HTTPError, OSError, ValueError, Runt
 class OfferedTool(Protocol):
     """What a model server is told of a tool."""
 
-    schema: dict[str, Any]
+    @property
+    def schema(self) -> dict[str, Any]:
+        """Its name, what it does, and its parameters, as the API has them."""
 
 
 class ChatCompletions:
@@ -61,10 +63,13 @@ class ChatCompletions:
         self._lock = threading.Lock()
 
     @contextmanager
-    def connect(self, budget: Budget, observer: Observer, options: Mapping[str, Any]) -> Iterator[Completions]:
-        """A connection for the requests of one run. `options` are merged over those of every request."""
+    def connect(
+        self, budget: Budget, observer: Observer, options: Mapping[str, Any], callers_tools: Iterable[str] = ()
+    ) -> Iterator[Completions]:
+        """A connection for the requests of one run. `options` are merged over those of every request. Of the tools
+        with `callers_tools` as names nothing is remembered."""
         with self.client.connection(budget.cancellation) as connection:
-            yield Completions(self, connection, budget, observer, options)
+            yield Completions(self, connection, budget, observer, options, {*options, *callers_tools})
 
     def capabilities(self, model: str) -> Capabilities:
         """What is known of a model."""
@@ -85,13 +90,14 @@ class Completions:
         budget: Budget,
         observer: Observer,
         options: Mapping[str, Any],
+        callers: Collection[str],
     ) -> None:
         self._server = server
         self._connection = connection
         self._budget = budget
         self._observer = observer
         self._options = {**server.options, **options}
-        self._callers = options.keys()  # options of the caller's own
+        self._callers = callers  # names of the caller's own options and tools
         self._share = 1.0  # of the time that is left, which one request may use
 
     def ask(self, outgoing: OutgoingHistory, tools: Mapping[str, OfferedTool]) -> Generator[Event, None, Reply]:
@@ -128,7 +134,8 @@ class Completions:
         if form.has("usage"):
             request["stream_options"] = {"include_usage": True}
         parts = {"usage": form.has("usage"), "provider_metadata": outgoing.returned_metadata, "tools": bool(offered)}
-        negotiation.sent = [part for part, is_sent in parts.items() if is_sent] + list(map(tool_part, offered))
+        negotiation.sent = [part for part, is_sent in parts.items() if is_sent]
+        negotiation.sent += [tool_part(name) for name in offered if name not in self._callers]
         self._share = 0.5 if outgoing.has_unanswered else 1.0
         return {**request, **self._options}
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from session_core.data.message import ERROR, AnswerFields, MessageFields
+from session_core.data.message import ERROR, NOT_EXECUTED, AnswerFields, MessageFields
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,26 +22,31 @@ class Reasoning:
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """The model calls a tool. `arguments` is what it sent, which should be a JSON object."""
+    """The model calls a tool. `arguments` is what it sent, which should be a JSON object. `waits_for` is `approval`,
+    or the `client`, where it does not run now."""
 
     id: str
     name: str
     arguments: str
+    waits_for: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ToolResult:
-    """The outcome of a call: a result, or an error. The model gets either."""
+    """The outcome of a call: a result, or an error. The model gets either. `given` says that it is the client's."""
 
     id: str
     name: str
     result: str | None = None
     error: str | None = None
+    given: bool = False
 
     @property
     def content(self) -> str:
         """What the model is told."""
-        return self.result or "" if self.error is None else f"{ERROR}{self.error}"
+        if self.error is None:
+            return self.result or ""
+        return self.error if self.error.startswith(NOT_EXECUTED) else f"{ERROR}{self.error}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +77,14 @@ class Answer:
     fields: AnswerFields = field(default_factory=AnswerFields, compare=False)
 
 
-Event = Reasoning | Chunk | ToolCall | ToolResult | Message | Answer
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """The last event of a run whose last calls wait for answers. Their `Message` has `pending`, and the usage."""
+
+    finish_reason: str | None
+
+
+Event = Reasoning | Chunk | ToolCall | ToolResult | Message | Answer | Waiting
 
 
 class ModelError(Exception):

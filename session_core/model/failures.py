@@ -126,11 +126,7 @@ def classify_failure(error: Exception, begun: bool, sent: list[str], options: It
     body = getattr(error, "body", None)
     status: int | None = getattr(error, "status_code", None) or _status_within(body)
     evidence = _Evidence(error, begun, status, _words(body))
-    said = evidence.words or ("" if status else str(error.__cause__ or error))
-    asked = f" (with -model_options {', '.join(options)})" if status in (400, 422) and options else ""
-    reason = _masked(said, sent)
-    log.warning("Model server: %s %s %r%s", type(error).__name__, status or "", reason, asked)
-
+    reason = _log(evidence, sent, options)
     code, sentence = _meaning(evidence)
     failure = Failure(code, sentence)
     failure.begun, failure.status, failure.words, failure.reason = begun, status, evidence.words, reason
@@ -140,12 +136,25 @@ def classify_failure(error: Exception, begun: bool, sent: list[str], options: It
     failure.overflows = overflow and (status in (400, 413, 422) or bool(_OVERFLOW_CODE.search(evidence.words)))
     failure.refused = overflow or empty or (code == "model_error" and status in (400, 413, 422))
     failure.reached = code in ("model_error", "model_timeout") and status != 404 and not evidence.not_connected
-    failure.may_pass = code in ("model_rate_limited", "model_timeout") or (
-        code == "model_error" and (evidence.unreachable or (status or 0) >= 500 or failure.is_bad_call)
-    )
+    failure.may_pass = _may_pass(failure, evidence)
     if code == "model_rate_limited" and failure.delay is not None:
         failure.retry_after = str(math.ceil(failure.delay))
     return failure
+
+
+def _log(evidence: _Evidence, sent: list[str], options: Iterable[str]) -> str:
+    """Logs an error. Returns what the log has of its words."""
+    error, status = evidence.error, evidence.status
+    reason = _masked(evidence.words or ("" if status else str(error.__cause__ or error)), sent)
+    asked = f" (with -model_options {', '.join(options)})" if status in (400, 422) and options else ""
+    log.warning("Model server: %s %s %r%s", type(error).__name__, status or "", reason, asked)
+    return reason
+
+
+def _may_pass(failure: Failure, evidence: _Evidence) -> bool:
+    if failure.code != "model_error":
+        return failure.code in ("model_rate_limited", "model_timeout")
+    return evidence.unreachable or (evidence.status or 0) >= 500 or failure.is_bad_call
 
 
 def broken_off(finish_reason: str | None, begun: bool) -> Failure:

@@ -7,7 +7,14 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from session_core.data.message import MessageFields, read_status, tool_call
+from session_core.data.message import (
+    ERROR,
+    INTERRUPTED_CALL,
+    WENT_ON,
+    MessageFields,
+    read_status,
+    tool_call,
+)
 from session_core.data.text import json_object, utf8_text
 from session_core.model.capabilities import ForeignCalls, RequestForm
 from session_core.model.events import ToolCall
@@ -15,7 +22,6 @@ from session_core.model.provider_metadata import FOREIGN_SIGNATURE, ModelId, ret
 
 PORTABLE_ID = re.compile(r"[A-Za-z0-9_-]{1,40}")  # of a call, as OpenAI and Anthropic take it
 _SHORT_ID = re.compile(r"[A-Za-z0-9]{9}")  # as Mistral takes it, and all others
-_INTERRUPTED = "error: interrupted; the tool may have run"
 
 
 class OutgoingMessages:
@@ -69,7 +75,9 @@ class OutgoingMessages:
             text = _joined(self.sent.pop()["content"], text)
         if calls:
             made = [self._mended(call, keep_id=self._keeps_id(call.id, message)) for call in calls]
-            contents = [results[call.id].pop(0) if results.get(call.id) else _INTERRUPTED for call in calls]
+            pending = message.get("pending", {})
+            missing = {call.id: WENT_ON if call.id in pending else f"{ERROR}{INTERRUPTED_CALL}" for call in calls}
+            contents = [results[call.id].pop(0) if results.get(call.id) else missing[call.id] for call in calls]
             self._add_calls(message, {"role": "assistant", "content": text, "tool_calls": made}, contents)
         else:
             self._add_text("assistant", text)

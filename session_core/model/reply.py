@@ -50,14 +50,9 @@ class Reply:
 
         Raises ValueError for what is no frame, NotAnAnswer for an error in its place.
         """
-        if not isinstance(frame, dict):
-            raise ValueError("a frame is not a JSON object")
-        if frame.get("error") or frame.get("object") == "error":
-            raise NotAnAnswer(frame)
+        choice = _first_choice(frame)
         self.usage = frame.get("usage") or self.usage
-        choices = frame.get("choices")
-        choice = choices[0] if choices and isinstance(choices, list) else None
-        if not isinstance(choice, dict) or choice.get("index"):
+        if choice is None:
             return []
         if choice.get("finish_reason"):
             self._finish(choice["finish_reason"], frame.get("model"))
@@ -184,8 +179,7 @@ class Reply:
             function = as_object(piece.get("function"))
             id, name, arguments = piece.get("id"), function.get("name"), function.get("arguments")
             id, name = id if isinstance(id, str) else "", name if isinstance(name, str) else ""
-            if not isinstance(arguments, str):
-                arguments = "" if arguments is None else json.dumps(arguments)
+            arguments = _arguments_text(arguments)
             self._budget.use(len(id) + len(name) + len(arguments))
             call = self._find_call(piece.get("index"), id, name) or self._begin_call(piece.get("index"))
             is_repeated = bool(id and name and call.name) and arguments == "".join(call.arguments)
@@ -213,6 +207,23 @@ class Reply:
             raise ModelError("model_error", "The model asked for too many tools at once.")
         self._calls.append(PartialCall(index))
         return self._calls[-1]
+
+
+def _first_choice(frame: Any) -> dict[str, Any] | None:
+    """The choice that a frame adds to, if there is one. Raises ValueError and NotAnAnswer as `Reply.add` does."""
+    if not isinstance(frame, dict):
+        raise ValueError("a frame is not a JSON object")
+    if frame.get("error") or frame.get("object") == "error":
+        raise NotAnAnswer(frame)
+    choices = frame.get("choices")
+    choice = choices[0] if choices and isinstance(choices, list) else None
+    return choice if isinstance(choice, dict) and not choice.get("index") else None
+
+
+def _arguments_text(arguments: Any) -> str:
+    if arguments is None or isinstance(arguments, str):
+        return arguments or ""
+    return json.dumps(arguments)
 
 
 def _whole_characters(text: str, last: bool) -> tuple[str, str]:

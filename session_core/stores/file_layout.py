@@ -88,12 +88,17 @@ def _untorn(data: bytes) -> dict[str, Any]:
             value["messages"].append(message)
         if message is None or rest not in ("", ","):
             after = lines[number:]
-            runs_of_zeros = re.finditer(rb"\0+", data)
-            zeros = any(run.end() % _SECTOR_BYTES == 0 or run.end() == len(data) for run in runs_of_zeros)
-            if any(_message(other)[0] for other in after) or (after and not zeros and not line.startswith(b"]")):
+            torn = line.startswith(b"]") or not after or _has_torn_zeros(data)
+            if any(_message(other)[0] for other in after) or not torn:
                 raise ValueError("a line in its middle is broken")
             break
     return value
+
+
+def _has_torn_zeros(data: bytes) -> bool:
+    """Whether zeros stand up to the end of a sector."""
+    ends = (zeros.end() for zeros in re.finditer(rb"\0+", data))
+    return any(end % _SECTOR_BYTES == 0 or end == len(data) for end in ends)
 
 
 def _message(line: bytes) -> tuple[StoredMessage | None, str]:

@@ -230,10 +230,7 @@ class FileStorage(Storage):
             write_all(file, layout(session), 0)
             os.utime(file, ns=(modified, modified))
             os.fsync(file)
-            if new:
-                rename_new(path, self._path(session.id))
-            else:
-                os.rename(path, self._path(session.id))
+            (rename_new if new else os.rename)(path, self._path(session.id))
         except FileExistsError:
             close_unlocked(file)
             os.unlink(path)

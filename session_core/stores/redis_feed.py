@@ -191,8 +191,8 @@ class RedisTurnFeed(TurnFeed):
     def end(self, lines: list[bytes]) -> None:
         self._run("end", "end", self._count + 1, b"\n".join(lines))
 
-    def tell_readers(self, reading: bool, kept: bool) -> None:
-        self._run("tell of the readers of", "readers", self._reader, int(reading), int(kept))
+    def tell_readers(self, reading: bool, kept: bool) -> bool:
+        return bool(self._run("tell of the readers of", "readers", self._reader, int(reading), int(kept)))
 
     def ask_to_end(self) -> None:
         self._run("ask for the end of", "ask")

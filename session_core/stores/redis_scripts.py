@@ -5,7 +5,7 @@ Keys begin with `session_server:`, those of a user with `session_server@<name>:`
     session:<id>     a hash: times, settings, state; `token`, the fence of the caller that has locked the session;
                      `published`, the fence of the newest turn that was recorded (`told` by earlier versions);
                      `replaced` where a question has replaced messages; `asked` and `kept`, the fence of a turn that
-                     another process wants to end, or to run on
+                     another process wants to end, or to run on; `left`, that of one that nobody reads any more
     messages:<id>    a list: each message as JSON
     sessions         a sorted set: the ids, in the order of the list
     lease:<id>       who has locked the session; it expires unless it is renewed
@@ -95,7 +95,7 @@ local fence, holder, milliseconds = unpack(ARGV)
 if redis.call('EXISTS', session) == 0 then return 'missing' end
 local other = redis.call('GET', lease)
 if other and other ~= holder then return 'locked' end
-redis.call('HDEL', session, 'asked', 'kept', 'written')
+redis.call('HDEL', session, 'asked', 'kept', 'left', 'written')
 redis.call('HSET', session, 'token', fence)
 redis.call('SET', lease, holder, 'PX', milliseconds)
 """,
@@ -211,20 +211,22 @@ if newest and not over and newest + count == tonumber(first) then
     redis.call('PEXPIRE', events .. fence, {KEEP_MILLISECONDS})
 end
 """,
-    # Whether other processes than the turn's own read the turn. Before that, notes what one of them says of itself.
+    # Notes what another process says of its readers, and returns whether the turn is being ended. Without `reader`,
+    # returns whether there are readers, and where there are none, notes that the turn's process ends it.
     "readers": f"""
 local fence, reader, reading, kept = unpack(ARGV)
 local readers, time = prefix .. 'readers:' .. fence, redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local owner = redis.call('HMGET', session, 'token', 'asked', 'kept', 'left')
 if reader then
     redis.call('ZADD', readers, now + reading * {READER_MILLISECONDS}, reader)
     redis.call('PEXPIRE', readers, {READER_MILLISECONDS})
-    if kept == '1' and redis.call('HGET', session, 'token') == fence then
-        redis.call('HSET', session, 'kept', fence)
-    end
+    if kept == '1' and owner[1] == fence then redis.call('HSET', session, 'kept', fence) end
+    return (owner[2] == fence or owner[4] == fence) and 1 or 0
 end
-if redis.call('HGET', session, 'kept') == fence then return 1 end
-return redis.call('ZCOUNT', readers, '(' .. now, '+inf')
+if owner[3] == fence or redis.call('ZCOUNT', readers, '(' .. now, '+inf') > 0 then return 1 end
+if owner[1] == fence then redis.call('HSET', session, 'left', fence) end
+return 0
 """,
     "ask": """
 local fence = unpack(ARGV)

@@ -7,7 +7,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 
 from session_core.data.text import utf8_text
 from session_core.model.budget import Budget
@@ -31,7 +31,7 @@ def run_calls(
     budget: Budget,
     timeout: float,
     observer: Observer | None = None,
-) -> Iterator[ToolResult]:
+) -> Generator[ToolResult, None, None]:
     """The results of the calls, in the order of the calls.
 
     A call that takes longer than `timeout` seconds is abandoned: it is told so, and its result is dropped. A function

@@ -4,8 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from session_core.data.message import AttemptFields, StoredMessage
-from session_core.turns.stored import find_turn, last_turn, outgoing_messages, question_message
-from session_core.turns.turn_request import NothingToContinue, TurnRequest
+from session_core.model.events import ToolCall, ToolResult
+from session_core.turns.stored import StoredTurn, find_turn, last_turn, outgoing_messages, question_message
+from session_core.turns.turn_request import Answers, NothingToContinue, TurnRequest, TurnWaiting
+from session_core.turns.waiting import answers_left, check_answers, settle
 from storage import LockedSession, timestamp
 
 
@@ -28,12 +30,14 @@ def begin_attempt(session: LockedSession, request: TurnRequest, default_model: s
     """Stores the user's message, or that the last turn is continued. Another attempt at a failed turn finds the
     user's message stored.
 
-    Raises TurnRefused, NothingToContinue, StorageUnavailable and SessionCorrupt; then nothing has begun.
+    Raises TurnRefused, NothingToContinue, TurnWaiting, StorageUnavailable and SessionCorrupt; then nothing has begun.
     """
     fields: AttemptFields = {}
+    answered: list[ToolCall | ToolResult] = []
     stored = find_turn(session.session, request.key)
-    if request.continues:
-        message, fields = _continue(session, request)
+    if request.goes_on:
+        stored, fields, answers = _go_on(session, request)
+        message, answered = stored.messages[0], settle(stored.unanswered, answers)
     elif stored is None:
         message = session.append(question_message(session.session, request))
     else:
@@ -44,22 +48,38 @@ def begin_attempt(session: LockedSession, request: TurnRequest, default_model: s
         "model": request.model or found.model or default_model,
         "system_prompt": instructions,
         "options": request.options,
+        "answered": answered,
+        "results_only": request.results_only,
+        "client_tools": request.client_tools,
     }
     number = fields.get("attempt", 1)
-    history = outgoing_messages(found.messages, number, continues=request.continues)
+    history = outgoing_messages(found.messages, number, continues=request.goes_on)
     if request.prefix:
         now = timestamp()
         history.append({"id": "", "role": "assistant", "content": request.prefix, "created_at": now})
     return Attempt(message["id"], number, fields, settings, history)
 
 
-def _continue(session: LockedSession, request: TurnRequest) -> tuple[StoredMessage, AttemptFields]:
-    """Stores that an attempt continues the session's last turn. Returns the turn's question, and the fields."""
+def _go_on(session: LockedSession, request: TurnRequest) -> tuple[StoredTurn, AttemptFields, Answers]:
+    """Stores that an attempt goes on with the session's last turn. Returns the turn, the fields of its messages, and
+    the answers to what has waited: those of the request, or where it was interrupted with them, what is left of them.
+    """
     stored = last_turn(session.session)
     if stored is None or stored.complete:
         raise NothingToContinue
+    waiting = stored.waiting
+    if waiting is not None and request.answers is None:
+        raise TurnWaiting
+    if waiting is None and request.answers is not None and find_turn(session.session, request.key) is None:
+        raise NothingToContinue
+    answers = answers_left(stored.continues.get("answers"))
+    if waiting is not None and request.answers is not None:
+        check_answers(waiting, request.answers)
+        answers = dict(request.answers)
     fields: AttemptFields = {"attempt": 1 + stored.attempt, "continues": True}
     if request.key is not None:
         fields["idempotency_key"] = request.key
-    session.set_continues({**fields, "recovery": request.recovery})
-    return stored.messages[0], fields
+    if request.answers_digest:
+        fields["answers_digest"] = request.answers_digest
+    session.set_continues({**fields, "recovery": request.recovery, "answers": answers})
+    return stored, fields, answers

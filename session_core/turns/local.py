@@ -18,12 +18,22 @@ from typing import Any, assert_never
 from agent import Agent
 from session_core.data.message import AnswerFields, MessageFields, StoredMessage, assistant_message
 from session_core.model.cancellation import Cancellation
-from session_core.model.events import Answer, Cancelled, Chunk, Message, ModelError, Reasoning, ToolCall, ToolResult
+from session_core.model.events import (
+    Answer,
+    Cancelled,
+    Chunk,
+    Message,
+    ModelError,
+    Reasoning,
+    ToolCall,
+    ToolResult,
+    Waiting,
+)
 from session_core.turns.attempt import Attempt
 from session_core.turns.event_log import MAX_EVENTS, Ended, Failed, Started, TurnEnded
 from session_core.turns.journal import identity
 from session_core.turns.report import TurnReport
-from session_core.turns.stored import INTERRUPTED_TEXT, version_of
+from session_core.turns.stored import INTERRUPTED_TEXT, last_turn, version_of
 from session_core.turns.turn import Turn
 from session_core.turns.turn_request import TurnRequest
 from storage import LockedSession, LockLost, StorageUnavailable
@@ -74,6 +84,7 @@ class LocalTurn(Turn):
             with contextlib.closing(run) as events:
                 for event in events:
                     self._handle(event)
+            self._end("cancelled", "cancelled")  # where the run had no answer to give
         except (TurnEnded, Cancelled):
             pass  # the caller that ended the turn does the rest
         except ModelError as error:
@@ -107,6 +118,10 @@ class LocalTurn(Turn):
         self._log.wait()
         return cancelled
 
+    def tell_readers(self) -> bool:
+        """See Turn.tell_readers."""
+        return self.ending
+
     def _leave_alone(self) -> None:
         if self.readers.may_end_it:
             self.end_in_background(self._cancel_unread)
@@ -115,7 +130,7 @@ class LocalTurn(Turn):
         """Cancels the turn as soon as nobody reads it anywhere, unless somebody reads it here again."""
         while not (self.readers.count or self.ended):
             with contextlib.suppress(StorageUnavailable):  # which was logged; then nobody knows
-                if not self._recorder.read_elsewhere():
+                if not (self._recorder.read_elsewhere() or self.readers.count):
                     self.cancel()
             self.wait(_READERS_SECONDS)
 
@@ -132,7 +147,7 @@ class LocalTurn(Turn):
             end = self.cancel if asked else functools.partial(self.fail, "internal_error", INTERRUPTED_TEXT)
             self.end_in_background(end)
 
-    def _handle(self, event: Reasoning | Chunk | ToolCall | ToolResult | Message | Answer) -> None:
+    def _handle(self, event: Reasoning | Chunk | ToolCall | ToolResult | Message | Answer | Waiting) -> None:
         if isinstance(event, Chunk | Reasoning):
             if len(self._log) >= MAX_EVENTS:
                 raise ModelError("model_error", "The model server sent too long an answer.")
@@ -155,6 +170,8 @@ class LocalTurn(Turn):
             self.report.usage = event.usage
             status = "completed" if event.reason is None else "incomplete"
             self._end(status, event.reason, finish_reason=event.finish_reason, fields=event.fields)
+        elif isinstance(event, Waiting):
+            self._end("waiting", None, finish_reason=event.finish_reason)
         elif isinstance(event, ToolCall | ToolResult):
             self._log.append(event)
             self.report.saw(event)
@@ -216,12 +233,18 @@ class LocalTurn(Turn):
     def _store(
         self, answer: MessageFields, finish_reason: str | None, failure: Failed | None, refused: bool
     ) -> Ended | Failed:
+        turn = last_turn(self._recorder.session)
+        if turn and turn.waiting and answer.get("status") == "waiting":
+            return Ended(turn.waiting, self._log.text, finish_reason)
+        if turn and turn.calling:
+            answer.pop("usage", None)  # which is stored with the calls
         if failure is None:
             return Ended(self._recorder.append(answer), self._log.text, finish_reason)
-        if answer["content"]:
+        silent = self._log.text == self.request.prefix  # the model has said nothing
+        if answer["content"] and not silent:
             message_id = self._recorder.append(answer)["id"]
             return Failed(failure.code, failure.text, failure.retry_after, message_id)
-        self._recorder.set_last_error(failure.code, refused=refused and not self._log.text)
+        self._recorder.set_last_error(failure.code, refused=refused and silent)
         return failure
 
 

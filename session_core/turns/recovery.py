@@ -11,7 +11,7 @@ from session_core.turns.remote import ShuttingDown
 from session_core.turns.sessions import Sessions
 from session_core.turns.stored import last_turn
 from session_core.turns.turn import Overloaded
-from session_core.turns.turn_request import KeyReused, NothingToContinue, TurnRequest
+from session_core.turns.turn_request import KeyReused, NothingToContinue, TurnRequest, TurnWaiting
 from storage import Session, SessionBusy, SessionCorrupt, SessionNotFound, Storage, StorageUnavailable
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ def _continue(sessions: Sessions, session_id: str) -> bool:
         log.info("going on with the interrupted turn of %s", session_id)
     except (SessionBusy, Overloaded):
         return False
-    except (SessionNotFound, SessionCorrupt, NothingToContinue, ModelRefused, KeyReused, ShuttingDown):
+    except (SessionNotFound, SessionCorrupt, NothingToContinue, TurnWaiting, ModelRefused, KeyReused, ShuttingDown):
         pass
     except StorageUnavailable:
         log.error("the interrupted turn of %s could not be continued, and is left as it is", session_id)

@@ -97,12 +97,13 @@ class RemoteTurn(Turn):
         finally:
             self._log.give_up()
 
-    def tell_readers(self) -> None:
+    def tell_readers(self) -> bool:
         """See Turn.tell_readers. Never raises: as long as there are readers, it is told again every second."""
-        if not (self.ended or self._left.is_set()):  # who is cut off by a shutdown here may go on elsewhere
-            self._told_at = time.monotonic()
-            with contextlib.suppress(StorageUnavailable, SessionCorrupt):
-                self.feed.tell_readers(bool(self.readers.count), self.readers.kept)
+        self._told_at = time.monotonic()
+        with contextlib.suppress(StorageUnavailable, SessionCorrupt):
+            if not (self.ended or self._left.is_set()):  # who is cut off by a shutdown here may go on elsewhere
+                return self.feed.tell_readers(bool(self.readers.count), self.readers.kept)
+        return False
 
     def _leave_alone(self) -> None:
         self.tell_readers()

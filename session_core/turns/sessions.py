@@ -7,15 +7,15 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from session_core.data.message import StoredMessage
+from session_core.data.message import StoredMessage, assistant_message
 from session_core.telemetry.spans import Observer
 from session_core.turns.expiry import Sweeps
 from session_core.turns.journal import with_partial_answer
-from session_core.turns.stored import last_failure
+from session_core.turns.stored import last_failure, last_turn, settled_messages
 from session_core.turns.turn import Turn
 from session_core.turns.turn_request import TurnRequest
 from session_core.turns.turns import Turns
-from storage import Session, SessionBusy, Storage, StorageUnavailable
+from storage import Session, SessionBusy, SessionCorrupt, Storage, StorageUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class Sessions:
         Raises what `cancel` does, and SessionBusy where one turn after the other starts.
         """
         for last_try in (False, False, False, True):
-            if self.cancel(session_id):
+            if self._turns.cancel((self.storage, session_id)):
                 self.storage.flush()  # so that those who watch from elsewhere get the turn's end
             try:
                 with self.storage.lock(session_id) as session:
@@ -94,8 +94,22 @@ class Sessions:
         return self._turns.attach((self.storage, session_id))
 
     def cancel(self, session_id: str) -> bool:
-        """See `Turns.cancel`."""
-        return self._turns.cancel((self.storage, session_id))
+        """Cancels the turn as `Turns.cancel` does, or denies what it waits for. Returns whether it did."""
+        return self._turns.cancel((self.storage, session_id)) or self._cancel_waiting(session_id)
+
+    def _cancel_waiting(self, session_id: str) -> bool:
+        try:
+            turn = last_turn(self.storage.get(session_id))
+        except SessionCorrupt:
+            return False
+        if turn is None or turn.waiting is None:
+            return False
+        with self.storage.lock(session_id) as session:
+            for message in settled_messages(session.session):
+                session.append(message, message["id"], message["created_at"])
+            session.append(assistant_message("", status="cancelled", reason="cancelled", **turn.fields))
+        self._turns.forget((self.storage, session_id))
+        return True
 
 
 class SessionsOfUsers:

@@ -7,27 +7,30 @@ carry `continues`, and the tool calls and results of the one before go to the mo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import chain, pairwise
 from typing import Any, cast
 
 from session_core.data.message import (
     ERROR,
+    AttemptFields,
     MessageFields,
     QuestionFields,
     StoredMessage,
     read_status,
     tool_failed,
+    tool_message,
     user_message,
 )
 from session_core.data.versions import BEGINNING
-from session_core.model.events import Chunk, Reasoning, ToolResult
+from session_core.model.events import Chunk, Reasoning, ToolCall, ToolResult
 from session_core.model.outgoing_messages import read_tool_calls
 from session_core.model.reply import sum_usage
 from session_core.turns.event_log import Ended, Event, Failed, Started
-from session_core.turns.turn_request import TurnRefused, TurnRequest
-from storage import Session, expanded, replaced_messages
+from session_core.turns.turn_request import Answers, TurnRefused, TurnRequest
+from session_core.turns.waiting import answers_left, settle
+from storage import Session, expanded, new_id, replaced_messages, timestamp
 
 INTERRUPTED_TEXT = "The turn was interrupted."
 
@@ -43,18 +46,30 @@ class StoredTurn:
 
     `messages` are the user's message and what followed it, in all attempts. `error` is the code of the error that
     ended the turn, where the turn left no partial answer. `is_last` says whether it is the session's last turn.
-    `begun` is the number of the attempt that goes on with the one before, of which nothing may be stored yet.
+    `continues` tells of the attempt that goes on with the one before, of which nothing may be stored yet.
     """
 
     messages: list[StoredMessage]
     error: str | None
     is_last: bool
-    begun: int = 1
+    continues: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def attempt(self) -> int:
         """The number of the last attempt, from 1."""
-        return max(self.begun, *(message.get("attempt", 1) for message in self.messages))
+        begun = self.continues.get("attempt")
+        return max(begun if isinstance(begun, int) else 1, *(one.get("attempt", 1) for one in self.messages))
+
+    @property
+    def fields(self) -> AttemptFields:
+        """What the messages of the last attempt have."""
+        return {"attempt": self.attempt} if self.attempt > 1 else {}
+
+    @property
+    def answers_digest(self) -> str:
+        """Of the answers that the last attempt goes on with, see `TurnRequest.answers_digest`."""
+        begun = self.continues.get("attempt") == self.attempt
+        return str((self.continues if begun else self.messages[-1]).get("answers_digest", ""))
 
     @property
     def can_be_retried(self) -> bool:
@@ -72,7 +87,39 @@ class StoredTurn:
         """Whether the last attempt has no end: it runs, or its process is gone."""
         last = self.messages[-1]
         answered = last["role"] == "assistant" and not last.get("tool_calls")
-        return self.error is None and not (answered and last.get("attempt", 1) == self.attempt)
+        ended = (answered and last.get("attempt", 1) == self.attempt) or self.waiting
+        return self.error is None and not ended
+
+    @property
+    def calling(self) -> StoredMessage | None:
+        """The message whose calls end the last attempt, where some of them wait for answers. Others may still run."""
+        last = next((one for one in reversed(self.messages) if one["role"] != "tool"), self.messages[0])
+        return last if "pending" in last and last.get("attempt", 1) == self.attempt else None
+
+    @property
+    def waiting(self) -> StoredMessage | None:
+        """That message, where the turn has ended with it. Its `pending` are those that have no answer."""
+        calling = self.calling
+        if calling is None or self.error is not None:
+            return None
+        open_calls = self._open_calls([calling])
+        pending = {call.id: calling["pending"][call.id] for call in open_calls if call.id in calling["pending"]}
+        if len(pending) < len(open_calls) or (self.is_last and not pending):
+            return None
+        return {**calling, "status": "waiting", "pending": pending}
+
+    @property
+    def unanswered(self) -> list[ToolCall]:
+        """The calls that wait for answers, or that have no result because the turn was interrupted meanwhile."""
+        kept = without_failed_attempts(self.messages, 1 + self.attempt, continues=True)
+        asking = [message for message in kept if "pending" in message]
+        return [call for call in self._open_calls(asking) if any(call.id in one["pending"] for one in asking)]
+
+    def request(self, key: str) -> TurnRequest:
+        """What the request asked for that has this key: the question, or that the turn goes on."""
+        digest = str(self.continues.get("answers_digest", ""))
+        has_key = (message for message in self.messages if message.get("idempotency_key") == key)
+        return next(map(TurnRequest.stored, has_key), TurnRequest(continues=True, stored_digest=digest))
 
     def last_event(self) -> Ended | Failed:
         """The event that ended the last attempt."""
@@ -86,29 +133,36 @@ class StoredTurn:
         if read_status(last) == "incomplete" and last.get("reason") not in _INCOMPLETE:
             return Failed(last.get("reason", "internal_error"), message_id=last["id"])
         text = "".join(message["content"] for message in self._answers() if message["role"] == "assistant")
+        last = self.waiting or last
         return Ended(last, text, last.get("finish_reason"))
 
     def last_event_of(self, attempt: int) -> Ended | Failed:
         """The event that ended this attempt, as far as the attempt was stored."""
         messages = [message for message in self.messages if message.get("attempt", 1) <= attempt]
-        return replace(self, messages=messages, begun=attempt).last_event()
+        return replace(self, messages=messages, continues={"attempt": attempt}).last_event()
 
     def events(self) -> list[Event]:
         """The events of the last attempt, made from what is stored."""
         events: list[Event] = [Started()]
+        waited = {id: way for message in self.messages for id, way in message.get("pending", {}).items()}
         for message in self._answers():
             if message["role"] == "tool":
                 call_id, name = message.get("tool_call_id", ""), message.get("name", "")
                 text, failed = message["content"], tool_failed(message)
-                outcome = (None, text.removeprefix(ERROR)) if failed else (text, None)
-                events.append(ToolResult(call_id, name, *outcome))
+                result, error = (None, text.removeprefix(ERROR)) if failed else (text, None)
+                events.append(ToolResult(call_id, name, result, error, given=waited.get(call_id) == "client"))
                 continue
             if reasoning := message.get("reasoning"):
                 events.append(Reasoning(reasoning))
             if message["content"]:
                 events.append(Chunk(message["content"]))
-            events += read_tool_calls(message)
+            events += [replace(call, waits_for=waited.get(call.id)) for call in read_tool_calls(message)]
         return [*events, self.last_event()]
+
+    def _open_calls(self, messages: Sequence[StoredMessage]) -> list[ToolCall]:
+        """The calls of these messages that have no result."""
+        answered = {message.get("tool_call_id") for message in self.messages if message["role"] == "tool"}
+        return [call for one in messages for call in read_tool_calls(one) if call.id not in answered]
 
     def _answers(self) -> list[StoredMessage]:
         attempt = self.attempt
@@ -168,13 +222,20 @@ def with_messages(session: Session, way: Sequence[StoredMessage]) -> Session:
 
 def turn_at(session: Session, index: int) -> StoredTurn:
     """The turn that begins with the message at this index."""
-    begun = (session.continues or {}).get("attempt")
-    begun = begun if isinstance(begun, int) else 1
     for end in range(index + 1, len(session.messages)):
         message = session.messages[end]
         if message["role"] == "user":
             return StoredTurn(session.messages[index:end], message.get("previous_error"), is_last=False)
-    return StoredTurn(session.messages[index:], session.last_error, is_last=True, begun=begun)
+    return StoredTurn(session.messages[index:], session.last_error, is_last=True, continues=session.continues or {})
+
+
+def mark_waiting(session: Session) -> Session:
+    """The session, in which the message that waits for answers has the status `waiting`, and says for which."""
+    turn = last_turn(session)
+    waiting = turn.waiting if turn else None
+    if waiting is None:
+        return session
+    return replace(session, messages=[waiting if one["id"] == waiting["id"] else one for one in session.messages])
 
 
 def question_message(session: Session, request: TurnRequest) -> MessageFields:
@@ -198,12 +259,25 @@ def question_message(session: Session, request: TurnRequest) -> MessageFields:
         if request.after not in (BEGINNING, *known):
             raise TurnRefused("after must be the id of a message of this session.")
         place = {"after": request.after}
-    if request.history:
-        first, *others = request.history
+    history = [*request.history] if place else [*settled_messages(session, request.answers), *request.history]
+    if history:
+        first, *others = history
         fields["history"] = [{**first, **place}, *others]
     else:
         fields |= place
     return user_message(text or "", request.key, **fields)
+
+
+def settled_messages(session: Session, answers: Answers | None = None) -> list[StoredMessage]:
+    """The results, by these answers, of the calls that the last turn has left waiting. Without answers it goes on by
+    those that it was interrupted with, and what has none is denied."""
+    turn = last_turn(session)
+    if turn is None:
+        return []
+    left = answers_left(turn.continues.get("answers"))
+    results = (one for one in settle(turn.unanswered, answers or left) if isinstance(one, ToolResult))
+    made = (tool_message(one.id, one.name, one.content, one.error is not None) for one in results)
+    return [{**one, **turn.fields, "id": new_id("msg"), "created_at": timestamp()} for one in made]
 
 
 def session_usage(session: Session) -> dict[str, Any] | None:
@@ -242,7 +316,8 @@ def _without_refused_turns(kept: list[StoredMessage]) -> list[StoredMessage]:
     turn: list[StoredMessage] = []
     for message in kept:
         if message["role"] == "user":
-            found += [] if message.get("previous_refused") or (turn and turn[0]["id"] in left_out) else turn
+            refused = message.get("previous_refused") or (turn and turn[0]["id"] in left_out)
+            found += [one for first in turn[:1] for one in first.get("history", ())] if refused else turn
             turn = []
         turn.append(message)
     return found + turn

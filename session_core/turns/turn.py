@@ -91,8 +91,9 @@ class Turn:
         """
         return self._log.read(after, seconds)
 
-    def tell_readers(self) -> None:
-        """Tells the process that runs the turn whether it is read here."""
+    def tell_readers(self) -> bool:
+        """Tells the process that runs the turn whether it is read here. Returns whether it is being ended."""
+        return False
 
     def leave(self, role: Role) -> None:
         """Counts a reader no more. A turn that nobody reads any more is cancelled, if its readers wanted that."""

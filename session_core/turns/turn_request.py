@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from session_core.data.message import StoredMessage
+from session_core.data.strict_json import to_json
+from session_core.tools.client_tools import ClientTools
+
+Answers = Mapping[str, Mapping[str, Any]]  # by id of a call: what it waits for, see `TurnRequest`
 
 
 class TurnRefused(Exception):
@@ -15,6 +20,10 @@ class TurnRefused(Exception):
 
 class NothingToContinue(Exception):
     """The session's last turn is complete, or there is none."""
+
+
+class TurnWaiting(Exception):
+    """The session's last turn waits for answers, without which it cannot go on."""
 
 
 class KeyReused(Exception):
@@ -32,6 +41,10 @@ class TurnRequest:
     stored. `key` is the idempotency key. `model`, `system_prompt` and `options` (of the request to the model) are for
     this turn alone. `prefix` is the beginning of the answer, which the model is to continue.
 
+    `answers` are those to all that the last turn waits for: `approve` (with a `reason` where it is false), or the
+    client's own `result` or `error`, as the model gets them. The turn goes on with them, or before the question of
+    `text`. With `results_only` the calls run, and the model is not asked. `client_tools` are offered in this turn.
+
     `client_id` is the client's own id of the question. `terms` tell what a client asked with, beside the transcript.
     `recovery` counts how often the server itself has gone on with an interrupted turn; 0 where a caller asks.
     """
@@ -40,27 +53,44 @@ class TurnRequest:
     replaces: str | None = None
     after: str | None = None
     continues: bool = False
+    answers: Answers | None = None
+    results_only: bool = False
     history: tuple[StoredMessage, ...] = ()
     key: str | None = None
     model: str | None = None
     system_prompt: str | None = None
     options: Mapping[str, Any] | None = None
+    client_tools: ClientTools | None = None
     prefix: str = ""
     client_id: str | None = None
     terms: str | None = None
     recovery: int = 0
+    stored_digest: str = ""  # of the answers, where they are those of an earlier request
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the last turn goes on, without a new question."""
+        return self.continues or (self.text is None and self.answers is not None)
+
+    @property
+    def answers_digest(self) -> str:
+        """The same for the same answers, and empty without any."""
+        if self.answers is None:
+            return self.stored_digest
+        known = sorted((id, sorted(answer.items())) for id, answer in self.answers.items())
+        return hashlib.sha256(to_json(known)).hexdigest()[:32]
 
     def is_same(self, other: TurnRequest) -> bool:
         """Whether both ask for the same, so that one key may stand for both."""
-        if self.continues or other.continues:
-            return self.continues and other.continues
+        if self.goes_on or other.goes_on:
+            return self.goes_on and other.goes_on and self.answers_digest == other.answers_digest
         same_text = self.text is None or other.text is None or self.text == other.text
         return (self.replaces, self.after) == (other.replaces, other.after) and same_text
 
     @classmethod
-    def stored(cls, message: StoredMessage, key: str) -> TurnRequest:
-        """The question that a stored user's message with this key was. Another key asked to go on with it."""
-        if message.get("idempotency_key") != key:
-            return cls(continues=True)
+    def stored(cls, message: StoredMessage) -> TurnRequest:
+        """What the request asked for whose key is stored in this message: a question, or that its turn goes on."""
+        if message["role"] != "user":
+            return cls(continues=True, stored_digest=message.get("answers_digest", ""))
         first = next(iter(message.get("history", ())), message)
         return cls(message["content"], first.get("replaces"), first.get("after"))

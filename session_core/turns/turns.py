@@ -85,7 +85,7 @@ class Turns:
         session's last is tried again under its key. `admit` is called before a new turn starts, and may raise.
 
         Raises SessionNotFound, KeyReused, ShuttingDown, SessionBusy, Overloaded (in this order), TurnRefused,
-        NothingToContinue, ModelRefused, StorageUnavailable, SessionCorrupt, and what `admit` raises.
+        NothingToContinue, TurnWaiting, ModelRefused, StorageUnavailable, SessionCorrupt, and what `admit` raises.
         """
         looks = 0
         while True:
@@ -264,7 +264,7 @@ class Turns:
         if stored is None:
             return None
         message_id = stored.messages[0]["id"]
-        if running is not None and running.message_id == message_id and running.request.continues:
+        if running is not None and running.message_id == message_id and running.request.goes_on:
             return running, False  # another caller, or the server itself, continues it
         remote = self._remote.turn(*place)
         if remote is not None and remote.message_id == message_id:
@@ -336,6 +336,6 @@ def _turn_of_key(session: Session, request: TurnRequest) -> StoredTurn | None:
     stored = find_turn(session, request.key)
     if stored is None or request.key is None:
         return None
-    if not request.is_same(TurnRequest.stored(stored.messages[0], request.key)):
+    if not request.is_same(stored.request(request.key)):
         raise KeyReused
     return stored

@@ -64,10 +64,12 @@ def _name_field(path: tuple[int | str, ...], value: Any) -> str:
     return name.removeprefix(".")
 
 
-def check_question(text: str | None) -> str:
+def check_question(
+    text: str | None, otherwise: str = "The message must have text, and the text must not be blank."
+) -> str:
     """The text of a question, which every dialect gives to this check. Raises ApiError where it is blank."""
     if text is None or not text.strip():
-        raise ApiError("invalid_request", "The message must have text, and the text must not be blank.")
+        raise ApiError("invalid_request", otherwise)
     return text
 
 

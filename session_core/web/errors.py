@@ -11,7 +11,7 @@ from session_core.turns.imported import ImportRefused
 from session_core.turns.models import ModelRefused
 from session_core.turns.remote import ShuttingDown
 from session_core.turns.turn import Overloaded
-from session_core.turns.turn_request import KeyReused, NothingToContinue, TurnRefused
+from session_core.turns.turn_request import KeyReused, NothingToContinue, TurnRefused, TurnWaiting
 from storage import SessionBusy, SessionCorrupt, SessionNotFound, StorageUnavailable
 
 log = logging.getLogger(__name__)
@@ -28,6 +28,7 @@ ERRORS: dict[str, tuple[int, str]] = {
     "session_not_found": (404, "The session was not found."),
     "method_not_allowed": (405, "This method is not allowed here."),
     "nothing_to_continue": (409, "The last turn of this session is complete, or there is none."),
+    "turn_waiting": (409, "The last turn of this session waits for answers: send them, a new message, or a cancel."),
     "session_busy": (409, "A turn is running in this session. Wait for its end, or cancel it."),
     "event_gone": (410, "This event is no longer held. Read the session instead."),
     "request_too_large": (413, "The request is larger than 1 MiB."),
@@ -53,6 +54,7 @@ _CODES: dict[type[Exception], str] = {
     StorageUnavailable: "storage_unavailable",
     KeyReused: "idempotency_key_reused",
     NothingToContinue: "nothing_to_continue",
+    TurnWaiting: "turn_waiting",
     Overloaded: "overloaded",
     ShuttingDown: "shutting_down",
 }

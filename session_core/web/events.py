@@ -8,6 +8,7 @@ from session_core.data.message import StoredMessage, tool_failed
 from session_core.model.events import Chunk, Reasoning, ToolCall, ToolResult
 from session_core.turns.event_log import Ended, Failed, LoggedEvent, Started
 from session_core.turns.turn import Turn
+from session_core.turns.waiting import pending_calls
 from session_core.web.errors import ApiError, describe_error
 from session_core.web.turn_responses import encode_json, sse_data
 
@@ -82,6 +83,7 @@ def _render_end(event: Ended) -> dict[str, Any]:
     fields: Mapping[str, object] = event.message
     data = {"complete_text": event.complete_text, "message_id": fields["id"], "status": event.status}
     data |= {name: fields[name] for name in ("reason",) if name in fields}
+    data |= {"pending": pending_calls(event.message)} if event.status == "waiting" else {}
     data["finish_reason"] = event.finish_reason
     return data | {name: fields[name] for name in ("usage",) if name in fields}
 
@@ -95,9 +97,11 @@ def _render_failure(event: Failed) -> dict[str, Any]:
 def render_message(message: StoredMessage, *, show_reasoning: bool) -> StoredMessage:
     """A stored message as callers see it, without what the server keeps beside it."""
     fields: Mapping[str, object] = message
-    shown = cast(StoredMessage, {name: fields[name] for name in _PUBLIC_FIELDS if name in fields})
+    shown: dict[str, Any] = {name: fields[name] for name in _PUBLIC_FIELDS if name in fields}
+    if message.get("status") == "waiting":
+        shown["pending"] = pending_calls(message)
     if message["role"] == "tool" and tool_failed(message):
         shown["is_error"] = True
     if not show_reasoning:
         shown.pop("reasoning", None)
-    return shown
+    return cast(StoredMessage, shown)

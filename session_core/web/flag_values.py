@@ -35,7 +35,7 @@ def whole_number(least: int, most: int = 10**9) -> Callable[[str], int]:
 
 
 def seconds(text: str) -> float:
-    with_unit = re.fullmatch(r"([0-9]+\.?[0-9]*|\.[0-9]+)s?", text)
+    with_unit = re.fullmatch(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)s?", text)
     if not with_unit or not 0 < float(with_unit[1]) < 10**7:
         raise ValueError("must be a number of seconds above 0")
     return float(with_unit[1])

@@ -21,7 +21,8 @@ def render_markdown(title: str | None, head: Mapping[str, str], messages: Iterab
         role, name = _ROLES.get(message["role"], "Message"), message.get("name")
         parts.append(f"\n## {role}{f' of {_plain(name)}' if name else ''}, {_plain(message['created_at'])}\n")
         if "status" in message:
-            parts.append(f"Status: {_plain(message['status'])} ({_plain(message.get('reason', ''))})\n")
+            reason = message.get("reason", "for answers" if message["status"] == "waiting" else "")
+            parts.append(f"Status: {_plain(message['status'])} ({_plain(reason)})\n")
         if message.get("reasoning"):
             parts.append(f"Reasoning:\n\n{_block(message['reasoning'], 'text')}\n")
         if message["content"]:

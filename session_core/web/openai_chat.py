@@ -9,17 +9,26 @@ from flask import Blueprint, Response, request
 from pydantic import BaseModel
 
 from agent import Agent
-from session_core.data.message import StoredMessage
+from session_core.data.message import MessageFields, StoredMessage, tool_message
+from session_core.model.outgoing_messages import read_tool_calls
 from session_core.turns.models import ModelRefused
 from session_core.web.bodies import FailingFast, ModelName, check_question, idempotency_key, json_body, parse_body
 from session_core.web.errors import ApiError, json_response, set_error_form
 from session_core.web.openai_events import CompletionRenderer, openai_error, render_completion
 from session_core.web.openai_history import ChatRequest, find_chat, start_in_session, start_one_shot
+from session_core.web.openai_tools import (
+    ClientsTool,
+    Function,
+    client_tools,
+    find_results,
+    find_tool_choice,
+    stored_answer,
+)
 from session_core.web.turn_responses import TurnReader, TurnResponses
 from storage import new_id, timestamp
 
 # What is between the client and this server, and not passed on to the model server.
-_NOT_PASSED_ON = ("user", "store", "metadata", "tools", "functions", "function_call")
+_NOT_PASSED_ON = {"user", "store", "metadata"}
 # Open WebUI marks what it asks for itself (0.9.7 and later, where a header is set up with {{TASK}}). Older ones are
 # known by the words of their templates, and so is LibreChat.
 _TASK_HEADER = "X-OpenWebUI-Task"
@@ -31,6 +40,8 @@ class _Message(BaseModel, strict=True):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | list[dict[str, Any]] | None = None
     refusal: str | None = None
+    tool_calls: Any = None
+    tool_call_id: Any = None
 
 
 class _StreamOptions(BaseModel, strict=True):
@@ -43,6 +54,9 @@ class _Body(BaseModel, strict=True, extra="allow"):
     messages: FailingFast[_Message]
     model: ModelName | None = None
     n: Literal[1] | None = None
+    tools: list[ClientsTool] | None = None
+    functions: list[Function] | None = None
+    function_call: str | dict[str, Any] | None = None
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
 
@@ -89,21 +103,18 @@ def openai_dialect(responses: TurnResponses, agent: Agent, session_headers: Sequ
 
 def _parse_request(body: Mapping[str, Any], agent: Agent) -> ChatRequest:
     """The request in a body. Raises ApiError."""
-    if body.get("tools") or body.get("functions"):
-        raise ApiError("invalid_request", "Tools run on this server: leave tools and functions out.")
     asked = parse_body(_Body, body)
     system, messages = _parse_messages(asked.messages)
     prefix = ""
-    while messages and messages[-1]["role"] == "assistant":
+    while messages and messages[-1]["role"] == "assistant" and "tool_calls" not in messages[-1]:
         prefix = messages.pop()["content"] + prefix
     if not messages:
         raise ApiError(
             "invalid_request", "The last message must be the user's, or an answer that is to be continued."
         )
-    if "parts" not in messages[-1]:
+    if messages[-1]["role"] == "user" and "parts" not in messages[-1]:
         check_question(messages[-1]["content"])
-    left_out = _NOT_PASSED_ON if agent.tools else (*_NOT_PASSED_ON, "tool_choice", "parallel_tool_calls")
-    others = asked.model_extra or {}
+    tools = client_tools(body)
     return ChatRequest(
         messages,
         prefix,
@@ -111,28 +122,42 @@ def _parse_request(body: Mapping[str, Any], agent: Agent) -> ChatRequest:
         asked.model,
         bool(asked.stream),
         bool(asked.stream_options and asked.stream_options.include_usage),
-        {name: value for name, value in others.items() if name not in left_out and value is not None},
+        _find_options(asked, any_tools=bool(tools.tools) or not all(tool.may_need_approval for tool in agent.tools)),
+        tools,
+        find_results(messages),
     )
+
+
+def _find_options(asked: _Body, *, any_tools: bool) -> dict[str, Any]:
+    """What goes on to the model server as it is. Without `any_tools` it takes none of the parameters of tools."""
+    left_out = _NOT_PASSED_ON if any_tools else {*_NOT_PASSED_ON, "tool_choice", "parallel_tool_calls"}
+    others = {"tool_choice": find_tool_choice(asked.function_call), **(asked.model_extra or {})}
+    return {name: value for name, value in others.items() if name not in left_out and value is not None}
 
 
 def _parse_messages(sent: list[_Message]) -> tuple[list[str], list[StoredMessage]]:
     """The texts of the system messages, and the messages of the conversation as they are stored."""
     system: list[str] = []
     messages: list[StoredMessage] = []
+    calls: dict[str, str] = {}  # of the client's tools: by id the name
     for index, message in enumerate(sent):
-        if message.role in ("tool", "function"):  # of tools that ran here, or elsewhere
-            continue
         text, pictures = _parse_content(message, index)
+        fields: MessageFields = {"role": message.role, "content": text}
         if message.role in ("system", "developer"):
             system.append(text)
-        elif message.role == "user" or text:
-            stored: StoredMessage = {
-                "id": new_id("msg"),
-                "role": message.role,
-                "content": text,
-                "created_at": timestamp(),
-            }
-            messages.append({**stored, "parts": pictures} if pictures else stored)
+            continue
+        if message.role in ("tool", "function"):
+            if (name := calls.get(str(message.tool_call_id))) is None:  # of tools that ran here, or elsewhere
+                continue
+            fields = tool_message(str(message.tool_call_id), name, text, None)
+        elif message.role == "assistant":
+            called = read_tool_calls({"role": "assistant", "content": "", "tool_calls": message.tool_calls})
+            fields = stored_answer(text, called)
+            calls |= {call.id: call.name for call in called}
+        if pictures:
+            fields["parts"] = pictures
+        if message.role == "user" or text or "tool_calls" in fields or "tool_call_id" in fields:
+            messages.append({**fields, "id": new_id("msg"), "created_at": timestamp()})
     return system, messages
 
 
@@ -144,7 +169,7 @@ def _parse_content(message: _Message, index: int) -> tuple[str, list[dict[str, A
     if not isinstance(message.content, list):
         return message.content or message.refusal or "", []
     texts = [part.get("text") for part in message.content if part.get("type") != "image_url"]
-    if message.role != "assistant" and not all(isinstance(text, str) for text in texts):
+    if message.role not in ("assistant", "tool", "function") and not all(isinstance(text, str) for text in texts):
         raise ApiError("invalid_request", f"messages[{index}] has a content that is no text.")
     has_pictures = message.role == "user" and len(texts) < len(message.content)
     return "".join(text for text in texts if isinstance(text, str)), message.content if has_pictures else []

@@ -11,6 +11,7 @@ from session_core.turns.event_log import Ended, Event, Failed, LoggedEvent, Star
 from session_core.turns.turn import Turn
 from session_core.web.errors import describe_error, json_response
 from session_core.web.openai_history import ChatRequest
+from session_core.web.openai_tools import render_calls
 from session_core.web.turn_responses import encode_json, sse_data
 
 _ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -47,11 +48,15 @@ class CompletionRenderer:
                 yield self._chunk({"role": "assistant", "content": ""})
             case Reasoning():
                 yield self._chunk({"reasoning_content": event.content})
-            case Chunk() if self._prefix_length:
-                self._prefix_length = 0
             case Chunk():
-                yield self._chunk({"content": event.content})
+                content = event.content[self._prefix_length :]  # in a replay the prefix has the answer behind it
+                self._prefix_length -= len(event.content) - len(content)
+                if content:
+                    yield self._chunk({"content": content})
             case Ended():
+                calls = render_calls(event.message) if event.status == "waiting" else []
+                if calls:
+                    yield self._chunk({"tool_calls": [{"index": at, **call} for at, call in enumerate(calls)]})
                 yield self._chunk({}, _finish_reason(event))
                 if self._asked.with_usage:
                     yield {**self._fixed, "choices": [], "usage": event.message.get("usage")}
@@ -71,6 +76,8 @@ def render_completion(turn: Turn, last: Ended, *, prefix: str = "") -> Response:
         after += len(entries)
     if reasoning:
         message["reasoning_content"] = reasoning
+    if last.status == "waiting":
+        message |= {"content": message["content"] or None, "tool_calls": render_calls(last.message)}
     choice = {"index": 0, "message": message, "finish_reason": _finish_reason(last)}
     completion = {"id": f"chatcmpl-{turn.id}", "object": "chat.completion", "created": int(time.time())}
     completion |= {"model": last.message.get("model", ""), "choices": [choice]}
@@ -91,6 +98,8 @@ def _error(status: int, code: str, text: str) -> dict[str, Any]:
 def _finish_reason(last: Ended) -> str:
     """OpenAI's word for how the answer ended. Of those that its clients know, `length` is the one for an answer that
     was cut short, whatever cut it."""
+    if last.status == "waiting":
+        return "tool_calls"
     if last.message.get("reason") == "content_filter":
         return "content_filter"
     return "length" if last.status in ("incomplete", "cancelled") else "stop"

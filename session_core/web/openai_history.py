@@ -12,6 +12,7 @@ from flask import request
 
 from session_core.data.message import StoredMessage
 from session_core.data.strict_json import to_json
+from session_core.tools.client_tools import ClientTools
 from session_core.turns.event_log import Ended
 from session_core.turns.local import LocalTurn
 from session_core.turns.sessions import Sessions
@@ -36,9 +37,10 @@ _MAX_LOOKS = 3  # at a session in which turns start and end meanwhile
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """A request. `messages` are the user's and the assistant's, oldest first, as they are stored; the last is the
-    question. `prefix` is the beginning of its answer, which is to be continued. `instructions` are the texts of its
-    system messages, None where it has none."""
+    """A request. `messages` are those of its transcript, oldest first, as they are stored; the last is the question,
+    or the result of a call. `prefix` is the beginning of the answer, which is to be continued. `instructions` are the
+    texts of its system messages, None where it has none. `client_tools` are the client's own, and `results` are those
+    of its last calls, as answers to them."""
 
     messages: list[StoredMessage]
     prefix: str
@@ -47,6 +49,13 @@ class ChatRequest:
     stream: bool
     with_usage: bool
     options: dict[str, Any] = field(default_factory=dict)
+    client_tools: ClientTools = field(default_factory=ClientTools)
+    results: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    @property
+    def has_question(self) -> bool:
+        """Whether it ends with a question, and not with results."""
+        return self.messages[-1]["role"] == "user"
 
     def turn_request(self, asked: TurnRequest, key: str | None = None) -> TurnRequest:
         """What is asked for, with what the request sets for this turn alone."""
@@ -57,13 +66,15 @@ class ChatRequest:
             model=self.model,
             system_prompt=self.instructions,
             options=self.options or None,
+            client_tools=self.client_tools,
             terms=self.terms,
         )
 
     @property
     def terms(self) -> str:
         """A digest of all but the conversation."""
-        value = [self.model, self.instructions, self.options, self.prefix]
+        tools = {name: tool.schema for name, tool in self.client_tools.tools.items()}
+        value = [self.model, self.instructions, self.options, self.prefix, *([tools] if tools else ())]
         return hashlib.sha256(to_json(value)).hexdigest()[:32]
 
 
@@ -120,6 +131,8 @@ def start_in_session(responses: TurnResponses, chat: ChatName, asked: ChatReques
     for look in range(1, _MAX_LOOKS + 1):
         try:
             found = _look(sessions, chat, asked, key, unanswered)
+            if found is None:
+                break
             if isinstance(found, Turn):
                 reader = responses.join(found)
             else:
@@ -137,21 +150,39 @@ def start_in_session(responses: TurnResponses, chat: ChatName, asked: ChatReques
 
 def _look(
     sessions: Sessions, chat: ChatName, asked: ChatRequest, key: str | None, unanswered: set[str]
-) -> Turn | TurnRequest:
-    """The turn that the request is a retry of, or what it asks for.
+) -> Turn | TurnRequest | None:
+    """The turn that the request is a retry of, or what it asks for. None where it has results of calls that the
+    session does not know.
 
     `unanswered` are the questions that earlier looks saw without an answer, or while their turn ran. A turn that
     has answered one since is joined like one that runs.
     """
     session = sessions.session(chat.session_id)
+    if not asked.has_question:
+        return _answer(sessions, session, asked, key)
     if key is not None and (known := find_turn(session, key)):
-        stored = dataclasses.replace(TurnRequest.stored(known.messages[0], key), text=asked.messages[-1]["content"])
+        stored = known.request(key)
+        stored = TurnRequest() if stored.stored_digest else stored  # that was no question
+        stored = dataclasses.replace(stored, text=asked.messages[-1]["content"])
         return asked.turn_request(stored, key)
     intent = _compare(session, chat, asked)
     last = last_turn(session)
     if intent.kind == "retry" and last is not None and intent.id == last.messages[0]["id"]:
         return _retry(sessions, session.id, last, asked, key, unanswered)
-    return asked.turn_request(intent.request(asked.messages), key)
+    return asked.turn_request(dataclasses.replace(intent.request(asked.messages), answers=asked.results or None), key)
+
+
+def _answer(sessions: Sessions, session: Session, asked: ChatRequest, key: str | None) -> Turn | TurnRequest | None:
+    """What a transcript asks for that ends with results of the client's tools."""
+    answers, last = asked.turn_request(TurnRequest(answers=asked.results), key), last_turn(session)
+    if find_turn(session, key) or (last and last.waiting and last.waiting["pending"].keys() & asked.results.keys()):
+        return answers
+    if last is None or last.answers_digest != answers.answers_digest:
+        return None
+    turn = _find_turn(sessions, session.id, last)
+    if turn is not None and _has_an_answer(turn, sessions):
+        return turn
+    return Turn.replay(session.id, last) if last.complete else asked.turn_request(TurnRequest(continues=True), key)
 
 
 def _compare(session: Session, chat: ChatName, asked: ChatRequest) -> ClientIntent:
@@ -168,8 +199,7 @@ def _retry(
 ) -> Turn | TurnRequest:
     """The session's last turn, where it is what is asked for and the caller cannot have seen its answer; or the wish
     that it goes on, or for another answer. Raises SessionBusy where the last turn is another wish, and runs."""
-    question, turn = last.messages[0], sessions.attach(session_id)
-    own = turn if turn is not None and turn.message_id == question["id"] else None
+    question, own = last.messages[0], _find_turn(sessions, session_id, last)
     runs = own is not None and not own.ended
     another_answer = asked.turn_request(TurnRequest(asked.messages[-1]["content"], question["id"]), key)
     continued = asked.turn_request(TurnRequest(continues=True), key)
@@ -186,6 +216,14 @@ def _retry(
     return another_answer if last.complete else continued
 
 
+def _find_turn(sessions: Sessions, session_id: str, last: StoredTurn) -> Turn | None:
+    """The session's last turn, where it runs, can still be watched, or waits."""
+    turn = sessions.attach(session_id)
+    if turn is not None and turn.message_id == last.messages[0]["id"]:
+        return turn
+    return Turn.replay(session_id, last) if last.waiting else None
+
+
 def _is_same_wish(turn: Turn | None, question: StoredMessage, asked: ChatRequest, key: str | None) -> bool:
     """Whether the session's last turn was asked for with the same as is asked for now, beside the transcript."""
     terms = turn.request.terms if isinstance(turn, LocalTurn) else None
@@ -198,4 +236,4 @@ def _has_an_answer(turn: Turn, sessions: Sessions) -> bool:
     if not turn.ended:
         return isinstance(turn, LocalTurn) or sessions.running(turn.session_id)
     last = turn.result()
-    return isinstance(last, Ended) and "status" not in last.message
+    return isinstance(last, Ended) and last.status in ("completed", "waiting")

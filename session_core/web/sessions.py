@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
 from flask import Blueprint, Response, request
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from session_core.data.message import StoredMessage
 from session_core.data.strict_json import to_json
+from session_core.tools.functions import result_text
 from session_core.turns.imported import copied, imported
-from session_core.turns.stored import last_failure, session_usage
+from session_core.turns.stored import last_failure, mark_waiting, session_usage
 from session_core.turns.turn_request import TurnRequest
+from session_core.turns.waiting import pending_calls
 from session_core.web.bodies import (
     ModelName,
     check_id,
@@ -43,6 +45,28 @@ from storage import (
 )
 
 
+class _Answer(BaseModel, strict=True):
+    """The answer to a call that waits: exactly one of `approve`, `result` and `error`."""
+
+    approve: bool = False
+    reason: str | None = None
+    result: Any = None
+    error: str = ""
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        if len(self.model_fields_set & {"approve", "result", "error"}) != 1:
+            raise ValueError("have exactly one of approve, result and error")
+        return self
+
+    @property
+    def value(self) -> dict[str, Any]:
+        """The answer as `TurnRequest` has it."""
+        if "approve" in self.model_fields_set:
+            return {"approve": self.approve, "reason": self.reason or ""}
+        return {"error": self.error} if "error" in self.model_fields_set else {"result": result_text(self.result)}
+
+
 class _TurnBody(BaseModel, strict=True):
     """What `run` and `run_stream` take."""
 
@@ -50,6 +74,7 @@ class _TurnBody(BaseModel, strict=True):
     replaces: str | None = None
     after: str | None = None
     continues: bool = Field(False, alias="continue")
+    answers: dict[str, _Answer] | None = None
     model: ModelName | None = None
 
 
@@ -124,6 +149,7 @@ class _Sessions:
         limit, before = number_argument("limit", 1, 1000), request.args.get("before")
         with_replaced = flag_argument("replaced")
         session, running = self._responses.sessions.look(session_id)
+        session = mark_waiting(session)
         wanted = request.accept_mimetypes.best_match(["application/json", "text/markdown", UI_MESSAGES])
         if wanted == "text/markdown":
             return self._markdown(session)
@@ -143,6 +169,8 @@ class _Sessions:
             "running": running,
             **_set_settings(session),
         }
+        if waiting := [one for one in session.messages if one.get("status") == "waiting"]:
+            answer["pending"] = pending_calls(waiting[-1])
         if usage := session_usage(session):
             answer["usage"] = usage
         if not running and (failed := last_failure(session)):
@@ -204,15 +232,24 @@ def _parse_turn_request(body: Mapping[str, Any]) -> TurnRequest:
     """What a body of `run` or `run_stream` asks for, with the request's key. Raises ApiError."""
     asked = parse_body(_TurnBody, body)
     text, replaces, after = asked.message, asked.replaces, asked.after
-    if asked.continues and (text, replaces, after) != (None, None, None):
-        raise ApiError("invalid_request", 'A body with "continue" has neither message nor replaces nor after.')
+    goes_on = asked.continues or asked.answers is not None
+    if goes_on and ((text, replaces, after) != (None, None, None) or (asked.continues and asked.answers is not None)):
+        raise ApiError("invalid_request", 'A body with "continue" or "answers" has nothing else but model.')
     if replaces is not None and after is not None:
         raise ApiError("invalid_request", "A message stands in place of another one or behind one: leave one out.")
-    if not asked.continues and (text is not None or replaces is None):
-        check_question(text)
+    if not goes_on and (text is not None or replaces is None):
+        check_question(text, 'The body must be {"message": "text"}, and the text must not be blank.')
     if after is not None:
         check_id(after, "after", "msg")
-    return TurnRequest(text, replaces, after, continues=asked.continues, key=idempotency_key(), model=asked.model)
+    return TurnRequest(
+        text,
+        replaces,
+        after,
+        continues=asked.continues,
+        answers=None if asked.answers is None else {id: answer.value for id, answer in asked.answers.items()},
+        key=idempotency_key(),
+        model=asked.model,
+    )
 
 
 def _cut_before(messages: list[StoredMessage], before: str | None) -> list[StoredMessage]:

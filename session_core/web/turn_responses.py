@@ -18,9 +18,10 @@ from session_core.turns.turn_request import TurnRequest
 from session_core.web.errors import error_response
 from session_core.web.settings import Settings
 from session_core.web.shown_turn import ShownTurn
-from storage import StorageUnavailable
+from storage import SessionBusy, StorageUnavailable
 
 _BLOCK_BYTES = 1 << 16  # of events in one write, which is also what a client that stops reading holds up
+_ENDING_SECONDS = 5.0  # for which a retry of a closed completion waits for the end of a turn that is being ended
 _LOOK_SECONDS = 1.0  # between two looks whether a silent client has left
 
 # Gives text; to_json gives bytes, and takes twice as long.
@@ -177,7 +178,9 @@ class TurnResponses:
         if role == "watching" or not turn.ended:
             turn.readers.add(role, keeps_running=keeps_running)
             stack.callback(turn.leave, role)
-            turn.tell_readers()
+            if turn.tell_readers() and role == "joined" and not keeps_running:  # it may be cancelled, and go on then
+                turn.wait(_ENDING_SECONDS)
+                raise SessionBusy(turn.session_id)
         return TurnReader(turn if self._show_reasoning else ShownTurn(turn), headers, stack.pop_all().close)
 
     def _client_left(self, turn: Turn) -> Callable[[], bool] | None:

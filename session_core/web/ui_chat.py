@@ -15,6 +15,9 @@ from pydantic import BaseModel
 
 from session_core.data.message import StoredMessage
 from session_core.data.strict_json import to_json
+from session_core.model.events import Reasoning
+from session_core.tools.client_tools import ClientTool, ClientTools
+from session_core.tools.functions import result_text, tool_schema
 from session_core.turns.stored import find_turn, last_turn
 from session_core.turns.transcripts import ClientMessage, compare_histories
 from session_core.turns.turn_request import TurnRequest
@@ -27,14 +30,44 @@ from session_core.web.bodies import (
     parse_body,
 )
 from session_core.web.errors import ApiError, set_error_form
+from session_core.web.openai_tools import ClientsTool, FunctionName
 from session_core.web.turn_responses import TurnResponses, add_stream
-from session_core.web.ui_messages import ANSWER, UiRenderer
+from session_core.web.ui_messages import ANSWER, UiRenderer, earlier_events
 from storage import Session, expanded, new_id, timestamp
+
+
+class _Approval(BaseModel, strict=True):
+    approved: bool | None = None
+    reason: str | None = None
 
 
 class _Part(BaseModel, strict=True):
     type: str
     text: str = ""
+    toolCallId: str = ""
+    state: str = ""
+    output: Any = None
+    errorText: str = ""
+    approval: _Approval | None = None
+
+    @property
+    def answer(self) -> dict[str, Any] | None:
+        """The answer to a call, as `TurnRequest` has it. None where the part is none."""
+        match self.state:
+            case "approval-responded" if self.approval:
+                return {"approve": self.approval.approved is True, "reason": self.approval.reason or ""}
+            case "output-available":
+                return {"result": result_text(self.output)}
+            case "output-error":
+                return {"error": self.errorText}
+        return None
+
+
+class _Tool(BaseModel, strict=True):
+    """A tool of the client, as its body names it."""
+
+    description: str = ""
+    parameters: dict[str, Any] = {"type": "object"}
 
 
 class _Message(BaseModel, strict=True):
@@ -47,6 +80,16 @@ class _Message(BaseModel, strict=True):
         """The texts of all its parts."""
         return "".join(part.text for part in self.parts if part.type == "text")
 
+    @property
+    def said(self) -> list[Any]:
+        """What tells it from others of the same id: its text, and its answers to calls."""
+        return [self.text, sorted(self.answers.items())] if self.answers else [self.text]
+
+    @property
+    def answers(self) -> dict[str, dict[str, Any]]:
+        """The answers to calls, by the ids of those."""
+        return {part.toolCallId: answer for part in self.parts if (answer := part.answer) is not None}
+
 
 class _Body(BaseModel, strict=True):
     """What `DefaultChatTransport` sends: the transcript, or its last message alone."""
@@ -57,6 +100,17 @@ class _Body(BaseModel, strict=True):
     trigger: Literal["submit-message", "regenerate-message"] = "submit-message"
     messageId: str | None = None
     model: ModelName | None = None
+    tools: dict[FunctionName, _Tool] | list[ClientsTool] | None = None
+
+    @property
+    def client_tools(self) -> ClientTools:
+        """The tools of the client."""
+        made = self.tools or {}
+        if isinstance(made, list):
+            return ClientTools({one.function.name: ClientTool(one.model_dump(exclude_unset=True)) for one in made})
+        return ClientTools(
+            {name: ClientTool(tool_schema(name, one.description, one.parameters)) for name, one in made.items()}
+        )
 
     @property
     def transcript(self) -> list[_Message]:
@@ -67,7 +121,7 @@ class _Body(BaseModel, strict=True):
         return sent
 
 
-def ui_dialect(responses: TurnResponses) -> Blueprint:
+def ui_dialect(responses: TurnResponses, *, show_reasoning: bool) -> Blueprint:
     """The routes that `useChat` calls."""
     blueprint = Blueprint("ui", __name__, url_prefix="/ui")
     set_error_form(blueprint, _sentence)
@@ -77,13 +131,19 @@ def ui_dialect(responses: TurnResponses) -> Blueprint:
         asked, sessions = parse_body(_Body, json_body()), responses.sessions
         question, key = _find_sent_question(asked), idempotency_key()
         sessions.models.check(asked.model)
+        if answers := _find_earlier_answers(sessions.session(asked.id), asked):
+            before = responses.start(asked.id, answers)
+            before.turn.result()
+            before.close()
         reader = responses.start(asked.id, _find_request(sessions.session(asked.id), asked, question, key))
         return responses.stream(reader, UiRenderer(reader.turn.message_id))
 
     def resume_chat(session_id: str) -> Response:
         turn = responses.sessions.attach(session_id)
         running = None if turn is None or turn.ended else turn  # the client has the answer of an ended turn
-        return responses.watch(running, lambda _: 0, lambda turn: UiRenderer(turn.message_id))
+        earlier = earlier_events(responses.sessions.session(session_id)) if running else []
+        earlier = [event for event in earlier if show_reasoning or not isinstance(event, Reasoning)]
+        return responses.watch(running, lambda _: 0, lambda turn: UiRenderer(turn.message_id, earlier))
 
     add_stream(blueprint, "/chat/<session_id>/stream", resume_chat)
     return blueprint
@@ -95,11 +155,14 @@ def _sentence(status: int, _code: str, text: str) -> Response:
 
 
 def _find_sent_question(asked: _Body) -> _Message | None:
-    """The question in a body. None where an answer is to be tried again that is named alone. Raises ApiError."""
+    """The question in a body, or the answer that has answered calls. None where an answer that is named alone is to be
+    tried again. Raises ApiError."""
     sent = asked.transcript
     question = sent[-1] if sent else None
     if question is not None and any(part.type == "file" for part in question.parts):
         raise ApiError("invalid_request", "A message must have no files.")
+    if question is not None and question.role == "assistant" and question.answers:
+        return question
     if asked.messages and asked.message is None and (question is None or question.role != "user"):
         raise ApiError("invalid_request", "The last message must be the user's.")
     if question is not None or asked.trigger != "regenerate-message":
@@ -111,14 +174,37 @@ def _find_request(session: Session, asked: _Body, question: _Message | None, key
     """What a body asks for, with a key that a retry has too. Raises ApiError."""
     key = key or _find_key(session, asked, question)
     if known := find_turn(session, key):
-        found = TurnRequest.stored(known.messages[0], str(key))
-        found = found if found.continues or question is None else dataclasses.replace(found, text=question.text)
+        found = known.request(str(key))
+        found = found if found.goes_on or question is None else dataclasses.replace(found, text=question.text)
+    elif question is not None and question.role == "assistant" and question.answers:
+        found = TurnRequest(answers=_answers_to(session, question))
     elif asked.messages and asked.message is None:
         found = _compare(session, asked.transcript)
     else:
         found = _find_alone(session, asked, question)
     client_id = question.id if question else None
-    return dataclasses.replace(found, key=key, client_id=client_id, model=asked.model)
+    return dataclasses.replace(
+        found, key=key, client_id=client_id, model=asked.model, client_tools=asked.client_tools
+    )
+
+
+def _find_earlier_answers(session: Session, asked: _Body) -> TurnRequest | None:
+    """That what the client has approved runs before the new message that it has sent with that."""
+    sent = asked.transcript
+    if len(sent) < 2 or sent[-1].role != "user" or not any(one.get("approve") for one in sent[-2].answers.values()):
+        return None
+    answers, turn = _answers_to(session, sent[-2]), last_turn(session)
+    if turn is None or turn.waiting is None or answers.keys() != turn.waiting["pending"].keys():
+        return None
+    key = _digest(sent[-2].id, sorted(answers))
+    return TurnRequest(answers=answers, key=key, results_only=True)
+
+
+def _answers_to(session: Session, message: _Message) -> dict[str, dict[str, Any]]:
+    """The answers in a message to what the session waits for."""
+    turn = last_turn(session)
+    waiting = turn.waiting if turn else None
+    return {id: one for id, one in message.answers.items() if waiting and id in waiting["pending"]}
 
 
 def _compare(session: Session, sent: list[_Message]) -> TurnRequest:
@@ -129,7 +215,9 @@ def _compare(session: Session, sent: list[_Message]) -> TurnRequest:
     messages: list[StoredMessage] = [
         {"id": new_id("msg"), "role": one.role, "content": one.text, "created_at": timestamp()} for one in sent
     ]
-    return compare_histories(expanded(session.messages), transcript).request(messages)
+    answers = _answers_to(session, sent[-2]) if len(sent) > 1 else {}
+    found = compare_histories(expanded(session.messages), transcript).request(messages)
+    return dataclasses.replace(found, answers=answers or None)
 
 
 def _find_alone(session: Session, asked: _Body, question: _Message | None) -> TurnRequest:
@@ -172,7 +260,7 @@ def _find_key(session: Session, asked: _Body, question: _Message | None) -> str 
     last = last_turn(session)
     if tries_again and last and last.can_be_retried and _is_called(last.messages[0], id):
         return last.messages[0].get("idempotency_key")
-    key = _digest(id, asked.trigger, question.text if question else None, named)
+    key = _digest(id, asked.trigger, *(question.said if question else [None]), named)
     current = {message["id"] for message in session.conversation}
     while (known := find_turn(session, key)) and (tries_again or known.messages[0]["id"] not in current):
         key = _digest(key)

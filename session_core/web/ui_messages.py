@@ -7,13 +7,15 @@ message from the same frames, so that a client has the same parts after a reload
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
+from session_core.data.message import INTERRUPTED_CALL, NOT_EXECUTED, StoredMessage
 from session_core.data.strict_json import from_json
 from session_core.model.events import Chunk, Reasoning, ToolCall, ToolResult
 from session_core.turns.event_log import Ended, Event, Failed, LoggedEvent, Started
-from session_core.turns.stored import StoredTurn, turn_at, with_messages, without_failed_attempts
+from session_core.turns.stored import StoredTurn, last_turn, turn_at, with_messages, without_failed_attempts
 from session_core.web.errors import describe_error
 from session_core.web.turn_responses import encode_json, sse_data
 from storage import Session
@@ -22,7 +24,6 @@ UI_MESSAGES = "application/vnd.ai-sdk.ui-messages+json"
 ANSWER = "-answer"  # behind the id of the question in the id of the assistant's message, which is known at the start
 
 _DONE = b"data: [DONE]\n\n"
-_INTERRUPTED_CALL = "interrupted; the tool may have run"
 _FINISH_REASONS = {None: "stop", "length": "length", "content_filter": "content-filter"}  # by the answer's reason
 
 _Json = dict[str, Any]
@@ -43,11 +44,14 @@ class UiRenderer:
     # A client takes an end without a last frame for a good one.
     broken_off = _as_data({"type": "error", "errorText": describe_error("storage_unavailable")[2]}) + _DONE
 
-    def __init__(self, message_id: str) -> None:
+    def __init__(self, message_id: str, earlier: Sequence[Event] = ()) -> None:
+        """`earlier` are events of the turn from before those that come, where the client has not seen them."""
+        self._earlier = earlier
         self._metadata: _Json = {"questionId": message_id}
         self._open = ""  # the type of the part that grows: text or reasoning
         self._parts = 0  # how many of those there were
         self._calls: list[str] = []  # without a result
+        self._answers = True  # what comes are results of calls that the client has from before
         self._called = False  # the step has results, so that whatever comes next is of the next one
 
     def render(self, entry: LoggedEvent) -> bytes:
@@ -65,19 +69,23 @@ class UiRenderer:
                 message_id = self._metadata["questionId"] + ANSWER
                 yield {"type": "start", "messageId": message_id, "messageMetadata": self._metadata}
                 yield {"type": "start-step"}
+                for one in self._earlier:
+                    yield from self.ui_chunks(one)
             case Reasoning() | Chunk():
                 yield from self._delta("text" if isinstance(event, Chunk) else "reasoning", event.content)
             case ToolCall():
                 yield from self._next_step()
                 yield from self._close()
-                self._calls.append(event.id)
-                call = {"toolCallId": event.id, "toolName": event.name, "input": _parse_input(event.arguments)}
-                yield {"type": "tool-input-available", **call, "dynamic": True, "providerExecuted": True}
-            case ToolResult():
+                yield from self._call(event)
+            case ToolResult() if event.id in self._calls:
                 self._called = True
-                if event.id in self._calls:  # a result without a call is an error of the client
-                    self._calls.remove(event.id)
-                    yield _output(event.id, event.result, event.error)
+                self._calls.remove(event.id)
+                yield _output(event)
+            case ToolResult() if (
+                self._answers and not event.given
+            ):  # any other without a call is an error of the client
+                denied = {"type": "tool-output-denied", "toolCallId": event.id}
+                yield denied if (event.error or "").startswith(NOT_EXECUTED) else _output(event)
             case Ended():
                 yield from self._ended(event)
             case Failed():
@@ -85,6 +93,13 @@ class UiRenderer:
                 answer = {} if event.message_id is None else {"answerId": event.message_id}
                 yield from self._end({**answer, "status": "failed", "reason": code})
                 yield {"type": "error", "errorText": event.text or text}
+
+    def _call(self, event: ToolCall) -> Iterator[_Json]:
+        self._calls.append(event.id)
+        call = {"toolCallId": event.id, "toolName": event.name, "input": _parse_input(event.arguments)}
+        yield {"type": "tool-input-available", **call, **_by_whom(event.waits_for == "client")}
+        if event.waits_for == "approval":
+            yield {"type": "tool-approval-request", "approvalId": event.id, "toolCallId": event.id}
 
     def _delta(self, kind: str, text: str) -> Iterator[_Json]:
         yield from self._next_step()
@@ -97,13 +112,18 @@ class UiRenderer:
     def _ended(self, event: Ended) -> Iterator[_Json]:
         fields: Mapping[str, object] = event.message
         found = {name: fields[name] for name in ("reason", "usage") if name in fields}
+        waiting = event.status == "waiting"
+        if waiting:
+            self._calls = [id for id in self._calls if id not in event.message["pending"]]
         yield from self._end({"answerId": fields["id"], "status": event.status, **found})
         if event.status == "cancelled":
             yield {"type": "abort"}
         else:
-            yield {"type": "finish", "finishReason": _FINISH_REASONS.get(event.message.get("reason"), "other")}
+            reason = _FINISH_REASONS.get(event.message.get("reason"), "other")
+            yield {"type": "finish", "finishReason": "tool-calls" if waiting else reason}
 
     def _next_step(self) -> Iterator[_Json]:
+        self._answers = False
         if self._called:
             self._called = False
             yield from self._close()
@@ -118,7 +138,7 @@ class UiRenderer:
     def _end(self, metadata: _Json) -> Iterator[_Json]:
         yield from self._close()
         for call_id in self._calls:
-            yield _output(call_id, None, _INTERRUPTED_CALL)
+            yield _output(ToolResult(call_id, "", error=INTERRUPTED_CALL))
         yield {"type": "finish-step"}
         yield {"type": "message-metadata", "messageMetadata": self._metadata | metadata}
 
@@ -147,12 +167,35 @@ def _answer(turn: StoredTurn, show_reasoning: bool) -> _Json:
     attempt = turn.attempt
     question, *answers = turn.messages
     kept = [question, *without_failed_attempts(answers, attempt)]
-    stored = StoredTurn([{**one, "attempt": attempt} for one in kept], turn.error, turn.is_last, attempt)
+    stored = StoredTurn([{**one, "attempt": attempt} for one in kept], turn.error, turn.is_last)
     renderer = UiRenderer(turn.messages[0]["id"])
-    events = [event for event in stored.events() if show_reasoning or not isinstance(event, Reasoning)]
+    told = [event for event in stored.events()[:-1] if show_reasoning or not isinstance(event, Reasoning)]
+    settled = {event.id for event in told if isinstance(event, ToolResult)}
+    events = [_without_approval(one) if isinstance(one, ToolCall) and one.id in settled else one for one in told]
+    events.append(turn.last_event())
     made = [chunk for event in events for chunk in renderer.ui_chunks(event)]
     metadata = next(chunk["messageMetadata"] for chunk in made if chunk["type"] == "message-metadata")
     return {"id": made[0]["messageId"], "role": "assistant", "metadata": metadata, "parts": _parts(made)}
+
+
+def earlier_events(session: Session) -> list[Event]:
+    """What the session's last turn has told before the attempt that goes on with it now."""
+    turn = last_turn(session)
+    if turn is None:
+        return []
+    attempt = turn.attempt
+    begun = turn.continues.get("attempt") == attempt
+    kept = without_failed_attempts(turn.messages[1:], attempt, continues=begun)
+    before: list[StoredMessage] = [{**one, "attempt": 1} for one in kept if one.get("attempt", 1) < attempt]
+    events = StoredTurn([turn.messages[0], *before], None, is_last=False).events()[1:-1]
+    return [_without_approval(event) for event in events]
+
+
+def _without_approval(event: Event) -> Event:
+    """The event, where its call needs no approval any more."""
+    if isinstance(event, ToolCall) and event.waits_for == "approval":
+        return replace(event, waits_for=None)
+    return event
 
 
 def _parts(chunks: Iterable[Mapping[str, Any]]) -> list[_Json]:
@@ -170,9 +213,16 @@ def _parts(chunks: Iterable[Mapping[str, Any]]) -> list[_Json]:
             case "text-delta" | "reasoning-delta":
                 texts[-1].append(chunk["delta"])
             case "tool-input-available":
-                call = {name: chunk[name] for name in ("toolName", "toolCallId", "input", "providerExecuted")}
+                call = {name: value for name, value in chunk.items() if name not in ("type", "dynamic")}
                 parts.append({"type": "dynamic-tool", "state": "input-available", **call})
                 calls[chunk["toolCallId"]] = parts[-1]
+            case "tool-approval-request":
+                approval = {"id": chunk["approvalId"]}
+                calls[chunk["toolCallId"]] |= {"state": "approval-requested", "approval": approval}
+            case "tool-output-error" if "providerExecuted" in chunk and chunk["errorText"].startswith(NOT_EXECUTED):
+                reason = chunk["errorText"].removeprefix(NOT_EXECUTED)
+                approval = {"id": chunk["toolCallId"], "approved": False, "reason": reason}
+                calls[chunk["toolCallId"]] |= {"state": "output-denied", "approval": approval}
             case "tool-output-available":
                 calls[chunk["toolCallId"]] |= {"state": "output-available", "output": chunk["output"]}
             case "tool-output-error":
@@ -189,8 +239,22 @@ def _parse_input(arguments: str) -> _Json:
     return value if isinstance(value, dict) else {"arguments": value}
 
 
-def _output(call_id: str, result: str | None, error: str | None) -> _Json:
-    frame = {"toolCallId": call_id, "dynamic": True, "providerExecuted": True}
-    if error is None:
-        return {"type": "tool-output-available", **frame, "output": result}
-    return {"type": "tool-output-error", **frame, "errorText": error}
+def _output(result: ToolResult) -> _Json:
+    frame = {"toolCallId": result.id, **_by_whom(result.given)}
+    if result.error is None:
+        return {"type": "tool-output-available", **frame, "output": _given(result) if result.given else result.result}
+    return {"type": "tool-output-error", **frame, "errorText": result.error}
+
+
+def _given(result: ToolResult) -> Any:
+    """What the client gave, of which the model has got the text."""
+    text = result.result or ""
+    try:
+        return from_json(text.encode()) if text[:1] in ("{", "[") else text
+    except ValueError:
+        return text
+
+
+def _by_whom(client: bool) -> _Json:
+    """What tells whether a call runs at the client."""
+    return {"dynamic": True} if client else {"dynamic": True, "providerExecuted": True}

@@ -5,7 +5,8 @@
 
 import readline from 'node:readline'
 
-const { AbstractChat, DefaultChatTransport, validateUIMessages } = await import(process.argv[2])
+const sdk = await import(process.argv[2])
+const { AbstractChat, DefaultChatTransport, validateUIMessages } = sdk
 
 class State {
   status = 'ready'
@@ -33,10 +34,15 @@ class Chat extends AbstractChat {
       }),
     })
     const state = new State(messages)
-    super({ id: options.id, transport, state, onFinish: (event) => { finish = event } })
+    super({ id: options.id, transport, state, onFinish: (event) => { finish = event }, sendAutomaticallyWhen: isAnswered })
     this.own = state
   }
 }
+
+// What `useChat` is given so that answers to calls are sent on by themselves. The oldest package has but one of the two.
+const isAnswered = (state) =>
+  sdk.lastAssistantMessageIsCompleteWithToolCalls(state) ||
+  Boolean(sdk.lastAssistantMessageIsCompleteWithApprovalResponses?.(state))
 
 let frames = []  // of the last response, as they were sent
 let request  // the last one
@@ -69,6 +75,8 @@ const commands = {
   again: (argument) => { pending = chat.regenerate(argument) },
   resume: () => { pending = chat.resumeStream() },
   stop: () => chat.stop(),
+  approve: (argument) => chat.addToolApprovalResponse(argument),
+  output: (argument) => chat.addToolOutput(argument),
   set: (messages) => { chat.messages = messages },  // `setMessages` of useChat
   settle: () => pending,
   shows: (words) => new Promise((resolve) => {

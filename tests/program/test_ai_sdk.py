@@ -23,7 +23,7 @@ from tests.support.model_server import (
     tool_calls,
 )
 from tests.support.model_server import wait as wait_for
-from tests.support.server import ROOT, TIMEOUT, Server
+from tests.support.server import ROOT, TIMEOUT, Server, wait_until
 
 pytestmark = pytest.mark.skipif(MISSING, reason=NEEDS)
 
@@ -164,7 +164,7 @@ def test_a_client_that_lost_its_connection_resumes_without_doubling(
     front_end.do("shows", "It is ")
     front_end.do("stop")
     front_end.do("resume")
-    front_end.do("shows", "It is ")
+    wait_until(lambda: front_end.do("shows", "It is ")["status"] == "streaming")
     go.set()
     found = front_end.do("settle")
     assert texts(found["messages"]) == ["How much?", "It is 345."]

@@ -48,11 +48,17 @@ class FrontEnd:
         return found
 
     def open(
-        self, url: str, session_id: str, *, headers: dict[str, str] | None = None, only_last: bool = False
+        self,
+        url: str,
+        session_id: str,
+        *,
+        headers: dict[str, str] | None = None,
+        body: dict[str, Any] | None = None,
+        only_last: bool = False,
     ) -> Self:
         """A chat without messages. With `only_last` it sends the last message alone."""
         self.session_id = session_id
-        transport = {"api": f"{url}/ui/chat", "headers": headers or {}}
+        transport = {"api": f"{url}/ui/chat", "headers": headers or {}, "body": body or {}}
         self.do("open", {"id": session_id, "transport": transport, "only_last": only_last})
         return self
 

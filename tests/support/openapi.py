@@ -12,6 +12,7 @@ from referencing.jsonschema import DRAFT202012
 from werkzeug.datastructures import Headers
 from werkzeug.test import TestResponse
 
+from agent import tool
 from session_core.stores.files import FileStorage
 from storage import Storage
 from tests.support.client import Client, Stream
@@ -175,6 +176,8 @@ class World:
         if operation == "get_openai_model":
             path = path.replace("{model}", (body or {}).get("model", "gpt-3.5-turbo"))
             body = None
+        if body is None and operation == "render_text":
+            body = {"text": "# One"}
         if body is None and operation == "configure_session":
             body = {"title": "Greetings"}
         if body is None and operation == "create_session":
@@ -188,6 +191,20 @@ class World:
         stream = app.stream(self.session_id, "Hello")
         assert stream.next("stream_chunk")
         return stream
+
+    def waiting(self, operation: str = "run") -> Client:
+        """An app in whose session a turn waits for approval of a call."""
+
+        @tool(needs_approval=True)
+        def send() -> str:
+            """Sends a letter."""
+            return "sent"
+
+        self.model.then(tool_call("send", {}, id="call_1"))
+        app = self.app(tools=[send])
+        response = self.ask(operation, app=app)
+        check_answer(operation, response.status_code, response.headers, response.text)
+        return app
 
     def close(self) -> None:
         for app in self._apps:

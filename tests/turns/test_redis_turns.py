@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -311,6 +311,15 @@ def complete(server: Server, chat: str, text: str = "wait", **headers: str) -> C
     return Completion(reply, lines, reply.headers["X-Session-Id"])
 
 
+def complete_whole(pair: Pair, pool: ThreadPoolExecutor, chat: str) -> Future[Reply]:
+    """The same without a stream, there. It has joined the turn when this returns."""
+    told = calls(pair, "zadd")
+    body = {"messages": [{"role": "user", "content": "wait"}]}
+    asked = pool.submit(pair.there.request, "POST", "/v1/chat/completions", body, {"X-Session-Id": chat})
+    wait_until(lambda: calls(pair, "zadd") > told)
+    return asked
+
+
 def calls(pair: Pair, command: str) -> int:
     """How often Redis has run a command. While a turn stands still, ZADD is that a server tells of its readers. TIME
     is that too, and that one looks for those of others."""
@@ -337,11 +346,35 @@ def test_a_retry_through_another_server_keeps_the_turn_running(pair: Pair) -> No
     assert retry.rest() == ("lo", "stop")
 
 
+def test_so_does_one_without_a_stream(pair: Pair) -> None:
+    first = complete(pair.here, "whole")
+    with ThreadPoolExecutor() as pool:
+        retry = complete_whole(pair, pool, "whole")
+        leave(pair, first)
+        pair.go.set()
+        choice = retry.result().json["choices"][0]
+    assert (choice["message"]["content"], choice["finish_reason"]) == ("Hello", "stop")
+
+
+def test_a_retry_that_comes_when_the_turn_is_being_cancelled_already_goes_on_with_it(pair: Pair) -> None:
+    first = complete(pair.here, "late")
+    session = f"session_server:session:{first.session_id}"
+    pair.redis.call("HSET", session, "left", pair.redis.call("HGET", session, "published"))  # as here before a cancel
+    with ThreadPoolExecutor() as pool:
+        retry = complete_whole(pair, pool, "late")
+        assert cancel(pair.here, first.session_id) == {"cancelled": True}
+        pair.go.set()
+        choice = retry.result().json["choices"][0]
+    assert (choice["message"]["content"], choice["finish_reason"]) == ("Hello", "stop")
+    kept = [(m["content"], m.get("status")) for m in pair.there.messages(first.session_id)]
+    assert kept == [("wait", None), ("Hel", "cancelled"), ("Hello", None)]
+
+
 def test_when_the_last_reader_anywhere_leaves_the_turn_is_cancelled(pair: Pair) -> None:
     first, retry = complete(pair.here, "left"), complete(pair.there, "left")
     leave(pair, first)
     retry.reply.close()
-    wait_until(lambda: is_cancelled(pair, first.session_id), seconds=10)
+    wait_until(lambda: is_cancelled(pair, first.session_id), seconds=4)  # in five, nobody would have to tell
 
 
 def test_readers_of_a_server_that_dies_have_left(pair: Pair) -> None:

@@ -170,8 +170,9 @@ def test_images_are_passed_on_in_a_one_shot_request_and_refused_in_a_session(cli
 @pytest.mark.parametrize(
     "body, said",
     [
-        ({"messages": [user("x")], "tools": [{"type": "function"}]}, "Tools run on this server"),
-        ({"messages": [user("x")], "functions": [{}]}, "Tools run on this server"),
+        ({"messages": [user("x")], "tools": [{"type": "function"}]}, "tools[0].function must be given"),
+        ({"messages": [user("x")], "functions": [{"name": "a b"}]}, "functions[0].name"),
+        ({"messages": [user("x")], "functions": [{}]}, "functions[0].name must be given"),
         ({"messages": [user("x")], "n": 2}, "n must be 1"),
         ({"messages": []}, "last message"),
         ({"messages": [assistant("x")]}, "last message"),

@@ -259,6 +259,33 @@ def test_a_whole_answer_that_is_continued_is_another_version(client: Client) -> 
     assert everything(client) == ["Count.", "One.", "Count.", "One. Two."]
 
 
+def test_a_continued_answer_that_is_replayed_has_all_that_the_first_had(client: Client) -> None:
+    client.model.then(answer(", two"), answer(" more."))
+    headers = {**CHAT, "Idempotency-Key": "k"}
+    first = streamed_text(post(client, said("Count.", "One", last=ASSISTANT), headers, stream=True))
+    post(client, said("Count.", "One, two", "Q2"))
+    again = post(client, said("Count.", "One", last=ASSISTANT), headers, stream=True)
+    assert (first, streamed_text(again), again.headers["Idempotency-Replayed"]) == (", two", ", two", "true")
+
+
+def test_a_refused_question_with_the_beginning_of_its_answer_is_left_out_too(client: Client) -> None:
+    refused = status(400, {"error": {"message": "no"}})
+    client.model.default = lambda asked: (refused if "bad" in str(asked) else answer("OK"))(asked)
+    assert error_of(post(client, said("bad", "Some", last=ASSISTANT)))[0] >= 400
+    [session] = json_of(client.get("/sessions"))["sessions"]
+    assert client.run(session, "next").status_code == 200
+    assert asked(client) == ["next"]
+
+
+def test_what_a_client_brought_with_a_refused_question_stays_in_the_conversation(client: Client) -> None:
+    refused = status(400, {"error": {"message": "no"}})
+    client.model.default = lambda asked: (refused if "bad" in str(asked) else answer("OK"))(asked)
+    post(client, said("Q1", "A1", "bad"))
+    [session] = json_of(client.get("/sessions"))["sessions"]
+    client.run(session, "next")
+    assert asked(client) == ["Q1", "A1", "next"]
+
+
 # --- parameters ---
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
@@ -105,6 +106,12 @@ def _(world: World, operation: str) -> TestResponse:
     return world.ask(operation, body={"continue": True})
 
 
+@cause("turn_waiting")
+def _(world: World, operation: str) -> TestResponse:
+    app = world.waiting()
+    return world.ask(operation, app=app, body={"continue": True})
+
+
 @cause("event_gone")
 def _(world: World, operation: str) -> TestResponse:
     return world.ask(operation, Last_Event_ID="evt-unknown-1")
@@ -157,7 +164,10 @@ class _Faulty(MemoryStorage):
     def running(self, session_id: str) -> bool:
         raise ZeroDivisionError
 
-    def lock(self, session_id: str, *, turn: bool = False) -> LockedSession:
+    def lock(self, session_id: str) -> LockedSession:
+        raise ZeroDivisionError
+
+    def lock_for_turn(self, session_id: str) -> LockedSession:
         raise ZeroDivisionError
 
 
@@ -196,6 +206,21 @@ def _(world: World, operation: str) -> TestResponse:
     return world.ask(operation)
 
 
+@cause("304")
+def _(world: World, operation: str) -> TestResponse:
+    app = world.app()
+    tag = world.ask(operation, app=app).headers["ETag"]
+    return world.ask(operation, app=app, If_None_Match=tag)
+
+
+@cause("render_text 404")
+def _(world: World, operation: str) -> TestResponse:
+    with pytest.MonkeyPatch.context() as patch:  # as where the extra is not installed
+        patch.setitem(sys.modules, "markdown_it", None)
+        patch.delitem(sys.modules, "session_core.web.render", raising=False)
+        return world.ask(operation)
+
+
 @cause("resume_stream 200")
 def _(world: World, operation: str) -> TestResponse:
     app = world.app()
@@ -214,7 +239,7 @@ def _(world: World, operation: str) -> TestResponse:
     "operation,code,error", ALL_CASES, ids=[f"{name}-{error or code}" for name, code, error in ALL_CASES]
 )
 def test_an_answer_is_as_the_document_says(world: World, operation: str, code: int, error: str) -> None:
-    bring_about = CAUSES.get(error) or CAUSES.get(f"{operation} {code}") or CAUSES[str(code)]
+    bring_about = CAUSES.get(f"{operation} {code}") or CAUSES.get(error) or CAUSES[str(code)]
     response = bring_about(world, operation)
     assert response.status_code == code
     if error:
@@ -269,6 +294,16 @@ def test_an_answer_that_is_told_again_is_as_the_document_says(world: World, oper
         response = world.ask(operation, app=app, Idempotency_Key="k")
     assert response.headers["Idempotency-Replayed"] == "true"
     check_answer(operation, 200, response.headers, response.text)
+
+
+@pytest.mark.parametrize("operation", ["run", "run_stream"])
+def test_a_turn_that_waits_and_goes_on_is_as_the_document_says(world: World, operation: str) -> None:
+    app = world.waiting(operation)
+    for body in ({"answers": {"call_1": {"approve": False, "reason": "no"}}}, {"message": "Hello"}):
+        response = world.ask("get_session", app=app)
+        check_answer("get_session", 200, response.headers, response.text)
+        response = world.ask(operation, app=app, body=body)
+        check_answer(operation, 200, response.headers, response.text)
 
 
 def test_an_error_that_is_told_again_is_as_the_document_says(world: World) -> None:

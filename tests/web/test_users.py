@@ -94,7 +94,11 @@ def test_no_endpoint_gives_one_user_what_another_has(
             for body in bodies.get(item[method]["operationId"], [None]):
                 headers = {**by("bob"), "Idempotency-Key": "k"}
                 reply = server.request(method.upper(), template.format(session_id=session), body, headers)
-                assert (reply.status, reply.json["code"]) == (404, "session_not_found"), (method, template)
+                assert reply.status == 404, (method, template)
+                if template.startswith("/ui/"):  # whose errors are sentences
+                    assert reply.text == f"Session {session} not found"
+                else:
+                    assert reply.json["code"] == "session_not_found", (method, template)
                 never = server.request(method.upper(), template.format(session_id="session-0"), body, headers)
                 assert never.text.replace("session-0", session) == reply.text
                 asked += 1

@@ -1,0 +1,69 @@
+"""The tools that a client of the Chat Completions dialect brings, and the calls of them in its transcript."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, StringConstraints
+
+from session_core.data.message import MessageFields, StoredMessage, assistant_message, tool_call
+from session_core.model.events import ToolCall
+from session_core.tools.client_tools import ClientTool, ClientTools
+from session_core.turns.waiting import pending_calls
+from session_core.web.errors import ApiError
+
+FunctionName = Annotated[str, StringConstraints(pattern="^[A-Za-z0-9_-]{1,64}$")]
+
+
+class Function(BaseModel, strict=True, extra="allow"):
+    """A function that the model may call."""
+
+    name: FunctionName
+
+
+class ClientsTool(BaseModel, strict=True, extra="allow"):
+    """A tool of the client."""
+
+    type: Literal["function"]
+    function: Function
+
+
+def client_tools(body: Mapping[str, Any]) -> ClientTools:
+    """The tools in a body, whose form was checked. The client cannot be asked for approval."""
+    functions = [{"type": "function", "function": one} for one in body.get("functions") or ()]
+    tools = [*functions, *(body.get("tools") or ())]
+    return ClientTools({one["function"]["name"]: ClientTool(one) for one in tools}, can_approve=False)
+
+
+def find_tool_choice(function_call: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
+    """The `tool_choice` that an old `function_call` is."""
+    return {"type": "function", "function": function_call} if isinstance(function_call, dict) else function_call
+
+
+def stored_answer(text: str, calls: Sequence[ToolCall]) -> MessageFields:
+    """An assistant's message of the client's transcript, as it is stored."""
+    made = [tool_call(call.id, call.name, call.arguments) for call in calls]
+    return assistant_message(text, made, pending={call.id: "client" for call in calls})
+
+
+def find_results(messages: Sequence[StoredMessage]) -> dict[str, dict[str, str]]:
+    """The results that a transcript ends with, or has directly before its question, by the ids of their calls.
+
+    Raises ApiError where it ends with results of which some are missing.
+    """
+    found: dict[str, dict[str, str]] = {}
+    earlier = messages[:-1] if messages[-1]["role"] == "user" else messages
+    last = len(earlier)
+    while last and earlier[last - 1]["role"] == "tool":
+        last -= 1
+        found[earlier[last]["tool_call_id"]] = {"result": earlier[last]["content"]}
+    called = earlier[last - 1].get("pending", {}) if last else {}
+    if earlier is messages and (missing := [id for id in called if id not in found]):
+        raise ApiError("invalid_request", f"messages ends without the result of the call {missing[0]}.")
+    return found
+
+
+def render_calls(message: StoredMessage) -> list[dict[str, Any]]:
+    """The calls that a message waits for with the status `waiting`, as the API has them."""
+    return [tool_call(one["id"], one["name"], one["arguments"]) for one in pending_calls(message)]
