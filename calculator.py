@@ -7,8 +7,6 @@ loses more than fifty digits is taken for zero, so `sin(pi)` is 0. The price of 
 `10**60 + pi - 10**60` is 0 as well.
 """
 
-from __future__ import annotations
-
 import decimal
 import math
 import re

@@ -4,8 +4,6 @@
 for any WSGI server. `main` is the command line.
 """
 
-from __future__ import annotations
-
 from session_core.web.hangups import hold_hangups
 
 if __name__ == "__main__":

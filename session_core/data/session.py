@@ -1,7 +1,5 @@
 """What a session is, and the JSON object that it stands for."""
 
-from __future__ import annotations
-
 import re
 import secrets
 import time

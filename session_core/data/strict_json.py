@@ -1,7 +1,5 @@
 """JSON in UTF-8, as it is stored, sent and read: without NaN and without lone surrogates."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterator

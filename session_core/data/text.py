@@ -1,7 +1,5 @@
 """Strings that UTF-8 can hold, JSON objects that every server can read, and questions that front ends wrap."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from session_core.data.strict_json import from_json

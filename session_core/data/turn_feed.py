@@ -1,7 +1,5 @@
 """What a running turn gives to its recorder, and what other processes get of it."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from typing import Protocol
 

@@ -1,7 +1,5 @@
 """Which of a session's messages are its conversation now, and which are versions that others stand in place of."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from session_core.data.message import StoredMessage

@@ -1,7 +1,5 @@
 """The bounds of one run: its time and the size of its answers."""
 
-from __future__ import annotations
-
 import time
 
 from session_core.model.cancellation import Cancellation

@@ -1,7 +1,5 @@
 """The end of a run or of a call, asked for from outside."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

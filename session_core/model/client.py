@@ -1,7 +1,5 @@
 """The SDK's client, which all runs share, over connections that they do not."""
 
-from __future__ import annotations
-
 import collections
 import functools
 import ipaddress

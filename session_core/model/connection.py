@@ -1,7 +1,5 @@
 """One connection to the model server, whose socket a cancel can shut."""
 
-from __future__ import annotations
-
 import socket
 import sys
 import threading

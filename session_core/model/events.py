@@ -1,7 +1,5 @@
 """What a run of the agent says, event by event."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What a finish reason means, in the words of every server that we know."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 Meaning = Literal["completed", "length", "content_filter", "no_finish_reason", "failed"]

@@ -3,8 +3,6 @@
 The stored history stays as it happened. It is cut and mended on its way out.
 """
 
-from __future__ import annotations
-
 import bisect
 import itertools
 from collections.abc import Sequence

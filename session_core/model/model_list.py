@@ -1,7 +1,5 @@
 """The models that a model server lists."""
 
-from __future__ import annotations
-
 import logging
 import time
 

@@ -1,7 +1,5 @@
 """Bytes of a response to frames of JSON."""
 
-from __future__ import annotations
-
 import codecs
 import itertools
 import json

@@ -4,8 +4,6 @@ Servers send it as `reasoning_content`, `reasoning`, `reasoning_text`, `reasonin
 `content`, or as `<think>…</think>` at the beginning of the text.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """One thread that writes what the running turns of a process record."""
 
-from __future__ import annotations
-
 import threading
 import time
 from typing import Protocol

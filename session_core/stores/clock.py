@@ -1,7 +1,5 @@
 """A thread that does what is due."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Whole reads, whole writes, directories whose changes are durable, and what the system refuses."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

@@ -1,7 +1,5 @@
 """What was parsed a moment ago: large sessions that a turn has used, and what lists show."""
 
-from __future__ import annotations
-
 import functools
 import threading
 from collections.abc import Callable

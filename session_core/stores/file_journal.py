@@ -1,7 +1,5 @@
 """The journal of a turn, in a file beside the session's."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import os

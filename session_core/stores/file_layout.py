@@ -9,8 +9,6 @@ A message is added by writing over the closing line and beyond. The parts of tha
 order.
 """
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

@@ -9,8 +9,6 @@ not rely on closing it, and a child lets go of all files in the directories of s
 that outlives a killed server would hold its sessions.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import struct

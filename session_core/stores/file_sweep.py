@@ -1,7 +1,5 @@
 """The names of files in a directory of sessions, and the end of those that a crash has left."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

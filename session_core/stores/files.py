@@ -8,6 +8,7 @@ import logging
 import os
 import secrets
 import stat
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -173,9 +174,6 @@ class FileStorage(Storage):
     def _journal_path(self, session_id: str) -> str:
         return os.path.join(self._directory, f".{session_id}.journal")
 
-    def _temporary_path(self, prefix: str = "") -> str:
-        return os.path.join(self._directory, f".{prefix}{secrets.token_hex(8)}.tmp")
-
     def _at(self, session_id: str, look: Callable[[str, os.stat_result], T]) -> T:
         """What `look` gives for the path of the session's file and its status.
 
@@ -223,7 +221,7 @@ class FileStorage(Storage):
         With `new`, raises SessionExists where there is one. The caller syncs the directory. Raises OSError if the
         file cannot be written; then nothing has changed.
         """
-        path = self._temporary_path(f"{session.id}.")
+        path = os.path.join(self._directory, f".{session.id}.{secrets.token_hex(8)}.tmp")
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             lock_waiting(file)  # before the rename, so that nobody can lock it in between
@@ -245,12 +243,8 @@ class FileStorage(Storage):
         return file
 
     def _try_writing(self) -> None:
-        path = self._temporary_path()
-        with open(path, "xb", buffering=0) as file:
-            try:
-                file.write(b"the store can be written\n")
-            finally:
-                os.unlink(path)
+        with tempfile.TemporaryFile(dir=self._directory, buffering=0) as file:
+            file.write(b"the store can be written\n")
 
 
 class _LockedFile(LockedSession):

@@ -1,7 +1,5 @@
 """Sessions in Redis (or Valkey), so that several servers can stand behind one balancer."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import logging

@@ -1,7 +1,5 @@
 """The connection to Redis: its clients, its scripts, its errors, its configuration, and the keys of each user."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import re

@@ -1,7 +1,5 @@
 """The events of turns between servers, and the leases of the turns that run here."""
 
-from __future__ import annotations
-
 import logging
 import secrets
 import threading

@@ -20,8 +20,6 @@ whose lease has run out, and whose session another one has locked, can change no
 says.
 """
 
-from __future__ import annotations
-
 LEASE_MILLISECONDS = 5000  # after which a lock for a turn is free whose process does not renew it
 SHORT_LEASE_MILLISECONDS = 2000  # the same for a short lock, which is not renewed
 READER_MILLISECONDS = 5000  # for which another process reads a turn that does not say so again

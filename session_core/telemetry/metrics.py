@@ -1,7 +1,5 @@
 """What happened so far, in numbers, for Prometheus."""
 
-from __future__ import annotations
-
 import threading
 import time
 from contextlib import AbstractContextManager

@@ -3,8 +3,6 @@
 The spans follow the semantic conventions for HTTP and for generative AI. They hold no text of a message.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import os
 import threading

@@ -1,7 +1,5 @@
 """The tool calls of one answer, run at the same time."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import queue

@@ -1,7 +1,5 @@
 """Tools from a Python file."""
 
-from __future__ import annotations
-
 import importlib.util
 import inspect
 import os

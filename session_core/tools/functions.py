@@ -1,8 +1,7 @@
 """A function as the model sees it."""
 
-from __future__ import annotations
-
 import asyncio
+import contextlib
 import functools
 import inspect
 import re
@@ -200,27 +199,17 @@ def _with_signature(
 
 
 def read_arguments(arguments: str) -> dict[str, Any]:
-    """The arguments of a call. Raises ValueError, in words for the model, where they are no JSON object."""
-    given = _nearly_right(arguments)
-    if given is None:
-        raise ValueError("the arguments are not a JSON object")
-    return given
-
-
-def _nearly_right(arguments: str) -> dict[str, Any] | None:
     """The arguments of a call, also where a model put its object into a JSON string or a Markdown fence, or sent
-    nothing for no arguments."""
-    text = arguments.strip()
-    if not text:
-        return {}
+    nothing for no arguments. Raises ValueError, in words for the model, where they are no JSON object."""
+    text = arguments.strip() or "{}"
     if text.startswith(_FENCE) and text.endswith(_FENCE):
         language, line_end, inside = text.removeprefix(_FENCE).removesuffix(_FENCE).partition("\n")
         if line_end and language.strip().lower() in ("", "json"):
             text = inside
-    if (found := json_object(text)) is not None:
-        return found
-    try:
-        inner = pydantic_core.from_json(text)
-    except ValueError:
-        return None
-    return json_object(inner) if isinstance(inner, str) else None
+    given = json_object(text)
+    if given is None:
+        with contextlib.suppress(ValueError):
+            given = json_object(pydantic_core.from_json(text))
+    if given is None:
+        raise ValueError("the arguments are not a JSON object")
+    return given

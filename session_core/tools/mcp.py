@@ -3,8 +3,6 @@
 McpServers starts the servers, keeps them, and returns their tools. Calls come from the threads of turns.
 """
 
-from __future__ import annotations
-
 import asyncio
 import concurrent.futures
 import logging

@@ -1,7 +1,5 @@
 """What MCP servers answer, read as loosely as can be without guessing."""
 
-from __future__ import annotations
-
 import json
 import re
 from contextlib import suppress

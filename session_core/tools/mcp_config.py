@@ -1,7 +1,5 @@
 """The file that names MCP servers, in the form that MCP clients share."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import field

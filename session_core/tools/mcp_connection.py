@@ -1,7 +1,5 @@
 """A connection to one MCP server, from the greeting to its end."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress

@@ -1,7 +1,5 @@
 """An MCP server at an address, spoken to by streamable HTTP."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any

@@ -4,8 +4,6 @@ The SDK's own client of this kind bounds no line, drops an answer that is not qu
 process it has started. All else that it does is its own here too: the environment, and how a process is ended.
 """
 
-from __future__ import annotations
-
 import asyncio
 import os
 import re

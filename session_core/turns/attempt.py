@@ -1,7 +1,5 @@
 """The beginning of a turn: what is stored before the model is asked, and what the model is asked with."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -4,15 +4,15 @@ A turn appends each event once. Readers and the recorder follow the log, each at
 so that exactly one caller writes the last event.
 """
 
-from __future__ import annotations
-
 import _thread
 import contextlib
 import sys
 import threading
 import time
 from bisect import bisect_right
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from typing import NamedTuple
 
 from session_core.data.message import Status, StoredMessage, read_status
@@ -87,7 +87,7 @@ class LoggedEvent(NamedTuple):
 
 
 class EventLog:
-    """The events of one turn, for one writer at a time and any number of readers."""
+    """The events of one turn, for one writer at a time and any number of readers. A recorder gets them as lines."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -141,7 +141,7 @@ class EventLog:
         with self._lock:
             self._entries.append(entry)
             self._wake()
-        if self.closed:
+        if self.ended:
             self._over.set()
 
     def read(self, after: int, seconds: float, most: int = 256) -> list[LoggedEvent]:
@@ -161,14 +161,14 @@ class EventLog:
         return self._entries[after : after + most]
 
     @property
-    def closed(self) -> bool:
+    def ended(self) -> bool:
         """Whether the last event can be read."""
         return bool(self._entries) and isinstance(self._entries[-1].event, Ended | Failed)
 
     @property
     def lost(self) -> bool:
         """Whether there is no last event, and will be none."""
-        return self._over.is_set() and not self.closed
+        return self._over.is_set() and not self.ended
 
     def find_index(self, number: int, *, substituted: bool = False) -> int | None:
         """How many entries there are up to this number, of the turn's own or of the substituted ones. None if the
@@ -200,6 +200,18 @@ class EventLog:
         events = (entry.event for entry in self._entries[after:])
         return "".join(event.content for event in events if isinstance(event, kind))
 
+    def events(self, after: int) -> tuple[list[bytes], bool]:
+        """See `storage.TurnLines`."""
+        entries = self.read(after, 0, MAX_EVENTS + 1)
+        ended = isinstance(entries[-1].event, Ended | Failed) if entries else self.ended
+        return [encode_event(entry) for entry in entries], ended
+
+    def partial_text(self, after: int) -> tuple[list[bytes], int]:
+        """See `storage.TurnLines`."""
+        entries = self.read(after, 0, MAX_EVENTS + 1)
+        return list(journal_lines(entries)), after + len(entries)
+
+    @property
     def size(self) -> int:
         """About how many bytes of memory the entries take."""
         return sum(_ENTRY_BYTES + _size(entry.event) for entry in self._entries)
@@ -256,3 +268,16 @@ def decode_event(line: bytes) -> LoggedEvent | None:
     if known is None:
         return None
     return LoggedEvent(number, created_at, sequence, known(*fields[: len(known.__slots__)]))
+
+
+def journal_lines(entries: Iterable[LoggedEvent]) -> Iterator[bytes]:
+    """The entries in fewer lines. Texts in a row are joined, and of tools only the kind of event is kept."""
+    for kind, group in groupby(entries, key=lambda entry: type(entry.event)):
+        first, *rest = group
+        if kind in (Chunk, Reasoning):
+            text = "".join(entry.event.content for entry in (first, *rest))  # type: ignore[union-attr]
+            yield encode_event(first._replace(event=kind(text)))
+        elif kind is ToolCall:
+            yield encode_event(first._replace(event=ToolCall("", "", "")))
+        elif kind is ToolResult:
+            yield encode_event(first._replace(event=ToolResult("", "")))

@@ -1,7 +1,5 @@
 """The end of sessions that nobody has used for long."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import threading
@@ -48,48 +46,37 @@ class SteadyClock:
         return running + self._offset
 
 
-class Expiry:
-    """Deletes the sessions of a storage that did not change for `seconds`, until `stop` is set. Reading changes
-    nothing.
+def expire(
+    storage: Storage,
+    seconds: float,
+    clock: Callable[[], float] | None = None,
+    stopped: Callable[[], bool] = lambda: False,
+) -> int:
+    """Deletes the sessions of a storage that did not change for so many seconds, until `stopped`. Reading changes
+    nothing. Returns how many that were. Raises StorageUnavailable.
 
     A session that is locked is left alone, and so is one that cannot be read or understood. `clock` gives the time,
     the store's own where it is None.
     """
+    limit = (clock or storage.clock)() - seconds
+    return sum(_delete(storage, id, limit) for id in storage.unchanged_since(limit) if not stopped())
 
-    def __init__(
-        self,
-        storage: Storage,
-        seconds: float,
-        stop: threading.Event | None = None,
-        clock: Callable[[], float] | None = None,
-    ) -> None:
-        self._storage = storage
-        self._seconds = seconds
-        self._stop = stop or threading.Event()
-        self._clock = clock or storage.clock
 
-    def sweep(self) -> int:
-        """Deletes what has expired by now. Returns how many sessions that were. Raises StorageUnavailable."""
-        limit = self._clock() - self._seconds
-        return sum(self._delete(session_id, limit) for session_id in self._storage.unchanged_since(limit))
-
-    def _delete(self, session_id: str, limit: float) -> bool:
-        if self._stop.is_set():
-            return False
-        gone = contextlib.suppress(SessionNotFound, SessionBusy, SessionCorrupt)
-        try:
-            with gone, self._storage.lock(session_id) as session:
-                unchanged = self._storage.changed_at(session_id) < limit  # a turn may have ended in between
-                if unchanged and session.session.updated_at < timestamp(limit):
-                    session.delete()
-                    return True
-        except StorageUnavailable:  # which was logged, and concerns this session alone
-            self._storage.check()
-        return False
+def _delete(storage: Storage, session_id: str, limit: float) -> bool:
+    gone = contextlib.suppress(SessionNotFound, SessionBusy, SessionCorrupt)
+    try:
+        with gone, storage.lock(session_id) as session:
+            unchanged = storage.changed_at(session_id) < limit  # a turn may have ended in between
+            if unchanged and session.session.updated_at < timestamp(limit):
+                session.delete()
+                return True
+    except StorageUnavailable:  # which was logged, and concerns this session alone
+        storage.check()
+    return False
 
 
 class Sweeps:
-    """Deletes what has expired in all of the stores that `storages` gives (see `Expiry`), again and again.
+    """Deletes what has expired in all of the stores that `storages` gives (see `expire`), again and again.
 
     `clock` gives the time of the stores, which have one clock. With `seconds` 0 nothing expires.
     """
@@ -120,7 +107,7 @@ class Sweeps:
 
     def _sweep(self, storage: Storage, clock: Callable[[], float]) -> int:
         try:
-            return Expiry(storage, self._seconds, self._stop, clock).sweep()
+            return expire(storage, self._seconds, clock, self._stop.is_set)
         except StorageUnavailable:
             pass  # which was logged; the next sweep tries again
         except Exception:

@@ -1,7 +1,5 @@
 """Conversations that come in: from a caller, or as a copy of another session."""
 
-from __future__ import annotations
-
 import re
 from datetime import datetime
 from typing import Any

@@ -5,17 +5,14 @@ which several may be joined. It survives `kill -9`, and no power cut. Whoever lo
 what it holds as a partial answer, with the reason `interrupted`.
 """
 
-from __future__ import annotations
-
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import groupby
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from session_core.data.message import StoredMessage, answer_fields, assistant_message
 from session_core.data.strict_json import from_json, to_json
-from session_core.model.events import Chunk, Reasoning, ToolCall, ToolResult
-from session_core.turns.event_log import MAX_EVENTS, Ended, EventLog, Failed, LoggedEvent, decode_event, encode_event
+from session_core.model.events import Chunk, Reasoning, ToolCall
+from session_core.turns.event_log import Ended, Failed, decode_event
 from session_core.turns.stored import last_turn
 from storage import LockedSession, Session, Storage
 
@@ -24,43 +21,6 @@ def identity(turn_id: str, message_id: str, attempt: int, fields: Mapping[str, A
     """The first line, also of what is published: the turn, its question, the number of its attempt, and what its
     messages have beside their texts."""
     return to_json([turn_id, message_id, attempt, dict(fields)])
-
-
-class LogLines:
-    """The log of a running turn as lines, for the recorder of its store (see `storage.TurnLines`)."""
-
-    def __init__(self, log: EventLog) -> None:
-        self._log = log
-
-    def events(self, after: int) -> tuple[list[bytes], bool]:
-        entries = self._log.read(after, 0, MAX_EVENTS + 1)
-        ended = isinstance(entries[-1].event, Ended | Failed) if entries else self._log.closed
-        return [encode_event(entry) for entry in entries], ended
-
-    def partial_text(self, after: int) -> tuple[list[bytes], int]:
-        entries = self._log.read(after, 0, MAX_EVENTS + 1)
-        return list(journal_lines(entries)), after + len(entries)
-
-    @property
-    def ended(self) -> bool:
-        return self._log.closed
-
-    @property
-    def size(self) -> int:
-        return self._log.size()
-
-
-def journal_lines(entries: Iterable[LoggedEvent]) -> Iterator[bytes]:
-    """The entries in fewer lines. Texts in a row are joined, and of tools only the kind of event is kept."""
-    for kind, group in groupby(entries, key=lambda entry: type(entry.event)):
-        first, *rest = group
-        if kind in (Chunk, Reasoning):
-            text = "".join(entry.event.content for entry in (first, *rest))  # type: ignore[union-attr]
-            yield encode_event(first._replace(event=kind(text)))
-        elif kind is ToolCall:
-            yield encode_event(first._replace(event=ToolCall("", "", "")))
-        elif kind is ToolResult:
-            yield encode_event(first._replace(event=ToolResult("", "")))
 
 
 def partial_answer(session: Session, lines: Sequence[bytes]) -> StoredMessage | None:

@@ -31,7 +31,7 @@ from session_core.model.events import (
 )
 from session_core.turns.attempt import Attempt
 from session_core.turns.event_log import MAX_EVENTS, Ended, Failed, Started, TurnEnded
-from session_core.turns.journal import LogLines, identity
+from session_core.turns.journal import identity
 from session_core.turns.report import TurnReport
 from session_core.turns.stored import INTERRUPTED_TEXT, last_turn, version_of
 from session_core.turns.turn import Turn
@@ -72,7 +72,7 @@ class LocalTurn(Turn):
         attempt = self._attempt
         fields = {**attempt.fields, "model": attempt.settings["model"]}
         first = identity(self.id, self.message_id, attempt.number, fields)
-        self._recorder.record(first, LogLines(self._log), self._end_from_elsewhere)
+        self._recorder.record(first, self._log, self._end_from_elsewhere)
         self._log.append(Started())
         if self.request.prefix:
             self._log.append(Chunk(self.request.prefix))

@@ -1,7 +1,5 @@
 """The models that callers may choose."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 
 from agent import Agent

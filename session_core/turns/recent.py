@@ -1,7 +1,5 @@
 """The turns that have ended a short time ago, which clients can still watch."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 from session_core.turns.local import LocalTurn

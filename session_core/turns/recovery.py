@@ -1,7 +1,5 @@
 """Continuing turns that a crash has cut off, when the server starts."""
 
-from __future__ import annotations
-
 import logging
 import threading
 import time

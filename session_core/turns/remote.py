@@ -3,8 +3,6 @@
 The log of a RemoteTurn is a copy of the one there. A thread of this process reads the feed and fills the copy.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import threading

@@ -1,7 +1,5 @@
 """What is told of a turn while it runs: its times, its tokens, its span, its line in the log."""
 
-from __future__ import annotations
-
 import logging
 import time
 from typing import Any

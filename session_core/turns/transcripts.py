@@ -5,8 +5,6 @@ From the first difference on, what the client has stands in place of what is sto
 beginning.
 """
 
-from __future__ import annotations
-
 import functools
 import operator
 import re

@@ -1,7 +1,5 @@
 """A turn as its readers see it."""
 
-from __future__ import annotations
-
 import secrets
 import sys
 import threading
@@ -131,12 +129,12 @@ class Turn:
     @property
     def ended(self) -> bool:
         """Whether the last event can be read."""
-        return self._log.closed
+        return self._log.ended
 
     @property
     def size(self) -> int:
         """About how many bytes of memory the turn takes."""
-        return self._log.size() + sys.getsizeof(self.request.text)
+        return self._log.size + sys.getsizeof(self.request.text)
 
     def find_index(self, number: int, *, substituted: bool = False) -> int | None:
         """How many events there are up to the one of this number, which is what to read behind. None if there is no

@@ -1,7 +1,5 @@
 """All turns of a process: start, attach, cancel, time out, shut down."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import threading

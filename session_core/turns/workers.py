@@ -1,7 +1,5 @@
 """Threads that run one turn after the other."""
 
-from __future__ import annotations
-
 import queue
 import threading
 from collections.abc import Callable

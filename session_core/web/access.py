@@ -1,7 +1,5 @@
 """Who may call: token, Host, Origin, CORS; and what every response carries."""
 
-from __future__ import annotations
-
 import hmac
 import ipaddress
 import logging

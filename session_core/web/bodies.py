@@ -1,7 +1,5 @@
 """What comes in: JSON bodies and what is checked of them, headers and query values."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar

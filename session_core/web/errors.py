@@ -1,7 +1,5 @@
 """Every error a caller can meet, and its answer."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Mapping
 

@@ -1,7 +1,5 @@
 """The native dialect's events: a turn as Server-Sent Events, and a message as callers see it."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Any, ClassVar, cast

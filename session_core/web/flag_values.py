@@ -1,7 +1,5 @@
 """The texts of flags to their values."""
 
-from __future__ import annotations
-
 import re
 import urllib.parse
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """SIGHUP, also while the program starts."""
 
-from __future__ import annotations
-
 import os
 import signal
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """waitress as this program needs it: threads on demand, a strict parser, bounds, an end that loses no request."""
 
-from __future__ import annotations
-
 import re
 import socket
 import threading

@@ -1,7 +1,5 @@
 """What the log looks like."""
 
-from __future__ import annotations
-
 import json
 import logging
 import re

@@ -1,7 +1,5 @@
 """A conversation as a Markdown document."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping
 

@@ -1,7 +1,5 @@
 """The Chat Completions dialect: what OpenAI's clients send, and the routes that they send it to."""
 
-from __future__ import annotations
-
 import contextlib
 import functools
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """The Chat Completions dialect's answers: a turn as chunks, or as one completion, and an error."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar

@@ -1,7 +1,5 @@
 """What the Chat Completions dialect does with the transcript that a client sends: the turn that a request means."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import hashlib
@@ -200,15 +198,15 @@ def _retry(
     sessions: Sessions, session_id: str, last: StoredTurn, asked: ChatRequest, key: str | None, unanswered: set[str]
 ) -> Turn | TurnRequest:
     """The session's last turn, where it is what is asked for and the caller cannot have seen its answer; or the wish
-    that it goes on, or for another answer. Raises SessionBusy where the last turn is another wish, and runs."""
+    that it goes on, or for another answer."""
     question, own = last.messages[0], _find_turn(sessions, session_id, last)
     runs = own is not None and not own.ended
     another_answer = asked.turn_request(TurnRequest(asked.messages[-1]["content"], question["id"]), key)
     continued = asked.turn_request(TurnRequest(continues=True), key)
     if not _is_same_wish(own, question, asked, key):
-        if runs:
-            raise SessionBusy(session_id)
-        begun = asked.prefix and not last.complete and agrees_with_answer(last.messages[1:], asked.prefix)
+        begun = (
+            asked.prefix and not runs and not last.complete and agrees_with_answer(last.messages[1:], asked.prefix)
+        )
         return continued if begun else another_answer
     if last.complete and not runs and question["id"] not in unanswered:  # the caller can have seen the answer
         return another_answer

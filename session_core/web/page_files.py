@@ -1,7 +1,5 @@
 """The files of the chat page, and the description of the API: cached and compressed."""
 
-from __future__ import annotations
-
 import functools
 import gzip
 import hashlib

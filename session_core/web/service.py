@@ -1,7 +1,5 @@
 """What the server says of itself: its tools, its models, whether it is well; and the page."""
 
-from __future__ import annotations
-
 from flask import Blueprint, Response
 
 from agent import Agent

@@ -1,7 +1,5 @@
 """The life of the server process: its socket, its threads, its signals, its shutdown."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import gc

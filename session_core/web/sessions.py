@@ -171,14 +171,8 @@ class _Sessions:
             "updated_at": session.updated_at,
             "running": running,
             **_set_settings(session),
+            **_state(session, running=running),
         }
-        if waiting := [one for one in session.messages if one.get("status") == "waiting"]:
-            answer["pending"] = pending_calls(waiting[-1])
-        if usage := session_usage(session):
-            answer["usage"] = usage
-        if not running and (failed := last_failure(session)):
-            code, _, text = describe_error(failed.code)
-            answer["last_error"] = {"error": failed.text or text, "code": code}
         if limit or before is not None:
             answer["next"] = newest[0]["id"] if len(newest) < len(messages) else None
         return json_response(answer)
@@ -263,6 +257,19 @@ def _cut_before(messages: list[StoredMessage], before: str | None) -> list[Store
     if before not in ids:
         raise ApiError("invalid_request", "before must be the id of a message of this session.")
     return messages[: ids.index(before)]
+
+
+def _state(session: Session, *, running: bool) -> dict[str, Any]:
+    """What the session waits for, what it has used, and how its last turn failed, where there is any of these."""
+    state: dict[str, Any] = {}
+    if waiting := [one for one in session.messages if one.get("status") == "waiting"]:
+        state["pending"] = pending_calls(waiting[-1])
+    if usage := session_usage(session):
+        state["usage"] = usage
+    if not running and (failed := last_failure(session)):
+        code, _, text = describe_error(failed.code)
+        state["last_error"] = {"error": failed.text or text, "code": code}
+    return state
 
 
 def _set_settings(session: Session) -> dict[str, str]:

@@ -1,7 +1,5 @@
 """Flags and environment to `Settings`."""
 
-from __future__ import annotations
-
 import argparse
 import re
 import urllib.parse

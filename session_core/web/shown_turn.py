@@ -1,7 +1,5 @@
 """A turn as callers see it where the model's reasoning is hidden."""
 
-from __future__ import annotations
-
 import time
 
 from session_core.model.events import Reasoning

@@ -1,7 +1,5 @@
 """What all dialects share: a turn that is started, joined or watched, and the response that tells of it."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools

@@ -155,8 +155,8 @@ def _sentence(status: int, _code: str, text: str) -> Response:
 
 
 def _find_sent_question(asked: _Body) -> _Message | None:
-    """The question in a body, or the answer that has answered calls. None where an answer that is named alone is to be
-    tried again. Raises ApiError."""
+    """The question in a body, or the answer that has answered calls. None where an answer that is named alone is to
+    be tried again. Raises ApiError."""
     sent = asked.transcript
     question = sent[-1] if sent else None
     if question is not None and any(part.type == "file" for part in question.parts):

@@ -1,7 +1,5 @@
 """Users and their tokens."""
 
-from __future__ import annotations
-
 import hashlib
 import hmac
 import logging

@@ -28,7 +28,6 @@ HANDED_ON = {
 }
 BUSY = {
     "session_core.stores.files.FileStorage.__init__ calls make_directory",
-    "session_core.stores.files.FileStorage.__init__ calls open",
     "session_core.stores.files.FileStorage.__init__ calls synced",
 }
 DEAD: set[str] = set()

@@ -34,9 +34,13 @@ print(json.dumps({
 """
 
 
+PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+AS_IT_IS = ["--no-deps", "--no-index"]
+
+
 @pytest.fixture(scope="module")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Copies of what the two are built from, since a build leaves files beside its source."""
+def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The wheels of the two, built from copies, since a build leaves files beside its source."""
     ours, other = tmp_path_factory.mktemp("ours"), tmp_path_factory.mktemp("other")
     for name in kept_files(ROOT):
         if name.startswith("session_core/") or "/" not in name:
@@ -45,15 +49,22 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name, text in OTHER.items():
         (other / name).parent.mkdir(exist_ok=True)
         (other / name).write_text(text, encoding="utf-8")
-    return {"ours": ours, "other": other}
+    found = {}
+    for label, source in (("ours", ours), ("other", other)):
+        target = tmp_path_factory.mktemp("wheel")
+        build = [*PIP, "wheel", *AS_IT_IS, "--no-build-isolation", "--wheel-dir", str(target), str(source)]
+        subprocess.run(build, check=True, timeout=300)
+        [found[label]] = target.glob("*.whl")
+    return found
 
 
 @pytest.mark.parametrize("order", [("ours", "other"), ("other", "ours")], ids=" first, then ".join)
-def test_each_finds_its_own_modules(sources: dict[str, Path], tmp_path: Path, order: tuple[str, str]) -> None:
+def test_each_finds_its_own_modules(wheels: dict[str, Path], tmp_path: Path, order: tuple[str, str]) -> None:
     place = tmp_path / "site"
     for name in order:
-        install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--no-index"]
-        subprocess.run([*install, "--target", str(place), str(sources[name])], check=True, timeout=300)
+        subprocess.run(
+            [*PIP, "install", *AS_IT_IS, "--target", str(place), str(wheels[name])], check=True, timeout=300
+        )
     env = environment({"PYTHONPATH": str(place)})
     command = [sys.executable, "-P", "-c", SCRIPT]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True)

@@ -43,7 +43,7 @@ def test_thousands_of_turns_of_one_server_are_published_and_looked_after(server:
     told: list[bool] = []
     for number in range(8_500):
         lease = Lease(f"session-{number}", keys, f"fence-{number}", f"turn fence-{number}")
+        lease.lines, lease.on_end = Lines(b"a line"), told.append
         publisher.add(lease)
-        publisher.publish(lease, Lines(b"a line"), told.append)
     publisher.flush()
     assert told == [False] * 8_500  # Redis has none of these sessions

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from session_core.stores.files import FileStorage
-from session_core.turns.expiry import Expiry, SteadyClock
+from session_core.turns.expiry import SteadyClock, expire
 from storage import MemoryStorage, StorageUnavailable
 from tests.support.model_server import STALL, ModelServer, answer
 from tests.support.redis_server import NEEDED, RedisServer
@@ -131,10 +131,10 @@ class JumpingStorage(MemoryStorage):
 def test_no_session_is_deleted_because_the_clock_has_jumped() -> None:
     storage = JumpingStorage()
     session = storage.create()
-    expiry = Expiry(storage, 60, clock=SteadyClock(storage.clock, 60).now)
-    assert expiry.sweep() == 0
+    clock = SteadyClock(storage.clock, 60).now
+    assert expire(storage, 60, clock) == 0
     storage.ahead = 86_400
-    assert expiry.sweep() == 0
+    assert expire(storage, 60, clock) == 0
     assert storage.get(session).id == session
 
 
@@ -212,7 +212,7 @@ def test_a_file_that_cannot_be_opened_does_not_keep_the_others_from_expiring(
     storage = FileStorage(str(tmp_path))
     sessions = [aged(storage, tmp_path) for _ in range(5)]
     without(monkeypatch, sessions[2])
-    assert Expiry(storage, 60).sweep() == 4
+    assert expire(storage, 60) == 4
     assert sessions[2] in caplog.text
 
 
@@ -223,7 +223,7 @@ def test_a_store_that_is_gone_ends_the_sweep(tmp_path: Path, monkeypatch: pytest
     without(monkeypatch, "")
     monkeypatch.setattr(storage, "check", _refuse)
     with pytest.raises(StorageUnavailable):
-        Expiry(storage, 60).sweep()
+        expire(storage, 60)
 
 
 def _refuse() -> None:

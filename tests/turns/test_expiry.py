@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from session_core.stores.files import FileStorage
-from session_core.turns.expiry import Expiry
+from session_core.turns.expiry import _delete, expire
 from storage import Storage
 from tests.support.client import Client, json_of
 from tests.support.model_server import STALL, answer
@@ -44,10 +44,9 @@ def test_what_did_not_change_for_long_is_deleted(store: Callable[[], Storage]) -
         client.session(read)  # which refreshes nothing
         stream = client.stream(running)
         stream.next("stream_start")
-        age_again = Expiry(storage, 50)
-        assert age_again.sweep() == 2
+        assert expire(storage, 50) == 2
         assert set(json_of(client.get("/sessions"))["sessions"]) == {new, running}
-        assert age_again.sweep() == 0
+        assert expire(storage, 50) == 0
         client.cancel(running)
         stream.close()
 
@@ -60,7 +59,7 @@ def test_a_session_that_changes_while_it_is_swept_is_kept(store: Callable[[], St
         found = list(storage.unchanged_since(time.time() - 50))
         assert found == [session]
         client.run(session)
-        assert not Expiry(storage, 50)._delete(session, time.time() - 50)
+        assert not _delete(storage, session, time.time() - 50)
         assert client.session(session)["id"] == session
 
 
@@ -73,7 +72,7 @@ def test_more_sessions_than_are_listed_at_once_expire(
     with Client(storage=storage) as client:
         for _ in range(3):
             age(client, storage, client.create(), 100)
-        assert Expiry(storage, 50).sweep() == 3
+        assert expire(storage, 50) == 3
 
 
 def test_a_server_deletes_what_has_expired(serve: Callable[..., Server], tmp_path: Path) -> None:
@@ -91,5 +90,5 @@ def test_a_file_that_cannot_be_understood_does_not_expire(tmp_path: Path) -> Non
     path = tmp_path / f"{session}.json"
     path.write_text("{]")
     os.utime(path, (1, 1))
-    assert Expiry(storage, 50).sweep() == 0
+    assert expire(storage, 50) == 0
     assert path.read_text() == "{]"

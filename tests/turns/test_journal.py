@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from session_core.model.events import Chunk, Reasoning, ToolCall, ToolResult
 from session_core.stores.file_journal import FileJournal, read_journal
 from session_core.stores.files import FileStorage
-from session_core.turns.event_log import LoggedEvent, encode_event
-from session_core.turns.journal import identity, journal_lines, partial_answer
+from session_core.turns.event_log import LoggedEvent, encode_event, journal_lines
+from session_core.turns.journal import identity, partial_answer
 from storage import Session
 from tests.support.client import Client, error_of
 from tests.support.continued import brief

@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.client import Client, error_of
 from tests.support.model_server import STALL, answer, wait
-from tests.support.server import TIMEOUT
+from tests.support.server import TIMEOUT, wait_until
 
 
 def test_401_comes_before_404_and_405_of_the_route() -> None:
@@ -203,3 +203,16 @@ def test_a_session_that_is_not_there_is_404_for_many_at_once() -> None:
         for _ in range(5):
             asked = [client.later(ask) for _ in range(12)]
             assert {one.result(TIMEOUT) for one in asked} == {(404, "session_not_found")}
+
+
+def test_shutting_down_comes_before_409_for_another_wish_of_a_chat() -> None:
+    asked = {"messages": [{"role": "user", "content": "Hi"}], "temperature": 1}
+    with Client(answer("Hel", STALL)) as client:
+        session_id = client.create()
+        client.stream(session_id).next("stream_chunk")
+        ending = client.later(client.shut_down, TIMEOUT)
+        wait_until(lambda: client.get("/ready").status_code == 503)
+        refused = client.request("POST", "/v1/chat/completions", asked, {"X-Session-Id": session_id})
+        assert (refused.status_code, refused.get_json()["error"]["code"]) == (503, "shutting_down")
+        client.cancel(session_id)
+        ending.result(TIMEOUT)
