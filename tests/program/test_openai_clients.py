@@ -17,7 +17,7 @@ import openai
 import pytest
 
 from tests.support.front_end import NODE, NPM
-from tests.support.model_server import BREAK, STALL, ModelServer, answer, status, tool_call
+from tests.support.model_server import BREAK, STALL, ModelServer, answer, status, tool_call, tool_calls
 from tests.support.server import TIMEOUT, Server
 
 Serve = Callable[..., Server]
@@ -63,13 +63,36 @@ def test_the_python_sdk_has_the_conversation_that_is_stored(
     assert [one.id for one in client.models.list()] == ["gpt-3.5-turbo"]
 
 
+@pytest.mark.parametrize("headers", [{}, {"X-Session-Id": "tools"}])
+@pytest.mark.parametrize("stream", [True, False])
+def test_the_python_sdk_calls_tools_of_its_own_beside_those_of_the_server(
+    client: openai.OpenAI, model: ModelServer, stream: bool, headers: dict[str, str]
+) -> None:
+    both = tool_calls(("calculator", {"expression": "6*7"}), ("weather", {"city": "Bern"}), ids=("call_1", "call_2"))
+    model.then(both, answer("Rain."))
+    tools: list[Any] = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
+    messages: list[Any] = [{"role": "user", "content": "Weather?"}]
+    asked: dict[str, Any] = {"model": "gpt-3.5-turbo", "tools": tools, "extra_headers": headers}
+    if stream:
+        with client.chat.completions.stream(messages=messages, **asked) as events:
+            found = events.get_final_completion()
+    else:
+        found = client.chat.completions.create(messages=messages, **asked)
+    [call] = found.choices[0].message.tool_calls or []
+    assert (call.id, found.choices[0].finish_reason) == ("call_2", "tool_calls")
+    messages += [found.choices[0].message, {"role": "tool", "tool_call_id": call.id, "content": "rain"}]
+    assert client.chat.completions.create(messages=messages, **asked).choices[0].message.content == "Rain."
+    results = [one["content"] for one in model.requests[-1]["messages"] if one["role"] == "tool"]
+    assert results == (["42", "rain"] if headers else ["rain"])
+
+
 def test_the_python_sdk_raises_its_own_errors(client: openai.OpenAI, model: ModelServer) -> None:
     question: list[Any] = [{"role": "user", "content": "Hi"}]
     with pytest.raises(openai.NotFoundError) as missing:
         client.chat.completions.create(model="gpt-9", messages=question)
     assert missing.value.code == "model_not_found"
-    with pytest.raises(openai.BadRequestError, match="Tools run on this server"):
-        tools: Any = [{"type": "function", "function": {"name": "x", "parameters": {}}}]
+    with pytest.raises(openai.BadRequestError, match=r"tools\[0\].function.name must"):
+        tools: Any = [{"type": "function", "function": {"name": "no name", "parameters": {}}}]
         client.chat.completions.create(model="gpt-3.5-turbo", messages=question, tools=tools)
     model.default = status(401, {})
     with pytest.raises(openai.InternalServerError) as failed:
