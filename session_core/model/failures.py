@@ -9,7 +9,6 @@ import re
 import time
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
-from typing import NamedTuple
 
 import openai
 
@@ -39,6 +38,9 @@ _SECRET = re.compile(
     re.IGNORECASE,
 )
 _LONG_WORD = re.compile(r"[\w+/*-]{24,}={0,2}")  # a secret, where it has a digit
+_TIMEOUTS = (openai.APITimeoutError, http_library.TimeoutException, TimeoutError)
+_UNREACHABLE = (openai.APIConnectionError, http_library.HTTPError, OSError)
+_NOT_CONNECTED = (http_library.ConnectError, http_library.ConnectTimeout)
 _MAX_WORDS = 2000  # characters of an error that are read
 _MAX_LOGGED = 300  # characters of them in the log
 
@@ -88,35 +90,6 @@ class Failure(ModelError):
         return Failure("invalid_request", f"The model server refuses {what} (status {self.status}).")
 
 
-class _Evidence(NamedTuple):
-    """What is known of an error."""
-
-    error: Exception
-    begun: bool
-    status: int | None
-    words: str
-
-    @property
-    def timed_out(self) -> bool:
-        known = (openai.APITimeoutError, http_library.TimeoutException, TimeoutError)
-        return isinstance(self.error, known) or self.status in (408, 504) or bool(_GO_TIMEOUT.search(self.words))
-
-    @property
-    def unreachable(self) -> bool:
-        return isinstance(self.error, (openai.APIConnectionError, http_library.HTTPError, OSError))
-
-    @property
-    def not_connected(self) -> bool:
-        return isinstance(
-            self.error.__cause__ or self.error, (http_library.ConnectError, http_library.ConnectTimeout)
-        )
-
-    @property
-    def overflows(self) -> bool:
-        named = self.status in (None, 400, 422, 500) and not _GO_TIMEOUT.search(self.words)
-        return self.status == 413 or (named and bool(_OVERFLOW.search(self.words)))
-
-
 def classify_failure(error: Exception, begun: bool, sent: list[str], options: Iterable[str] = ()) -> Failure:
     """What an error of the SDK, of HTTP or of the answer's form means.
 
@@ -125,36 +98,36 @@ def classify_failure(error: Exception, begun: bool, sent: list[str], options: It
     """
     body = getattr(error, "body", None)
     status: int | None = getattr(error, "status_code", None) or _status_within(body)
-    evidence = _Evidence(error, begun, status, _words(body))
-    reason = _log(evidence, sent, options)
-    code, sentence = _meaning(evidence)
+    words = _words(body)
+    reason = _log(error, status, words, sent, options)
+    code, sentence = _meaning(error, begun, status, words)
     failure = Failure(code, sentence)
-    failure.begun, failure.status, failure.words, failure.reason = begun, status, evidence.words, reason
+    failure.begun, failure.status, failure.words, failure.reason = begun, status, words, reason
     failure.delay = _delay(error.response.headers if isinstance(error, openai.APIStatusError) else {})
     overflow, empty = code == "context_length_exceeded", isinstance(error, NoEvent)
     failure.too_long = overflow or empty
-    failure.overflows = overflow and (status in (400, 413, 422) or bool(_OVERFLOW_CODE.search(evidence.words)))
+    failure.overflows = overflow and (status in (400, 413, 422) or bool(_OVERFLOW_CODE.search(words)))
     failure.refused = overflow or empty or (code == "model_error" and status in (400, 413, 422))
-    failure.reached = code in ("model_error", "model_timeout") and status != 404 and not evidence.not_connected
-    failure.may_pass = _may_pass(failure, evidence)
+    connected = not isinstance(error.__cause__ or error, _NOT_CONNECTED)
+    failure.reached = code in ("model_error", "model_timeout") and status != 404 and connected
+    failure.may_pass = _may_pass(failure, error)
     if code == "model_rate_limited" and failure.delay is not None:
         failure.retry_after = str(math.ceil(failure.delay))
     return failure
 
 
-def _log(evidence: _Evidence, sent: list[str], options: Iterable[str]) -> str:
+def _log(error: Exception, status: int | None, words: str, sent: list[str], options: Iterable[str]) -> str:
     """Logs an error. Returns what the log has of its words."""
-    error, status = evidence.error, evidence.status
-    reason = _masked(evidence.words or ("" if status else str(error.__cause__ or error)), sent)
+    reason = _masked(words or ("" if status else str(error.__cause__ or error)), sent)
     asked = f" (with -model_options {', '.join(options)})" if status in (400, 422) and options else ""
     log.warning("Model server: %s %s %r%s", type(error).__name__, status or "", reason, asked)
     return reason
 
 
-def _may_pass(failure: Failure, evidence: _Evidence) -> bool:
+def _may_pass(failure: Failure, error: Exception) -> bool:
     if failure.code != "model_error":
         return failure.code in ("model_rate_limited", "model_timeout")
-    return evidence.unreachable or (evidence.status or 0) >= 500 or failure.is_bad_call
+    return isinstance(error, _UNREACHABLE) or (failure.status or 0) >= 500 or failure.is_bad_call
 
 
 def broken_off(finish_reason: str | None, begun: bool) -> Failure:
@@ -165,15 +138,18 @@ def broken_off(finish_reason: str | None, begun: bool) -> Failure:
     return failure
 
 
-def _meaning(evidence: _Evidence) -> tuple[str, str]:
+def _meaning(error: Exception, begun: bool, status: int | None, words: str) -> tuple[str, str]:
     """The code and the sentence of an error."""
-    status, words = evidence.status, evidence.words
+    unreachable = isinstance(error, _UNREACHABLE)
+    gave_up = bool(_GO_TIMEOUT.search(words))
+    timed_out = isinstance(error, _TIMEOUTS) or status in (408, 504) or gave_up
+    overflows = status == 413 or (status in (None, 400, 422, 500) and not gave_up and _OVERFLOW.search(words))
     refuses_key = status in (401, 403) or (status == 400 and _BAD_KEY.search(words))
-    is_empty = isinstance(evidence.error, NoEvent)
+    is_empty = isinstance(error, NoEvent)
     cases = (  # the first one counts
-        (evidence.overflows, "context_length_exceeded", "The conversation is too long for the model."),
+        (overflows, "context_length_exceeded", "The conversation is too long for the model."),
         (refuses_key, "model_unauthorized", "The model server does not accept the API key: check api_key."),
-        (evidence.timed_out, "model_timeout", "The model server did not answer in time."),
+        (timed_out, "model_timeout", "The model server did not answer in time."),
         (status == 429, "model_rate_limited", "The model server takes no more requests for now."),
         (
             status == 404,
@@ -181,9 +157,9 @@ def _meaning(evidence: _Evidence) -> tuple[str, str]:
             "The model server knows no such model or address (status 404): check model and base_url.",
         ),
         (status, "model_error", f"The model server answered with an error (status {status})."),
-        (evidence.unreachable and evidence.begun, "model_error", "The connection to the model server broke."),
+        (unreachable and begun, "model_error", "The connection to the model server broke."),
         (
-            evidence.unreachable,
+            unreachable,
             "model_error",
             "The model server could not be reached: check base_url, and whether it runs.",
         ),

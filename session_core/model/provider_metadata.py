@@ -76,15 +76,8 @@ def provider_metadata(
     `keep_server` says that the server is to be known in any case. Drops, with a warning, what is too large or no JSON
     in UTF-8.
     """
-    metadata: dict[str, Any] = {}
-    if reasoning_field:
-        metadata["reasoning_field"] = reasoning_field
-    if first:
-        metadata["first"] = first
-    verbatim = {name: value for name, value in verbatim_fields.items() if value}
-    if any(calls):
-        verbatim["calls"] = calls
-    if verbatim:
+    metadata = _filled({"reasoning_field": reasoning_field, "first": first})
+    if verbatim := _filled({**verbatim_fields, "calls": calls if any(calls) else None}):
         try:
             text = utf8_text(json.dumps(verbatim, ensure_ascii=False, allow_nan=False))
         except ValueError:
@@ -94,6 +87,10 @@ def provider_metadata(
         else:
             log.warning("What %s wants back with a message is too large or no JSON, and is dropped", model_id.model)
     return {"server": model_id.server, **metadata} if metadata or keep_server else {}
+
+
+def _filled(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value}
 
 
 def returned_fields(message: MessageFields) -> dict[str, Any]:

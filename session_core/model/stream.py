@@ -128,10 +128,9 @@ def _lines(parts: Iterable[bytes], budget: Budget) -> Iterator[bytes]:
 
 def _read_error(data: bytes) -> object:
     """The body of an error, None where it is no JSON."""
-    try:
+    with suppress(ValueError):
         return json.loads(data)
-    except ValueError:
-        return None
+    return None
 
 
 def whole(parts: Iterable[bytes], budget: Budget) -> Iterator[bytes]:

@@ -136,7 +136,7 @@ class RemoteTurn(Turn):
         while (found := super().find_index(number, substituted=substituted)) is None:
             if self._log.wait(0) or time.monotonic() > give_up:
                 return None
-            self._log.read(self.length, 0.2)
+            self._log.read(len(self._log), 0.2)
         return found
 
     def cancel(self) -> bool:

@@ -95,6 +95,13 @@ class Turn:
         """Tells the process that runs the turn whether it is read here. Returns whether it is being ended."""
         return False
 
+    def read_all(self) -> list[LoggedEvent]:
+        """All events so far."""
+        entries: list[LoggedEvent] = []
+        while more := self.read(len(entries), 0):
+            entries += more
+        return entries
+
     def leave(self, role: Role) -> None:
         """Counts a reader no more. A turn that nobody reads any more is cancelled, if its readers wanted that."""
         self.readers.leave(role)
@@ -128,11 +135,6 @@ class Turn:
     def size(self) -> int:
         """About how many bytes of memory the turn takes."""
         return self._log.size + sys.getsizeof(self.request.text)
-
-    @property
-    def length(self) -> int:
-        """How many events there are so far."""
-        return len(self._log)
 
     def find_index(self, number: int, *, substituted: bool = False) -> int | None:
         """How many events there are up to the one of this number, which is what to read behind. None if there is no

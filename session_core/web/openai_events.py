@@ -30,8 +30,12 @@ class CompletionRenderer:
     comment = b": keep-alive\n"  # an empty line behind it is an empty event for some clients
 
     def __init__(self, turn: Turn, asked: ChatRequest, model: str) -> None:
-        self._fixed = {"id": f"chatcmpl-{turn.id}", "object": "chat.completion.chunk", "created": int(time.time())}
-        self._fixed["model"] = model
+        self._fixed = {
+            "id": f"chatcmpl-{turn.id}",
+            "object": "chat.completion.chunk",
+            "created": int(time.time()),
+            "model": model,
+        }
         self._asked = asked
         self._prefix_length = len(asked.prefix)
         self.broken_off = sse_data(encode_json(_error_of("storage_unavailable"))) + _DONE
@@ -70,17 +74,18 @@ class CompletionRenderer:
 def render_completion(turn: Turn, last: Ended, *, prefix: str = "") -> Response:
     """The ended turn as one completion, without the prefix of the answer, which the client has."""
     message: dict[str, Any] = {"role": "assistant", "content": last.complete_text.removeprefix(prefix)}
-    reasoning, after = "", 0
-    while entries := turn.read(after, 0):
-        reasoning += "".join(one.event.content for one in entries if isinstance(one.event, Reasoning))
-        after += len(entries)
-    if reasoning:
-        message["reasoning_content"] = reasoning
+    if reasoning := [one.event.content for one in turn.read_all() if isinstance(one.event, Reasoning)]:
+        message["reasoning_content"] = "".join(reasoning)
     if last.status == "waiting":
         message |= {"content": message["content"] or None, "tool_calls": render_calls(last.message)}
     choice = {"index": 0, "message": message, "finish_reason": _finish_reason(last)}
-    completion = {"id": f"chatcmpl-{turn.id}", "object": "chat.completion", "created": int(time.time())}
-    completion |= {"model": last.message.get("model", ""), "choices": [choice]}
+    completion = {
+        "id": f"chatcmpl-{turn.id}",
+        "object": "chat.completion",
+        "created": int(time.time()),
+        "model": last.message.get("model", ""),
+        "choices": [choice],
+    }
     completion |= {"usage": usage} if (usage := last.message.get("usage")) else {}
     return json_response(completion)
 

@@ -36,24 +36,13 @@ class ShownTurn(Turn):
         """See Turn.result."""
         return self._turn.result()
 
-    @property
-    def length(self) -> int:
-        """See Turn.length."""
-        return len(self._all())
-
     def find_index(self, number: int, *, substituted: bool = False) -> int | None:
         """See Turn.find_index."""
         while True:
-            for index, entry in enumerate(self._all(), 1):
+            for index, entry in enumerate(self.read_all(), 1):
                 if (entry.number, entry.substituted) == (number, substituted):
                     return index
             hidden = self._hidden
             found = self._turn.find_index(number + hidden, substituted=substituted)
             if found is None or self._turn.ended:
                 return found and found - hidden
-
-    def _all(self) -> list[LoggedEvent]:
-        entries: list[LoggedEvent] = []
-        while more := self.read(len(entries), 0):
-            entries += more
-        return entries

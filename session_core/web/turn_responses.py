@@ -115,7 +115,7 @@ class TurnResponses:
                 raise Overloaded  # before `index`, which may wait for an event of another process
             shown = turn if turn is None or self._show_reasoning else ShownTurn(turn)
             after = index(shown)
-            if turn is None or shown is None or (turn.ended and after == shown.length):
+            if turn is None or shown is None or (turn.ended and not shown.read(after, 0)):
                 return Response(status=204)
             if not slot:
                 raise Overloaded

@@ -227,9 +227,7 @@ def _find_alone(session: Session, asked: _Body, question: _Message | None) -> Tu
     """
     target = _find_question(session, asked.messageId) or _find_question(session, question.id if question else None)
     text = None if question is None and target else check_question(question.text if question else None)
-    if target is None:  # of a question that never arrived, too
-        return TurnRequest(text)
-    return TurnRequest(text, target["id"])
+    return TurnRequest(text, target["id"] if target else None)  # None: of a question that never arrived, too
 
 
 def _find_question(session: Session, id: str | None) -> StoredMessage | None:

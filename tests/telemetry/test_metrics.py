@@ -244,7 +244,7 @@ def test_whatever_callers_send_there_are_few_labels() -> None:
 
 def test_the_files_of_the_page_are_one_route() -> None:
     with Client(metrics=True) as client:
-        for path in ("/page.js", "/base.css", "/no.js"):
+        for path in ("/page.js", "/all.css", "/no.js"):
             client.get(path)
         scrape = Scrape(client)
     assert scrape("http_requests_total", route="/{name}", method="GET", status="200") == 2
