@@ -307,7 +307,8 @@ def _catches(pid: int, number: int) -> bool:
 
 def test_a_terminal_that_is_closed_ends_the_server_in_its_foreground() -> None:
     ours, terminal = os.openpty()
-    command = ["setsid", "--ctty", *SERVER, "-demo", "-port=0"]
+    default = ["env", "--default-signal=HUP"]  # also where the tests themselves run under nohup
+    command = [*default, "setsid", "--ctty", *SERVER, "-demo", "-port=0"]
     with subprocess.Popen(
         command, stdin=terminal, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment()
     ) as process:
