@@ -7,6 +7,7 @@ message from the same frames, so that a client has the same parts after a reload
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -202,7 +203,7 @@ def _parts(chunks: Iterable[Mapping[str, Any]]) -> list[_Json]:
     """The parts of the message that a client builds from these chunks."""
     parts: list[_Json] = []
     texts: list[list[str]] = []  # of the parts that have one
-    calls: dict[str, _Json] = {}
+    calls: defaultdict[str, _Json] = defaultdict(dict)  # a result without a call is of a file by another hand
     for chunk in chunks:
         match chunk["type"]:
             case "start-step":

@@ -563,12 +563,18 @@ def test_a_wheel_in_an_empty_environment_runs_as_well_as_a_checkout(tmp_path: Pa
     command = [str(home / "bin" / "session-server")]
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    with Server("-demo", command=command, cwd=elsewhere, log=tmp_path / "log") as server:
+    with (
+        Server("-demo", command=command, cwd=elsewhere, log=tmp_path / "log") as server,
+        Server("-demo", log=tmp_path / "other log") as checkout,
+    ):
         assert calculates(server.port)
         for file_ in (ROOT / "session_core" / "web" / "page").iterdir():
-            if file_.suffix in (".css", ".js", ".svg", ".html", ".json"):
-                reply = server.request("GET", "/" if file_.name == "index.html" else f"/{file_.name}")
+            if file_.suffix in (".css", ".js", ".svg", ".json"):
+                reply = server.request("GET", f"/{file_.name}")
                 assert (reply.status, reply.text) == (200, file_.read_text(encoding="utf-8"))
+        for path in ("/", "/all.css", "/all.js"):  # the extra that draws answers is not in the empty environment
+            here, there = server.request("GET", path), checkout.request("GET", path)
+            assert (here.status, here.text) == (200, there.text.replace("<html data-render ", "<html "))
     rooms = "agent, storage, session_core.model.demo, session_core.stores.files, session_core.turns.turns"
     origins = f"import {rooms}, session_core.web.sessions; print(session_core.web.sessions.__file__)"
     done = subprocess.run([python, "-P", "-c", origins], cwd=elsewhere, capture_output=True, text=True, check=True)

@@ -157,7 +157,7 @@ export function drawEnd(view, error = "") {
   const sameTurn = asked && !view.earlier && last && hasFailed(last) && (asked.text === null || asked.text === textOf(question?.content));
   if (asked && !sameTurn && hasArrived(view, asked)) remember(view.id, null);
   const stored = last ? outcome(last) : null;
-  const failure = error || (stored?.failure && view.session.last_error?.error) || "";
+  const failure = error || (stored?.failure && !last.status && view.session.last_error?.error) || "";
   const end = failure ? { words: failure, failure: true } : stored;
   if (end && !view.note && !view.earlier) {
     view.note = drawNote(end);
