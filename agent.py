@@ -52,6 +52,7 @@ class Agent:
         answered: Sequence[ToolCall | ToolResult] = (),
         results_only: bool = False,
         client_tools: ClientTools | None = None,
+        steer: Callable[[], Iterable[MessageFields]] = tuple,
         observer: Observer | None = None,
     ) -> Generator[Event, None, None]:
         """Answers the last user message of `history`, calling tools as the model asks.
@@ -59,7 +60,8 @@ class Agent:
         `model` and `system_prompt` stand in place of the agent's own. `options` are merged over the agent's. The
         `observer` sees the calls of the model and of tools. `client_tools` are offered too, and run elsewhere.
         `answered` are the last calls of the history that have waited: those that run now, and the results of
-        others. With `results_only` the run ends when all are there.
+        others. With `results_only` the run ends when all are there. `steer` gives the messages of the user that have
+        come since, each time before the model is asked with results: they go out behind those.
 
         `history` is the stored messages, oldest first. Whatever state they are in, the request is well formed. An
         assistant message with tool calls comes first as a `Message`, then all its `ToolCall`s, then for each call the
@@ -82,6 +84,8 @@ class Agent:
             if results_only:
                 return
             for finished_rounds in itertools.count():
+                for message in steer() if outgoing.ends_with_result else ():
+                    outgoing.add(message)
                 reply = yield from completions.ask(outgoing, tools)
                 usage = sum_usage(usage, reply.usage)
                 calls = reply.calls(outgoing.unique_id)

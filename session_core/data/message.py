@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Required, TypedDict, TypeGuard, Unpack, cast, get_args, get_origin, get_type_hints
 
 Status = Literal["completed", "incomplete", "cancelled", "waiting"]
@@ -58,6 +58,7 @@ class QuestionFields(TypedDict, total=False):
     terms: str
     history: list[StoredMessage]
     parts: list[dict[str, Any]]
+    steered: bool  # it has come into a turn that ran, and begins none
 
 
 class MessageFields(AnswerFields, QuestionFields, total=False):
@@ -88,6 +89,11 @@ _OPTIONAL_TYPES = {
 def user_message(content: str, key: str | None = None, **fields: Unpack[QuestionFields]) -> MessageFields:
     """A question, with the idempotency key of its turn. Fields that are empty are left out, here and below."""
     return _message("user", content, {"idempotency_key": key, **fields})
+
+
+def begins_turn(message: Mapping[str, Any]) -> bool:
+    """Whether a message is a question, with which a turn begins: a user's, that has not come into one that ran."""
+    return message.get("role") == "user" and not message.get("steered")
 
 
 def assistant_message(

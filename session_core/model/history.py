@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from session_core.data.message import AnswerFields, MessageFields
+from session_core.data.message import AnswerFields, MessageFields, begins_turn
 from session_core.data.text import utf8_text
 from session_core.model.capabilities import RequestForm
 from session_core.model.outgoing_messages import PORTABLE_ID, OutgoingMessages, add_id, read_tool_calls
@@ -55,6 +55,11 @@ class OutgoingHistory:
         """Adds a message to the current turn. Returns it."""
         self._messages.append(message)
         return message
+
+    @property
+    def ends_with_result(self) -> bool:
+        """Whether a message of the user may come into the current turn: behind all results of its last calls."""
+        return self._messages[-1].get("role") == "tool"
 
     def unique_id(self, id: str) -> str:
         """This id of a tool call, or a new one where it is empty or in use."""
@@ -124,7 +129,7 @@ class OutgoingHistory:
     def _turns(self) -> list[int]:
         """Where the turns begin that go out. The last one is the current turn."""
         later = range(self._begin + 1, len(self._messages))
-        return [self._begin, *(at for at in later if self._messages[at].get("role") == "user")]
+        return [self._begin, *(at for at in later if begins_turn(self._messages[at]))]
 
     def _turns_to_answer(self) -> list[int]:
         """Where the turns begin that have no answer yet. The last one is the current turn."""

@@ -12,6 +12,7 @@ from session_core.data.message import (
     INTERRUPTED_CALL,
     WENT_ON,
     MessageFields,
+    begins_turn,
     read_status,
     tool_call,
 )
@@ -56,7 +57,7 @@ class OutgoingMessages:
 
     def _add_user(self, message: MessageFields) -> None:
         text = utf8_text(message.get("content"))
-        if self._last_role == "tool":
+        if self._last_role == "tool" and begins_turn(message):
             self._add_text("assistant", "(interrupted)")
         elif self._last_role == "user" and isinstance(self.sent[-1]["content"], str) and "parts" not in message:
             text = _joined(self.sent.pop()["content"], text)

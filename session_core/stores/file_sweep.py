@@ -4,27 +4,36 @@ import contextlib
 import os
 import re
 import time
+from collections.abc import Iterator
 
+from session_core.stores.disk_access import unavailable
 from session_core.stores.file_journal import remove_journal
 from storage import SESSION_ID
 
 SESSION_FILE = re.compile(rf"({SESSION_ID.pattern})\.json")
-_JOURNAL_FILE = re.compile(rf"\.({SESSION_ID.pattern})\.journal")
+_BESIDE_FILE = re.compile(rf"\.({SESSION_ID.pattern})\.(journal|queue)")
 _TEMPORARY_FILE = re.compile(rf"\.({SESSION_ID.pattern}\.)?[0-9a-f]{{16}}\.tmp")
 _ORPHAN_SECONDS = 3600.0  # after which a temporary file is the rest of a crash
 
 
 def sweep(directory: str) -> None:
     """Removes temporary files that a crash has left, empty files of sessions that it has kept from being made, and
-    journals without a session. Raises OSError where the directory cannot be listed."""
+    journals and queues without a session. Raises OSError where the directory cannot be listed."""
     with os.scandir(directory) as entries:
         for entry in entries:
-            journal = _JOURNAL_FILE.fullmatch(entry.name)
-            if journal and not os.path.exists(os.path.join(directory, f"{journal[1]}.json")):
+            beside = _BESIDE_FILE.fullmatch(entry.name)
+            if beside and not os.path.exists(os.path.join(directory, f"{beside[1]}.json")):
                 remove_journal(entry.path)
             with contextlib.suppress(OSError):
                 if _is_left(entry):
                     os.unlink(entry.path)
+
+
+def queued_sessions(directory: str) -> Iterator[str]:
+    """The ids of the sessions in whose queue there may be messages. Raises StorageUnavailable."""
+    with unavailable("list", directory):
+        found = map(_BESIDE_FILE.fullmatch, os.listdir(directory))
+    yield from (file[1] for file in found if file and file[2] == "queue")
 
 
 def _is_left(entry: os.DirEntry[str]) -> bool:

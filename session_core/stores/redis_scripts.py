@@ -12,6 +12,8 @@ Keys begin with `session_server:`, those of a user with `session_server@<name>:`
     events:<fence>   a stream: what a turn has published, until a minute after its end; where the turn's process is
                      gone, until somebody has stored what it has left. An entry's id is the number of its first line.
                      The last one has the field `last`, and `substitute` where another process has added it
+    queue:<id>       a list: each message that waits, as JSON that begins with its id; the next one first
+    queues           a set: the ids of the sessions in which messages wait
     readers:<fence>  a sorted set: the other processes whose clients read the turn, and until when that holds, in
                      milliseconds by Redis' clock
 
@@ -20,18 +22,32 @@ whose lease has run out, and whose session another one has locked, can change no
 says.
 """
 
+from session_core.data.message_queue import MAX_QUEUED
+
 LEASE_MILLISECONDS = 5000  # after which a lock for a turn is free whose process does not renew it
 SHORT_LEASE_MILLISECONDS = 2000  # the same for a short lock, which is not renewed
 READER_MILLISECONDS = 5000  # for which another process reads a turn that does not say so again
 KEEP_MILLISECONDS = 60_000  # for which a turn's events are kept after its end
 DELETED_MILLISECONDS = 5000  # the same after the session's deletion, so that who watches gets its end
-DURABLE = ("create", "write", "delete")  # scripts that wait for replicas
+DURABLE = ("create", "write", "delete", "queue", "unqueue")  # scripts that wait for replicas
 
 # All scripts begin with this. A session exists if its hash does.
 _NAMES = """
 local session, messages, lease, list = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local prefix = string.match(session, '^[^:]*:')
-local events = prefix .. 'events:'
+local events, queues = prefix .. 'events:', prefix .. 'queues'
+local waiting = string.match(session, ':session:(.*)$') or ''
+local queue = prefix .. 'queue:' .. waiting
+local function queued(id)
+    for place, entry in ipairs(redis.call('LRANGE', queue, 0, -1)) do
+        local head = '{"id":"' .. id .. '"'
+        if string.sub(entry, 1, #head) == head then return place, entry end
+    end
+end
+local function unqueue(entry)
+    redis.call('LREM', queue, 1, entry)
+    if redis.call('EXISTS', queue) == 0 then redis.call('SREM', queues, waiting) end
+end
 local function published()
     for _, name in ipairs({'told', 'published'}) do  -- what earlier versions write is the newer one where it is there
         local found = redis.pcall('HGET', session, name)
@@ -57,6 +73,7 @@ _BODIES = {
     "create": """
 local id, count = unpack(ARGV, 1, 2)
 if redis.call('HEXISTS', session, 'created_at') == 1 then return 'exists' end
+redis.call('UNLINK', queue)
 redis.call('HSET', session, unpack(ARGV, 3, 2 + count))
 for line = 3 + count, #ARGV do redis.call('RPUSH', messages, ARGV[line]) end
 touch(id)
@@ -109,19 +126,51 @@ return {redis.call('GET', lease), newest}
     # Changes are numbered, so that one that arrives twice, or after the next one, does nothing. `count` is how many
     # messages there should be. One more is the rest of a try that was reported as failed.
     "write": """
-local fence, number, count, line, id = unpack(ARGV, 1, 5)
+local fence, number, count, line, id, taken = unpack(ARGV, 1, 6)
 if redis.call('HGET', session, 'token') ~= fence then
     return redis.call('EXISTS', session) == 1 and 'lost' or 'vanished'
 end
 if tonumber(number) <= tonumber(redis.call('HGET', session, 'written') or 0) then return end
+if taken ~= '' then
+    local place, entry = queued(taken)
+    if not place then return 'taken' end
+    unqueue(entry)
+end
 if line ~= '' then
     local found = redis.call('LLEN', messages)
     if found > tonumber(count) then redis.call('LTRIM', messages, -found, count - found - 1) end
     redis.call('RPUSH', messages, line)
 end
 redis.call('HDEL', session, 'note', 'continuation')
-redis.call('HSET', session, 'written', number, unpack(ARGV, 6))
+redis.call('HSET', session, 'written', number, unpack(ARGV, 7))
 if id ~= '' then touch(id) end
+""",
+    # Each of the next three does nothing where it runs a second time.
+    "queue": f"""
+local id, entry, first = unpack(ARGV)
+if redis.call('EXISTS', session) == 0 then return 'missing' end
+local place = queued(id)
+if place then return place end
+if redis.call('LLEN', queue) >= {MAX_QUEUED} then return 'full' end
+redis.call('SADD', queues, waiting)
+if first == '1' then
+    redis.call('LPUSH', queue, entry)
+    return 1
+end
+return redis.call('RPUSH', queue, entry)
+""",
+    "unqueue": """
+if redis.call('EXISTS', session) == 0 then return 'missing' end
+local place, entry = queued(ARGV[1])
+if place then unqueue(entry) end
+return place
+""",
+    "queued": """
+if redis.call('EXISTS', session) == 0 then return 'missing' end
+return redis.call('LRANGE', queue, 0, -1)
+""",
+    "queues": """
+return redis.call('SMEMBERS', queues)
 """,
     "delete": f"""
 local fence, id = unpack(ARGV)
@@ -132,7 +181,8 @@ if newest then
     if over then redis.call('PEXPIRE', events .. newest, {DELETED_MILLISECONDS})
     else redis.call('UNLINK', events .. newest) end
 end
-redis.call('UNLINK', session, messages)
+redis.call('UNLINK', session, messages, queue)
+redis.call('SREM', queues, id)
 redis.call('ZREM', list, id)
 """,
     "release": f"""

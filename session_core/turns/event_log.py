@@ -35,6 +35,14 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
+class Steered:
+    """A message of the user has come into the turn, and is stored."""
+
+    message_id: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
 class Ended:
     """The last event of a turn that the model finished or that was cancelled.
 
@@ -71,7 +79,7 @@ def status_of(last: Ended | Failed) -> str:
     return last.code if isinstance(last, Failed) else last.status
 
 
-Event = Started | Reasoning | Chunk | ToolCall | ToolResult | Ended | Failed
+Event = Started | Reasoning | Chunk | ToolCall | ToolResult | Steered | Ended | Failed
 
 
 class LoggedEvent(NamedTuple):
@@ -246,7 +254,7 @@ def _size(event: Event) -> int:
 
 
 _EVENTS: dict[str, type[Event]] = {
-    kind.__name__: kind for kind in (Started, Reasoning, Chunk, ToolCall, ToolResult, Ended, Failed)
+    kind.__name__: kind for kind in (Started, Reasoning, Chunk, ToolCall, ToolResult, Steered, Ended, Failed)
 }
 
 

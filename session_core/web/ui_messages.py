@@ -12,10 +12,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from session_core.data.message import INTERRUPTED_CALL, NOT_EXECUTED, StoredMessage
+from session_core.data.message import INTERRUPTED_CALL, NOT_EXECUTED, StoredMessage, begins_turn
 from session_core.data.strict_json import from_json
 from session_core.model.events import Chunk, Reasoning, ToolCall, ToolResult
-from session_core.turns.event_log import Ended, Event, Failed, LoggedEvent, Started
+from session_core.turns.event_log import Ended, Event, Failed, LoggedEvent, Started, Steered
 from session_core.turns.stored import StoredTurn, last_turn, turn_at, with_messages, without_failed_attempts
 from session_core.web.errors import describe_error
 from session_core.web.turn_responses import encode_json, sse_data
@@ -78,6 +78,10 @@ class UiRenderer:
                 yield from self._next_step()
                 yield from self._close()
                 yield from self._call(event)
+            case Steered():
+                yield from self._next_step()
+                yield from self._close()
+                yield {"type": "data-message", "id": event.message_id, "data": {"content": event.content}}
             case ToolResult() if event.id in self._calls:
                 self._called = True
                 self._calls.remove(event.id)
@@ -150,7 +154,7 @@ def ui_messages(session: Session, *, running: bool, show_reasoning: bool) -> lis
     An answer that is being written is left out: `GET /ui/chat/{id}/stream` tells all of it.
     """
     session = with_messages(session, session.conversation)
-    questions = [index for index, message in enumerate(session.messages) if message["role"] == "user"]
+    questions = [index for index, message in enumerate(session.messages) if begins_turn(message)]
     found = []
     if greeting := session.messages[: questions[0]] if questions else session.messages:  # of an import
         found.append(_answer(StoredTurn([greeting[0], *greeting], None, is_last=False), show_reasoning))
@@ -213,6 +217,8 @@ def _parts(chunks: Iterable[Mapping[str, Any]]) -> list[_Json]:
                 parts.append({"type": kind.removesuffix("-start"), "text": texts[-1], "state": "done"})
             case "text-delta" | "reasoning-delta":
                 texts[-1].append(chunk["delta"])
+            case "data-message":
+                parts.append(dict(chunk))
             case "tool-input-available":
                 call = {name: value for name, value in chunk.items() if name not in ("type", "dynamic")}
                 parts.append({"type": "dynamic-tool", "state": "input-available", **call})
