@@ -30,7 +30,8 @@ def begin_attempt(session: LockedSession, request: TurnRequest, default_model: s
     """Stores the user's message, or that the last turn is continued. Another attempt at a failed turn finds the
     user's message stored.
 
-    Raises TurnRefused, NothingToContinue, TurnWaiting, StorageUnavailable and SessionCorrupt; then nothing has begun.
+    Raises TurnRefused, NothingToContinue, TurnWaiting, NotQueued, StorageUnavailable and SessionCorrupt; then nothing
+    has begun.
     """
     fields: AttemptFields = {}
     answered: list[ToolCall | ToolResult] = []
@@ -39,7 +40,8 @@ def begin_attempt(session: LockedSession, request: TurnRequest, default_model: s
         stored, fields, answers = _go_on(session, request)
         message, answered = stored.messages[0], settle(stored.unanswered, answers)
     elif stored is None:
-        message = session.append(question_message(session.session, request))
+        question = question_message(session.session, request)
+        message = session.append(question, request.queued_id, queued=request.queued_id is not None)
     else:
         message, fields = stored.messages[0], {"attempt": 1 + stored.attempt}
     found = session.session

@@ -17,6 +17,7 @@ from typing import Any, assert_never
 
 from agent import Agent
 from session_core.data.message import AnswerFields, MessageFields, StoredMessage, assistant_message
+from session_core.data.message_queue import MessageQueue, NotQueued
 from session_core.model.cancellation import Cancellation
 from session_core.model.events import (
     Answer,
@@ -30,13 +31,14 @@ from session_core.model.events import (
     Waiting,
 )
 from session_core.turns.attempt import Attempt
-from session_core.turns.event_log import MAX_EVENTS, Ended, Failed, Started, TurnEnded
+from session_core.turns.event_log import MAX_EVENTS, Ended, Failed, Started, Steered, TurnEnded
 from session_core.turns.journal import identity
+from session_core.turns.queued import steered_message, steering
 from session_core.turns.report import TurnReport
 from session_core.turns.stored import INTERRUPTED_TEXT, last_turn, version_of
 from session_core.turns.turn import Turn
 from session_core.turns.turn_request import TurnRequest
-from storage import LockedSession, LockLost, StorageUnavailable
+from storage import LockedSession, LockLost, SessionCorrupt, StorageUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -77,10 +79,12 @@ class LocalTurn(Turn):
         if self.request.prefix:
             self._log.append(Chunk(self.request.prefix))
 
-    def run(self, agent: Agent, history: Sequence[StoredMessage]) -> None:
-        """Runs the turn to its end, on the calling thread."""
+    def run(self, agent: Agent, history: Sequence[StoredMessage], queue: MessageQueue) -> None:
+        """Runs the turn to its end, on the calling thread. Messages of the queue may come into it."""
         try:
-            run = agent.run(history, self._cancellation, observer=self.report.span, **self._attempt.settings)
+            steer = functools.partial(self._take_steered, queue)
+            settings = {**self._attempt.settings, "steer": steer, "observer": self.report.span}
+            run = agent.run(history, self._cancellation, **settings)
             with contextlib.closing(run) as events:
                 for event in events:
                     self._handle(event)
@@ -177,6 +181,20 @@ class LocalTurn(Turn):
             self.report.saw(event)
         else:
             assert_never(event)
+
+    def _take_steered(self, queue: MessageQueue) -> list[StoredMessage]:
+        """Stores the messages of the queue that go into the turn now, and returns them."""
+        found, taken = [], []
+        with contextlib.suppress(StorageUnavailable, SessionCorrupt):  # which was logged; they wait on
+            found = steering(queue, self.message_id)
+        for message in found:
+            with self._storing, contextlib.suppress(NotQueued):
+                if self._log.sealed:
+                    raise TurnEnded
+                fields: MessageFields = {**self._attempt.fields, **steered_message(message)}
+                taken.append(self._recorder.append(fields, message["id"], queued=True))
+                self._log.append(Steered(message["id"], message["content"]))
+        return taken
 
     def _end(
         self,

@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from session_core.data.message import StoredMessage
 from session_core.data.strict_json import to_json
 from session_core.tools.client_tools import ClientTools
 
 Answers = Mapping[str, Mapping[str, Any]]  # by id of a call: what it waits for, see `TurnRequest`
+
+
+IfBusy = Literal["reject", "queue", "steer", "interrupt"]
 
 
 class TurnRefused(Exception):
@@ -47,6 +50,8 @@ class TurnRequest:
 
     `client_id` is the client's own id of the question. `terms` tell what a client asked with, beside the transcript.
     `recovery` counts how often the server itself has gone on with an interrupted turn; 0 where a caller asks.
+    `if_busy` says what becomes of a question while another turn runs. `queued_id` is the id of the message as which
+    it has waited in the session's queue.
     """
 
     text: str | None = None
@@ -65,6 +70,8 @@ class TurnRequest:
     client_id: str | None = None
     terms: str | None = None
     recovery: int = 0
+    if_busy: IfBusy = "reject"
+    queued_id: str | None = None
     stored_digest: str = ""  # of the answers, where they are those of an earlier request
 
     @property

@@ -16,6 +16,8 @@ from session_core.turns.event_log import Failed
 from session_core.turns.journal import take_over
 from session_core.turns.local import LocalTurn, fail_all
 from session_core.turns.models import ModelChoice
+from session_core.turns.queue_runner import QueueRunner
+from session_core.turns.queued import check_order
 from session_core.turns.recent import Place, RecentTurns
 from session_core.turns.remote import SILENT_SECONDS, RemoteTurn, RemoteTurns, ShuttingDown
 from session_core.turns.report import TurnReport
@@ -68,6 +70,7 @@ class Turns:
         self._timeout = timeout
         self._slots = threading.Semaphore(max_turns)
         self._workers = Workers()
+        self.queues = QueueRunner(self.start, self._workers)
         self._lock = threading.Lock()
         self._local: dict[Place, _Start] = {}  # from before a turn starts until it has ended
         self._recent = RecentTurns()
@@ -145,6 +148,7 @@ class Turns:
             self._closing = True
             starts = list(self._local.values())
         self._remote.close()
+        self.queues.close()
         turns = [turn for start in starts if (turn := start.wait())]
         for turn in turns:
             turn.wait(until - time.monotonic())
@@ -215,6 +219,8 @@ class Turns:
         else:
             start.decided.set_result(outcome)
         start.looked.set()
+        if not isinstance(outcome, LocalTurn) and start.request.queued_id is None:
+            self.queues.look(place)
 
     def _start_in(
         self, place: Place, locked: LockedSession, start: _Start, admit: _Admit | None, observer: Observer
@@ -229,7 +235,9 @@ class Turns:
             start.looked.set()
             self._admit(start, admit)
             undo.callback(self._slots.release)
-            self.models.check(request.model or session.model)
+            if request.queued_id is None:  # else it was checked when the message came
+                self.models.check(request.model or session.model)
+            check_order(place[0].queue(locked.id), session, request, stored)
             take_over(place[0], locked)
             attempt = begin_attempt(locked, request, self.models.agent.model)
             undo.pop_all()
@@ -238,7 +246,8 @@ class Turns:
         turn = LocalTurn(locked, request, attempt, report, functools.partial(self._on_end, place))
         turn.start()
         try:
-            self._workers.run(functools.partial(turn.run, self.models.agent, attempt.history))
+            queue = place[0].queue(locked.id)
+            self._workers.run(functools.partial(turn.run, self.models.agent, attempt.history, queue))
         except RuntimeError:  # the system gives no more threads
             turn.fail("overloaded")
         return turn, session
@@ -264,8 +273,8 @@ class Turns:
         if stored is None:
             return None
         message_id = stored.messages[0]["id"]
-        if running is not None and running.message_id == message_id and running.request.goes_on:
-            return running, False  # another caller, or the server itself, continues it
+        if running is not None and running.message_id == message_id:
+            return running, False  # which another caller continues, or the server itself, or the message came into it
         remote = self._remote.turn(*place)
         if remote is not None and remote.message_id == message_id:
             ended = not place[0].running(place[1])
@@ -308,6 +317,7 @@ class Turns:
             del self._local[place]
             until = self._recent.add(place, turn, version, size, now)
         self._slots.release()
+        self.queues.look(place)
         with contextlib.suppress(RuntimeError):  # the system gives no more threads: it is let go of later
             self._clock.wake_by(until)
 

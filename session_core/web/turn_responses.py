@@ -5,23 +5,36 @@ import dataclasses
 import functools
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 from flask import Blueprint, Response, g, request
 
 from session_core.turns.event_log import Ended, Failed, LoggedEvent
+from session_core.turns.queueing import MessageNotFound
+from session_core.turns.remote import ShuttingDown
 from session_core.turns.sessions import Sessions, SessionsOfUsers
 from session_core.turns.turn import Overloaded, Role, Turn
 from session_core.turns.turn_request import TurnRequest
 from session_core.web.errors import error_response
 from session_core.web.settings import Settings
 from session_core.web.shown_turn import ShownTurn
-from storage import SessionBusy, StorageUnavailable
+from storage import SessionBusy, SessionCorrupt, SessionNotFound, StorageUnavailable
 
 _BLOCK_BYTES = 1 << 16  # of events in one write, which is also what a client that stops reading holds up
 _ENDING_SECONDS = 5.0  # for which a retry of a closed completion waits for the end of a turn that is being ended
+_QUEUE_SECONDS = 0.5  # between two looks whether the turn of a message that waits has begun, maybe elsewhere
+_NO_TURN = (
+    MessageNotFound,
+    SessionNotFound,
+    SessionCorrupt,
+    StorageUnavailable,
+    SessionBusy,
+    ShuttingDown,
+    Overloaded,
+)
 _LOOK_SECONDS = 1.0  # between two looks whether a silent client has left
 
 # Gives text; to_json gives bytes, and takes twice as long.
@@ -122,12 +135,47 @@ class TurnResponses:
             reader = self._read(turn, {}, stack, "watching", keeps_running=None)
             return self.stream(dataclasses.replace(reader, turn=shown), renderer(shown), after)
 
+    def watch_queued(
+        self, find: Callable[[], Turn | None], renderer: Callable[[Turn], Renderer], comment: bytes
+    ) -> Response:
+        """A stream of comments until `find` gives a turn, and then of all its events. The stream ends where it can
+        give none any more."""
+        with contextlib.ExitStack() as stack:
+            _take_place(self._watchers, stack)
+            waiting = self._wait_for(find, self.sessions.wait_for_queues, comment)
+            response = _event_stream(self._blocks_behind(waiting, renderer), {})
+            response.call_on_close(stack.pop_all().close)
+            return response
+
+    def _wait_for(
+        self, find: Callable[[], Turn | None], wait: Callable[[float], bool], comment: bytes
+    ) -> Generator[bytes, None, Turn | None]:
+        """Comments until a turn is found. Returns None where the wait ends without one."""
+        commented_at = -self._keep_alive
+        while (turn := find()) is None:
+            if time.monotonic() >= commented_at + self._keep_alive:
+                commented_at = time.monotonic()
+                yield comment
+            if not wait(min(_QUEUE_SECONDS, self._keep_alive)):
+                break
+        return turn
+
+    def _blocks_behind(
+        self, waiting: Generator[bytes, None, Turn | None], renderer: Callable[[Turn], Renderer]
+    ) -> Iterator[bytes]:
+        """What the wait for a turn gives, and then the events of the turn."""
+        with contextlib.suppress(*_NO_TURN), contextlib.ExitStack() as stack:
+            turn = yield from waiting
+            if turn is not None:
+                turn.readers.add("watching")
+                stack.callback(turn.leave, "watching")
+                shown = turn if self._show_reasoning else ShownTurn(turn)
+                yield from event_blocks(shown, 0, renderer(shown), self._keep_alive)
+
     def stream(self, reader: TurnReader, renderer: Renderer, after: int = 0) -> Response:
         """The turn's events behind the first `after` ones, as they come, until the last."""
         blocks = event_blocks(reader.turn, after, renderer, self._keep_alive, self._client_left(reader.turn))
-        fixed = {"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no"}
-        headers = {**reader.headers, **renderer.headers, **fixed}
-        response = Response(blocks, content_type="text/event-stream; charset=utf-8", headers=headers)
+        response = _event_stream(blocks, {**reader.headers, **renderer.headers})
         response.call_on_close(reader.close)
         return response
 
@@ -185,6 +233,11 @@ class TurnResponses:
         server tells it."""
         left: Callable[[], bool] | None = request.environ.get("waitress.client_disconnected")
         return left if turn.readers.may_end_it else None
+
+
+def _event_stream(blocks: Iterator[bytes], headers: Mapping[str, str]) -> Response:
+    fixed = {"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no"}
+    return Response(blocks, content_type="text/event-stream; charset=utf-8", headers={**headers, **fixed})
 
 
 def _take_place(places: threading.BoundedSemaphore, stack: contextlib.ExitStack) -> None:
