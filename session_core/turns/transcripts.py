@@ -26,7 +26,10 @@ _Messages = Sequence[StoredMessage]
 
 
 class ClientMessage(NamedTuple):
-    """A message of a client's transcript. `id` is what the client calls it by; it calls an answer by its question."""
+    """A message of a client's transcript. `id` is what the client calls it by; it calls an answer by its question.
+
+    Of an answer only what the assistant says has a text, and not the results of its calls.
+    """
 
     role: Literal["user", "assistant"]
     text: str
@@ -109,14 +112,16 @@ class _Part(NamedTuple):
 
 def _parse_transcript(transcript: Sequence[ClientMessage]) -> list[_Part]:
     parts: list[_Part] = []
+    answer_begins = 0
     for index, message in enumerate(transcript):
         if message.role == "user":
             parts.append(_Part("user", [_words(message.text)], index, message.id))
+            answer_begins = index + 1
         elif key := _answer_key(message.text):
             if parts and parts[-1].role == "assistant":
                 parts[-1].keys.append(key)
             else:
-                parts.append(_Part("assistant", [key], index, message.id))
+                parts.append(_Part("assistant", [key], answer_begins, message.id))
     return parts
 
 

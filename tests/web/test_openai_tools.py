@@ -58,6 +58,13 @@ def told(client: Client) -> list[tuple[str, str]]:
     return [(one["role"], one["content"]) for one in client.model.requests[-1]["messages"]]
 
 
+def stored(client: Client) -> list[dict[str, Any]]:
+    """All messages of the one session, also those that were replaced."""
+    [session] = json_of(client.request("GET", "/sessions"))["sessions"]
+    found: list[dict[str, Any]] = json_of(client.request("GET", f"/sessions/{session}?replaced=true"))["messages"]
+    return found
+
+
 def offered(client: Client) -> list[str]:
     return [one["function"]["name"] for one in client.model.requests[-1]["tools"]]
 
@@ -147,6 +154,34 @@ def test_results_and_a_new_question_come_together(client: Client, headers: Any) 
     texts = [text for text in told(client) if text != ("assistant", "(interrupted)")]
     assert texts[-2:] == [("tool", "rain"), ("user", "In German")]
     assert len(texts) == 4
+
+
+@pytest.mark.parametrize("headers", [None, SESSION, CHAT])
+def test_a_further_question_has_the_calls_and_results_before_it(client: Client, headers: Any) -> None:
+    client.model.then(ASK, answer("Rain."))
+    post(client, [USER], headers)
+    post(client, ANSWERED, headers)
+    transcript = [*ANSWERED, {"role": "assistant", "content": "Rain."}, {"role": "user", "content": "Sure?"}]
+    choice(post(client, transcript, headers))
+    texts = [("assistant", "I look."), ("tool", "rain"), ("assistant", "Rain."), ("user", "Sure?")]
+    assert told(client) == [("user", USER["content"]), *texts]
+    assert headers is None or all("replaced_by" not in one for one in stored(client))
+
+
+@pytest.mark.parametrize("headers", [SESSION, CHAT])
+def test_an_answer_that_was_written_anew_keeps_the_calls_before_it(client: Client, headers: Any) -> None:
+    client.model.then(ASK, answer("Rain."))
+    post(client, [USER], headers)
+    post(client, ANSWERED, headers)
+    choice(
+        post(
+            client,
+            [*ANSWERED, {"role": "assistant", "content": "Wet."}, {"role": "user", "content": "Sure?"}],
+            headers,
+        )
+    )
+    texts = [("assistant", "I look."), ("tool", "rain"), ("assistant", "Wet."), ("user", "Sure?")]
+    assert told(client) == [("user", USER["content"]), *texts]
 
 
 @pytest.mark.parametrize("headers", [None, SESSION, CHAT])
