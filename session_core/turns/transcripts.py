@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from session_core.data.message import StoredMessage
-from session_core.data.text import unwrap_question
+from session_core.data.text import unwrapped_forms
 from session_core.data.versions import BEGINNING, find_parents, find_path
 from session_core.turns.stored import without_failed_attempts
 from session_core.turns.turn_request import TurnRequest
@@ -237,8 +237,8 @@ def _join(masks: Iterator[int]) -> int:
 
 
 def _question_keys(message: StoredMessage) -> set[str]:
-    """What texts of a client agree with a stored question: also the question itself, where that is wrapped."""
-    return {_words(message["content"]), _words(unwrap_question(message["content"]))}
+    """What texts of a client agree with a stored question: also those with less before the question itself."""
+    return set(map(_words, unwrapped_forms(message["content"])))
 
 
 def _answer_keys(answer: _Messages) -> list[str]:
