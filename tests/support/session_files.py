@@ -21,6 +21,9 @@ ROOT = Path(__file__).parent.parent.parent
 ID = "session-0123456789abcdef"
 
 
+WHEN = "2026-01-31T12:34:56Z"
+
+
 THEN = 1_700_000_000_123_456_789  # a time in nanoseconds
 
 
@@ -59,6 +62,17 @@ def put(directory: Path, data: bytes, id: str = ID) -> Path:
     path.write_bytes(data)
     os.utime(path, ns=(THEN, THEN))
     return path
+
+
+def write_numbered(directory: Path, session: str, count: int) -> None:
+    """A session of that many messages: `number 0` is a question, `number 1` its answer, and so on."""
+    roles = ("user", "assistant")
+    messages = [
+        {"id": f"msg-{number}", "role": roles[number % 2], "content": f"number {number}", "created_at": WHEN}
+        for number in range(count)
+    ]
+    data = {"id": session, "created_at": WHEN, "updated_at": WHEN, "messages": messages}
+    (directory / f"{session}.json").write_text(json.dumps(data))
 
 
 def open_files() -> int:

@@ -16,6 +16,7 @@ from tests.support.openapi import World
 from tests.support.server import Server
 
 Script = Callable[..., None]
+Serve = Callable[..., Server]
 
 FORGET = """
 const box = document.getElementById("message");

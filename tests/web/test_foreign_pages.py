@@ -12,7 +12,7 @@ from tests.support import browser
 from tests.support.browser import Page
 from tests.support.server import Server
 
-pytestmark = pytest.mark.skipif(not (browser.CHROMIUM and browser.DRIVER), reason=browser.NEEDS)
+pytestmark = browser.NEEDED
 
 NAME = "rebound.example"  # a foreign name that leads to this machine, as in DNS rebinding
 

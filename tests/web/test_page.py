@@ -2,36 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import re
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 from selenium.webdriver.common.keys import Keys
 
 from tests.support import browser
 from tests.support.browser import Page
 from tests.support.model_server import BREAK, STALL, ModelServer, answer, frames, status, tool_call, wait
 from tests.support.server import Server
+from tests.support.session_files import write_numbered
+from tests.web.conftest import Script, Serve
 
-pytestmark = pytest.mark.skipif(not (browser.CHROMIUM and browser.DRIVER), reason=browser.NEEDS)
-
-Script = Callable[..., None]
-Serve = Callable[..., Server]
-
-
-def written(directory: Path, session: str, count: int) -> None:
-    """A session file with that many messages."""
-    at = "2026-01-31T12:34:56Z"
-    roles = ["user", "assistant"]
-    messages = [
-        {"id": f"msg-{index}", "role": roles[index % 2], "content": f"number {index}", "created_at": at}
-        for index in range(count)
-    ]
-    data = {"id": session, "created_at": at, "updated_at": at, "messages": messages}
-    (directory / f"{session}.json").write_text(json.dumps(data))
+pytestmark = browser.NEEDED
 
 
 def exists(server: Server, session: str) -> bool:
@@ -348,7 +332,7 @@ def test_a_reload_ends_the_time_to_bring_a_session_back(here: Page, server: Serv
 
 def test_a_long_list_comes_in_pages(page: Page, serve: Serve, tmp_path: Path) -> None:
     for number in range(120):
-        written(tmp_path, f"session-{number}", 2)
+        write_numbered(tmp_path, f"session-{number}", 2)
     page.open(serve("-demo", f"-session_dir={tmp_path}").url)
     page.wait_until(lambda: len(page.all("#list li")) == 50, "the first page")
     page.click("#more")
@@ -359,7 +343,7 @@ def test_a_long_list_comes_in_pages(page: Page, serve: Serve, tmp_path: Path) ->
 
 
 def test_a_thousand_messages_come_in_pages_and_can_be_added_to(page: Page, serve: Serve, tmp_path: Path) -> None:
-    written(tmp_path, "session-long", 1000)
+    write_numbered(tmp_path, "session-long", 1000)
     page.open(serve("-demo", f"-session_dir={tmp_path}").url, "session-long")
     page.wait_until(lambda: page.answers[-1:] == ["number 999"], "the newest")
     assert len(page.questions) < 50

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 import pytest
 
@@ -11,11 +10,10 @@ from tests.support import browser
 from tests.support.browser import Page
 from tests.support.model_server import BREAK, STALL, answer, tool_call
 from tests.support.server import ROOT, Server
-from tests.web.conftest import Script
+from tests.web.conftest import Script, Serve
 
-pytestmark = pytest.mark.skipif(not (browser.CHROMIUM and browser.DRIVER), reason=browser.NEEDS)
+pytestmark = browser.NEEDED
 
-Serve = Callable[..., Server]
 AXE = ROOT / "tests" / "npm" / "node_modules" / "axe-core" / "axe.min.js"
 needs_axe = pytest.mark.skipif(
     not AXE.exists(), reason="needs the npm package axe-core: npm install --prefix tests/npm"

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,29 +14,17 @@ from tests.support.browser import Page
 from tests.support.model_server import STALL, ModelServer, answer, status, tool_call, wait
 from tests.support.relay import Relay
 from tests.support.server import Server, wait_until
+from tests.web.conftest import Script, Serve
 
-pytestmark = pytest.mark.skipif(not (browser.CHROMIUM and browser.DRIVER), reason=browser.NEEDS)
-
-Script = Callable[..., None]
-Serve = Callable[..., Server]
+pytestmark = browser.NEEDED
 
 
-def written(directory: Path, session: str, count: int) -> None:
-    """A session file with that many messages."""
-    at = "2026-01-31T12:34:56Z"
-    roles = ["user", "assistant"]
-    messages = [
-        {"id": f"msg-{index}", "role": roles[index % 2], "content": f"number {index}", "created_at": at}
-        for index in range(count)
-    ]
-    data = {"id": session, "created_at": at, "updated_at": at, "messages": messages}
-    (directory / f"{session}.json").write_text(json.dumps(data))
-
-
-def exists(server: Server, session: str) -> bool:
-    reply = server.request("GET", f"/sessions/{session}")
-    reply.close()
-    return reply.status == 200
+@pytest.fixture
+def hasty(page: Page) -> Iterator[Page]:
+    """The page with a clock that is fast."""
+    made = page.hasten()
+    yield page
+    page.driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", {"identifier": made})
 
 
 def test_a_reload_in_mid_answer_loses_and_doubles_nothing(here: Page, script: Script) -> None:
@@ -87,9 +74,11 @@ def test_a_second_tab_can_try_a_failed_turn_again_as_the_same_turn(
     assert [message["role"] for message in server.messages(session)] == ["user", "assistant"]
 
 
-def test_a_turn_that_another_program_starts_appears(here: Page, server: Server, script: Script) -> None:
+def test_a_turn_that_another_program_starts_appears_by_itself(hasty: Page, server: Server, script: Script) -> None:
+    here = hasty
     go = threading.Event()
     script(answer("First."), answer("one", wait(go), " two"))
+    here.open(server.url)
     here.ask("Hello")
     other = server.say(here.session, "From another program")
     here.wait_until(lambda: here.answers == ["First.", "one"], "the other's turn")
@@ -191,8 +180,9 @@ def test_the_answer_of_another_process_appears_when_it_is_complete(
     page.wait_until(lambda: page.notice, "the words")
     assert (page.questions, page.answers) == (["Count"], [])
     go.set()
+    list(other.events())
+    page.come_back()
     page.wait_until(lambda: page.answers == ["one two"], "the answer")
-    other.close()
 
 
 def test_a_session_that_ended_with_its_server_is_said_to_be_gone(
@@ -203,7 +193,7 @@ def test_a_session_that_ended_with_its_server_is_said_to_be_gone(
     page.ask("Hello")
     first.kill()
     serve(f"-base_url={model.base_url}", f"-port={first.port}")
-    page.driver.execute_script("dispatchEvent(new Event('focus'))")  # as when the reader comes back to the window
+    page.come_back()
     page.wait_until(lambda: "no longer on the server" in page.notice, "the words")
     page.ask("Hello again")
     assert (page.questions, page.answers) == (["Hello again"], ["OK"])

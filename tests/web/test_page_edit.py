@@ -6,7 +6,6 @@ import json
 import threading
 from pathlib import Path
 
-import pytest
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
@@ -17,7 +16,7 @@ from tests.support.model_server import BREAK, STALL, ModelServer, answer, tool_c
 from tests.support.server import TIMEOUT, Server
 from tests.web.conftest import Script
 
-pytestmark = pytest.mark.skipif(not (browser.CHROMIUM and browser.DRIVER), reason=browser.NEEDS)
+pytestmark = browser.NEEDED
 
 
 def edit(here: Page, number: int, text: str) -> None:
@@ -163,7 +162,7 @@ def test_a_branch_is_a_session_of_its_own(here: Page, server: Server, script: Sc
     assert [message["content"] for message in server.messages(session)] == ["first", "One.", "second", "Two."]
 
 
-def test_a_message_is_copied_as_it_was_written(here: Page, script: Script) -> None:
+def test_a_message_is_copied_as_it_was_write_numbered(here: Page, script: Script) -> None:
     here.driver.execute_cdp_cmd(
         "Browser.grantPermissions", {"permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"]}
     )

@@ -6,7 +6,6 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,12 +16,11 @@ from tests.support.browser import Page
 from tests.support.model_server import BREAK, STALL, ModelServer, answer, frames, wait
 from tests.support.relay import Relay
 from tests.support.server import Server
-from tests.web.conftest import Script
+from tests.web.conftest import Script, Serve
 from tests.web.test_page_edit import edit
 
-pytestmark = pytest.mark.skipif(not (browser.CHROMIUM and browser.DRIVER), reason=browser.NEEDS)
+pytestmark = browser.NEEDED
 
-Serve = Callable[..., Server]
 WIDTHS = [320, 390, 768, 1280]
 
 

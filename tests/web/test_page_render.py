@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-
-import pytest
 
 from tests.support import browser
 from tests.support.browser import Page
 from tests.support.model_server import answer, wait
-from tests.support.server import Server
 from tests.web.conftest import Script
 
-pytestmark = pytest.mark.skipif(not (browser.CHROMIUM and browser.DRIVER), reason=browser.NEEDS)
+pytestmark = browser.NEEDED
 
-Serve = Callable[..., Server]
 CODE = "Look:\n\n```python\ndef one():\n    return 1\n```\n\nSo $x^2$ it is."
 
 

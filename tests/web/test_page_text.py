@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import threading
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from selenium.webdriver.common.keys import Keys
@@ -13,30 +10,9 @@ from selenium.webdriver.common.keys import Keys
 from tests.support import browser, commonmark
 from tests.support.browser import Page
 from tests.support.model_server import ModelServer, answer, tool_call, wait
-from tests.support.server import Server
+from tests.web.conftest import Script, Serve
 
-pytestmark = pytest.mark.skipif(not (browser.CHROMIUM and browser.DRIVER), reason=browser.NEEDS)
-
-Script = Callable[..., None]
-Serve = Callable[..., Server]
-
-
-def written(directory: Path, session: str, count: int) -> None:
-    """A session file with that many messages."""
-    at = "2026-01-31T12:34:56Z"
-    roles = ["user", "assistant"]
-    messages = [
-        {"id": f"msg-{index}", "role": roles[index % 2], "content": f"number {index}", "created_at": at}
-        for index in range(count)
-    ]
-    data = {"id": session, "created_at": at, "updated_at": at, "messages": messages}
-    (directory / f"{session}.json").write_text(json.dumps(data))
-
-
-def exists(server: Server, session: str) -> bool:
-    reply = server.request("GET", f"/sessions/{session}")
-    reply.close()
-    return reply.status == 200
+pytestmark = browser.NEEDED
 
 
 # Safety
@@ -148,7 +124,7 @@ def test_arithmetic_and_names_are_no_markdown(here: Page, script: Script) -> Non
     assert here.answers == [text]
 
 
-def test_code_is_copied_as_it_was_written(here: Page, script: Script) -> None:
+def test_code_is_copied_as_it_was_write_numbered(here: Page, script: Script) -> None:
     script(answer("```py\nif a < b:\n\treturn 1\n```"))
     here.ask("Show me")
     here.click(".code button")

@@ -23,7 +23,7 @@ from tests.support.server import ROOT, Server
 EXAMPLE = ROOT / "examples" / "ai-sdk"
 pytestmark = [
     pytest.mark.skipif(MISSING, reason=NEEDS),
-    pytest.mark.skipif(not (browser.CHROMIUM and browser.DRIVER), reason=browser.NEEDS),
+    browser.NEEDED,
 ]
 
 
