@@ -6,7 +6,6 @@ from typing import Any, ClassVar
 
 from flask import Response
 
-from session_core.data.message import message_text
 from session_core.model.events import Chunk, Reasoning
 from session_core.turns.event_log import Ended, Event, Failed, LoggedEvent, Started
 from session_core.turns.turn import Turn
