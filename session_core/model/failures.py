@@ -201,9 +201,11 @@ def _masked(words: str, sent: list[str]) -> str:
     words = _SECRET.sub("***", " ".join(words[:_MAX_WORDS].split()))
     words = _LONG_WORD.sub(lambda word: "***" if any(map(str.isdigit, word[0])) else word[0], words)[:_MAX_LOGGED]
     text = " ".join(" ".join(sent).split())
-    starts = (start for start in range(len(words) - 7) if words[start : start + 8] in text)
-    repeated = {index for start in starts for index in range(start, start + 8)}
-    return re.sub("\0+", "…", "".join("\0" if index in repeated else letter for index, letter in enumerate(words)))
+    pieces = {words[start : start + 8] for start in range(len(words) - 7)}
+    repeated = {piece for start in range(len(text) - 7) if (piece := text[start : start + 8]) in pieces}
+    starts = (start for start in range(len(words) - 7) if words[start : start + 8] in repeated)
+    hidden = {index for start in starts for index in range(start, start + 8)}
+    return re.sub("\0+", "…", "".join("\0" if index in hidden else letter for index, letter in enumerate(words)))
 
 
 def _delay(headers: Mapping[str, str]) -> float | None:

@@ -25,7 +25,7 @@ from session_core.turns.turn_request import KeyReused, TurnRequest
 from session_core.turns.workers import Workers
 from storage import LockedSession, Session, SessionBusy, SessionCorrupt
 
-_MAX_LOOKS = 3  # at a session that is busy, for the turn of a key
+_MAX_LOOKS = 3  # at a session that is busy, for its turn
 
 _Admit = Callable[[], None]
 
@@ -283,16 +283,15 @@ class Turns:
 
     def _local_or_remote(self, place: Place) -> LocalTurn | RemoteTurn | None:
         storage, session_id = place
-        turn = self._local_turn(place)
-        if turn is not None and not turn.ended:
-            return turn
-        if remote := self._remote.turn(storage, session_id):
-            return remote
-        if storage.running(session_id):
-            turn = self._local_turn(place)  # which may have started since
-            if turn is None or turn.ended:
-                raise SessionBusy(session_id)
-        return turn
+        for _ in range(_MAX_LOOKS):  # between two of them a turn can start, and end, here
+            turn = self._local_turn(place)
+            if turn is not None and not turn.ended:
+                return turn
+            if remote := self._remote.turn(storage, session_id):
+                return remote
+            if not storage.running(session_id):
+                return turn
+        raise SessionBusy(session_id)
 
     def _local_turn(self, place: Place) -> LocalTurn | None:
         while True:

@@ -6,11 +6,12 @@ longest_hold(lambda: handle(b"x" * 10**6))                # for how long it keep
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -21,10 +22,11 @@ _NEGLIGIBLE = 0.02  # seconds, below which the growth of a cost says nothing
 def cost(call: Callable[[], object], tries: int = 2) -> float:
     """The seconds of the processor that a call takes, threads that it starts included: the least of some tries."""
     found = []
-    for _ in range(tries):
-        began = time.process_time()
-        call()
-        found.append(time.process_time() - began)
+    with _earlier_garbage_kept():
+        for _ in range(tries):
+            began = time.process_time()
+            call()
+            found.append(time.process_time() - began)
     return min(found)
 
 
@@ -59,12 +61,21 @@ def longest_hold(call: Callable[[], object]) -> float:
             longest, last = max(longest, now - last), now
 
     thread = threading.Thread(target=beat)
-    gc.freeze()  # a collection of what earlier tests have left takes as long as the bound
-    thread.start()
-    try:
-        call()
-    finally:
-        done.set()
-        thread.join()
-        gc.unfreeze()
+    with _earlier_garbage_kept():
+        thread.start()
+        try:
+            call()
+        finally:
+            done.set()
+            thread.join()
     return longest
+
+
+@contextlib.contextmanager
+def _earlier_garbage_kept() -> Iterator[None]:
+    """Leaves what earlier tests have left out of collections, since one of it takes as long as a bound."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +15,7 @@ import pytest
 from session_core.web.render import render_tree
 from tests.support import commonmark
 from tests.support.client import Client
+from tests.support.cost import cost, fastest_growth
 from tests.support.server import ROOT
 
 _ELEMENTS = """p h3 h4 h5 h6 blockquote ul ol li hr strong em del br code pre a span sup section div table thead
@@ -170,9 +171,10 @@ def test_an_attack_finds_nothing(client: Client, text: str) -> None:
 
 
 def test_a_megabyte_of_backticks_is_refused_at_once(client: Client) -> None:
-    begun = time.perf_counter()
-    assert client.request("POST", "/render", {"text": "`" * (1 << 20)}).status_code == 413
-    assert time.perf_counter() - begun < 1
+    def refuse() -> None:
+        assert client.request("POST", "/render", {"text": "`" * (1 << 20)}).status_code == 413
+
+    assert cost(refuse, 1) < 1
 
 
 PIECES = [
@@ -214,16 +216,8 @@ PIECES = [
 
 @pytest.mark.parametrize("piece", PIECES)
 def test_the_work_grows_with_the_text_and_no_faster(piece: str) -> None:
-    def took(size: int) -> float:
-        text = (piece * size)[:size]
-        begun = time.process_time()
-        render_tree(text)
-        return time.process_time() - begun
-
-    took(250)
-    small, large = min(took(2_000) for _ in range(2)), took(16_000)
     # Eight times the text takes about eight times as long, where squares would take 64 times.
-    assert large < 24 * small + 0.2
+    assert fastest_growth(lambda size: (piece * size)[:size], render_tree, 16_000, 32) < 32
 
 
 CODE = [
@@ -256,9 +250,8 @@ CODE = [
 def test_colours_take_time_in_proportion(language: str) -> None:
     for piece in CODE:
         body = "\n".join([(piece * 1000)[:900]] * 4)
-        begun = time.process_time()
-        render_tree(f"~~~~~~{language}\n{body}\n~~~~~~")
-        assert time.process_time() - begun < 1, piece
+        text = f"~~~~~~{language}\n{body}\n~~~~~~"
+        assert cost(functools.partial(render_tree, text), 1) < 1, piece
 
 
 # Here the text of an example is drawn otherwise on purpose: HTML stays as it was written, a star between digits is no
