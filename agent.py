@@ -84,8 +84,7 @@ class Agent:
             if results_only:
                 return
             for finished_rounds in itertools.count():
-                for message in steer() if outgoing.ends_with_result else ():
-                    outgoing.add(message)
+                outgoing.steer(steer)
                 reply = yield from completions.ask(outgoing, tools)
                 usage = sum_usage(usage, reply.usage)
                 calls = reply.calls(outgoing.unique_id)

@@ -93,7 +93,9 @@ class Storage(ABC):
         now = timestamp()
         copies = json.loads(to_json(list(messages)))
         if not are_messages(copies):
-            raise ValueError("a message needs an id, a role, a content and a time, all strings")
+            raise ValueError(
+                "a message needs an id, a role and a time, all strings, and a text or parts as its content"
+            )
         to_json(fields)
         session = Session(new_id("session"), now, now, messages=copies, **fields)
         self._create(session)
@@ -258,13 +260,10 @@ class LockedSession(ABC):
         fields: MessageFields,
         message_id: str | None = None,
         created_at: str | None = None,
-        *,
         queued: bool = False,
     ) -> StoredMessage:
         """Adds a message of these fields. Returns a copy with `id` and `created_at`, new ones where none are given.
-
-        A `queued` message is taken out of the session's queue in the same write. Raises NotQueued where it is not
-        there any more.
+        A `queued` one is taken out of the session's queue in the same write: raises NotQueued where it waits no more.
 
         A user's message may have `replaces`, the id of another one, or `after`, the id of any message: it stands in
         place of that one, or behind it, and what stood there leaves the conversation in the same write, and stays
@@ -273,13 +272,13 @@ class LockedSession(ABC):
 
         The message is durable when this returns. Where this raises StorageUnavailable, the session is as it was
         before. Raises ValueError or TypeError for what JSON in UTF-8 cannot hold (NaN, lone
-        surrogates), or where `role` or `content` is not a string.
+        surrogates), or where `role` or `content` is not of its type.
         """
         own = {"id": message_id or new_id("msg"), "created_at": created_at or timestamp()}
         line = to_json({"id": None, **fields} | own)
         message = json.loads(line)
         if not is_message(message):
-            raise ValueError("a message needs a role and a content, both strings")
+            raise ValueError("a message needs a role, which is a string, and a content")
         taken = message["id"] if queued else None
         self._update(line, taken=taken, continues=None if begins_turn(message) else self.session.continues)
         return message

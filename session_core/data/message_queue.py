@@ -6,9 +6,9 @@ import threading
 from abc import ABC, abstractmethod
 from typing import Any, Required, TypedDict, TypeGuard
 
-MAX_QUEUED = 16  # messages that wait in a session
+from session_core.data.message import Content, is_message
 
-_TEXTS = ("id", "content", "created_at")
+MAX_QUEUED = 16  # messages that wait in a session
 
 
 class QueueFull(Exception):
@@ -24,7 +24,7 @@ class QueuedMessage(TypedDict, total=False):
     `asked` is what the request has asked for beside the text."""
 
     id: Required[str]
-    content: Required[str]
+    content: Required[Content]
     created_at: Required[str]
     idempotency_key: str
     steers: str
@@ -94,8 +94,6 @@ def take_out(messages: list[QueuedMessage], message_id: str) -> bool:
 def are_queued(values: Any) -> TypeGuard[list[QueuedMessage]]:
     """Whether a JSON value is a list of messages that wait."""
     return isinstance(values, list) and all(
-        isinstance(one, dict)
-        and all(isinstance(one.get(name), str) for name in _TEXTS)
-        and isinstance(one.get("asked", {}), dict)
+        isinstance(one, dict) and is_message({**one, "role": "user"}) and isinstance(one.get("asked", {}), dict)
         for one in values
     )

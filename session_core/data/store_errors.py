@@ -1,4 +1,4 @@
-"""What can go wrong with a stored session."""
+"""What a store raises, and what each of these errors means to a caller."""
 
 
 class SessionNotFound(Exception):

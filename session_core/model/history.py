@@ -5,10 +5,10 @@ The stored history stays as it happened. It is cut and mended on its way out.
 
 import bisect
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from session_core.data.message import AnswerFields, MessageFields, begins_turn
+from session_core.data.message import AnswerFields, MessageFields, begins_turn, message_text
 from session_core.data.text import utf8_text
 from session_core.model.capabilities import RequestForm
 from session_core.model.outgoing_messages import PORTABLE_ID, OutgoingMessages, add_id, read_tool_calls
@@ -56,10 +56,10 @@ class OutgoingHistory:
         self._messages.append(message)
         return message
 
-    @property
-    def ends_with_result(self) -> bool:
-        """Whether a message of the user may come into the current turn: behind all results of its last calls."""
-        return self._messages[-1].get("role") == "tool"
+    def steer(self, messages: Callable[[], Iterable[MessageFields]]) -> None:
+        """Adds what the user has sent since, where the history ends with the results of all calls."""
+        if self._messages[-1].get("role") == "tool":
+            self._messages += messages()
 
     def unique_id(self, id: str) -> str:
         """This id of a tool call, or a new one where it is empty or in use."""
@@ -160,12 +160,12 @@ class OutgoingHistory:
 
 
 def _is_answer(message: MessageFields) -> bool:
-    text = utf8_text(message.get("content"))
+    text = message_text(message)
     return message.get("role") == "assistant" and "tool_calls" not in message and not (not text or text.isspace())
 
 
 def _size(messages: list[MessageFields]) -> int:
     """The characters of the messages' texts."""
-    texts = (message.get(field) for message in messages for field in ("content", "reasoning"))
+    texts = (text for message in messages for text in (message_text(message), message.get("reasoning")))
     arguments = (call.arguments for message in messages for call in read_tool_calls(message))
     return sum(map(len, map(utf8_text, texts))) + sum(map(len, arguments))

@@ -13,6 +13,7 @@ from session_core.data.message import (
     WENT_ON,
     MessageFields,
     begins_turn,
+    message_text,
     read_status,
     tool_call,
 )
@@ -56,7 +57,7 @@ class OutgoingMessages:
         return self.sent[-1]["role"] if self.sent and self.sent[-1]["role"] != "system" else None
 
     def _add_user(self, message: MessageFields) -> None:
-        text = utf8_text(message.get("content"))
+        text = utf8_text(message_text(message))
         if self._last_role == "tool" and begins_turn(message):
             self._add_text("assistant", "(interrupted)")
         elif self._last_role == "user" and isinstance(self.sent[-1]["content"], str) and "parts" not in message:
@@ -64,7 +65,7 @@ class OutgoingMessages:
         self._add_text("user", message.get("parts") or text)
 
     def _add_assistant(self, message: MessageFields, results: dict[str, list[str]]) -> None:
-        text = utf8_text(message.get("content"))
+        text = utf8_text(message_text(message))
         calls = read_tool_calls(message)
         if not calls and (not text or text.isspace()):
             if read_status(message) != "cancelled" or self._last_role != "user":
@@ -161,7 +162,7 @@ def _results_by_id(turn: Sequence[MessageFields]) -> dict[str, list[str]]:
     results: dict[str, list[str]] = {}
     for message in turn:
         if message.get("role") == "tool":
-            results.setdefault(utf8_text(message.get("tool_call_id")), []).append(utf8_text(message.get("content")))
+            results.setdefault(utf8_text(message.get("tool_call_id")), []).append(utf8_text(message_text(message)))
     return results
 
 

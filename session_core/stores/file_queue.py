@@ -1,8 +1,8 @@
 """The queue of a session, in a file beside the session's: a JSON list, written whole with each change.
 
-The file has a lock of its own, which is held for a change alone, so that messages can be queued while a turn has the
-session locked, in whichever process. A lock goes with the file that a change replaces: whoever has waited for it
-looks again. A message that stands in the session too waits no more: its turn began just before a crash.
+All queues of a directory have one lock, which is held for a change alone, so that messages can be queued while a turn
+has the session locked, in whichever process. A message that stands in the session too waits no more: its turn began
+just before a crash.
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ from collections.abc import Iterator
 
 from session_core.data.message_queue import MessageQueue, NotQueued, QueuedMessage, are_queued, insert, take_out
 from session_core.data.strict_json import from_json, to_json
-from session_core.stores.disk_access import read_all, synced, unavailable, write_all
+from session_core.stores.disk_access import synced, unavailable, write_all
+from session_core.stores.file_journal import read_journal, remove_journal
 from session_core.stores.file_locks import close_unlocked, lock_waiting
 from storage import SessionCorrupt, SessionNotFound
 
 log = logging.getLogger(__name__)
+
+_LOCK_FILE = ".queues.lock"
 
 
 class FileQueue(MessageQueue):
@@ -31,78 +34,8 @@ class FileQueue(MessageQueue):
         self._path = os.path.join(directory, f".{session_id}.queue")
 
     def read(self) -> list[QueuedMessage]:
-        with unavailable("read the queue of", self._session_id), contextlib.ExitStack() as stack:
-            try:
-                file = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-            except FileNotFoundError:
-                return []
-            stack.callback(os.close, file)
-            return self._parsed(file)
-
-    def add(self, message: QueuedMessage, *, first: bool = False) -> int:
-        with unavailable("write the queue of", self._session_id), self._locked() as file:
-            if not os.path.exists(os.path.join(self._directory, f"{self._session_id}.json")):
-                raise SessionNotFound(self._session_id)
-            messages = self._parsed(file)
-            place = insert(messages, message, first=first)
-            self._write(messages)
-        return place
-
-    def remove(self, message_id: str) -> bool:
-        if not self.read():
-            return False
-        with unavailable("write the queue of", self._session_id), self._locked() as file:
-            messages = self._parsed(file)
-            found = take_out(messages, message_id)
-            if found:
-                self._write(messages)
-        return found
-
-    @contextlib.contextmanager
-    def taking(self, message_id: str) -> Iterator[None]:
-        """Takes a message out, after the caller has stored it in the session: should that fail, or the process die
-        in between, nothing is lost or doubled. Nobody else changes the queue meanwhile. Raises NotQueued."""
-        with unavailable("read the queue of", self._session_id), self._locked() as file:
-            messages = self._parsed(file)
-            if not take_out(messages, message_id):
-                raise NotQueued
-            yield
-            with contextlib.suppress(OSError):  # what stands in the session waits no more
-                self._write(messages)
-
-    @contextlib.contextmanager
-    def deleting(self) -> Iterator[None]:
-        """Deletes the queue, after the caller has deleted the session. Both are durable then. Nobody can add to it
-        meanwhile. Raises OSError."""
-        with self._locked(), synced(self._directory):
-            yield
-            os.unlink(self._path)
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[int]:
-        """The file, open and locked. It is made where there is none, and one that is left empty is removed."""
-        while True:
-            file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
-            try:
-                lock_waiting(file)
-                if not self._is_current(file):
-                    continue
-                try:
-                    yield file
-                finally:
-                    if self._is_current(file) and not os.fstat(file).st_size:
-                        os.unlink(self._path)
-                return
-            finally:
-                close_unlocked(file)
-
-    def _is_current(self, file: int) -> bool:
-        with contextlib.suppress(FileNotFoundError):
-            return os.path.samestat(os.fstat(file), os.lstat(self._path))
-        return False
-
-    def _parsed(self, file: int) -> list[QueuedMessage]:
-        data = read_all(file)
+        with unavailable("read the queue of", self._session_id):
+            data = b"\n".join(read_journal(self._path))
         try:
             messages = from_json(data or b"[]")
             if are_queued(messages):
@@ -112,21 +45,62 @@ class FileQueue(MessageQueue):
             log.error("the queue of %s cannot be understood and is left as it is: %s", self._session_id, error)
             raise SessionCorrupt(self._session_id) from error
 
-    def _write(self, messages: list[QueuedMessage]) -> None:
-        """Puts a new file in place of the old one, or removes it. Durable when this returns."""
-        with synced(self._directory):
-            if not messages:
-                os.unlink(self._path)
-                return
-            path = os.path.join(self._directory, f".{self._session_id}.{secrets.token_hex(8)}.tmp")
-            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    def add(self, message: QueuedMessage, *, first: bool = False) -> int:
+        with self._changing():
+            if not os.path.exists(os.path.join(self._directory, f"{self._session_id}.json")):
+                raise SessionNotFound(self._session_id)
+            messages = self.read()
+            place = insert(messages, message, first=first)
+            self._write(messages)
+        return place
+
+    def remove(self, message_id: str) -> bool:
+        with self._changing():
+            messages = self.read()
+            if found := take_out(messages, message_id):
+                self._write(messages)
+        return found
+
+    @contextlib.contextmanager
+    def taking(self, message_id: str) -> Iterator[None]:
+        """Takes a message out, after the caller has stored it in the session: should that fail, or the process die
+        in between, nothing is lost or doubled. Nobody else changes the queue meanwhile. Raises NotQueued."""
+        with self._changing():
+            messages = self.read()
+            if not take_out(messages, message_id):
+                raise NotQueued
+            yield
+            with contextlib.suppress(OSError):  # what stands in the session waits no more
+                self._write(messages)
+
+    @contextlib.contextmanager
+    def deleting(self) -> Iterator[None]:
+        """Deletes the queue, after the caller has deleted the session. Nobody can add to it meanwhile."""
+        with self._changing():
+            yield
+            self._write([])
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[None]:
+        with unavailable("write the queue of", self._session_id):
+            file = os.open(os.path.join(self._directory, _LOCK_FILE), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
             try:
-                write_all(file, to_json(messages), 0)
-                os.fsync(file)
-                os.rename(path, self._path)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    os.unlink(path)
-                raise
+                lock_waiting(file)
+                yield
             finally:
-                os.close(file)
+                close_unlocked(file)
+
+    def _write(self, messages: list[QueuedMessage]) -> None:
+        """Puts a new file in place of the old one, or removes it. Durable when this returns. Raises OSError."""
+        path = os.path.join(self._directory, f".{self._session_id}.{secrets.token_hex(8)}.tmp")
+        with synced(self._directory), contextlib.ExitStack() as undo:
+            if not messages:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self._path)
+                return
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            undo.callback(remove_journal, path)
+            undo.callback(os.close, file)
+            write_all(file, to_json(messages), 0)
+            os.fsync(file)
+            os.rename(path, self._path)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import NamedTuple
 
-from session_core.data.message import Status, StoredMessage, read_status
+from session_core.data.message import Content, Status, StoredMessage, message_text, read_status
 from session_core.data.strict_json import from_json, to_json
 from session_core.model.events import Chunk, Reasoning, ToolCall, ToolResult
 from storage import timestamp
@@ -39,7 +39,7 @@ class Steered:
     """A message of the user has come into the turn, and is stored."""
 
     message_id: str
-    content: str
+    content: Content
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,10 +245,12 @@ class EventLog:
 
 def _size(event: Event) -> int:
     """How many bytes the texts of an event take."""
+    if isinstance(event, Chunk) and event.logprobs:
+        return sys.getsizeof(event.content) + len(str(event.logprobs))
     if isinstance(event, Chunk | Reasoning):
         return sys.getsizeof(event.content)
     if isinstance(event, Ended):
-        return sys.getsizeof(event.complete_text) + sys.getsizeof(event.message["content"])
+        return sys.getsizeof(event.complete_text) + sys.getsizeof(message_text(event.message))
     texts = (getattr(event, name) for name in event.__slots__)
     return sum(sys.getsizeof(text) for text in texts if isinstance(text, str))
 

@@ -36,10 +36,10 @@ def accept(turns: Turns, place: Place, request: TurnRequest) -> Accepted:
     from here, QueueFull, TurnRefused, SessionNotFound, SessionCorrupt, StorageUnavailable, and ShuttingDown.
     """
     storage, session_id = place
-    turn = turns.attach(place)
-    running = turn if turn is not None and not turn.ended else None
     queue = storage.queue(session_id)
     before = queue.read()
+    if request.if_busy == "reject" and not before:
+        raise SessionBusy(session_id)
     session = storage.get(session_id)
     waiting = still_waiting(before, session)
     if found := find_queued(waiting, request):
@@ -47,6 +47,8 @@ def accept(turns: Turns, place: Place, request: TurnRequest) -> Accepted:
         return Accepted(found["id"], 1 + waiting.index(found))
     if request.if_busy == "reject" or stored.find_turn(session, request.key):
         raise SessionBusy(session_id)
+    turn = turns.attach(place)
+    running = turn if turn is not None and not turn.ended else None
     steers = running.message_id if running and request.if_busy == "steer" else None
     message = queued_message(session, request, steers)
     position = queue.add(message, first=request.if_busy == "interrupt")

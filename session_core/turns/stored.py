@@ -19,6 +19,7 @@ from session_core.data.message import (
     QuestionFields,
     StoredMessage,
     begins_turn,
+    message_text,
     read_status,
     tool_failed,
     tool_message,
@@ -35,7 +36,6 @@ from storage import Session, expanded, new_id, replaced_messages, timestamp
 
 INTERRUPTED_TEXT = "The turn was interrupted."
 
-# see `outgoing_messages`
 _FIELDS_THAT_LEAVE_OUT = frozenset(("attempt", "previous_refused", "leaves_out", "replaces", "after", "history"))
 _INCOMPLETE = ("length", "content_filter", "no_finish_reason")  # the model ended here, and nothing failed
 
@@ -132,7 +132,7 @@ class StoredTurn:
             return Failed("internal_error", INTERRUPTED_TEXT, message_id=last["id"])
         if read_status(last) == "incomplete" and last.get("reason") not in _INCOMPLETE:
             return Failed(last.get("reason", "internal_error"), message_id=last["id"])
-        text = "".join(message["content"] for message in self._answers() if message["role"] == "assistant")
+        text = "".join(message_text(message) for message in self._answers() if message["role"] == "assistant")
         last = self.waiting or last
         return Ended(last, text, last.get("finish_reason"))
 
@@ -147,7 +147,7 @@ class StoredTurn:
         waited = {id: way for message in self.messages for id, way in message.get("pending", {}).items()}
         for message in self._answers():
             if message["role"] == "tool":
-                call_id, name, text = message.get("tool_call_id", ""), message.get("name", ""), message["content"]
+                call_id, name, text = message.get("tool_call_id", ""), message.get("name", ""), message_text(message)
                 result, error = (None, text.removeprefix(ERROR)) if tool_failed(message) else (text, None)
                 events.append(ToolResult(call_id, name, result, error, given=waited.get(call_id) == "client"))
             elif message["role"] == "user":
@@ -155,8 +155,8 @@ class StoredTurn:
             else:
                 if reasoning := message.get("reasoning"):
                     events.append(Reasoning(reasoning))
-                if message["content"]:
-                    events.append(Chunk(message["content"]))
+                if text := message_text(message):
+                    events.append(Chunk(text))
                 events += [replace(call, waits_for=waited.get(call.id)) for call in read_tool_calls(message)]
         return [*events, self.last_event()]
 
@@ -241,7 +241,7 @@ def mark_waiting(session: Session) -> Session:
 
 def question_message(session: Session, request: TurnRequest) -> MessageFields:
     """The user's message for a new question. Raises TurnRefused."""
-    text = request.text
+    content = request.content
     fields: QuestionFields = {
         "previous_error": session.last_error or "",
         "previous_refused": session.last_refused,
@@ -254,7 +254,7 @@ def question_message(session: Session, request: TurnRequest) -> MessageFields:
         replaced = known.get(request.replaces)
         if replaced is None or replaced["role"] != "user":
             raise TurnRefused("replaces must be the id of a user's message of this session.")
-        text = replaced["content"] if text is None else text
+        content = replaced["content"] if content is None else content
         place = {"replaces": request.replaces}
     elif request.after is not None:
         if request.after not in (BEGINNING, *known):
@@ -266,7 +266,7 @@ def question_message(session: Session, request: TurnRequest) -> MessageFields:
         fields["history"] = [{**first, **place}, *others]
     else:
         fields |= place
-    return user_message(text or "", request.key, **fields)
+    return user_message(content or "", request.key, **fields)
 
 
 def settled_messages(session: Session, answers: Answers | None = None) -> list[StoredMessage]:

@@ -9,7 +9,7 @@ from flask import Blueprint, Response, request
 from pydantic import BaseModel
 
 from agent import Agent
-from session_core.data.message import MessageFields, StoredMessage, tool_message
+from session_core.data.message import MessageFields, StoredMessage, message_text, tool_message
 from session_core.model.outgoing_messages import read_tool_calls
 from session_core.turns.models import ModelRefused
 from session_core.web.bodies import FailingFast, ModelName, check_question, idempotency_key, json_body, parse_body
@@ -23,6 +23,7 @@ from session_core.web.openai_tools import (
     find_results,
     find_tool_choice,
     stored_answer,
+    with_call_ids,
 )
 from session_core.web.turn_responses import TurnReader, TurnResponses
 from storage import new_id, timestamp
@@ -73,7 +74,7 @@ def openai_dialect(responses: TurnResponses, agent: Agent, session_headers: Sequ
             responses.sessions.models.check(asked.model)
             reader = start(asked)
         if not asked.stream:
-            return responses.whole(reader, functools.partial(render_completion, prefix=asked.prefix))
+            return responses.whole(reader, functools.partial(render_completion, asked=asked))
         renderer = CompletionRenderer(reader.turn, asked, asked.model or agent.model)
         started = 2 if asked.prefix else 1  # events before the first one of the model
         return responses.fail_early(reader, started, _FIRST_EVENT_SECONDS) or responses.stream(reader, renderer)
@@ -103,17 +104,17 @@ def openai_dialect(responses: TurnResponses, agent: Agent, session_headers: Sequ
 
 def _parse_request(body: Mapping[str, Any], agent: Agent) -> ChatRequest:
     """The request in a body. Raises ApiError."""
-    asked = parse_body(_Body, body)
+    asked = parse_body(_Body, with_call_ids(body))
     system, messages = _parse_messages(asked.messages)
     prefix = ""
     while messages and messages[-1]["role"] == "assistant" and "tool_calls" not in messages[-1]:
-        prefix = messages.pop()["content"] + prefix
+        prefix = message_text(messages.pop()) + prefix
     if not messages:
         raise ApiError(
             "invalid_request", "The last message must be the user's, or an answer that is to be continued."
         )
     if messages[-1]["role"] == "user" and "parts" not in messages[-1]:
-        check_question(messages[-1]["content"])
+        check_question(message_text(messages[-1]))
     tools = client_tools(body)
     return ChatRequest(
         messages,
@@ -125,6 +126,7 @@ def _parse_request(body: Mapping[str, Any], agent: Agent) -> ChatRequest:
         _find_options(asked, any_tools=bool(tools.tools) or not all(tool.may_need_approval for tool in agent.tools)),
         tools,
         find_results(messages),
+        functions=bool(asked.functions),
     )
 
 
@@ -177,7 +179,7 @@ def _parse_content(message: _Message, index: int) -> tuple[str, list[dict[str, A
 
 def _is_task(asked: ChatRequest) -> bool:
     """Whether a front end asks for itself: for a title, for tags, for what the user might ask next."""
-    text = asked.messages[-1]["content"]
+    text = message_text(asked.messages[-1])
     by_words = ("### Task:\n" in text and "<chat_history>" in text) or _TITLE_TASK in text
     return by_words or bool(request.headers.get(_TASK_HEADER))
 
