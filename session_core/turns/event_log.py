@@ -285,7 +285,8 @@ def journal_lines(entries: Iterable[LoggedEvent]) -> Iterator[bytes]:
     for kind, group in groupby(entries, key=lambda entry: type(entry.event)):
         first, *rest = group
         if kind in (Chunk, Reasoning):
-            text = "".join(entry.event.content for entry in (first, *rest))  # type: ignore[union-attr]
+            events = (entry.event for entry in (first, *rest))
+            text = "".join(event.content for event in events if isinstance(event, Chunk | Reasoning))
             yield encode_event(first._replace(event=kind(text)))
         elif kind is ToolCall:
             yield encode_event(first._replace(event=ToolCall("", "", "")))

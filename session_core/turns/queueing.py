@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 
-from session_core.data.message import begins_turn
 from session_core.turns import stored
 from session_core.turns.queued import find_queued, queued_message, still_waiting
 from session_core.turns.recent import Place
@@ -79,16 +78,13 @@ def find_turn(turns: Turns, place: Place, message_id: str) -> Turn | None:
         turn = turns.attach(place)
         waits = any(one["id"] == message_id for one in storage.queue(session_id).read())
         session = storage.get(session_id)
-        index = next((at for at, message in enumerate(session.messages) if message["id"] == message_id), None)
-        if index is None:
-            if not waits:
-                raise MessageNotFound(message_id)
-            if turn is None or turn.ended:
-                turns.queues.look(place)
+        ids = [message["id"] for message in session.messages]
+        found = stored.turn_at(session, ids.index(message_id)) if message_id in ids else None
+        if found is None and not waits:
+            raise MessageNotFound(message_id)
+        if found is None:
+            turns.queues.look(place)
             return None
-        while index > 0 and not begins_turn(session.messages[index]):
-            index -= 1
-        found = stored.turn_at(session, index)
         if turn is not None and turn.message_id == found.messages[0]["id"]:
             return turn
         later = turns.attach(place)

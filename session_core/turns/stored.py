@@ -177,12 +177,7 @@ def find_turn(session: Session, key: str | None) -> StoredTurn | None:
     if session.continues and session.continues.get("idempotency_key") == key:
         return last_turn(session)
     keys = [message.get("idempotency_key") for message in session.messages]
-    if key not in keys:
-        return None
-    index = keys.index(key)
-    while index > 0 and not begins_turn(session.messages[index]):
-        index -= 1
-    return turn_at(session, index)
+    return turn_at(session, keys.index(key)) if key in keys else None
 
 
 def last_turn(session: Session) -> StoredTurn | None:
@@ -222,7 +217,9 @@ def with_messages(session: Session, way: Sequence[StoredMessage]) -> Session:
 
 
 def turn_at(session: Session, index: int) -> StoredTurn:
-    """The turn that begins with the message at this index."""
+    """The turn that has the message at this index."""
+    while index > 0 and not begins_turn(session.messages[index]):
+        index -= 1
     for end in range(index + 1, len(session.messages)):
         message = session.messages[end]
         if begins_turn(message):

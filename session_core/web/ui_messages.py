@@ -24,6 +24,10 @@ from storage import Session
 UI_MESSAGES = "application/vnd.ai-sdk.ui-messages+json"
 ANSWER = "-answer"  # behind the id of the question in the id of the assistant's message, which is known at the start
 
+_OUTCOMES = {
+    "tool-output-available": "output",
+    "tool-output-error": "errorText",
+}  # of a call, by the type of its chunk
 _DONE = b"data: [DONE]\n\n"
 _FINISH_REASONS = {None: "stop", "length": "length", "content_filter": "content-filter"}  # by the answer's reason
 
@@ -94,10 +98,7 @@ class UiRenderer:
             case Ended():
                 yield from self._ended(event)
             case Failed():
-                code, _, text = describe_error(event.code)
-                answer = {} if event.message_id is None else {"answerId": event.message_id}
-                yield from self._end({**answer, "status": "failed", "reason": code})
-                yield {"type": "error", "errorText": event.text or text}
+                yield from self._failed(event)
 
     def _call(self, event: ToolCall) -> Iterator[_Json]:
         self._calls.append(event.id)
@@ -126,6 +127,12 @@ class UiRenderer:
         else:
             reason = _FINISH_REASONS.get(event.message.get("reason"), "other")
             yield {"type": "finish", "finishReason": "tool-calls" if waiting else reason}
+
+    def _failed(self, event: Failed) -> Iterator[_Json]:
+        code, _, text = describe_error(event.code)
+        answer = {} if event.message_id is None else {"answerId": event.message_id}
+        yield from self._end({**answer, "status": "failed", "reason": code})
+        yield {"type": "error", "errorText": event.text or text}
 
     def _next_step(self) -> Iterator[_Json]:
         self._answers = False
@@ -232,10 +239,9 @@ def _parts(chunks: Iterable[Mapping[str, Any]]) -> list[_Json]:
                 reason = chunk["errorText"].removeprefix(NOT_EXECUTED)
                 approval = {"id": chunk["toolCallId"], "approved": False, "reason": reason}
                 calls[chunk["toolCallId"]] |= {"state": "output-denied", "approval": approval}
-            case "tool-output-available":
-                calls[chunk["toolCallId"]] |= {"state": "output-available", "output": chunk["output"]}
-            case "tool-output-error":
-                calls[chunk["toolCallId"]] |= {"state": "output-error", "errorText": chunk["errorText"]}
+            case "tool-output-available" | "tool-output-error" as kind:
+                name = _OUTCOMES[kind]
+                calls[chunk["toolCallId"]] |= {"state": kind.removeprefix("tool-"), name: chunk[name]}
     return [{**part, "text": "".join(part["text"])} if "text" in part else part for part in parts]
 
 
