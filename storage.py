@@ -35,6 +35,15 @@ from session_core.data.session import (
     summarize,
     timestamp,
 )
+from session_core.data.store_errors import (
+    FeedGap,
+    LockLost,
+    SessionBusy,
+    SessionCorrupt,
+    SessionExists,
+    SessionNotFound,
+    StorageUnavailable,
+)
 from session_core.data.strict_json import to_json
 from session_core.data.turn_feed import TurnFeed, TurnLines
 from session_core.data.versions import replaced_messages
@@ -69,34 +78,6 @@ __all__ = [
 ]
 
 _SHORT_LOCK_SECONDS = 1.0  # how long to wait for a lock that is held for less than a turn (rename, delete)
-
-
-class SessionNotFound(Exception):
-    """There is no session of this id, or the id has not the form of one."""
-
-
-class SessionExists(Exception):
-    """There is a session of this id already."""
-
-
-class SessionBusy(Exception):
-    """Another caller has locked the session, in this process or in another one."""
-
-
-class SessionCorrupt(Exception):
-    """What is stored cannot be understood. It is left as it is."""
-
-
-class StorageUnavailable(Exception):
-    """The store cannot be read or written now. What was stored before is intact."""
-
-
-class LockLost(StorageUnavailable):
-    """This process was too slow: another one has locked the session since, or has ended our turn."""
-
-
-class FeedGap(StorageUnavailable):
-    """Lines that another process has published of its turn are gone."""
 
 
 class Storage(ABC):
