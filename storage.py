@@ -92,7 +92,9 @@ class Storage(ABC):
         now = timestamp()
         copies = json.loads(to_json(list(messages)))
         if not are_messages(copies):
-            raise ValueError("a message needs an id, a role, a content and a time, all strings")
+            raise ValueError(
+                "a message needs an id, a role and a time, all strings, and a text or parts as its content"
+            )
         to_json(fields)
         session = Session(new_id("session"), now, now, messages=copies, **fields)
         self._create(session)
@@ -262,13 +264,13 @@ class LockedSession(ABC):
 
         The message is durable when this returns. Where this raises StorageUnavailable, the session is as it was
         before. Raises ValueError or TypeError for what JSON in UTF-8 cannot hold (NaN, lone
-        surrogates), or where `role` or `content` is not a string.
+        surrogates), or where `role` or `content` is not of its type.
         """
         own = {"id": message_id or new_id("msg"), "created_at": created_at or timestamp()}
         line = to_json({"id": None, **fields} | own)
         message = json.loads(line)
         if not is_message(message):
-            raise ValueError("a message needs a role and a content, both strings")
+            raise ValueError("a message needs a role, which is a string, and a content")
         self._update(line, None if message["role"] == "user" else self.session.continues)
         return message
 

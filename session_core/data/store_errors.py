@@ -1,4 +1,4 @@
-"""What stores raise."""
+"""What a store raises, and what each of these errors means to a caller."""
 
 
 class SessionNotFound(Exception):

@@ -7,12 +7,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from session_core.data.message import Content
 from session_core.data.words import Words
 from session_core.model.outgoing_messages import read_tool_calls
 from session_core.turns.journal import with_partial_answer
 from storage import Session, SessionCorrupt, SessionNotFound, Storage, StorageUnavailable
 
 _SEARCH_SECONDS = 2.0
+_TYPES = ("text", "image", "file")  # of parts that are known
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class Search:
     def _texts(self, session: Session) -> Iterator[tuple[str | None, str]]:
         """The texts of the conversation, newest message first, each with its message's id, and then the title."""
         for message in reversed(session.conversation):
-            yield message["id"], message["content"]
+            yield from ((message["id"], text) for text in _content_texts(message["content"]))
             for call in read_tool_calls(message):
                 yield message["id"], call.name
                 yield message["id"], call.arguments
@@ -79,3 +81,11 @@ class Search:
             if self.show_reasoning:
                 yield message["id"], message.get("reasoning", "")
         yield None, session.title or ""
+
+
+def _content_texts(content: Content) -> list[str]:
+    """The texts of a content, and the names of its files, each as it is stored."""
+    if isinstance(content, str):
+        return [content]
+    known = (part for part in content if part["type"] in _TYPES)
+    return [part["text"] if part["type"] == "text" else part.get("name", "") for part in known]
