@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from session_core.data.message import Content
+from session_core.data.text import as_object, utf8_text
 from session_core.data.words import Words
-from session_core.model.outgoing_messages import read_tool_calls
 from session_core.turns.journal import with_partial_answer
 from storage import Session, SessionCorrupt, SessionNotFound, Storage, StorageUnavailable
 
@@ -73,9 +73,9 @@ class Search:
         """The texts of the conversation, newest message first, each with its message's id, and then the title."""
         for message in reversed(session.conversation):
             yield from ((message["id"], text) for text in _content_texts(message["content"]))
-            for call in read_tool_calls(message):
-                yield message["id"], call.name
-                yield message["id"], call.arguments
+            for call in message.get("tool_calls", ()):
+                function = as_object(as_object(call).get("function"))
+                yield from ((message["id"], utf8_text(function.get(name))) for name in ("name", "arguments"))
             if message["role"] == "tool":
                 yield message["id"], message.get("name", "")
             if self.show_reasoning:
