@@ -23,19 +23,7 @@ from typing import Any, Self
 
 from session_core.data.message import MessageFields, StoredMessage, are_messages, begins_turn, is_message
 from session_core.data.message_queue import ListQueue, MessageQueue, NotQueued, QueuedMessage, take_out
-from session_core.data.session import (
-    SESSION_ID,
-    SETTINGS,
-    STATE,
-    TITLE_LENGTH,
-    Session,
-    Summary,
-    expanded,
-    new_id,
-    session_from,
-    summarize,
-    timestamp,
-)
+from session_core.data.session import SESSION_ID, SETTINGS, STATE, Session, Summary, new_id, summarize, timestamp
 from session_core.data.store_errors import (
     FeedGap,
     LockLost,
@@ -47,13 +35,11 @@ from session_core.data.store_errors import (
 )
 from session_core.data.strict_json import to_json
 from session_core.data.turn_feed import TurnFeed, TurnLines
-from session_core.data.versions import replaced_messages
 
 __all__ = [
     "SESSION_ID",
     "SETTINGS",
     "STATE",
-    "TITLE_LENGTH",
     "FeedGap",
     "LockLost",
     "LockedSession",
@@ -69,11 +55,7 @@ __all__ = [
     "TurnFeed",
     "TurnLines",
     "checked_id",
-    "expanded",
-    "is_message",
     "new_id",
-    "replaced_messages",
-    "session_from",
     "summarize",
     "timestamp",
 ]
@@ -140,6 +122,12 @@ class Storage(ABC):
             ids = ids[ids.index(after) + 1 :]
         page = ids if limit is None else ids[:limit]
         return page, page[-1] if len(page) < len(ids) else None
+
+    def contents(self, after: str | None = None) -> Iterator[tuple[str, bytes | None]]:
+        """The ids behind `after`, or all, in the order of the list, each with JSON in which all texts of the session
+        stand, so that a search reads only sessions that may hold its words. None where only `get` and `journal` tell
+        the texts. Raises what `page` raises."""
+        return ((session_id, None) for session_id in self.page(None, after)[0])
 
     def clock(self) -> float:
         """The time, in seconds since 1970, by the clock by which this store says when sessions have changed."""
@@ -438,9 +426,17 @@ class MemoryStorage(Storage):
             session, lines = found.session, found.lines.copy()
         return replace(session, messages=json.loads(b"[" + b",".join(lines) + b"]"))
 
+    def contents(self, after: str | None = None) -> Iterator[tuple[str, bytes | None]]:
+        for session_id in self.page(None, after)[0]:
+            with self._mutex:
+                found = self._sessions.get(session_id)
+                lines = found.lines.copy() if found else []
+            yield session_id, b",".join([to_json(found.session.title if found else None), *lines])
+
     def _ids(self) -> list[str]:
         with self._mutex:
-            return [id for _, id in sorted((-found.order, id) for id, found in self._sessions.items())]
+            sessions = list(self._sessions.items())
+        return [id for _, id in sorted((-found.order, id) for id, found in sessions)]
 
     def changed_at(self, session_id: str) -> float:
         with self._mutex:

@@ -25,14 +25,15 @@ from session_core.data.message import (
     tool_message,
     user_message,
 )
-from session_core.data.versions import BEGINNING
+from session_core.data.session import expanded
+from session_core.data.versions import BEGINNING, replaced_messages
 from session_core.model.events import Chunk, Reasoning, ToolCall, ToolResult
 from session_core.model.outgoing_messages import read_tool_calls
 from session_core.model.reply import sum_usage
 from session_core.turns.event_log import Ended, Event, Failed, Started, Steered
 from session_core.turns.turn_request import Answers, TurnRefused, TurnRequest
 from session_core.turns.waiting import answers_left, settle
-from storage import Session, expanded, new_id, replaced_messages, timestamp
+from storage import Session, new_id, timestamp
 
 INTERRUPTED_TEXT = "The turn was interrupted."
 

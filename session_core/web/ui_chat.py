@@ -14,6 +14,7 @@ from flask import Blueprint, Response
 from pydantic import BaseModel
 
 from session_core.data.message import StoredMessage
+from session_core.data.session import expanded
 from session_core.data.strict_json import to_json
 from session_core.model.events import Reasoning
 from session_core.tools.client_tools import ClientTool, ClientTools
@@ -33,7 +34,7 @@ from session_core.web.errors import ApiError, set_error_form
 from session_core.web.openai_tools import ClientsTool, FunctionName
 from session_core.web.turn_responses import TurnResponses, add_stream
 from session_core.web.ui_messages import ANSWER, UiRenderer, earlier_events
-from storage import Session, expanded, new_id, timestamp
+from storage import Session, new_id, timestamp
 
 
 class _Approval(BaseModel, strict=True):
