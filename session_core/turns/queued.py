@@ -10,15 +10,18 @@ from session_core.data.message import MessageFields, user_message
 from session_core.data.message_queue import MessageQueue, QueuedMessage
 from session_core.tools.client_tools import ClientTool, ClientTools
 from session_core.turns.stored import StoredTurn, last_turn, question_message
-from session_core.turns.turn_request import KeyReused, TurnRequest
+from session_core.turns.turn_request import KeyReused, TurnRefused, TurnRequest
 from storage import Session, SessionBusy, Storage, new_id, timestamp
 
 _ASKED = ("replaces", "after", "history", "model", "system_prompt", "options", "client_id", "terms")
 
 
-def queued_message(session: Session, request: TurnRequest, steers: str | None) -> QueuedMessage:
-    """The request as it waits, to go into the turn of the question `steers` if that is given. The same key gives the
-    same id. Raises TurnRefused."""
+def queued_message(session: Session, request: TurnRequest, running: str | None) -> QueuedMessage:
+    """The request as it waits, while the turn of this question runs, or none. The same key gives the same id.
+
+    Raises TurnRefused."""
+    if request.if_busy == "steer" and (request.replaces or request.after or request.history):
+        raise TurnRefused("Only a new message can come into a turn that runs.")
     digest = hashlib.sha256(f"{session.id} {request.key}".encode()).hexdigest()[:32]
     asked: dict[str, Any] = {name: value for name in _ASKED if (value := getattr(request, name)) not in (None, ())}
     if request.client_tools is not None:
@@ -31,8 +34,8 @@ def queued_message(session: Session, request: TurnRequest, steers: str | None) -
     }
     if request.key:
         message["idempotency_key"] = request.key
-    if steers:
-        message["steers"] = steers
+    if request.if_busy == "steer" and running:
+        message["steers"] = running
     return message
 
 

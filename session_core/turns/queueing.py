@@ -47,18 +47,16 @@ def accept(turns: Turns, place: Place, request: TurnRequest) -> Accepted:
     if request.if_busy == "reject" or stored.find_turn(session, request.key):
         raise SessionBusy(session_id)
     turn = turns.attach(place)
-    running = turn if turn is not None and not turn.ended else None
-    steers = running.message_id if running and request.if_busy == "steer" else None
-    message = queued_message(session, request, steers)
+    running = turn.message_id if turn is not None and not turn.ended else None
+    message = queued_message(session, request, running)
     position = queue.add(message, first=request.if_busy == "interrupt")
     if request.if_busy == "interrupt":
-        older = {one["id"] for one in waiting} | ({running.message_id} if running else set())
-        _interrupt(turns, place, older)
+        _interrupt(turns, place, {running, *(one["id"] for one in waiting)})
     turns.queues.look(place)
     return Accepted(message["id"], position)
 
 
-def _interrupt(turns: Turns, place: Place, older: set[str]) -> None:
+def _interrupt(turns: Turns, place: Place, older: set[str | None]) -> None:
     """Cancels the turn that runs, where it is that of one of these questions, and the one that began since."""
     for _ in range(len(older)):
         with contextlib.suppress(SessionBusy):

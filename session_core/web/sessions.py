@@ -73,12 +73,6 @@ class _TurnBody(BaseModel, strict=True):
     model: ModelName | None = None
     if_busy: IfBusy = "reject"
 
-    def check_if_busy(self) -> None:
-        """Raises ApiError where what is asked for cannot be queued, or cannot steer."""
-        goes_on, placed = self.continues or self.answers is not None, self.replaces or self.after
-        if (goes_on and self.if_busy != "reject") or (placed and self.if_busy == "steer"):
-            raise ApiError("invalid_request", "Only a message can wait or interrupt, and only a new one can steer.")
-
 
 def native_dialect(responses: TurnResponses, *, show_reasoning: bool) -> Blueprint:
     """The routes of sessions."""
@@ -240,8 +234,8 @@ def _parse_turn_request(body: Mapping[str, Any]) -> TurnRequest:
     asked = parse_body(_TurnBody, body)
     text, replaces, after = asked.message, asked.replaces, asked.after
     goes_on = asked.continues or asked.answers is not None
-    asked.check_if_busy()
-    if goes_on and ((text, replaces, after) != (None, None, None) or (asked.continues and asked.answers is not None)):
+    beside = (text, replaces, after, asked.if_busy) != (None, None, None, "reject")
+    if goes_on and (beside or (asked.continues and asked.answers is not None)):
         raise ApiError("invalid_request", 'A body with "continue" or "answers" has nothing else but model.')
     if replaces is not None and after is not None:
         raise ApiError("invalid_request", "A message stands in place of another one or behind one: leave one out.")

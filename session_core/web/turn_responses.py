@@ -143,7 +143,7 @@ class TurnResponses:
         with contextlib.ExitStack() as stack:
             _take_place(self._watchers, stack)
             waiting = self._wait_for(find, self.sessions.wait_for_queues, comment)
-            response = _event_stream(self._blocks_behind(waiting, renderer), {})
+            response = event_stream(self._blocks_behind(waiting, renderer), {})
             response.call_on_close(stack.pop_all().close)
             return response
 
@@ -175,7 +175,7 @@ class TurnResponses:
     def stream(self, reader: TurnReader, renderer: Renderer, after: int = 0) -> Response:
         """The turn's events behind the first `after` ones, as they come, until the last."""
         blocks = event_blocks(reader.turn, after, renderer, self._keep_alive, self._client_left(reader.turn))
-        response = _event_stream(blocks, {**reader.headers, **renderer.headers})
+        response = event_stream(blocks, {**reader.headers, **renderer.headers})
         response.call_on_close(reader.close)
         return response
 
@@ -235,9 +235,10 @@ class TurnResponses:
         return left if turn.readers.may_end_it else None
 
 
-def _event_stream(blocks: Iterator[bytes], headers: Mapping[str, str]) -> Response:
+def event_stream(blocks: Iterator[bytes], headers: Mapping[str, str], status: int = 200) -> Response:
+    """A response of these frames."""
     fixed = {"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no"}
-    return Response(blocks, content_type="text/event-stream; charset=utf-8", headers={**headers, **fixed})
+    return Response(blocks, status, {**headers, **fixed}, content_type="text/event-stream; charset=utf-8")
 
 
 def _take_place(places: threading.BoundedSemaphore, stack: contextlib.ExitStack) -> None:

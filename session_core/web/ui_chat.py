@@ -19,9 +19,10 @@ from session_core.data.strict_json import to_json
 from session_core.model.events import Reasoning
 from session_core.tools.client_tools import ClientTool, ClientTools
 from session_core.tools.functions import result_text, tool_schema
+from session_core.turns.sessions import Sessions
 from session_core.turns.stored import find_turn, last_turn
 from session_core.turns.transcripts import ClientMessage, compare_histories
-from session_core.turns.turn_request import TurnRequest
+from session_core.turns.turn_request import IfBusy, TurnRequest
 from session_core.web.bodies import (
     FailingFast,
     ModelName,
@@ -32,9 +33,9 @@ from session_core.web.bodies import (
 )
 from session_core.web.errors import ApiError, set_error_form
 from session_core.web.openai_tools import ClientsTool, FunctionName
-from session_core.web.turn_responses import TurnResponses, add_stream
-from session_core.web.ui_messages import ANSWER, UiRenderer, earlier_events
-from storage import Session, new_id, timestamp
+from session_core.web.turn_responses import TurnResponses, add_stream, event_stream
+from session_core.web.ui_messages import ANSWER, UiRenderer, earlier_events, queued_frames
+from storage import Session, SessionBusy, new_id, timestamp
 
 
 class _Approval(BaseModel, strict=True):
@@ -101,6 +102,7 @@ class _Body(BaseModel, strict=True):
     trigger: Literal["submit-message", "regenerate-message"] = "submit-message"
     messageId: str | None = None
     model: ModelName | None = None
+    if_busy: IfBusy = "reject"
     tools: dict[FunctionName, _Tool] | list[ClientsTool] | None = None
 
     @property
@@ -136,7 +138,10 @@ def ui_dialect(responses: TurnResponses, *, show_reasoning: bool) -> Blueprint:
             before = responses.start(asked.id, answers)
             before.turn.result()
             before.close()
-        reader = responses.start(asked.id, _find_request(sessions.session(asked.id), asked, question, key))
+        try:
+            reader = responses.start(asked.id, _find_request(sessions.session(asked.id), asked, question, key))
+        except SessionBusy:
+            return _queued(sessions, asked, question, key)
         return responses.stream(reader, UiRenderer(reader.turn.message_id))
 
     def resume_chat(session_id: str) -> Response:
@@ -148,6 +153,17 @@ def ui_dialect(responses: TurnResponses, *, show_reasoning: bool) -> Blueprint:
 
     add_stream(blueprint, "/chat/<session_id>/stream", resume_chat)
     return blueprint
+
+
+def _queued(sessions: Sessions, asked: _Body, question: _Message | None, key: str | None) -> Response:
+    """The answer to a message that waits. What the client has before it does not count, since of a turn that runs it
+    has a part only. Raises SessionBusy."""
+    session, alone = sessions.session(asked.id), asked.model_copy(update={"messages": [], "message": question})
+    request = dataclasses.replace(_find_request(session, alone, question, key), if_busy=asked.if_busy)
+    if request.goes_on:
+        raise SessionBusy(asked.id)
+    accepted = sessions.accept(asked.id, request)
+    return event_stream(iter([queued_frames(accepted.message_id, accepted.position)]), UiRenderer.headers, 202)
 
 
 def _sentence(status: int, _code: str, text: str) -> Response:

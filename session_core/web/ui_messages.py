@@ -155,6 +155,12 @@ class UiRenderer:
         yield {"type": "message-metadata", "messageMetadata": self._metadata | metadata}
 
 
+def queued_frames(message_id: str, position: int) -> bytes:
+    """The frames that tell that a message waits. They are no part of the client's transcript."""
+    data = {"id": message_id, "position": position}
+    return _as_data({"type": "data-queued", "data": data, "transient": True}) + _DONE
+
+
 def ui_messages(session: Session, *, running: bool, show_reasoning: bool) -> list[_Json]:
     """The conversation as UI messages: one of the user and one of the assistant for each turn.
 

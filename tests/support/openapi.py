@@ -13,6 +13,7 @@ from werkzeug.datastructures import Headers
 from werkzeug.test import TestResponse
 
 from agent import tool
+from session_core.data.message_queue import QueuedMessage
 from session_core.stores.files import FileStorage
 from storage import Storage
 from tests.support.client import Client, Stream
@@ -167,7 +168,7 @@ class World:
         if operation == "chat" and (body is None or isinstance(body, dict)):
             text = (body or {}).get("message", "Hello")
             question = {"role": "user", "parts": [{"type": "text", "text": text}]}
-            body = {"id": self.session_id, "message": question}
+            body = {**(body or {}), "id": self.session_id, "message": question}
         if operation == "complete_chat" and (body is None or isinstance(body, dict)):
             text = (body or {}).pop("message", "Hello")
             body = {"messages": [{"role": "user", "content": text}], **(body or {})}
@@ -183,7 +184,8 @@ class World:
         if body is None and operation == "create_session":
             body = {"copy_of": self.session_id}
         sent = {name.replace("_", "-"): value for name, value in headers.items()}
-        return (app or self.app()).request(method, path.format(session_id=self.session_id) + query, body, sent)
+        path = path.format(session_id=self.session_id, message_id="msg-0") + query
+        return (app or self.app()).request(method, path, body, sent)
 
     def begin_turn(self, app: Client) -> Stream:
         """A turn that has begun and stays silent."""
@@ -191,6 +193,14 @@ class World:
         stream = app.stream(self.session_id, "Hello")
         assert stream.next("stream_chunk")
         return stream
+
+    def steer(self) -> str:
+        """Has a message of the user come into the turn that calls this."""
+        question = self.storage.get(self.session_id).messages[-2]["id"]
+        now = "2026-01-31T12:34:56Z"
+        message: QueuedMessage = {"id": "msg-0", "content": "Hurry", "created_at": now, "steers": question}
+        self.storage.queue(self.session_id).add(message)
+        return "done"
 
     def waiting(self, operation: str = "run") -> Client:
         """An app in whose session a turn waits for approval of a call."""
@@ -222,6 +232,7 @@ TURNS: dict[str, tuple[ReplyTo, ...]] = {
     "stream_chunk": (answer("15 ", "* 23", " is 345.", usage={"total_tokens": 3}),),
     "stream_tool_call": (tool_call("calculator", {"expression": "15 * 23"}, text="Let me see. "), answer("345")),
     "stream_tool_result": (tool_calls(("calculator", {"expression": "1/0"}), ("abacus", {})), answer("None.")),
+    "stream_message": (tool_call("steer", {}), answer("OK")),
     "stream_end": (answer("Hel", finish_reason="length"),),
     "error": (answer("Hel", BREAK),),
 }
