@@ -18,11 +18,9 @@ from session_core.data.strict_json import from_json, to_json
 from session_core.stores.disk_access import synced, unavailable, write_all
 from session_core.stores.file_journal import read_journal, remove_journal
 from session_core.stores.file_locks import close_unlocked, lock_waiting
-from storage import SessionCorrupt, SessionNotFound
+from storage import SessionCorrupt, SessionNotFound, StorageUnavailable
 
 log = logging.getLogger(__name__)
-
-_LOCK_FILE = ".queues.lock"
 
 
 class FileQueue(MessageQueue):
@@ -32,6 +30,7 @@ class FileQueue(MessageQueue):
         self._directory = directory
         self._session_id = session_id
         self._path = os.path.join(directory, f".{session_id}.queue")
+        self._lock_path = os.path.join(directory, ".queues.lock")
 
     def read(self) -> list[QueuedMessage]:
         with unavailable("read the queue of", self._session_id):
@@ -73,17 +72,16 @@ class FileQueue(MessageQueue):
             with contextlib.suppress(OSError):  # what stands in the session waits no more
                 self._write(messages)
 
-    @contextlib.contextmanager
-    def deleting(self) -> Iterator[None]:
-        """Deletes the queue, after the caller has deleted the session. Nobody can add to it meanwhile."""
-        with self._changing():
-            yield
-            self._write([])
+    def clear(self) -> None:
+        """Removes the queue of a session that was deleted. Never raises: the next start clears what is left."""
+        if os.path.exists(self._lock_path):  # else nobody has queued anything, and who does now finds no session
+            with contextlib.suppress(StorageUnavailable), self._changing():
+                self._write([])
 
     @contextlib.contextmanager
     def _changing(self) -> Iterator[None]:
         with unavailable("write the queue of", self._session_id):
-            file = os.open(os.path.join(self._directory, _LOCK_FILE), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            file = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
             try:
                 lock_waiting(file)
                 yield

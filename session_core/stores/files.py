@@ -310,9 +310,9 @@ class _LockedFile(LockedSession):
         self._end = len(layout(session)) - len(closing(session))
 
     def _delete(self) -> None:
-        queue = FileQueue(self._storage._directory, self.id)
-        with unavailable("delete", self.id), queue.deleting(), contextlib.suppress(FileNotFoundError):
+        with unavailable("delete", self.id), synced(self._storage._directory), contextlib.suppress(FileNotFoundError):
             os.unlink(self._path)
+        FileQueue(self._storage._directory, self.id).clear()
         self.drop_journal()
 
     def _release(self) -> None:
