@@ -7,7 +7,7 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from session_core.data.message import MessageFields, StoredMessage
+from session_core.data.message import MessageFields, StoredMessage, message_text
 from session_core.model.chat_completions import Completions, OfferedTool
 from session_core.model.events import Event, ModelError
 from session_core.model.history import OutgoingHistory, text_size
@@ -111,7 +111,7 @@ class _Piece(OutgoingHistory):
         return True
 
     def _shorten(self) -> bool:
-        longest = max(len(message["content"]) for message in self._messages[:-1])
+        longest = max(len(message_text(message)) for message in self._messages[:-1])
         if longest <= _MIN_SHORTENED:
             return False
         self._messages[:-1] = [_shortened(message, longest // 2) for message in self._messages[:-1]]
@@ -119,10 +119,10 @@ class _Piece(OutgoingHistory):
 
 
 def _shortened(message: MessageFields, most: int) -> MessageFields:
-    text = message["content"]
-    if len(text) <= most:
-        return message
-    return {**message, "content": f"{text[: most // 2]}\n[…]\n{text[-most // 2 :]}"}
+    """The message without pictures and files, and without the middle of its text where that has more characters."""
+    text = message_text(message)
+    cut = text if len(text) <= most else f"{text[: most // 2]}\n[…]\n{text[-most // 2 :]}"
+    return {**message, "content": cut}
 
 
 def _last_request(history: Sequence[MessageFields]) -> tuple[int, int, int] | None:

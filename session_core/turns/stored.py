@@ -18,6 +18,7 @@ from session_core.data.message import (
     MessageFields,
     QuestionFields,
     StoredMessage,
+    message_text,
     read_status,
     tool_failed,
     tool_message,
@@ -132,7 +133,7 @@ class StoredTurn:
             return Failed("internal_error", INTERRUPTED_TEXT, message_id=last["id"])
         if read_status(last) == "incomplete" and last.get("reason") not in _INCOMPLETE:
             return Failed(last.get("reason", "internal_error"), message_id=last["id"])
-        text = "".join(message["content"] for message in self._answers() if message["role"] == "assistant")
+        text = "".join(message_text(message) for message in self._answers() if message["role"] == "assistant")
         last = self.waiting or last
         return Ended(last, text, last.get("finish_reason"))
 
@@ -148,14 +149,14 @@ class StoredTurn:
         for message in self._answers():
             if message["role"] == "tool":
                 call_id, name = message.get("tool_call_id", ""), message.get("name", "")
-                text, failed = message["content"], tool_failed(message)
+                text, failed = message_text(message), tool_failed(message)
                 result, error = (None, text.removeprefix(ERROR)) if failed else (text, None)
                 events.append(ToolResult(call_id, name, result, error, given=waited.get(call_id) == "client"))
                 continue
             if reasoning := message.get("reasoning"):
                 events.append(Reasoning(reasoning))
-            if message["content"]:
-                events.append(Chunk(message["content"]))
+            if text := message_text(message):
+                events.append(Chunk(text))
             events += [replace(call, waits_for=waited.get(call.id)) for call in read_tool_calls(message)]
         return [*events, self.last_event()]
 
@@ -240,7 +241,7 @@ def mark_waiting(session: Session) -> Session:
 
 def question_message(session: Session, request: TurnRequest) -> MessageFields:
     """The user's message for a new question. Raises TurnRefused."""
-    text = request.text
+    content = request.content
     fields: QuestionFields = {
         "previous_error": session.last_error or "",
         "previous_refused": session.last_refused,
@@ -253,7 +254,7 @@ def question_message(session: Session, request: TurnRequest) -> MessageFields:
         replaced = known.get(request.replaces)
         if replaced is None or replaced["role"] != "user":
             raise TurnRefused("replaces must be the id of a user's message of this session.")
-        text = replaced["content"] if text is None else text
+        content = replaced["content"] if content is None else content
         place = {"replaces": request.replaces}
     elif request.after is not None:
         if request.after not in (BEGINNING, *known):
@@ -265,7 +266,7 @@ def question_message(session: Session, request: TurnRequest) -> MessageFields:
         fields["history"] = [{**first, **place}, *others]
     else:
         fields |= place
-    return user_message(text or "", request.key, **fields)
+    return user_message(content or "", request.key, **fields)
 
 
 def settled_messages(session: Session, answers: Answers | None = None) -> list[StoredMessage]:
