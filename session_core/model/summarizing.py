@@ -42,13 +42,14 @@ def add_summary(instructions: str, summary: str) -> str:
 
 def count_old(history: Sequence[MessageFields], limit: int | None, beside: int) -> int:
     """How many messages are old: those before the newest turns that fit into half of `limit` tokens. With None they
-    fit into half of what the last request had. 0 where that had less than the limit, or where it is not known.
+    fit into half of what the last request had. 0 where that had less than the limit, or is not known, or where there
+    was none since the last summary.
 
     What was cut from the last request is old too. As the model server tells the tokens of whole requests alone, they
     are shared out by the lengths of texts. Instructions and tools have `beside` characters.
     """
-    tokens, first, end = _last_request(history) or (0, 0, len(history))
-    if limit is not None and tokens < limit:
+    tokens, first, end = _last_request(history)
+    if first < 0 or (limit is not None and tokens < limit):
         return 0
     room = (beside + _size(history[first:end])) * (limit / tokens if limit else 1) / 2
     begins = [0, *(at for at in range(1, len(history)) if history[at]["role"] == "user"), len(history)]
@@ -125,15 +126,15 @@ def _shortened(message: MessageFields, most: int) -> MessageFields:
     return {**message, "content": cut}
 
 
-def _last_request(history: Sequence[MessageFields]) -> tuple[int, int, int] | None:
-    """How many tokens the last request had, the index of its first message, and that of its answer. None where the
-    model server has not told, or where it began before this history."""
+def _last_request(history: Sequence[MessageFields]) -> tuple[int, int, int]:
+    """How many tokens the last request had whose size is known, the index of its first message (-1: it stands before
+    this history), and that of its answer. Where none is known: 0 tokens and the whole history."""
     ids = [message.get("id") for message in history]
-    for at in reversed(range(len(history))):
-        if request := history[at].get("request"):
-            known = type(request.get("tokens")) is int and request.get("first") in ids[:at]
-            return (request["tokens"], ids.index(request["first"]), at) if known else None
-    return None
+    for end in reversed(range(len(history))):
+        if (request := history[end].get("request")) and type(tokens := request.get("tokens")) is int and tokens > 0:
+            first = request.get("first")
+            return tokens, ids.index(first) if first in ids[:end] else -1, end
+    return 0, 0, len(history)
 
 
 def _size(messages: Sequence[MessageFields]) -> int:

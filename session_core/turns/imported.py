@@ -1,9 +1,11 @@
 """Conversations that come in: from a caller, or as a copy of another session."""
 
 import re
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
+from session_core.data.compacted import Compacted, read_compacted
 from session_core.data.message import (
     AnswerFields,
     MessageFields,
@@ -17,6 +19,7 @@ from session_core.data.message import (
 from session_core.data.text import as_object, utf8_text
 from session_core.data.versions import find_parents, find_path
 from session_core.model.reply import sum_usage
+from session_core.model.summarizing import MAX_SUMMARY_CHARACTERS
 from session_core.turns.stored import with_messages
 from storage import Session, expanded, new_id, timestamp
 
@@ -86,6 +89,16 @@ def imported(messages: Any) -> tuple[list[StoredMessage], str | None]:
             stored = _result(text, message, index, calls)
         found.append({**stored, "id": id, "created_at": _time(message.get("created_at"))})
     return _marked(found), system_prompt
+
+
+def imported_summary(value: Any, given: Sequence[Any], messages: Sequence[StoredMessage]) -> Compacted | None:
+    """The summary that a caller sends with the `given` messages, for what is stored of them. Raises ImportRefused."""
+    ids = [message.get("id") for message in given[len(given) - len(messages) :]]  # without those of a system message
+    made = read_compacted(value)
+    if made is None or made["until"] not in ids or not 0 < len(made["content"].strip()) <= MAX_SUMMARY_CHARACTERS:
+        raise ImportRefused("compacted must have the id of one of the messages as until, a content, and created_at.")
+    until = messages[ids.index(made["until"])]["id"]
+    return {"until": until, "content": made["content"], "created_at": _time(made["created_at"])}
 
 
 def _text(content: Any, index: int, *, may_miss: bool) -> str:

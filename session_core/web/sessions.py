@@ -14,7 +14,7 @@ from session_core.data.message import StoredMessage
 from session_core.data.strict_json import to_json
 from session_core.tools.functions import result_text
 from session_core.turns.event_log import Ended
-from session_core.turns.imported import copied, imported
+from session_core.turns.imported import copied, imported, imported_summary
 from session_core.turns.stored import last_failure, mark_waiting, session_usage
 from session_core.turns.turn import Turn
 from session_core.turns.turn_request import TurnRequest
@@ -127,6 +127,8 @@ class _Sessions:
             messages, state = copied(session, until)
         elif "messages" in body:
             messages, system_prompt = imported(body["messages"])
+            if body.get("compacted") is not None:
+                state["compacted"] = imported_summary(body["compacted"], body["messages"], messages)
             if system_prompt is not None:
                 settings = check_settings({"system_prompt": system_prompt}) | settings
         session_id = self._responses.sessions.create(messages, **state, **settings)
