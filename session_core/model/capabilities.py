@@ -161,7 +161,7 @@ class Negotiation:
         if failure.is_bad_call:
             return False
         form = self._added(failure) if failure.status in (400, 422) else None
-        if form is None and (parts := self._suspects(failure)):
+        if form is None and (parts := self._refused_files(failure) or self._suspects(failure)):
             self._tried |= parts
             self._before = self.form
             form = self.form.without(parts)
@@ -186,8 +186,6 @@ class Negotiation:
     def _suspects(self, failure: Failure) -> set[OptionalPart]:
         """What the server most likely refuses: what its words name, else a part that it has never taken."""
         left = [part for part in self.sent if part not in self._tried]
-        if files := self._refused_files(failure, left):
-            return files
         if failure.status == 500:
             return {"tools"} & set(left) if _serves_no_tools(failure.words) else set()
         if failure.status not in (400, 422) or failure.code != "model_error":
@@ -200,10 +198,11 @@ class Negotiation:
             named = [part for part in ("usage", "provider_metadata") if part in never_taken]
         return set(named[:1])
 
-    def _refused_files(self, failure: Failure, left: list[OptionalPart]) -> set[OptionalPart]:
+    def _refused_files(self, failure: Failure) -> set[OptionalPart]:
         """The pictures or the files, where the words name them. What is not clearly said of all is remembered of
         none."""
-        named = [part for part in ("pictures", "files") if part in left and _NAMES[part].search(failure.words)]
+        left = [part for part in ("pictures", "files") if part in self.sent and part not in self._tried]
+        named = [part for part in left if _NAMES[part].search(failure.words)]
         never = bool(_NOT_SERVED.search(failure.words) or re.search(r"content|at most 0\b", failure.words))
         says_never = never and not _BAD_FILE.search(failure.words)
         statuses = (400, 404, 415, 422, 500, 501) if says_never else (400, 415, 422)

@@ -102,8 +102,8 @@ FLAGS: dict[str, tuple[Callable[[str], Any], str, tuple[str, ...]]] = {
     "system_prompt": (text_or_file, "instructions put before every conversation; @file reads a file", ()),
     "timeout": (seconds, "seconds that one turn may take, model and tools together", ()),
     "keep_alive": (seconds, "seconds of silence after which a stream sends a comment", ()),
-    "max_file_bytes": (whole_number(1, 1 << 30), "the largest picture or file in a message, in bytes", ()),
     "max_history": (whole_number(0), "at most this many earlier messages go to the model; 0: all", ()),
+    "max_file_bytes": (whole_number(1, 1 << 30), "the largest picture or file in a message, in bytes", ()),
     "auth_token": (token, "callers must send Authorization: Bearer <token>", ("SESSION_SERVER_TOKEN",)),
     "users": (str, "a file of users and their tokens, each with sessions of their own", ()),
     "session_headers": (
