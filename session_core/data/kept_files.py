@@ -2,7 +2,9 @@
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+
+Source = Mapping[str, bytes] | str  # of files: their bytes by SHA-256, or the session that has them
 
 
 class KeptFiles(ABC):
@@ -10,6 +12,13 @@ class KeptFiles(ABC):
 
     Every method may be called from any thread, needs no lock of the session, and raises StorageUnavailable.
     """
+
+    def take(self, session_id: str, names: Collection[str], source: Source) -> None:
+        """Keeps those of these files that the source has, as `keep` does."""
+        if isinstance(source, str) and names:
+            self.share(source, session_id, names)
+        elif not isinstance(source, str) and (found := {name: source[name] for name in names if name in source}):
+            self.keep(session_id, found)
 
     @abstractmethod
     def keep(self, session_id: str, files: Mapping[str, bytes]) -> None:

@@ -57,7 +57,7 @@ def test_a_deleted_session_leaves_nothing(storage: FileStorage, directory: Path)
 
 def test_a_copy_takes_no_further_room(storage: FileStorage, directory: Path) -> None:
     keep(storage, id := storage.create(), ONE)
-    copy = storage.create(storage.get(id).messages, files_of=id)
+    copy = storage.create(storage.get(id).messages, files=id)
     (path,), (copied,) = ((directory / f".{one}.files").iterdir() for one in (id, copy))
     assert path.samefile(copied)
 
@@ -70,7 +70,7 @@ def test_without_hard_links_a_copy_has_its_own(
 
     monkeypatch.setattr(os, "link", no_links)
     keep(storage, id := storage.create(), ONE)
-    copy = storage.create(storage.get(id).messages, files_of=id)
+    copy = storage.create(storage.get(id).messages, files=id)
     with storage.lock(id) as session:
         session.delete()
     assert storage.files.read(copy, sha256(ONE)) == ONE

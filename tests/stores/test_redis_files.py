@@ -49,7 +49,7 @@ def test_what_a_message_names_stays(server: RedisServer, storage: Storage) -> No
 def test_what_two_sessions_have_is_there_once(server: RedisServer, storage: Storage) -> None:
     keep(storage, id := storage.create(), ONE)
     keep(storage, storage.create(), ONE)
-    storage.create(storage.get(id).messages, files_of=id)
+    storage.create(storage.get(id).messages, files=id)
     assert len(server.call("KEYS", "session_server:file:*")) == 1
 
 

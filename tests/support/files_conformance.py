@@ -65,7 +65,7 @@ class FilesConformance:
     def test_a_copy_shares_what_it_names(self, storage: Storage, other: Storage, id: str) -> None:
         keep(storage, id, ONE, TWO)
         message: Any = {**naming(ONE), "id": "msg-1", "created_at": "2026-01-31T12:34:56Z"}
-        copy = other.create([message], files_of=id)
+        copy = other.create([message], files=id)
         with storage.lock(id) as locked:
             locked.delete()
         assert storage.files.read(copy, sha256(ONE)) == ONE
@@ -73,7 +73,7 @@ class FilesConformance:
 
     def test_a_copy_leaves_out_what_is_missing(self, storage: Storage, id: str) -> None:
         message: Any = {**naming(ONE), "id": "msg-1", "created_at": "2026-01-31T12:34:56Z"}
-        copy = storage.create([message], files_of=id)
+        copy = storage.create([message], files=id)
         assert storage.files.read(copy, sha256(ONE)) is None
 
     def test_users_are_apart(self, storage: Storage) -> None:
