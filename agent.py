@@ -29,6 +29,7 @@ from session_core.model.cancellation import Cancellation
 from session_core.model.chat_completions import ChatCompletions
 from session_core.model.events import Answer, Event, Message, ModelError, ToolCall, ToolResult, Waiting
 from session_core.model.history import OutgoingHistory
+from session_core.model.outgoing_files import FileReader
 from session_core.model.provider_metadata import ModelId
 from session_core.model.reply import sum_usage
 from session_core.model.summarizing import SummedUp, add_summary, count_old, sum_up
@@ -62,6 +63,7 @@ class Agent:
         answered: Sequence[ToolCall | ToolResult] = (),
         results_only: bool = False,
         client_tools: ClientTools | None = None,
+        files: FileReader | None = None,
         observer: Observer | None = None,
     ) -> Generator[Event, None, None]:
         """Answers the last user message of `history`, calling tools as the model asks.
@@ -69,7 +71,8 @@ class Agent:
         `model` and `system_prompt` stand in place of the agent's own. `summary` is one of what came before `history`.
         `options` are merged over the agent's. The `observer` sees the calls of the model and of tools. `client_tools`
         are offered too, and run elsewhere. `answered` are the last calls of the history that have waited: those that
-        run now, and the results of others. With `results_only` the run ends when all are there.
+        run now, and the results of others. With `results_only` the run ends when all are there. `files` gives the
+        bytes of the pictures and files that messages name.
 
         `history` is the stored messages, oldest first. Whatever state they are in, the request is well formed. An
         assistant message with tool calls comes first as a `Message`, then all its `ToolCall`s, then for each call the
@@ -81,7 +84,7 @@ class Agent:
         """
         instructions = add_summary(self._instructions(system_prompt), summary)
         model_id = ModelId.at(self._base_url, model or self.model)
-        outgoing = OutgoingHistory(history, self._max_history, model_id, instructions)
+        outgoing = OutgoingHistory(history, self._max_history, model_id, instructions, files)
         own, budget, observer = self._tools(), Budget(cancellation, self._timeout), observer or Observer()
         client_tools = client_tools or ClientTools()
         tools = client_tools.beside(own)
@@ -122,6 +125,7 @@ class Agent:
         system_prompt: str | None = None,
         summary: str = "",
         client_tools: ClientTools | None = None,
+        files: FileReader | None = None,
         observer: Observer | None = None,
     ) -> Generator[Event | SummedUp, None, None]:
         """Sums up what is old in `history`, and the `summary` of what came before, in one or more requests that begin
@@ -142,7 +146,7 @@ class Agent:
         budget = Budget(cancellation, self._timeout / 2 if if_due else self._timeout)
         with self._completions.connect(budget, observer or Observer(), {}, client_tools.tools) as completions:
             model_id = ModelId.at(self._base_url, model or self.model)
-            yield from sum_up(completions, tools, old, model_id, instructions, summary)
+            yield from sum_up(completions, tools, old, model_id, instructions, summary, files)
 
     def __init__(
         self,

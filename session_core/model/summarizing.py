@@ -7,15 +7,17 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from session_core.data.message import MessageFields, StoredMessage, message_text
+from session_core.data.message import MessageFields, StoredMessage, file_parts, message_text
 from session_core.model.chat_completions import Completions, OfferedTool
 from session_core.model.events import Event, ModelError
 from session_core.model.history import OutgoingHistory, text_size
+from session_core.model.outgoing_files import FileReader
 from session_core.model.provider_metadata import ModelId
 
 MAX_SUMMARY_CHARACTERS = 64 << 10
 _MIN_SHORTENED = 2000  # characters of a text that is not shortened further
 _MESSAGE_CHARACTERS = 16  # about what a message takes beside its texts
+_FILE_CHARACTERS = 6000  # of text take about as many tokens as a picture or a PDF, however many bytes that has
 _INTRODUCTION = "Summary of this conversation so far. The messages that it sums up are not sent again:"
 _ASK = """\
 Sum up our conversation up to here. Its messages will not be sent to you again: whoever reads the summary alone must
@@ -65,6 +67,7 @@ def sum_up(
     model_id: ModelId,
     instructions: str,
     summary: str,
+    files: FileReader | None,
 ) -> Generator[Event | SummedUp, None, None]:
     """Has the model sum up these messages, and the `summary` of those before them: at once, or piece by piece where
     they are too long for it. Each piece gives a `SummedUp` of all up to there.
@@ -72,7 +75,7 @@ def sum_up(
     Raises ModelError, also where the model writes nothing, too much, or not to the end.
     """
     while old:
-        piece = _Piece(old, model_id, add_summary(instructions, summary))
+        piece = _Piece(old, model_id, add_summary(instructions, summary), files)
         reply = yield from completions.ask(piece, tools)
         summary = reply.text.strip()
         yield SummedUp(old[piece.length - 1]["id"], summary, reply.usage)
@@ -84,8 +87,10 @@ def sum_up(
 class _Piece(OutgoingHistory):
     """The beginning of some messages, and the request to sum it up."""
 
-    def __init__(self, messages: Sequence[MessageFields], model_id: ModelId, instructions: str) -> None:
-        super().__init__([*messages, {"role": "user", "content": _ASK}], 0, model_id, instructions)
+    def __init__(
+        self, messages: Sequence[MessageFields], model_id: ModelId, instructions: str, files: FileReader | None
+    ) -> None:
+        super().__init__([*messages, {"role": "user", "content": _ASK}], 0, model_id, instructions, files)
         self._begin = 0  # also where earlier requests were cut
 
     @property
@@ -138,4 +143,8 @@ def _last_request(history: Sequence[MessageFields]) -> tuple[int, int, int]:
 
 
 def _size(messages: Sequence[MessageFields]) -> int:
-    return text_size(messages) + _MESSAGE_CHARACTERS * len(messages)
+    """About how many characters of text take as many tokens as the messages."""
+    files = (part for message in messages for part in file_parts(message.get("content")))
+    sizes = (part["size"] for part in files if not part["media_type"].startswith("text/"))
+    surplus = sum(max(0, size - _FILE_CHARACTERS) for size in sizes)
+    return text_size(messages) - surplus + _MESSAGE_CHARACTERS * len(messages)

@@ -43,7 +43,7 @@ def sum_up(
 ) -> Compacted | None:
     """A summary of what is old in these messages, with the settings of `Agent.run`. None where nothing is old, or
     with `if_due` where none is due yet. Raises ModelError and Cancelled."""
-    asked = {name: settings[name] for name in ("summary", "model", "system_prompt", "client_tools")}
+    asked = {name: settings[name] for name in ("summary", "model", "system_prompt", "client_tools", "files")}
     last: SummedUp | None = None
     for event in agent.sum_up(messages, cancellation, if_due=if_due, observer=report.span, **asked):
         if isinstance(event, SummedUp):

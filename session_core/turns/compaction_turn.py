@@ -7,16 +7,17 @@ from dataclasses import replace
 
 from agent import Agent
 from session_core.data.message import MessageFields, StoredMessage
+from session_core.turns.attachments import SessionFiles
 from session_core.turns.attempt import Attempt
 from session_core.turns.compaction import before_last_turn, behind_summary, store, sum_up
 from session_core.turns.event_log import Ended, Failed
 from session_core.turns.local import LocalTurn
 from session_core.turns.stored import last_turn, outgoing_messages
 from session_core.turns.turn_request import TurnRequest
-from storage import LockedSession, timestamp
+from storage import LockedSession, Storage, timestamp
 
 
-def begin_compaction(session: LockedSession, _: TurnRequest, default_model: str) -> Attempt:
+def begin_compaction(storage: Storage, session: LockedSession, _: TurnRequest, default_model: str) -> Attempt:
     """What the model is asked with. A last turn that did not complete may go on, and is not summed up.
 
     Raises StorageUnavailable and SessionCorrupt.
@@ -28,6 +29,7 @@ def begin_compaction(session: LockedSession, _: TurnRequest, default_model: str)
         "model": found.model or default_model,
         "system_prompt": found.system_prompt,
         "client_tools": None,
+        "files": SessionFiles(storage, session.id),
         "summary": summary,
     }
     return Attempt("", 1, {}, settings, list(messages if turn and turn.complete else before_last_turn(messages)))

@@ -235,7 +235,7 @@ class Turns:
             self.models.check(request.model or session.model)
             take_over(place[0], locked)
             begin = begin_compaction if request.compacts else begin_attempt
-            attempt = begin(locked, request, self.models.agent.model)
+            attempt = begin(place[0], locked, request, self.models.agent.model)
             undo.pop_all()
         span = observer.start_span(TurnSpan(locked.id, attempt.settings["model"], start.began_at))
         report = TurnReport(locked.id, span, start.began_at)
