@@ -35,7 +35,9 @@ def reply(request: dict[str, Any]) -> ScriptedReply:
     if asks(request):
         text = f'The user wrote: "{FIRST}" We went through the days up to question {questions[-2].split(".")[0]}.'
     else:
-        text = f"{questions[-1].split('.')[0]}: yes, early in the morning, and it is a short walk from where you stay."
+        text = (
+            f"{questions[-1].split('.')[0]}: yes, early in the morning, and it is a short walk from where you stay."
+        )
     return answer(text, usage=usage)(request)
 
 
@@ -52,8 +54,8 @@ def example() -> str:
         assert len(client.messages(session)) == 2 * TURNS
         last, largest = model.requests[-1], max(map(tokens, model.requests))
     head = (
-        f"The session has {2 * TURNS} messages. The model was asked {len(made)} times for a summary. No request had more\n"
-        f"than {largest:,} tokens, and this one has {tokens(last):,}, in {len(last['messages'])} messages:\n"
+        f"The session has {2 * TURNS} messages. The model was asked {len(made)} times for a summary. No request had\n"
+        f"more than {largest:,} tokens, and this one has {tokens(last):,}, in {len(last['messages'])} messages:\n"
     )
     messages = list(map(_shown, last["messages"]))
     left = len(messages) - SHOWN
