@@ -7,13 +7,15 @@ Keys begin with `session_server:`, those of a user with `session_server@<name>:`
                      `replaced` where a question has replaced messages; `asked` and `kept`, the fence of a turn that
                      another process wants to end, or to run on; `left`, that of one that nobody reads any more
     messages:<id>    a list: each message as JSON
+    files:<id>       a set: the SHA-256 of the pictures and files that the session's messages name
+    file:<sha256>    the bytes of one, once for all sessions
+    holders:<sha256> a sorted set: the sessions that have it, `inf` where a message names it, else until when it is
+                     kept for one that is on its way, in milliseconds by Redis' clock
     sessions         a sorted set: the ids, in the order of the list
     lease:<id>       who has locked the session; it expires unless it is renewed
     events:<fence>   a stream: what a turn has published, until a minute after its end; where the turn's process is
                      gone, until somebody has stored what it has left. An entry's id is the number of its first line.
                      The last one has the field `last`, and `substitute` where another process has added it
-    queue:<id>       a list: each message that waits, as JSON that begins with its id; the next one first
-    queues           a set: the ids of the sessions in which messages wait
     readers:<fence>  a sorted set: the other processes whose clients read the turn, and until when that holds, in
                      milliseconds by Redis' clock
 
@@ -22,32 +24,21 @@ whose lease has run out, and whose session another one has locked, can change no
 says.
 """
 
-from session_core.data.message_queue import MAX_QUEUED
+from session_core.stores.redis_queue_scripts import QUEUE_BODIES, QUEUE_NAMES
 
 LEASE_MILLISECONDS = 5000  # after which a lock for a turn is free whose process does not renew it
 SHORT_LEASE_MILLISECONDS = 2000  # the same for a short lock, which is not renewed
 READER_MILLISECONDS = 5000  # for which another process reads a turn that does not say so again
 KEEP_MILLISECONDS = 60_000  # for which a turn's events are kept after its end
 DELETED_MILLISECONDS = 5000  # the same after the session's deletion, so that who watches gets its end
-DURABLE = ("create", "write", "delete", "queue", "unqueue")  # scripts that wait for replicas
+FILE_MILLISECONDS = 3_600_000  # for which a file is kept that no message names
+DURABLE = ("create", "write", "delete", "queue", "unqueue", "keep_file")  # scripts that wait for replicas
 
 # All scripts begin with this. A session exists if its hash does.
 _NAMES = """
 local session, messages, lease, list = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local prefix = string.match(session, '^[^:]*:')
-local events, queues = prefix .. 'events:', prefix .. 'queues'
-local waiting = string.match(session, ':session:(.*)$') or ''
-local queue = prefix .. 'queue:' .. waiting
-local function queued(id)
-    for place, entry in ipairs(redis.call('LRANGE', queue, 0, -1)) do
-        local head = '{"id":"' .. id .. '"'
-        if string.sub(entry, 1, #head) == head then return place, entry end
-    end
-end
-local function unqueue(entry)
-    redis.call('LREM', queue, 1, entry)
-    if redis.call('EXISTS', queue) == 0 then redis.call('SREM', queues, waiting) end
-end
+local events = prefix .. 'events:'
 local function published()
     for _, name in ipairs({'told', 'published'}) do  -- what earlier versions write is the newer one where it is there
         local found = redis.pcall('HGET', session, name)
@@ -60,6 +51,20 @@ local function touch(id)
     local newest = redis.call('ZRANGE', list, 0, 0, 'WITHSCORES')[2]
     if newest and now <= -newest then now = 1 - newest end
     redis.call('ZADD', list, string.format('%.0f', -now), id)
+end
+local function now()
+    local time = redis.call('TIME')
+    return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+local function hold(id, line)  -- what a message names that is stored with this line
+    for name in string.gmatch(line, '"sha256":"(%x+)"') do
+        if redis.call('EXISTS', prefix .. 'file:' .. name) == 1 then
+            redis.call('ZADD', prefix .. 'holders:' .. name, 'inf', id)
+            redis.call('PERSIST', prefix .. 'file:' .. name)
+            redis.call('PERSIST', prefix .. 'holders:' .. name)
+            redis.call('SADD', prefix .. 'files:' .. id, name)
+        end
+    end
 end
 local function top(key)
     local entry = redis.call('XREVRANGE', key, '+', '-', 'COUNT', 1)[1]
@@ -75,7 +80,10 @@ local id, count = unpack(ARGV, 1, 2)
 if redis.call('HEXISTS', session, 'created_at') == 1 then return 'exists' end
 redis.call('UNLINK', queue)
 redis.call('HSET', session, unpack(ARGV, 3, 2 + count))
-for line = 3 + count, #ARGV do redis.call('RPUSH', messages, ARGV[line]) end
+for line = 3 + count, #ARGV do
+    redis.call('RPUSH', messages, ARGV[line])
+    hold(id, ARGV[line])
+end
 touch(id)
 """,
     "read": """
@@ -159,37 +167,11 @@ if line ~= '' then
     local found = redis.call('LLEN', messages)
     if found > tonumber(count) then redis.call('LTRIM', messages, -found, count - found - 1) end
     redis.call('RPUSH', messages, line)
+    hold(id, line)
 end
 redis.call('HDEL', session, 'note', 'continuation')
 redis.call('HSET', session, 'written', number, unpack(ARGV, 7))
 if id ~= '' then touch(id) end
-""",
-    # Each of the next three does nothing where it runs a second time.
-    "queue": f"""
-local id, entry, first = unpack(ARGV)
-if redis.call('EXISTS', session) == 0 then return 'missing' end
-local place = queued(id)
-if place then return place end
-if redis.call('LLEN', queue) >= {MAX_QUEUED} then return 'full' end
-redis.call('SADD', queues, waiting)
-if first == '1' then
-    redis.call('LPUSH', queue, entry)
-    return 1
-end
-return redis.call('RPUSH', queue, entry)
-""",
-    "unqueue": """
-if redis.call('EXISTS', session) == 0 then return 'missing' end
-local place, entry = queued(ARGV[1])
-if place then unqueue(entry) end
-return place
-""",
-    "queued": """
-if redis.call('EXISTS', session) == 0 then return 'missing' end
-return redis.call('LRANGE', queue, 0, -1)
-""",
-    "queues": """
-return redis.call('SMEMBERS', queues)
 """,
     "delete": f"""
 local fence, id = unpack(ARGV)
@@ -200,9 +182,40 @@ if newest then
     if over then redis.call('PEXPIRE', events .. newest, {DELETED_MILLISECONDS})
     else redis.call('UNLINK', events .. newest) end
 end
-redis.call('UNLINK', session, messages, queue)
+for _, name in ipairs(redis.call('SMEMBERS', prefix .. 'files:' .. id)) do
+    local file, holders = prefix .. 'file:' .. name, prefix .. 'holders:' .. name
+    redis.call('ZREM', holders, id)
+    redis.call('ZREMRANGEBYSCORE', holders, '-inf', now())
+    if redis.call('ZCARD', holders) == 0 then
+        redis.call('UNLINK', file, holders)
+    elseif redis.call('ZCOUNT', holders, 'inf', 'inf') == 0 then
+        redis.call('PEXPIRE', file, {FILE_MILLISECONDS})
+        redis.call('PEXPIRE', holders, {FILE_MILLISECONDS})
+    end
+end
 redis.call('SREM', queues, id)
+redis.call('UNLINK', session, messages, queue, prefix .. 'files:' .. id)
 redis.call('ZREM', list, id)
+""",
+    # Without data, a file that another session has. Nothing names it yet for this one.
+    "keep_file": f"""
+local id, name, data = unpack(ARGV)
+local file, holders = prefix .. 'file:' .. name, prefix .. 'holders:' .. name
+if redis.call('EXISTS', file) == 0 then
+    if data == '' then return end
+    redis.call('SET', file, data, 'PX', {FILE_MILLISECONDS})
+end
+if redis.call('ZSCORE', holders, id) ~= 'inf' then
+    redis.call('ZADD', holders, now() + {FILE_MILLISECONDS}, id)
+end
+if redis.call('PTTL', file) > 0 then
+    redis.call('PEXPIRE', file, {FILE_MILLISECONDS})
+    redis.call('PEXPIRE', holders, {FILE_MILLISECONDS})
+end
+""",
+    "file": """
+local id, name = unpack(ARGV)
+if redis.call('ZSCORE', prefix .. 'holders:' .. name, id) then return redis.call('GET', prefix .. 'file:' .. name) end
 """,
     "release": f"""
 local fence, holder, count = unpack(ARGV)
@@ -303,4 +316,4 @@ if redis.call('HGET', session, 'token') == fence then redis.call('HSET', session
 """,
 }
 
-SCRIPTS = {name: _NAMES + body for name, body in _BODIES.items()}
+SCRIPTS = {name: _NAMES + QUEUE_NAMES + body for name, body in {**_BODIES, **QUEUE_BODIES}.items()}

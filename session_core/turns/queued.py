@@ -9,26 +9,30 @@ from typing import Any
 from session_core.data.message import MessageFields, user_message
 from session_core.data.message_queue import MessageQueue, QueuedMessage
 from session_core.tools.client_tools import ClientTool, ClientTools
-from session_core.turns.stored import StoredTurn, last_turn, question_message
+from session_core.turns.attachments import keep_question_files
+from session_core.turns.stored import last_turn, question_message
 from session_core.turns.turn_request import KeyReused, TurnRefused, TurnRequest
 from storage import Session, SessionBusy, Storage, new_id, timestamp
 
-_ASKED = ("replaces", "after", "history", "model", "system_prompt", "options", "client_id", "terms")
+_ASKED = ("replaces", "after", "model", "system_prompt", "options", "client_id", "terms")
 
 
-def queued_message(session: Session, request: TurnRequest, running: str | None) -> QueuedMessage:
+def queued_message(storage: Storage, session: Session, request: TurnRequest, running: str | None) -> QueuedMessage:
     """The request as it waits, while the turn of this question runs, or none. The same key gives the same id.
 
-    Raises TurnRefused."""
-    if request.if_busy == "steer" and (request.replaces or request.after or request.history):
+    Keeps the pictures and files of the question. Raises TurnRefused and StorageUnavailable.
+    """
+    if request.if_busy == "steer" and (request.replaces or request.after):
         raise TurnRefused("Only a new message can come into a turn that runs.")
+    question = question_message(session, request)
+    keep_question_files(storage, session, request, question)
     digest = hashlib.sha256(f"{session.id} {request.key}".encode()).hexdigest()[:32]
-    asked: dict[str, Any] = {name: value for name in _ASKED if (value := getattr(request, name)) not in (None, ())}
+    asked: dict[str, Any] = {name: value for name in _ASKED if (value := getattr(request, name)) is not None}
     if request.client_tools is not None:
         asked["client_tools"] = {name: tool.schema for name, tool in request.client_tools.tools.items()}
     message: QueuedMessage = {
         "id": f"msg-{digest}" if request.key else new_id("msg"),
-        "content": question_message(session, request)["content"],
+        "content": question["content"],
         "created_at": timestamp(),
         "asked": asked,
     }
@@ -44,9 +48,8 @@ def queued_request(message: QueuedMessage) -> TurnRequest:
     asked = {name: value for name, value in message.get("asked", {}).items() if name in _ASKED}
     tools = message.get("asked", {}).get("client_tools")
     made = ClientTools({name: ClientTool(schema) for name, schema in tools.items()}) if tools else None
-    history = tuple(asked.pop("history", ()))
     key, queued_id = message.get("idempotency_key"), message["id"]
-    return TurnRequest(message["content"], history=history, key=key, client_tools=made, queued_id=queued_id, **asked)
+    return TurnRequest(message["content"], key=key, client_tools=made, queued_id=queued_id, **asked)
 
 
 def steered_message(message: QueuedMessage) -> MessageFields:
@@ -97,11 +100,8 @@ def holds_queue(session: Session) -> bool:
     return turn is not None and turn.waiting is not None
 
 
-def check_order(queue: MessageQueue, session: Session, request: TurnRequest, stored: StoredTurn | None) -> None:
-    """Raises SessionBusy where another message waits before a new question, or before this one that waits too. A
-    `stored` turn that is tried again, or goes on, does so before all that waits."""
-    if stored is not None or request.goes_on:
-        return
+def check_order(queue: MessageQueue, session: Session, request: TurnRequest) -> None:
+    """Raises SessionBusy where another message waits before a new question, or before this one that waits too."""
     waiting = still_waiting(queue.read(), session)
     first = waiting[0]["id"] if waiting else None
     if first != request.queued_id or (first is not None and holds_queue(session)):

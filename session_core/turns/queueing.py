@@ -48,7 +48,7 @@ def accept(turns: Turns, place: Place, request: TurnRequest) -> Accepted:
         raise SessionBusy(session_id)
     turn = turns.attach(place)
     running = turn.message_id if turn is not None and not turn.ended else None
-    message = queued_message(session, request, running)
+    message = queued_message(storage, session, request, running)
     position = queue.add(message, first=request.if_busy == "interrupt")
     if request.if_busy == "interrupt":
         _interrupt(turns, place, {running, *(one["id"] for one in waiting)})

@@ -12,12 +12,12 @@ from typing import Any
 from session_core.stores.clock import Clock
 from session_core.telemetry.spans import Observer, TurnSpan
 from session_core.turns.attempt import begin_attempt
+from session_core.turns.compaction_turn import CompactionTurn, begin_compaction
 from session_core.turns.event_log import Failed
 from session_core.turns.journal import take_over
 from session_core.turns.local import LocalTurn, fail_all
 from session_core.turns.models import ModelChoice
 from session_core.turns.queue_runner import QueueRunner
-from session_core.turns.queued import check_order
 from session_core.turns.recent import Place, RecentTurns
 from session_core.turns.remote import SILENT_SECONDS, RemoteTurn, RemoteTurns, ShuttingDown
 from session_core.turns.report import TurnReport
@@ -107,7 +107,7 @@ class Turns:
                 return found
 
     def attach(self, place: Place) -> Turn | None:
-        """The session's turn that runs or can still be watched. None where there is none.
+        """The session's turn that runs or can still be watched. None where there is none, or a summary is made.
 
         Raises SessionNotFound and StorageUnavailable. Where the turn runs in another process, raises ShuttingDown, or
         SessionBusy if it cannot be followed from here.
@@ -115,6 +115,8 @@ class Turns:
         storage, session_id = place
         while True:
             turn = self._local_or_remote(place)
+            if turn and not turn.message_id:
+                return None
             with self._lock:
                 ended = self._recent.get(place)
             if turn is None or ended is None or ended.turn is not turn:
@@ -127,8 +129,7 @@ class Turns:
             self.forget(place)  # another process has added to the session
 
     def cancel(self, place: Place) -> bool:
-        """Cancels the session's turn and waits until it has ended. Returns False if none runs. Raises what `attach`
-        does."""
+        """Cancels the session's turn and waits for its end. Returns False if none runs. Raises what `attach` does."""
         turn = self._local_or_remote(place)
         return turn is not None and turn.cancel()
 
@@ -228,25 +229,24 @@ class Turns:
         """The turn, None where its key is that of a turn that has ended, and the session as it was found."""
         with contextlib.ExitStack() as undo:
             undo.callback(locked.release)
-            session, request = locked.session, start.request
+            session, queue, request = locked.session, place[0].queue(locked.id), start.request
             stored = _turn_of_key(session, request)
             if stored is not None and not stored.can_be_retried:
                 return None, session
             start.looked.set()
             self._admit(start, admit)
             undo.callback(self._slots.release)
-            if request.queued_id is None:  # else it was checked when the message came
-                self.models.check(request.model or session.model)
-            check_order(place[0].queue(locked.id), session, request, stored)
+            self.models.check(None if request.queued_id else request.model or session.model)
             take_over(place[0], locked)
-            attempt = begin_attempt(locked, request, self.models.agent.model)
+            begin = begin_compaction if request.compacts else begin_attempt
+            attempt = begin(place[0], locked, request, self.models.agent.model)
             undo.pop_all()
         span = observer.start_span(TurnSpan(locked.id, attempt.settings["model"], start.began_at))
         report = TurnReport(locked.id, span, start.began_at)
-        turn = LocalTurn(locked, request, attempt, report, functools.partial(self._on_end, place))
+        kind = CompactionTurn if request.compacts else LocalTurn
+        turn = kind(locked, request, attempt, report, functools.partial(self._on_end, place))
         turn.start()
         try:
-            queue = place[0].queue(locked.id)
             self._workers.run(functools.partial(turn.run, self.models.agent, attempt.history, queue))
         except RuntimeError:  # the system gives no more threads
             turn.fail("overloaded")
@@ -274,7 +274,7 @@ class Turns:
             return None
         message_id = stored.messages[0]["id"]
         if running is not None and running.message_id == message_id:
-            return running, False  # which another caller continues, or the server itself, or the message came into it
+            return running, False  # which another caller, or the server itself, continues, or that it has steered
         remote = self._remote.turn(*place)
         if remote is not None and remote.message_id == message_id:
             ended = not place[0].running(place[1])
@@ -315,7 +315,7 @@ class Turns:
         now, size = time.monotonic(), turn.size
         with self._lock:
             del self._local[place]
-            until = self._recent.add(place, turn, version, size, now)
+            until = self._recent.add(place, turn, version, size, now) if turn.message_id else now
         self._slots.release()
         self.queues.look(place)
         with contextlib.suppress(RuntimeError):  # the system gives no more threads: it is let go of later

@@ -15,9 +15,11 @@ from session_core.data.session import expanded
 from session_core.data.strict_json import to_json
 from session_core.data.versions import replaced_messages
 from session_core.tools.functions import result_text
-from session_core.turns.imported import copied, imported
+from session_core.turns.event_log import Ended
+from session_core.turns.imported import copied, imported, imported_summary
 from session_core.turns.queued import render_queued, still_waiting
 from session_core.turns.stored import last_failure, mark_waiting, session_usage
+from session_core.turns.turn import Turn
 from session_core.turns.turn_request import IfBusy, TurnRequest
 from session_core.turns.waiting import pending_calls
 from session_core.web.bodies import (
@@ -33,10 +35,12 @@ from session_core.web.bodies import (
 )
 from session_core.web.errors import ApiError, describe_error, json_response
 from session_core.web.events import EventRenderer, find_resume_index, render_message
+from session_core.web.file_answers import serve_file
 from session_core.web.markdown import render_markdown
 from session_core.web.session_list import answer_list, session_details
 from session_core.web.turn_responses import TurnReader, TurnResponses, add_stream
 from session_core.web.ui_messages import UI_MESSAGES, ui_messages
+from session_core.web.uploads import Uploads, body_with_files
 from storage import SETTINGS, Session, SessionBusy, Storage
 
 
@@ -65,7 +69,7 @@ class _Answer(BaseModel, strict=True):
 class _TurnBody(BaseModel, strict=True):
     """What `run` and `run_stream` take."""
 
-    message: str | None = None
+    message: str | list[Any] | None = None
     replaces: str | None = None
     after: str | None = None
     continues: bool = Field(False, alias="continue")
@@ -86,8 +90,10 @@ def native_dialect(responses: TurnResponses, *, show_reasoning: bool) -> Bluepri
         ("DELETE", "/sessions/<session_id>", routes.delete_session),
         ("POST", "/sessions/<session_id>/run", routes.run),
         ("POST", "/sessions/<session_id>/run_stream", routes.run_stream),
+        ("GET", "/sessions/<session_id>/files/<sha256>", routes.get_file),
         ("POST", "/sessions/<session_id>/cancel", routes.cancel),
         ("DELETE", "/sessions/<session_id>/queued/<message_id>", routes.take_back),
+        ("POST", "/sessions/<session_id>/compact", routes.compact),
     ):
         blueprint.add_url_rule(rule, view_func=view, methods=[method])
     add_stream(blueprint, "/sessions/<session_id>/run_stream", routes.resume_stream)
@@ -108,9 +114,9 @@ class _Sessions:
         return self._responses.sessions.storage
 
     def create_session(self) -> Response:
-        body = json_body(optional=True)
+        with body_with_files(self._responses.max_file_bytes, optional=True) as (body, uploads):
+            messages = uploads.parse_messages(body.get("messages"))
         settings = check_settings(body)
-        messages: list[StoredMessage] = []
         state: dict[str, Any] = {}
         if "copy_of" in body or "until" in body:
             source = check_id(body.get("copy_of"), "copy_of", "session")
@@ -120,11 +126,16 @@ class _Sessions:
             session = self._responses.sessions.session(source)
             settings = {name: getattr(session, name) for name in SETTINGS} | settings
             messages, state = copied(session, until)
+            state["files"] = source
         elif "messages" in body:
-            messages, system_prompt = imported(body["messages"])
+            given = messages
+            messages, system_prompt = imported(given)
+            state["files"] = uploads.files
+            if body.get("compacted") is not None:
+                state["compacted"] = imported_summary(body["compacted"], given, messages)
             if system_prompt is not None:
                 settings = check_settings({"system_prompt": system_prompt}) | settings
-        session_id = self._responses.sessions.create(messages, **state, **settings)
+        session_id = self._responses.sessions.create(messages or (), **state, **settings)
         return json_response({"id": session_id}, 201, {"Location": f"{request.script_root}/sessions/{session_id}"})
 
     def list_sessions(self) -> Response:
@@ -154,6 +165,7 @@ class _Sessions:
             "updated_at": session.updated_at,
             "running": running,
             **_set_settings(session),
+            **_compacted(session),
             **_state(session, queued, running=running),
         }
         if limit or before is not None:
@@ -205,13 +217,17 @@ class _Sessions:
             raise ApiError("not_found", f"No message {message_id} waits in this session.")
         return json_response({"success": True, "message": f"Message {message_id} taken back"})
 
+    def get_file(self, session_id: str, sha256: str) -> Response:
+        self._storage.running(session_id)  # there is such a session
+        return serve_file(self._storage.files, session_id, sha256)
+
     def cancel(self, session_id: str) -> Response:
         json_body(optional=True)
         return json_response({"cancelled": self._responses.sessions.cancel(session_id)})
 
     def _start(self, session_id: str) -> TurnReader | Response:
         """A reader of the turn that the request asks for, or the answer that its message waits."""
-        asked = _parse_turn_request(json_body())
+        asked = self._parse_turn_request()
         try:
             return self._responses.start(session_id, asked)
         except SessionBusy:
@@ -219,6 +235,21 @@ class _Sessions:
                 raise
             accepted = self._responses.sessions.accept(session_id, asked)
             return json_response({"id": accepted.message_id, "position": accepted.position}, 202)
+
+    def compact(self, session_id: str) -> Response:
+        json_body(optional=True)
+        reader = self._responses.start(session_id, TurnRequest(compacts=True))
+
+        def render(_: Turn, last: Ended) -> Response:
+            done = last.status if last.complete_text or last.status == "cancelled" else "nothing_to_sum_up"
+            session = self._responses.sessions.session(session_id)
+            return json_response({"status": done, "compacted": None, **_compacted(session)})
+
+        return self._responses.whole(reader, render)
+
+    def _parse_turn_request(self) -> TurnRequest:
+        with body_with_files(self._responses.max_file_bytes) as (body, uploads):
+            return _parse_turn_request(body, uploads)
 
     def _markdown(self, session: Session) -> Response:
         head = {"Session": session.id, "Created": session.created_at, "Updated": session.updated_at}
@@ -229,22 +260,23 @@ class _Sessions:
         return Response(text, mimetype="text/markdown", headers={"Vary": "Accept"})
 
 
-def _parse_turn_request(body: Mapping[str, Any]) -> TurnRequest:
+def _parse_turn_request(body: Mapping[str, Any], uploads: Uploads) -> TurnRequest:
     """What a body of `run` or `run_stream` asks for, with the request's key. Raises ApiError."""
     asked = parse_body(_TurnBody, body)
-    text, replaces, after = asked.message, asked.replaces, asked.after
+    replaces, after = asked.replaces, asked.after
+    content = None if asked.message is None else uploads.parse_content(asked.message, "message")
     goes_on = asked.continues or asked.answers is not None
-    beside = (text, replaces, after, asked.if_busy) != (None, None, None, "reject")
+    beside = (content, replaces, after, asked.if_busy) != (None, None, None, "reject")
     if goes_on and (beside or (asked.continues and asked.answers is not None)):
         raise ApiError("invalid_request", 'A body with "continue" or "answers" has nothing else but model.')
     if replaces is not None and after is not None:
         raise ApiError("invalid_request", "A message stands in place of another one or behind one: leave one out.")
-    if not goes_on and (text is not None or replaces is None):
-        check_question(text, 'The body must be {"message": "text"}, and the text must not be blank.')
+    if not goes_on and (content is not None or replaces is None):
+        check_question(content, 'The body must be {"message": "text"}, and the text must not be blank.')
     if after is not None:
         check_id(after, "after", "msg")
     return TurnRequest(
-        text,
+        content,
         replaces,
         after,
         continues=asked.continues,
@@ -252,6 +284,7 @@ def _parse_turn_request(body: Mapping[str, Any]) -> TurnRequest:
         key=idempotency_key(),
         model=asked.model,
         if_busy=asked.if_busy,
+        files=uploads.files,
     )
 
 
@@ -279,6 +312,12 @@ def _state(session: Session, queued: list[QueuedMessage], *, running: bool) -> d
         code, _, text = describe_error(failed.code)
         state["last_error"] = {"error": failed.text or text, "code": code}
     return state
+
+
+def _compacted(session: Session) -> dict[str, Any]:
+    """The summary that is in force, where there is one."""
+    made = session.current_compacted
+    return {"compacted": {name: made.get(name) for name in ("until", "content", "created_at")}} if made else {}
 
 
 def _set_settings(session: Session) -> dict[str, str]:

@@ -18,6 +18,7 @@ from session_core.stores.files import FileStorage
 from storage import Storage
 from tests.support.client import Client, Stream
 from tests.support.model_server import BREAK, STALL, ModelServer, ReplyTo, answer, frames, tool_call, tool_calls
+from tests.support.pictures import sha256
 from tests.support.server import ROOT
 
 DOCUMENT = json.loads((ROOT / "session_core" / "web" / "page" / "openapi.json").read_text(encoding="utf-8"))
@@ -56,6 +57,9 @@ def _strict(schema: Any) -> Any:
 _REGISTRY: Registry[Any] = Registry().with_resource(
     "urn:openapi", Resource(contents=_strict(copy.deepcopy(DOCUMENT)), specification=DRAFT202012)
 )
+
+
+TEXT = b"Hello\n"  # a file that a session may have
 
 
 def _validator(pointer: str) -> Draft202012Validator:
@@ -184,7 +188,7 @@ class World:
         if body is None and operation == "create_session":
             body = {"copy_of": self.session_id}
         sent = {name.replace("_", "-"): value for name, value in headers.items()}
-        path = path.format(session_id=self.session_id, message_id="msg-0") + query
+        path = path.format(session_id=self.session_id, message_id="msg-0", sha256=sha256(TEXT)) + query
         return (app or self.app()).request(method, path, body, sent)
 
     def begin_turn(self, app: Client) -> Stream:
