@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from abc import ABC, abstractmethod
-from typing import Any, Required, TypedDict, TypeGuard
+from typing import Any, Required, TypedDict
 
 from session_core.data.message import Content, is_message
+from session_core.data.store_errors import SessionCorrupt
+from session_core.data.strict_json import from_json
+
+log = logging.getLogger(__name__)
 
 MAX_QUEUED = 16  # messages that wait in a session
 
@@ -91,9 +96,13 @@ def take_out(messages: list[QueuedMessage], message_id: str) -> bool:
     return bool(found)
 
 
-def are_queued(values: Any) -> TypeGuard[list[QueuedMessage]]:
-    """Whether a JSON value is a list of messages that wait."""
-    return isinstance(values, list) and all(
-        isinstance(one, dict) and is_message({**one, "role": "user"}) and isinstance(one.get("asked", {}), dict)
-        for one in values
-    )
+def parse_queue(session_id: str, data: bytes) -> list[QueuedMessage]:
+    """The messages that wait, from a JSON list. Logs what is none, and raises SessionCorrupt."""
+    try:
+        values: list[Any] = from_json(data)
+        if all(is_message({**one, "role": "user"}) and isinstance(one.get("asked", {}), dict) for one in values):
+            return values
+        raise ValueError("one of its messages is none")
+    except (ValueError, TypeError, RecursionError) as error:
+        log.error("the queue of %s cannot be understood and is left as it is: %s", session_id, error)
+        raise SessionCorrupt(session_id) from error

@@ -8,19 +8,16 @@ just before a crash.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import secrets
 from collections.abc import Iterator
 
-from session_core.data.message_queue import MessageQueue, NotQueued, QueuedMessage, are_queued, insert, take_out
-from session_core.data.strict_json import from_json, to_json
+from session_core.data.message_queue import MessageQueue, NotQueued, QueuedMessage, insert, parse_queue, take_out
+from session_core.data.strict_json import to_json
 from session_core.stores.disk_access import synced, unavailable, write_all
 from session_core.stores.file_journal import read_journal, remove_journal
 from session_core.stores.file_locks import close_unlocked, lock_waiting
-from storage import SessionCorrupt, SessionNotFound, StorageUnavailable
-
-log = logging.getLogger(__name__)
+from storage import SessionNotFound, StorageUnavailable
 
 
 class FileQueue(MessageQueue):
@@ -35,14 +32,7 @@ class FileQueue(MessageQueue):
     def read(self) -> list[QueuedMessage]:
         with unavailable("read the queue of", self._session_id):
             data = b"\n".join(read_journal(self._path))
-        try:
-            messages = from_json(data or b"[]")
-            if are_queued(messages):
-                return messages
-            raise ValueError("it is no list of messages")
-        except (ValueError, RecursionError) as error:
-            log.error("the queue of %s cannot be understood and is left as it is: %s", self._session_id, error)
-            raise SessionCorrupt(self._session_id) from error
+        return parse_queue(self._session_id, data) if data else []
 
     def add(self, message: QueuedMessage, *, first: bool = False) -> int:
         with self._changing():

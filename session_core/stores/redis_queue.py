@@ -1,13 +1,8 @@
 """The queue of a session in Redis, which every server can change, whichever of them runs a turn."""
 
-import logging
-
-from session_core.data.message_queue import MessageQueue, QueuedMessage, QueueFull, are_queued
-from session_core.data.strict_json import from_json, to_json
+from session_core.data.message_queue import MessageQueue, QueuedMessage, QueueFull, parse_queue
+from session_core.data.strict_json import to_json
 from session_core.stores.redis_connection import RETRY_SECONDS, RedisKeys
-from storage import SessionCorrupt
-
-log = logging.getLogger(__name__)
 
 
 class RedisQueue(MessageQueue):
@@ -19,14 +14,7 @@ class RedisQueue(MessageQueue):
 
     def read(self) -> list[QueuedMessage]:
         lines = self._keys.run("read the queue of", "queued", self._session_id)
-        try:
-            messages = from_json(b"[" + b",".join(lines) + b"]")
-            if are_queued(messages):
-                return messages
-            raise ValueError("it has something else than messages")
-        except (ValueError, RecursionError) as error:
-            log.error("the queue of %s cannot be understood and is left as it is: %s", self._session_id, error)
-            raise SessionCorrupt(self._session_id) from error
+        return parse_queue(self._session_id, b"[" + b",".join(lines) + b"]")
 
     def add(self, message: QueuedMessage, *, first: bool = False) -> int:
         line, id = to_json({"id": message["id"], **message}), message["id"]

@@ -218,6 +218,7 @@ def test_where_messages_wait_the_session_is_busy(client: Client, gate: Gate) -> 
 
 def test_a_deleted_session_begins_no_turn_of_its_queue(client: Client) -> None:
     session, _ = begin(client, "stall")
+    client.model.wait_for(1)
     queue(client, session, "two", "three")
     assert client.request("DELETE", f"/sessions/{session}").status_code == 200
     assert client.get(f"/sessions/{session}").status_code == 404
