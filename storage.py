@@ -140,6 +140,12 @@ class Storage(ABC):
         page = ids if limit is None else ids[:limit]
         return page, page[-1] if len(page) < len(ids) else None
 
+    def contents(self, after: str | None = None) -> Iterator[tuple[str, bytes | None]]:
+        """The ids behind `after`, or all, in the order of the list, each with JSON in which all texts of the session
+        stand, so that a search reads only sessions that may hold its words. None where only `get` and `journal` tell
+        the texts. Raises what `page` raises."""
+        return ((session_id, None) for session_id in self.page(None, after)[0])
+
     def clock(self) -> float:
         """The time, in seconds since 1970, by the clock by which this store says when sessions have changed."""
         return time.time()
@@ -419,9 +425,17 @@ class MemoryStorage(Storage):
             session, lines = found.session, found.lines.copy()
         return replace(session, messages=json.loads(b"[" + b",".join(lines) + b"]"))
 
+    def contents(self, after: str | None = None) -> Iterator[tuple[str, bytes | None]]:
+        for session_id in self.page(None, after)[0]:
+            with self._mutex:
+                found = self._sessions.get(session_id)
+                lines = found.lines.copy() if found else []
+            yield session_id, b",".join([to_json(found.session.title if found else None), *lines])
+
     def _ids(self) -> list[str]:
         with self._mutex:
-            return [id for _, id in sorted((-found.order, id) for id, found in self._sessions.items())]
+            sessions = list(self._sessions.items())
+        return [id for _, id in sorted((-found.order, id) for id, found in sessions)]
 
     def changed_at(self, session_id: str) -> float:
         with self._mutex:

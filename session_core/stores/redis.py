@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 
 _JSON_FIELDS = (*SETTINGS, *STATE, "note", "continuation", "replaced")  # of a session's hash, in all versions
 _LISTED_AT_ONCE = 500
+_READ_AT_ONCE = 200  # sessions, for which Redis lets nobody else wait longer than for a turn
+_BATCH_BYTES = 1 << 20  # after which no further one of these is read
 _FLUSH_SECONDS = 0.05  # in which events gather that go to Redis together
 _FIRST_LINE_SECONDS = 1.0  # how long to wait for the first line of a turn that another process starts
 
@@ -70,6 +72,13 @@ class RedisStorage(Storage):
         ids = [id.decode() for id in found]
         page = ids[:limit]
         return page, page[-1] if len(page) < len(ids) else None
+
+    def contents(self, after: str | None = None) -> Iterator[tuple[str, bytes | None]]:
+        ids, first = self.page(None, after)[0], 0
+        while batch := ids[first : first + _READ_AT_ONCE]:
+            found = self._keys.run("search", "contents", "", _BATCH_BYTES, *batch)
+            yield from zip(batch, found, strict=False)
+            first += len(found)
 
     def summary(self, session_id: str) -> Summary:
         try:

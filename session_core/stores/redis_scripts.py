@@ -77,6 +77,25 @@ if after ~= '' then
 end
 return redis.call('ZRANGE', list, first, limit == '' and -1 or first + limit)
 """,
+    # What the session itself must be asked for is false: where a turn has published what it may have left.
+    "contents": """
+local found, size = {}, 0
+for number = 2, #ARGV do
+    session = prefix .. 'session:' .. ARGV[number]
+    local newest = published()
+    local title = redis.pcall('HGET', session, 'title') or 'null'
+    local lines = redis.pcall('LRANGE', prefix .. 'messages:' .. ARGV[number], 0, -1)
+    local text = false
+    if type(title) == 'string' and not lines.err and not (newest and redis.call('EXISTS', events .. newest) == 1) then
+        table.insert(lines, 1, title)
+        text = table.concat(lines, ',')
+        size = size + #text
+    end
+    found[number - 1] = text
+    if size > tonumber(ARGV[1]) then break end
+end
+return found
+""",
     "older": """
 local before, skip, limit = unpack(ARGV)
 return redis.call('ZRANGE', list, '+inf', '-' .. before, 'BYSCORE', 'REV', 'LIMIT', skip, limit)

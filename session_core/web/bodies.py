@@ -8,6 +8,7 @@ from flask import request
 from pydantic import AfterValidator, BaseModel, FailFast, StringConstraints, ValidationError
 
 from session_core.data.strict_json import from_json
+from session_core.data.words import Words, parse_words
 from session_core.web.errors import ApiError
 from storage import TITLE_LENGTH
 
@@ -102,6 +103,15 @@ def number_argument(name: str, least: int, most: int) -> int | None:
     if not re.fullmatch(r"[0-9]{1,9}", text) or not least <= int(text) <= most:
         raise ApiError("invalid_request", f"{name} must be a whole number from {least} to {most}.")
     return int(text)
+
+
+def words_argument(name: str) -> Words | None:
+    """The words of the query value of this name, None where it is not given."""
+    text = request.args.get(name)
+    try:
+        return None if text is None else parse_words(text)
+    except ValueError as error:
+        raise ApiError("invalid_request", f"{name} must {error}.") from None
 
 
 def flag_argument(name: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Mapping
 from typing import Any, Self
@@ -31,15 +30,13 @@ from session_core.web.bodies import (
 from session_core.web.errors import ApiError, describe_error, json_response
 from session_core.web.events import EventRenderer, find_resume_index, render_message
 from session_core.web.markdown import render_markdown
+from session_core.web.session_list import answer_list, session_details
 from session_core.web.turn_responses import TurnResponses, add_stream
 from session_core.web.ui_messages import UI_MESSAGES, ui_messages
 from storage import (
     SETTINGS,
     Session,
-    SessionNotFound,
     Storage,
-    StorageUnavailable,
-    Summary,
     expanded,
     replaced_messages,
 )
@@ -102,6 +99,7 @@ class _Sessions:
 
     def __init__(self, responses: TurnResponses, show_reasoning: bool) -> None:
         self._responses = responses
+        self._show_reasoning = show_reasoning
         self._render_message = functools.partial(render_message, show_reasoning=show_reasoning)
         self._ui_messages = functools.partial(ui_messages, show_reasoning=show_reasoning)
 
@@ -130,23 +128,7 @@ class _Sessions:
         return json_response({"id": session_id}, 201, {"Location": f"{request.script_root}/sessions/{session_id}"})
 
     def list_sessions(self) -> Response:
-        details = flag_argument("details")
-        limit = number_argument("limit", 1, 1000)
-        after = request.args.get("after")
-        try:
-            ids, next_id = self._storage.page(limit or (100 if details else None), after)
-        except SessionNotFound:
-            raise ApiError("invalid_request", "after must be the id of a session in the list.") from None
-        if not details:
-            return json_response({"sessions": ids, **({"next": next_id} if limit or after is not None else {})})
-        sessions = []
-        for session_id in ids:
-            with contextlib.suppress(SessionNotFound):  # deleted since it was listed
-                try:
-                    sessions.append(self._details(session_id))
-                except StorageUnavailable:  # a file that cannot be read costs only its own session
-                    sessions.append({**vars(Summary(session_id)), "running": False})
-        return json_response({"sessions": sessions, "next": next_id})
+        return answer_list(self._responses.sessions, show_reasoning=self._show_reasoning)
 
     def get_session(self, session_id: str) -> Response:
         limit, before = number_argument("limit", 1, 1000), request.args.get("before")
@@ -185,7 +167,7 @@ class _Sessions:
             )
         self._responses.sessions.configure(session_id, settings)
         shown = _set_settings(self._storage.get(session_id))
-        return json_response({**shown, **self._details(session_id)})
+        return json_response({**shown, **session_details(self._responses.sessions, session_id)})
 
     def delete_session(self, session_id: str) -> Response:
         json_body(optional=True)
@@ -219,10 +201,6 @@ class _Sessions:
         title = self._storage.summary(session.id).title
         text = render_markdown(title, head, map(self._render_message, session.conversation))
         return Response(text, mimetype="text/markdown", headers={"Vary": "Accept"})
-
-    def _details(self, session_id: str) -> dict[str, Any]:
-        running = self._responses.sessions.running(session_id)
-        return {**vars(self._storage.summary(session_id)), "running": running}
 
 
 def _parse_turn_request(body: Mapping[str, Any]) -> TurnRequest:

@@ -257,7 +257,17 @@ def test_a_method_that_a_path_does_not_have_is_refused_as_the_document_says(path
     check(json.loads(response.data), "/components/responses/MethodNotAllowed/content/application~1json/schema")
 
 
-@pytest.mark.parametrize("query", ["?details=true", "?details=true&limit=1", "?limit=1", "?limit=1&details=false"])
+@pytest.mark.parametrize(
+    "query",
+    [
+        "?details=true",
+        "?details=true&limit=1",
+        "?limit=1",
+        "?limit=1&details=false",
+        "?q=hello",
+        "?q=hello&details=true",
+    ],
+)
 def test_a_list_of_sessions_is_as_the_document_says(world: World, query: str) -> None:
     app = world.app()
     world.ask("run", app=app)
