@@ -30,9 +30,9 @@ export function pause(milliseconds) {
 
 /** A turn of a view. With a key it is asked for; without, the running turn is watched. `bubble` says whether its question is drawn with it. */
 export function newTurn(view, asked = {}) {
-  const { text = null, content = text, key = null, bubble = false, replaces, after, continues = false, answers = null, model, last } = asked;
+  const { text = null, content = text, key = null, bubble = false, replaces, after, continues = false, answers = null, model, last, queuedAs } = asked;
   return {
-    view, text, content, key, bubble, replaces, after, continues, answers, model, last,
+    view, text, content, key, bubble, replaces, after, continues, answers, model, last, queuedAs,
     answer: null,
     length: 0, // characters of text
     lastEvent: null,
@@ -50,12 +50,14 @@ const isWanted = (turn) => isShown(turn.view) || (turn.key !== null && !turn.las
 function openStream(turn, signal) {
   const path = `sessions/${turn.view.id}/run_stream`;
   if (turn.lastEvent) return request(path, { signal, headers: { "Last-Event-ID": turn.lastEvent } });
-  if (turn.key === null) return request(path, { signal });
+  if (turn.key === null) return request(turn.queuedAs ? `${path}?message=${turn.queuedAs}` : path, { signal });
   return request(path, { signal, method: "POST", body: bodyOf(turn), headers: { "Idempotency-Key": turn.key } });
 }
 
 function bodyOf({ content, replaces, after, continues, answers, model }) {
-  const wish = continues ? { continue: true } : answers ? { answers } : { message: content };
+  // Pictures and files that the server has, it has with the question that is asked once more.
+  const isStored = Array.isArray(content) && content.some(({ sha256 }) => sha256);
+  const wish = continues ? { continue: true } : answers ? { answers } : isStored ? {} : { message: content };
   return { ...wish, ...(replaces && { replaces }), ...(after && { after }), ...(model && { model }) };
 }
 
