@@ -4,7 +4,6 @@ import { contentOf } from "./attachments.js";
 import { copyWithButton } from "./copying.js";
 import { editQuestion } from "./editing.js";
 import { element, iconButton, textButton } from "./element.js";
-import { sendable } from "./files.js";
 import { json } from "./http.js";
 import { closeMenu, focusBox, toggleMenu } from "./layout.js";
 import { announce, attempt } from "./notices.js";
@@ -45,7 +44,7 @@ const messageOf = (view, article) => shownMessages(view).find(({ id }) => id ===
 async function askEdited(view, article, text) {
   const { id, content } = messageOf(view, article);
   const parts = Array.isArray(content) ? content.filter(({ type }) => type !== "text") : [];
-  await askInPlace(view, id, contentOf(text, await Promise.all(parts.map((part) => sendable(part, view.id)))));
+  await askInPlace(view, id, contentOf(text, parts));
 }
 
 /** The message as its author wrote it. */

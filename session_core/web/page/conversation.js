@@ -10,10 +10,9 @@ import { keepDraft, recall, remember } from "./kept.js";
 import { fitBox, stay, toBottom } from "./layout.js";
 import { markdown } from "./markdown.js";
 import { drawMessages, drawNote, hasFailed, outcome } from "./messages.js";
-import { attempt } from "./notices.js";
 import { render, textOf } from "./render.js";
 import { box, isShown, PAGE_SIZE, scroller, shownMessages, state } from "./view.js";
-import { addToVersions, canGoOnFromAnywhere, keptVersion } from "./versions.js";
+import { addToVersions, keptVersion } from "./versions.js";
 
 const LATE = 24 * 3600_000; // milliseconds, after which a message that the server does not have is not sent any more
 
@@ -34,11 +33,8 @@ export function renderMessages(view) {
   view.note = null;
   view.stored.replaceChildren(drawMessages(shownMessages(view)));
   if (view.earlier) {
-    const from = element("span");
-    view.stored.append(element("p", { class: "note" }, "This is an earlier version. ", from, " ", textButton("Show the newest", "newest")));
-    attempt(async () => {
-      from.textContent = (await canGoOnFromAnywhere()) ? "What you send goes on from here." : "What you send goes on from the newest.";
-    });
+    const words = "This is an earlier version. What you send goes on from here. ";
+    view.stored.append(element("p", { class: "note" }, words, textButton("Show the newest", "newest")));
   }
   finishDrawing(view);
 }

@@ -13,20 +13,20 @@ const isText = ({ media_type: mediaType }) => mediaType.startsWith("text/");
 
 /** A size in bytes, in words. */
 export function sizeOf(bytes) {
-  const [unit, name] = bytes < 1e6 ? [1e3, "kB"] : [1e6, "MB"];
-  return `${(bytes / unit).toLocaleString([], { maximumFractionDigits: bytes < 1e4 ? 1 : 0 })} ${name}`;
+  const [unit, name] = bytes < 1e3 ? [1, "bytes"] : bytes < 1e6 ? [1e3, "kB"] : [1e6, "MB"];
+  return `${(bytes / unit).toLocaleString([], { maximumFractionDigits: 1 })} ${name}`;
 }
 
 /** The bytes of a part: those that the page has, or those that the server keeps. The token goes with the request, which an address in the document could not carry. */
 async function bytesOf({ data, sha256 }, session) {
-  if (!data) return (await request(`sessions/${session}/files/${sha256}`)).blob();
+  if (!data) return (await request(`sessions/${session}/files/${sha256}`, { cache: "default" })).blob();
   return new Blob([Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0))]);
 }
 
-/** A part as it is sent once more. */
-export async function sendable(part, session) {
+/** A part with its bytes, for another session. */
+export async function withData(part, session) {
   const { type, media_type, name } = part;
-  return { type, data: part.data ?? (await toBase64(await bytesOf(part, session))), media_type, ...(type === "file" && { name }) };
+  return { type, data: await toBase64(await bytesOf(part, session)), media_type, name };
 }
 
 export async function toBase64(blob) {

@@ -55,9 +55,7 @@ function openStream(turn, signal) {
 }
 
 function bodyOf({ content, replaces, after, continues, answers, model }) {
-  // Pictures and files that the server has, it has with the question that is asked once more.
-  const isStored = Array.isArray(content) && content.some(({ sha256 }) => sha256);
-  const wish = continues ? { continue: true } : answers ? { answers } : isStored ? {} : { message: content };
+  const wish = continues ? { continue: true } : answers ? { answers } : { message: content };
   return { ...wish, ...(replaces && { replaces }), ...(after && { after }), ...(model && { model }) };
 }
 
@@ -93,7 +91,7 @@ export async function follow(turn, handleEvent) {
         if (!isWanted(turn)) throw new ConnectionLost();
       }
     } catch (error) {
-      if (error.status === 410) return null;
+      if (error.status === 410 || (error.status === 404 && turn.queuedAs)) return null; // gone, or taken back
       const passing = error instanceof ConnectionLost || (turn.lastEvent && error.status >= 500);
       if (!passing || !isWanted(turn)) throw error;
       wait = Math.max(wait, 1000 * (error.retryAfter ?? 0));

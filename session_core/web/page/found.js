@@ -2,10 +2,12 @@
 
 import { element } from "./element.js";
 
-/** What matches any of the words, white space between them, `"several words"` as they stand; null where there are none. */
+/** The words of a search, white space between them, and `"several words"` as they stand. */
+export const wordsOf = (text) => [...text.matchAll(/"([^"]*)"?|[^\s"]+/g)].map(([whole, quoted]) => (quoted ?? whole).trim()).filter(Boolean);
+
+/** What matches any of the words; null where there are none. */
 export function patternOf(text) {
-  const words = [...text.matchAll(/"([^"]*)"?|[^\s"]+/g)].map(([whole, quoted]) => (quoted ?? whole).trim()).filter(Boolean);
-  const escaped = words.map((word) => word.replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&").replace(/\s+/g, "\\s+"));
+  const escaped = wordsOf(text).map((word) => word.replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&").replace(/\s+/g, "\\s+"));
   return escaped.length ? new RegExp(escaped.sort((one, other) => other.length - one.length).join("|"), "giu") : null;
 }
 

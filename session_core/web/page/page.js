@@ -7,6 +7,7 @@ import { setConversationCallbacks, showEarlier } from "./conversation.js";
 import { deleteAtOnce, undoDelete } from "./deleting.js";
 import { $, drawIcons } from "./element.js";
 import { hurry, SILENCE } from "./follow.js";
+import { markIn } from "./found.js";
 import { json, knows, setHttpCallbacks } from "./http.js";
 import { keepDraft, readChoice, readDraft, recall, remember } from "./kept.js";
 import { closeMenu, fitBox, focusBox, setDrawer, setTheme, toBottom, toggleList, toggleMenu } from "./layout.js";
@@ -151,7 +152,17 @@ $("model-choice").addEventListener("change", () => attempt(() => chooseModel($("
 $("import-file").addEventListener("change", () => takeFiles($("import-file"), ([file]) => importFile(file)));
 $("attach-files").addEventListener("change", () => takeFiles($("attach-files"), addFiles));
 for (const button of document.querySelectorAll("[data-theme-name]")) button.onclick = () => setTheme(button.dataset.themeName);
-$("filter").addEventListener("input", () => attempt(() => filterList($("filter").value)));
+const search = () => attempt(() => filterList($("filter").value));
+$("filter").addEventListener("input", search);
+$("filter").addEventListener("keydown", (event) => {
+  if (event.key === "Enter") $("list").querySelector("a")?.click();
+  else if (event.key !== "Escape" || !$("filter").value) return;
+  event.stopPropagation();
+  if (event.key === "Enter") return;
+  $("filter").value = "";
+  markIn(null);
+  search();
+});
 $("list").addEventListener("click", (event) => event.target.closest("a")?.hash === location.hash && showAddressed());
 
 const DELEGATED = {

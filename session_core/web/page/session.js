@@ -122,12 +122,10 @@ export async function poll() {
 export async function compact() {
   const { view } = state;
   showNotice(view, "The model sums up what is old …");
-  await json(`sessions/${view.id}/compact`, { method: "POST", signal: null });
+  const { status } = await json(`sessions/${view.id}/compact`, { method: "POST", signal: null });
   if (!isShown(view)) return;
-  const before = view.session.compacted?.created_at;
-  merge(view, await readPage(view));
-  const { compacted } = view.session;
-  showNotice(view, compacted && compacted.created_at !== before ? "" : "There is nothing to sum up yet.");
+  showNotice(view, status === "nothing_to_sum_up" ? "There is nothing to sum up yet." : "");
+  if (!view.turn) merge(view, await readPage(view));
   view.stored.querySelector(".summary")?.scrollIntoView({ block: "center" });
 }
 

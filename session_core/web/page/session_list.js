@@ -1,8 +1,8 @@
 // The list of sessions: by day, filtered by words of titles and texts, with a menu for each.
 
 import { $, element, iconButton, textButton } from "./element.js";
-import { marked, patternOf } from "./found.js";
-import { json, knows } from "./http.js";
+import { marked, patternOf, wordsOf } from "./found.js";
+import { json } from "./http.js";
 import { closeMenu, toggleMenu } from "./layout.js";
 import { announce, attempt } from "./notices.js";
 import { render, shortTime, titleOf } from "./render.js";
@@ -45,18 +45,12 @@ export async function showMoreSessions() {
   if (first) $("list").querySelector(`a[href="#${first.id}"]`).focus();
 }
 
-/** Shows only sessions that have all these words: in their texts where the server can search those, else in their titles, for which the whole list is read. */
+/** Shows only sessions that have all these words, at once those of the list that have them in their titles. */
 export async function filterList(words) {
   Object.assign(state, { filter: words, found: null, nextFound: null });
   drawList();
-  if (words.trim().length > 1 && (await knows("snippet"))) return searchTexts(words);
-  while (state.filter.trim() && state.nextSessions)
-    addSessions(await json(`sessions?details=true&limit=1000&after=${state.nextSessions}`));
-}
-
-async function searchTexts(words) {
   await new Promise((resolve) => setTimeout(resolve, 200)); // Somebody may still be typing.
-  if (state.filter === words) await readFound(words, "");
+  if (state.filter === words && wordsOf(words).length) await readFound(words, "");
 }
 
 /** Adds sessions that have the words. The search stops after a while, and tells from where it goes on. */
@@ -90,7 +84,7 @@ let drawnList = "";
 
 export function drawList() {
   render();
-  const words = state.filter.toLocaleLowerCase().split(/\s+/).filter(Boolean);
+  const words = wordsOf(state.filter.toLocaleLowerCase());
   const titled = state.sessions.filter((session) => words.every((word) => titleOf(session).toLocaleLowerCase().includes(word)));
   const shown = state.found ?? titled;
   const drawing = JSON.stringify([shown, state.view.id, state.nextSessions, state.nextFound, state.filter, new Date().getDate()]);
@@ -106,7 +100,7 @@ export function drawList() {
   }));
   $("more").hidden = !(state.found ? state.nextFound : state.nextSessions && !words.length);
   $("more").textContent = state.found ? "Search further" : "More sessions";
-  $("no-match").hidden = shown.length > 0 || !words.length || !$("more").hidden;
+  $("no-match").hidden = !state.found || shown.length > 0 || !$("more").hidden;
   if (focused) $("list").querySelector(`a[href="${focused}"]`)?.focus();
 }
 

@@ -1,8 +1,7 @@
 // A session as a file: exported as Markdown or JSON, and imported from JSON.
 
-import { fenced } from "./attachments.js";
 import { $ } from "./element.js";
-import { saveBytes, sendable } from "./files.js";
+import { saveBytes, withData } from "./files.js";
 import { json, Refused } from "./http.js";
 import { announce, showNotice } from "./notices.js";
 import { textOf } from "./render.js";
@@ -20,7 +19,7 @@ export async function exportJson() {
   const session = await json(`sessions/${id}`);
   for (const message of session.messages) {
     if (!Array.isArray(message.content)) continue;
-    message.content = await Promise.all(message.content.map((part) => (part.sha256 ? sendable(part, id) : part)));
+    message.content = await Promise.all(message.content.map((part) => (part.sha256 ? withData(part, id) : part)));
   }
   save(JSON.stringify(session, null, 2), "json");
 }
@@ -40,6 +39,12 @@ function asMarkdown({ messages }, title) {
     if (status) parts.push(`*(${status})*`);
   }
   return `${parts.join("\n\n")}\n`;
+}
+
+/** A text as a block of code that it cannot end. */
+function fenced(text) {
+  const fence = "`".repeat(1 + Math.max(2, ...[...text.matchAll(/`{3,}/g)].map(({ 0: run }) => run.length)));
+  return `${fence}\n${text}\n${fence}`;
 }
 
 function save(text, extension) {

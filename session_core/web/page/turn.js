@@ -4,7 +4,6 @@ import { Answer } from "./answer.js";
 import { contentOf, takeParts } from "./attachments.js";
 import { drawEnd, endNote, giveBack, merge, readPage, renderMessages, settle } from "./conversation.js";
 import { follow, newTurn, pause } from "./follow.js";
-import { sendable } from "./files.js";
 import { ConnectionLost, json, knows, newKey, Refused, request } from "./http.js";
 import { keepDraft, remember } from "./kept.js";
 import { fitBox, focusBox, toBottom } from "./layout.js";
@@ -13,7 +12,7 @@ import { announce, attempt, setUnreachable, showNotice, tell } from "./notices.j
 import { render, textOf } from "./render.js";
 import { refreshList } from "./session_list.js";
 import { showVersion } from "./stepping.js";
-import { canGoOnFromAnywhere, keepVersion } from "./versions.js";
+import { keepVersion } from "./versions.js";
 import { box, isShown, state } from "./view.js";
 
 const BUSY = "An answer is being written. Stop it, or send this when it is complete.";
@@ -28,7 +27,7 @@ export async function send() {
   if (view.turn || view.session.queued?.length) return sendMeanwhile("queue");
   const text = box.value.trimEnd();
   if (!text.trim() && !view.parts.length) return;
-  const after = view.earlier && (await canGoOnFromAnywhere()) ? view.earlier.at(-1).id : undefined;
+  const after = view.earlier?.at(-1).id;
   const content = contentOf(text, takeParts(view));
   emptyBox(view);
   // A message that came back unsent, and is sent unchanged, is the same turn. The server may have it after all.
@@ -70,8 +69,8 @@ export async function takeBack(id) {
   const message = view.session.queued?.find((one) => one.id === id);
   await json(`sessions/${view.id}/queued/${id}`, { method: "DELETE" });
   view.session.queued = view.session.queued?.filter((one) => one.id !== id);
-  const content = Array.isArray(message.content) ? await Promise.all(message.content.map((part) => (part.sha256 ? sendable(part, view.id) : part))) : message.content;
-  giveBack(view, { text: textOf(content), content });
+  if (view.turn?.queuedAs === id) view.turn.release();
+  giveBack(view, { text: textOf(message.content), content: message.content });
   focusBox();
   render();
 }

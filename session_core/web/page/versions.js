@@ -1,6 +1,6 @@
 // The versions of a conversation: the questions that others have replaced, and what was said under each.
 
-import { json, knows } from "./http.js";
+import { json } from "./http.js";
 import { keepChoice, readChoice } from "./kept.js";
 
 /**
@@ -39,9 +39,6 @@ export function versionsOf(messages, id) {
 export function branch(messages, question) {
   return messages.slice(messages.indexOf(question)).filter(({ replaced_by: by }) => by === question.replaced_by);
 }
-
-/** Whether the server can go on behind any message of any version. */
-export const canGoOnFromAnywhere = () => knows("after");
 
 /** Keeps which version is shown, so that it is shown again after a reload. */
 export const keepVersion = (view) =>
