@@ -87,7 +87,7 @@ export function drawList() {
   const words = wordsOf(state.filter.toLocaleLowerCase());
   const titled = state.sessions.filter((session) => words.every((word) => titleOf(session).toLocaleLowerCase().includes(word)));
   const shown = state.found ?? titled;
-  const drawing = JSON.stringify([shown, state.view.id, state.nextSessions, state.nextFound, state.filter, new Date().getDate()]);
+  const drawing = JSON.stringify([shown, state.view.id, state.nextSessions, Boolean(state.found), state.nextFound, state.filter, new Date().getDate()]);
   if (drawing === drawnList) return;
   drawnList = drawing;
   const focused = document.activeElement?.closest("#list a")?.hash;
