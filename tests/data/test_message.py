@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent.parent
 SHOWN = {"yes", "with `-show_reasoning`"}
 TYPES = {str: "text", int: "number", bool: "boolean", dict: "object", list: "list", Content: "text or parts"}
 MESSAGE: dict[str, Any] = {
-    **{"id": "msg-1", "content": "Hi", "created_at": "2026-01-31T12:34:56Z", "parts": [], "idempotency_key": "k"},
+    **{"id": "msg-1", "content": "Hi", "created_at": "2026-01-31T12:34:56Z", "idempotency_key": "k"},
     **{
         "previous_error": "model_error",
         "previous_refused": True,
@@ -29,7 +29,7 @@ MESSAGE: dict[str, Any] = {
     **{"reasoning": "hm", "model": "m", "provider_metadata": {}, "status": "cancelled", "reason": "cancelled"},
     **{"usage": {}, "finish_reason": "stop", "tool_call_id": "c", "name": "n", "is_error": True, "attempt": 2},
     **{"continues": True, "leaves_out": [], "after": "msg-1", "client_id": "m1", "terms": "t", "imported": True},
-    **{"pending": {}, "answers_digest": "d"},
+    **{"pending": {}, "answers_digest": "d", "request": {}},
 }
 
 
