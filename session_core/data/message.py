@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Required, TypedDict, TypeGuard, Unpack, cast, get_args, get_origin, get_type_hints
 
 Status = Literal["completed", "incomplete", "cancelled", "waiting"]
@@ -61,6 +61,7 @@ class AnswerFields(AttemptFields, total=False):
     usage: dict[str, Any]
     finish_reason: str
     leaves_out: list[str]  # ids of earlier questions without which alone the model server answers
+    request: dict[str, Any]  # that it answers: its `tokens`, and the id of the `first` message in it
     pending: dict[str, str]  # by id of a call that waits: what for, "approval" or "client"
 
 
@@ -110,13 +111,29 @@ def message_text(message: Mapping[str, Any]) -> str:
 def content_text(content: object) -> str:
     """The text of a content, empty where it is none."""
     if isinstance(content, list):
-        return "".join(part.get("text", "") for part in content if part.get("type") == "text")
+        texts = (part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text")
+        return "".join(text for text in texts if isinstance(text, str))
     return content if isinstance(content, str) else ""
+
+
+def as_parts(content: Content) -> list[ContentPart]:
+    """The content as parts."""
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
 def file_parts(content: Content | None) -> list[ContentPart]:
     """The pictures and files of a content."""
-    return [part for part in content if "sha256" in part] if isinstance(content, list) else []
+    parts = content if isinstance(content, list) else []
+    return [part for part in parts if isinstance(part, dict) and "sha256" in part]
+
+
+def named_files(messages: Iterable[MessageFields]) -> set[str]:
+    """The SHA-256 of all pictures and files that messages name, also those of their `history`."""
+    found: set[str] = set()
+    for message in messages:
+        found |= {part["sha256"] for part in file_parts(message["content"])}
+        found |= named_files(message["history"]) if "history" in message else set()
+    return found
 
 
 def same_content(one: Content, other: Content) -> bool:

@@ -8,9 +8,10 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from session_core.data.message import AnswerFields, MessageFields, message_text
+from session_core.data.message import AnswerFields, MessageFields, file_parts, message_text
 from session_core.data.text import utf8_text
 from session_core.model.capabilities import RequestForm
+from session_core.model.outgoing_files import FileReader, NoFiles, render_content
 from session_core.model.outgoing_messages import PORTABLE_ID, OutgoingMessages, add_id, read_tool_calls
 from session_core.model.provider_metadata import ModelId, provider_metadata
 from session_core.model.reply import Reply
@@ -24,15 +25,22 @@ class OutgoingHistory:
 
     `history` is stored messages, oldest first. `max_history` is how many of the messages before the current turn go
     out at most (0: all). `model_id` is the server and the model that get it. `instructions` go before all messages.
+    `files` gives the bytes of what the messages name.
     """
 
     def __init__(
-        self, history: Sequence[MessageFields], max_history: int, model_id: ModelId, instructions: str = ""
+        self,
+        history: Sequence[MessageFields],
+        max_history: int,
+        model_id: ModelId,
+        instructions: str = "",
+        files: FileReader | None = None,
     ) -> None:
         self._messages = list(history)
         self._begin = 0  # of the messages that go out, at the beginning of a turn
         self._model_id = model_id
         self._instructions = utf8_text(instructions)
+        self._files = files or NoFiles()
         self._trims = 0
         self._ids: set[str] = set()
         self._first: str | None = None  # id of the first message that fits, where earlier ones do not
@@ -77,6 +85,7 @@ class OutgoingHistory:
             "model": self.model,
             "provider_metadata": metadata,
             "leaves_out": self._left_out,
+            "request": self._describe_request(reply.prompt_tokens),
         }
 
     @property
@@ -105,7 +114,7 @@ class OutgoingHistory:
         if before == current:
             return False
         self._trims += 1
-        limit = _size(self._messages[before:current]) // 2 if self._trims < _MAX_TRIMS else 0
+        limit = text_size(self._messages[before:current]) // 2 if self._trims < _MAX_TRIMS else 0
         self._keep_newest(limit)
         if self._begin == before:  # turns without text
             self._begin = current
@@ -119,7 +128,13 @@ class OutgoingHistory:
         for begin, end in itertools.pairwise([*self._turns(), len(self._messages)]):
             outgoing.add_turn(self._messages[begin:end])
         self.returned_metadata = outgoing.returned_metadata
+        for message in outgoing.sent:
+            if isinstance(message["content"], list):
+                message["content"] = render_content(message["content"], self._files, form)
         return outgoing.sent
+
+    def _describe_request(self, tokens: int) -> dict[str, Any]:
+        return {"tokens": tokens, "first": utf8_text(self._messages[self._begin].get("id"))} if tokens else {}
 
     def _turns(self) -> list[int]:
         """Where the turns begin that go out. The last one is the current turn."""
@@ -149,7 +164,7 @@ class OutgoingHistory:
     def _keep_newest(self, limit: int) -> None:
         turns = self._turns()
         earlier = (self._messages[begin:end] for begin, end in itertools.pairwise(turns))
-        sizes = list(map(_size, earlier))[::-1]
+        sizes = list(map(text_size, earlier))[::-1]
         kept = sum(size <= limit for size in itertools.accumulate(sizes))
         self._begin = turns[-1 - kept]
 
@@ -159,8 +174,9 @@ def _is_answer(message: MessageFields) -> bool:
     return message.get("role") == "assistant" and "tool_calls" not in message and not (not text or text.isspace())
 
 
-def _size(messages: list[MessageFields]) -> int:
-    """The characters of the messages' texts."""
+def text_size(messages: Sequence[MessageFields]) -> int:
+    """The characters of the messages' texts, and the bytes of their pictures and files."""
     texts = (text for message in messages for text in (message_text(message), message.get("reasoning")))
     arguments = (call.arguments for message in messages for call in read_tool_calls(message))
-    return sum(map(len, map(utf8_text, texts))) + sum(map(len, arguments))
+    files = (part["size"] for message in messages for part in file_parts(message.get("content")))
+    return sum(map(len, map(utf8_text, texts))) + sum(map(len, arguments)) + sum(files)

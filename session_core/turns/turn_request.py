@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from session_core.data.message import Content, StoredMessage, same_content
@@ -45,8 +45,13 @@ class TurnRequest:
     client's own `result` or `error`, as the model gets them. The turn goes on with them, or before the question of
     `content`. With `results_only` the calls run, and the model is not asked. `client_tools` are offered in this turn.
 
+    With `compacts` there is neither a question nor an answer: what is old in the session is summed up.
+
     `client_id` is the client's own id of the question. `terms` tell what a client asked with, beside the transcript.
     `recovery` counts how often the server itself has gone on with an interrupted turn; 0 where a caller asks.
+
+    `files` are the bytes, by SHA-256, of what the question and its `history` name, until they are stored. A part may
+    also name what the session has, by its `sha256` alone.
     """
 
     content: Content | None = None
@@ -61,10 +66,12 @@ class TurnRequest:
     system_prompt: str | None = None
     options: Mapping[str, Any] | None = None
     client_tools: ClientTools | None = None
+    compacts: bool = False
     prefix: str = ""
     client_id: str | None = None
     terms: str | None = None
     recovery: int = 0
+    files: dict[str, bytes] = field(default_factory=dict, compare=False, repr=False)
     stored_digest: str = ""  # of the answers, where they are those of an earlier request
 
     @property

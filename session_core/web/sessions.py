@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Mapping
 from typing import Any, Self
@@ -13,8 +12,10 @@ from pydantic import BaseModel, Field, model_validator
 from session_core.data.message import StoredMessage
 from session_core.data.strict_json import to_json
 from session_core.tools.functions import result_text
-from session_core.turns.imported import copied, imported
+from session_core.turns.event_log import Ended
+from session_core.turns.imported import copied, imported, imported_summary
 from session_core.turns.stored import last_failure, mark_waiting, session_usage
+from session_core.turns.turn import Turn
 from session_core.turns.turn_request import TurnRequest
 from session_core.turns.waiting import pending_calls
 from session_core.web.bodies import (
@@ -30,16 +31,16 @@ from session_core.web.bodies import (
 )
 from session_core.web.errors import ApiError, describe_error, json_response
 from session_core.web.events import EventRenderer, find_resume_index, render_message
+from session_core.web.file_answers import serve_file
 from session_core.web.markdown import render_markdown
+from session_core.web.session_list import answer_list, session_details
 from session_core.web.turn_responses import TurnResponses, add_stream
 from session_core.web.ui_messages import UI_MESSAGES, ui_messages
+from session_core.web.uploads import Uploads, body_with_files
 from storage import (
     SETTINGS,
     Session,
-    SessionNotFound,
     Storage,
-    StorageUnavailable,
-    Summary,
     expanded,
     replaced_messages,
 )
@@ -70,7 +71,7 @@ class _Answer(BaseModel, strict=True):
 class _TurnBody(BaseModel, strict=True):
     """What `run` and `run_stream` take."""
 
-    message: str | None = None
+    message: str | list[Any] | None = None
     replaces: str | None = None
     after: str | None = None
     continues: bool = Field(False, alias="continue")
@@ -90,7 +91,9 @@ def native_dialect(responses: TurnResponses, *, show_reasoning: bool) -> Bluepri
         ("DELETE", "/sessions/<session_id>", routes.delete_session),
         ("POST", "/sessions/<session_id>/run", routes.run),
         ("POST", "/sessions/<session_id>/run_stream", routes.run_stream),
+        ("GET", "/sessions/<session_id>/files/<sha256>", routes.get_file),
         ("POST", "/sessions/<session_id>/cancel", routes.cancel),
+        ("POST", "/sessions/<session_id>/compact", routes.compact),
     ):
         blueprint.add_url_rule(rule, view_func=view, methods=[method])
     add_stream(blueprint, "/sessions/<session_id>/run_stream", routes.resume_stream)
@@ -102,6 +105,7 @@ class _Sessions:
 
     def __init__(self, responses: TurnResponses, show_reasoning: bool) -> None:
         self._responses = responses
+        self._show_reasoning = show_reasoning
         self._render_message = functools.partial(render_message, show_reasoning=show_reasoning)
         self._ui_messages = functools.partial(ui_messages, show_reasoning=show_reasoning)
 
@@ -110,9 +114,9 @@ class _Sessions:
         return self._responses.sessions.storage
 
     def create_session(self) -> Response:
-        body = json_body(optional=True)
+        with body_with_files(self._responses.max_file_bytes, optional=True) as (body, uploads):
+            messages = uploads.parse_messages(body.get("messages"))
         settings = check_settings(body)
-        messages: list[StoredMessage] = []
         state: dict[str, Any] = {}
         if "copy_of" in body or "until" in body:
             source = check_id(body.get("copy_of"), "copy_of", "session")
@@ -122,31 +126,20 @@ class _Sessions:
             session = self._responses.sessions.session(source)
             settings = {name: getattr(session, name) for name in SETTINGS} | settings
             messages, state = copied(session, until)
+            state["files"] = source
         elif "messages" in body:
-            messages, system_prompt = imported(body["messages"])
+            given = messages
+            messages, system_prompt = imported(given)
+            state["files"] = uploads.files
+            if body.get("compacted") is not None:
+                state["compacted"] = imported_summary(body["compacted"], given, messages)
             if system_prompt is not None:
                 settings = check_settings({"system_prompt": system_prompt}) | settings
-        session_id = self._responses.sessions.create(messages, **state, **settings)
+        session_id = self._responses.sessions.create(messages or (), **state, **settings)
         return json_response({"id": session_id}, 201, {"Location": f"{request.script_root}/sessions/{session_id}"})
 
     def list_sessions(self) -> Response:
-        details = flag_argument("details")
-        limit = number_argument("limit", 1, 1000)
-        after = request.args.get("after")
-        try:
-            ids, next_id = self._storage.page(limit or (100 if details else None), after)
-        except SessionNotFound:
-            raise ApiError("invalid_request", "after must be the id of a session in the list.") from None
-        if not details:
-            return json_response({"sessions": ids, **({"next": next_id} if limit or after is not None else {})})
-        sessions = []
-        for session_id in ids:
-            with contextlib.suppress(SessionNotFound):  # deleted since it was listed
-                try:
-                    sessions.append(self._details(session_id))
-                except StorageUnavailable:  # a file that cannot be read costs only its own session
-                    sessions.append({**vars(Summary(session_id)), "running": False})
-        return json_response({"sessions": sessions, "next": next_id})
+        return answer_list(self._responses.sessions, show_reasoning=self._show_reasoning)
 
     def get_session(self, session_id: str) -> Response:
         limit, before = number_argument("limit", 1, 1000), request.args.get("before")
@@ -171,6 +164,7 @@ class _Sessions:
             "updated_at": session.updated_at,
             "running": running,
             **_set_settings(session),
+            **_compacted(session),
             **_state(session, running=running),
         }
         if limit or before is not None:
@@ -185,7 +179,7 @@ class _Sessions:
             )
         self._responses.sessions.configure(session_id, settings)
         shown = _set_settings(self._storage.get(session_id))
-        return json_response({**shown, **self._details(session_id)})
+        return json_response({**shown, **session_details(self._responses.sessions, session_id)})
 
     def delete_session(self, session_id: str) -> Response:
         json_body(optional=True)
@@ -193,13 +187,13 @@ class _Sessions:
         return json_response({"success": True, "message": f"Session {session_id} deleted"})
 
     def run(self, session_id: str) -> Response:
-        reader = self._responses.start(session_id, _parse_turn_request(json_body()))
+        reader = self._responses.start(session_id, self._parse_turn_request())
         return self._responses.whole(
             reader, lambda _, last: json_response({"message": self._render_message(last.message)})
         )
 
     def run_stream(self, session_id: str) -> Response:
-        reader = self._responses.start(session_id, _parse_turn_request(json_body()))
+        reader = self._responses.start(session_id, self._parse_turn_request())
         return self._responses.stream(reader, EventRenderer(reader.turn))
 
     def resume_stream(self, session_id: str) -> Response:
@@ -208,9 +202,28 @@ class _Sessions:
         index = functools.partial(find_resume_index, event_id=event_id)
         return self._responses.watch(turn, index, functools.partial(EventRenderer, resumable=True))
 
+    def get_file(self, session_id: str, sha256: str) -> Response:
+        self._storage.running(session_id)  # there is such a session
+        return serve_file(self._storage.files, session_id, sha256)
+
     def cancel(self, session_id: str) -> Response:
         json_body(optional=True)
         return json_response({"cancelled": self._responses.sessions.cancel(session_id)})
+
+    def compact(self, session_id: str) -> Response:
+        json_body(optional=True)
+        reader = self._responses.start(session_id, TurnRequest(compacts=True))
+
+        def render(_: Turn, last: Ended) -> Response:
+            done = last.status if last.complete_text or last.status == "cancelled" else "nothing_to_sum_up"
+            session = self._responses.sessions.session(session_id)
+            return json_response({"status": done, "compacted": None, **_compacted(session)})
+
+        return self._responses.whole(reader, render)
+
+    def _parse_turn_request(self) -> TurnRequest:
+        with body_with_files(self._responses.max_file_bytes) as (body, uploads):
+            return _parse_turn_request(body, uploads)
 
     def _markdown(self, session: Session) -> Response:
         head = {"Session": session.id, "Created": session.created_at, "Updated": session.updated_at}
@@ -220,32 +233,32 @@ class _Sessions:
         text = render_markdown(title, head, map(self._render_message, session.conversation))
         return Response(text, mimetype="text/markdown", headers={"Vary": "Accept"})
 
-    def _details(self, session_id: str) -> dict[str, Any]:
-        running = self._responses.sessions.running(session_id)
-        return {**vars(self._storage.summary(session_id)), "running": running}
 
-
-def _parse_turn_request(body: Mapping[str, Any]) -> TurnRequest:
+def _parse_turn_request(body: Mapping[str, Any], uploads: Uploads) -> TurnRequest:
     """What a body of `run` or `run_stream` asks for, with the request's key. Raises ApiError."""
     asked = parse_body(_TurnBody, body)
-    text, replaces, after = asked.message, asked.replaces, asked.after
+    replaces, after = asked.replaces, asked.after
+    content = None if asked.message is None else uploads.parse_content(asked.message, "message")
     goes_on = asked.continues or asked.answers is not None
-    if goes_on and ((text, replaces, after) != (None, None, None) or (asked.continues and asked.answers is not None)):
+    if goes_on and (
+        (content, replaces, after) != (None, None, None) or (asked.continues and asked.answers is not None)
+    ):
         raise ApiError("invalid_request", 'A body with "continue" or "answers" has nothing else but model.')
     if replaces is not None and after is not None:
         raise ApiError("invalid_request", "A message stands in place of another one or behind one: leave one out.")
-    if not goes_on and (text is not None or replaces is None):
-        check_question(text, 'The body must be {"message": "text"}, and the text must not be blank.')
+    if not goes_on and (content is not None or replaces is None):
+        check_question(content, 'The body must be {"message": "text"}, and the text must not be blank.')
     if after is not None:
         check_id(after, "after", "msg")
     return TurnRequest(
-        text,
+        content,
         replaces,
         after,
         continues=asked.continues,
         answers=None if asked.answers is None else {id: answer.value for id, answer in asked.answers.items()},
         key=idempotency_key(),
         model=asked.model,
+        files=uploads.files,
     )
 
 
@@ -270,6 +283,12 @@ def _state(session: Session, *, running: bool) -> dict[str, Any]:
         code, _, text = describe_error(failed.code)
         state["last_error"] = {"error": failed.text or text, "code": code}
     return state
+
+
+def _compacted(session: Session) -> dict[str, Any]:
+    """The summary that is in force, where there is one."""
+    made = session.current_compacted
+    return {"compacted": {name: made.get(name) for name in ("until", "content", "created_at")}} if made else {}
 
 
 def _set_settings(session: Session) -> dict[str, str]:

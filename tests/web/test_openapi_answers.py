@@ -10,14 +10,16 @@ from typing import Any
 import pytest
 from werkzeug.test import TestResponse
 
+from session_core.data.message import StoredMessage
 from session_core.stores.files import FileStorage
 from session_core.turns.turn import MAX_READERS
 from session_core.web.hardened_waitress import MAX_BODY_BYTES
 from session_core.web.ui_messages import UI_MESSAGES
-from storage import LockedSession, MemoryStorage
+from storage import LockedSession, MemoryStorage, timestamp
 from tests.support.client import Client, error_of
 from tests.support.model_server import BREAK, STALL, ReplyTo, answer, status, tool_call, tool_calls
-from tests.support.openapi import ALL_CASES, DOCUMENT, TURNS, World, _check_headers, check, check_answer
+from tests.support.openapi import ALL_CASES, DOCUMENT, TEXT, TURNS, World, _check_headers, check, check_answer
+from tests.support.pictures import file, image, png, text
 
 Cause = Callable[[World, str], TestResponse]
 
@@ -213,6 +215,19 @@ def _(world: World, operation: str) -> TestResponse:
     return world.ask(operation, app=app, If_None_Match=tag)
 
 
+@cause("get_file 200")
+def _(world: World, operation: str) -> TestResponse:
+    app = world.app()
+    world.ask("run", app=app, body={"message": [file(TEXT)]})
+    return world.ask(operation, app=app)
+
+
+@cause("get_file 304")
+def _(world: World, operation: str) -> TestResponse:
+    world.ask("run", body={"message": [file(TEXT)]})
+    return CAUSES["304"](world, operation)
+
+
 @cause("render_text 404")
 def _(world: World, operation: str) -> TestResponse:
     with pytest.MonkeyPatch.context() as patch:  # as where the extra is not installed
@@ -239,12 +254,33 @@ def _(world: World, operation: str) -> TestResponse:
     "operation,code,error", ALL_CASES, ids=[f"{name}-{error or code}" for name, code, error in ALL_CASES]
 )
 def test_an_answer_is_as_the_document_says(world: World, operation: str, code: int, error: str) -> None:
+    if operation == "compact":
+        world.session_id = world.storage.create(old_messages())
     bring_about = CAUSES.get(f"{operation} {code}") or CAUSES.get(error) or CAUSES[str(code)]
     response = bring_about(world, operation)
     assert response.status_code == code
     if error:
         assert error_of(response) == (code, error)
     check_answer(operation, response.status_code, response.headers, response.text)
+
+
+def old_messages() -> list[StoredMessage]:
+    """Of which some are to be summed up."""
+    return [
+        {"id": f"msg-{n}", "role": role, "content": "word " * 99, "created_at": timestamp()}
+        for n, role in enumerate(["user", "assistant"] * 4)
+    ]
+
+
+@pytest.mark.parametrize("status", ["completed", "nothing_to_sum_up"])
+def test_what_a_summary_answers_is_as_the_document_says(world: World, status: str) -> None:
+    world.session_id = world.storage.create(old_messages() if status == "completed" else ())
+    app = world.app()
+    response = world.ask("compact", app=app)
+    assert json.loads(response.data)["status"] == status
+    check_answer("compact", 200, response.headers, response.text)
+    response = world.ask("get_session", app=app)
+    check_answer("get_session", 200, response.headers, response.text)
 
 
 @pytest.mark.parametrize("path", ["/", "/health", "/sessions", "/sessions/session-x", "/sessions/session-x/run"])
@@ -257,7 +293,17 @@ def test_a_method_that_a_path_does_not_have_is_refused_as_the_document_says(path
     check(json.loads(response.data), "/components/responses/MethodNotAllowed/content/application~1json/schema")
 
 
-@pytest.mark.parametrize("query", ["?details=true", "?details=true&limit=1", "?limit=1", "?limit=1&details=false"])
+@pytest.mark.parametrize(
+    "query",
+    [
+        "?details=true",
+        "?details=true&limit=1",
+        "?limit=1",
+        "?limit=1&details=false",
+        "?q=hello",
+        "?q=hello&details=true",
+    ],
+)
 def test_a_list_of_sessions_is_as_the_document_says(world: World, query: str) -> None:
     app = world.app()
     world.ask("run", app=app)
@@ -314,6 +360,15 @@ def test_an_error_that_is_told_again_is_as_the_document_says(world: World) -> No
     response = world.ask("run", app=app, Idempotency_Key="k")
     assert response.headers["Idempotency-Replayed"] == "true"
     check_answer("run", HTTPStatus.BAD_GATEWAY, response.headers, response.text)
+
+
+def test_a_message_with_a_picture_is_as_the_document_says(world: World) -> None:
+    app = world.app()
+    body = {"message": [text("What?"), image(png()), file(TEXT, name="x.txt")]}
+    response = world.ask("run", app=app, body=body)
+    check_answer("run", 200, response.headers, response.text)
+    response = world.ask("get_session", app=app)
+    check_answer("get_session", 200, response.headers, response.text)
 
 
 SETTINGS = {"title": "Sums", "model": "other", "system_prompt": "Be brief."}
