@@ -14,6 +14,7 @@ _SNIPPET_BEFORE = 50  # characters of it that stand before the first word, at mo
 _FOLDED_AT_ONCE = 500  # characters
 _WORD = re.compile(r'"([^"]*)"?|(\S+)')
 _PLAIN = re.compile(r'[^\s"\\\x00-\x1f]+')  # what a JSON string holds as it is, unless it is written with escapes
+_NO_TEXT = re.compile(r'"(?:id|role|type|created_at|updated_at|tool_call_id|model)":"[^"\\]*"|"\w+":')  # of a session
 _MARKS = re.compile(r"([^\w\s\x00-\x7f]{31,})")  # combining marks are among these characters
 
 
@@ -35,8 +36,13 @@ class Words:
         if b"\\u" in data or b"\\/" in data:
             return True
         text = data.decode(errors="replace")
-        if not unicodedata.is_normalized("NFC", text):  # a mark could join the letter of an escape
+        if not text.isascii() and not unicodedata.is_normalized(
+            "NFC", text
+        ):  # a mark could join the letter of an escape
             return True
+        return self._have_pieces_in(text) and self._have_pieces_in(_NO_TEXT.sub('"', text))
+
+    def _have_pieces_in(self, text: str) -> bool:
         folded = _fold_letters(text)
         return all(piece in folded for piece in self.pieces)
 
