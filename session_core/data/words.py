@@ -14,6 +14,7 @@ _SNIPPET_BEFORE = 50  # characters of it that stand before the first word, at mo
 _FOLDED_AT_ONCE = 500  # characters
 _WORD = re.compile(r'"([^"]*)"?|(\S+)')
 _PLAIN = re.compile(r'[^\s"\\\x00-\x1f]+')  # what a JSON string holds as it is, unless it is written with escapes
+_ESCAPED = re.compile(rb"\\[u/]")  # what a JSON string may hold in place of any character
 _NO_TEXT = re.compile(r'"(?:id|role|type|created_at|updated_at|tool_call_id|model)":"[^"\\]*"|"\w+":')  # of a session
 _MARKS = re.compile(r"([^\w\s\x00-\x7f]{31,})")  # combining marks are among these characters
 
@@ -33,7 +34,7 @@ class Words:
 
     def may_stand_in(self, data: bytes) -> bool:
         """Whether the strings of this JSON in UTF-8 may hold all of them, taken together. Faster than parsing it."""
-        if b"\\u" in data or b"\\/" in data:
+        if _ESCAPED.search(data):
             return True
         text = data.decode(errors="replace")
         if not text.isascii() and not unicodedata.is_normalized(

@@ -24,11 +24,12 @@ def unavailable(verb: str, what: str, level: int = logging.ERROR) -> Iterator[No
 
 
 @contextlib.contextmanager
-def synced(directory: str) -> Iterator[None]:
-    """Makes the changes in the directory durable. Opens it first, so that nothing changes if that fails."""
+def synced(directory: str) -> Iterator[int]:
+    """Makes the changes in the directory durable. Opens it first, so that nothing changes if that fails. Yields it
+    open."""
     opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        yield
+        yield opened
         os.fsync(opened)
     finally:
         os.close(opened)

@@ -8,11 +8,13 @@ import time
 from collections.abc import Iterator, Sequence
 
 from session_core.stores.disk_access import read_file
+from session_core.stores.file_attachments import settle_files
 from session_core.stores.file_journal import remove_journal
 from storage import SESSION_ID
 
 _SESSION_FILE = re.compile(rf"({SESSION_ID.pattern})\.json")
 _JOURNAL_FILE = re.compile(rf"\.({SESSION_ID.pattern})\.journal")
+_FILES_DIRECTORY = re.compile(rf"\.({SESSION_ID.pattern})\.files")
 _TEMPORARY_FILE = re.compile(rf"\.({SESSION_ID.pattern}\.)?[0-9a-f]{{16}}\.tmp")
 _ORPHAN_SECONDS = 3600.0  # after which a temporary file is the rest of a crash
 
@@ -43,20 +45,25 @@ def read_contents(directory: str, ids: Sequence[str]) -> Iterator[tuple[str, byt
 
 
 def _read(path: str) -> bytes | None:
-    with contextlib.suppress(OSError):
+    try:  # suppress() is slower
         return read_file(path)
-    return None
+    except OSError:
+        return None
 
 
 def sweep(directory: str) -> None:
-    """Removes temporary files that a crash has left, empty files of sessions that it has kept from being made, and
-    journals without a session. Raises OSError where the directory cannot be listed."""
+    """Removes temporary files that a crash has left, empty files of sessions that it has kept from being made,
+    journals without a session, and pictures and files that no message names. Raises OSError where the directory
+    cannot be listed."""
     with os.scandir(directory) as entries:
         for entry in entries:
             journal = _JOURNAL_FILE.fullmatch(entry.name)
             if journal and not os.path.exists(os.path.join(directory, f"{journal[1]}.json")):
                 remove_journal(entry.path)
             with contextlib.suppress(OSError):
+                if files := _FILES_DIRECTORY.fullmatch(entry.name):
+                    told_in = [os.path.join(directory, name) for name in (f"{files[1]}.json", f".{files[1]}.queue")]
+                    settle_files(entry.path, told_in, time.time() - _ORPHAN_SECONDS)
                 if _is_left(entry):
                     os.unlink(entry.path)
 

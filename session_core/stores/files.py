@@ -24,6 +24,7 @@ from session_core.stores.disk_access import (
     version_of,
     write_all,
 )
+from session_core.stores.file_attachments import DirectoryFiles
 from session_core.stores.file_cache import FileCache, ParsedFile, is_large
 from session_core.stores.file_journal import FileJournal, read_journal, remove_journal
 from session_core.stores.file_layout import closing, layout, parse
@@ -76,6 +77,7 @@ class FileStorage(Storage):
         if not SUPPORTED:
             raise StorageUnavailable("sessions on disk need flock, which this system does not have")
         self._directory = os.path.abspath(directory)
+        self.files: DirectoryFiles = DirectoryFiles(self._directory)
         self._cache: FileCache = beside._cache if beside else FileCache()
         self._writer: BackgroundWriter = beside._writer if beside else BackgroundWriter(_FLUSH_SECONDS)
         with unavailable("open", self._directory, logging.DEBUG):  # the error is shown at the start
@@ -312,6 +314,7 @@ class _LockedFile(LockedSession):
     def _delete(self) -> None:
         with unavailable("delete", self.id), synced(self._storage._directory), contextlib.suppress(FileNotFoundError):
             os.unlink(self._path)
+        self._storage.files.remove(self.id)
         self.drop_journal()
 
     def _release(self) -> None:

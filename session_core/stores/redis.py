@@ -13,6 +13,7 @@ from session_core.data.strict_json import from_json, to_json
 from session_core.stores.background_writer import BackgroundWriter
 from session_core.stores.redis_connection import RETRY_SECONDS, Argument, RedisConnection, RedisKeys
 from session_core.stores.redis_feed import Lease, Publisher, RedisTurnFeed, published_lines
+from session_core.stores.redis_files import RedisFiles
 from session_core.stores.redis_scripts import LEASE_MILLISECONDS, SHORT_LEASE_MILLISECONDS
 from storage import (
     SETTINGS,
@@ -54,11 +55,13 @@ class RedisStorage(Storage):
         self._publisher = Publisher(self._connection)
         self._writer = BackgroundWriter(_FLUSH_SECONDS)
         self._keys = RedisKeys(self._connection, "session_server:")
+        self.files = RedisFiles(self._keys)
         self._random = secrets.token_hex(8)
 
     def for_user(self, name: str) -> Storage:
         store = copy.copy(self)
         store._keys = RedisKeys(self._connection, f"session_server@{name}:")
+        store.files = RedisFiles(store._keys)
         return store
 
     def check(self) -> None:

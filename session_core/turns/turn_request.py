@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from session_core.data.message import Content, StoredMessage, same_content
@@ -47,6 +47,9 @@ class TurnRequest:
 
     `client_id` is the client's own id of the question. `terms` tell what a client asked with, beside the transcript.
     `recovery` counts how often the server itself has gone on with an interrupted turn; 0 where a caller asks.
+
+    `files` are the bytes, by SHA-256, of what the question and its `history` name, until they are stored. A part may
+    also name what the session has, by its `sha256` alone.
     """
 
     content: Content | None = None
@@ -65,6 +68,7 @@ class TurnRequest:
     client_id: str | None = None
     terms: str | None = None
     recovery: int = 0
+    files: dict[str, bytes] = field(default_factory=dict, compare=False, repr=False)
     stored_digest: str = ""  # of the answers, where they are those of an earlier request
 
     @property

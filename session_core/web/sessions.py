@@ -29,10 +29,12 @@ from session_core.web.bodies import (
 )
 from session_core.web.errors import ApiError, describe_error, json_response
 from session_core.web.events import EventRenderer, find_resume_index, render_message
+from session_core.web.file_answers import serve_file
 from session_core.web.markdown import render_markdown
 from session_core.web.session_list import answer_list, session_details
 from session_core.web.turn_responses import TurnResponses, add_stream
 from session_core.web.ui_messages import UI_MESSAGES, ui_messages
+from session_core.web.uploads import Uploads, body_with_files
 from storage import (
     SETTINGS,
     Session,
@@ -67,7 +69,7 @@ class _Answer(BaseModel, strict=True):
 class _TurnBody(BaseModel, strict=True):
     """What `run` and `run_stream` take."""
 
-    message: str | None = None
+    message: str | list[Any] | None = None
     replaces: str | None = None
     after: str | None = None
     continues: bool = Field(False, alias="continue")
@@ -87,6 +89,7 @@ def native_dialect(responses: TurnResponses, *, show_reasoning: bool) -> Bluepri
         ("DELETE", "/sessions/<session_id>", routes.delete_session),
         ("POST", "/sessions/<session_id>/run", routes.run),
         ("POST", "/sessions/<session_id>/run_stream", routes.run_stream),
+        ("GET", "/sessions/<session_id>/files/<sha256>", routes.get_file),
         ("POST", "/sessions/<session_id>/cancel", routes.cancel),
     ):
         blueprint.add_url_rule(rule, view_func=view, methods=[method])
@@ -108,9 +111,9 @@ class _Sessions:
         return self._responses.sessions.storage
 
     def create_session(self) -> Response:
-        body = json_body(optional=True)
+        with body_with_files(self._responses.max_file_bytes, optional=True) as (body, uploads):
+            messages = uploads.parse_messages(body.get("messages"))
         settings = check_settings(body)
-        messages: list[StoredMessage] = []
         state: dict[str, Any] = {}
         if "copy_of" in body or "until" in body:
             source = check_id(body.get("copy_of"), "copy_of", "session")
@@ -120,11 +123,13 @@ class _Sessions:
             session = self._responses.sessions.session(source)
             settings = {name: getattr(session, name) for name in SETTINGS} | settings
             messages, state = copied(session, until)
+            state["files"] = source
         elif "messages" in body:
-            messages, system_prompt = imported(body["messages"])
+            messages, system_prompt = imported(messages)
+            state["files"] = uploads.files
             if system_prompt is not None:
                 settings = check_settings({"system_prompt": system_prompt}) | settings
-        session_id = self._responses.sessions.create(messages, **state, **settings)
+        session_id = self._responses.sessions.create(messages or (), **state, **settings)
         return json_response({"id": session_id}, 201, {"Location": f"{request.script_root}/sessions/{session_id}"})
 
     def list_sessions(self) -> Response:
@@ -175,13 +180,13 @@ class _Sessions:
         return json_response({"success": True, "message": f"Session {session_id} deleted"})
 
     def run(self, session_id: str) -> Response:
-        reader = self._responses.start(session_id, _parse_turn_request(json_body()))
+        reader = self._responses.start(session_id, self._parse_turn_request())
         return self._responses.whole(
             reader, lambda _, last: json_response({"message": self._render_message(last.message)})
         )
 
     def run_stream(self, session_id: str) -> Response:
-        reader = self._responses.start(session_id, _parse_turn_request(json_body()))
+        reader = self._responses.start(session_id, self._parse_turn_request())
         return self._responses.stream(reader, EventRenderer(reader.turn))
 
     def resume_stream(self, session_id: str) -> Response:
@@ -190,9 +195,17 @@ class _Sessions:
         index = functools.partial(find_resume_index, event_id=event_id)
         return self._responses.watch(turn, index, functools.partial(EventRenderer, resumable=True))
 
+    def get_file(self, session_id: str, sha256: str) -> Response:
+        self._storage.running(session_id)  # there is such a session
+        return serve_file(self._storage.files, session_id, sha256)
+
     def cancel(self, session_id: str) -> Response:
         json_body(optional=True)
         return json_response({"cancelled": self._responses.sessions.cancel(session_id)})
+
+    def _parse_turn_request(self) -> TurnRequest:
+        with body_with_files(self._responses.max_file_bytes) as (body, uploads):
+            return _parse_turn_request(body, uploads)
 
     def _markdown(self, session: Session) -> Response:
         head = {"Session": session.id, "Created": session.created_at, "Updated": session.updated_at}
@@ -203,27 +216,31 @@ class _Sessions:
         return Response(text, mimetype="text/markdown", headers={"Vary": "Accept"})
 
 
-def _parse_turn_request(body: Mapping[str, Any]) -> TurnRequest:
+def _parse_turn_request(body: Mapping[str, Any], uploads: Uploads) -> TurnRequest:
     """What a body of `run` or `run_stream` asks for, with the request's key. Raises ApiError."""
     asked = parse_body(_TurnBody, body)
-    text, replaces, after = asked.message, asked.replaces, asked.after
+    replaces, after = asked.replaces, asked.after
+    content = None if asked.message is None else uploads.parse_content(asked.message, "message")
     goes_on = asked.continues or asked.answers is not None
-    if goes_on and ((text, replaces, after) != (None, None, None) or (asked.continues and asked.answers is not None)):
+    if goes_on and (
+        (content, replaces, after) != (None, None, None) or (asked.continues and asked.answers is not None)
+    ):
         raise ApiError("invalid_request", 'A body with "continue" or "answers" has nothing else but model.')
     if replaces is not None and after is not None:
         raise ApiError("invalid_request", "A message stands in place of another one or behind one: leave one out.")
-    if not goes_on and (text is not None or replaces is None):
-        check_question(text, 'The body must be {"message": "text"}, and the text must not be blank.')
+    if not goes_on and (content is not None or replaces is None):
+        check_question(content, 'The body must be {"message": "text"}, and the text must not be blank.')
     if after is not None:
         check_id(after, "after", "msg")
     return TurnRequest(
-        text,
+        content,
         replaces,
         after,
         continues=asked.continues,
         answers=None if asked.answers is None else {id: answer.value for id, answer in asked.answers.items()},
         key=idempotency_key(),
         model=asked.model,
+        files=uploads.files,
     )
 
 

@@ -17,6 +17,7 @@ from session_core.stores.files import FileStorage
 from storage import Storage
 from tests.support.client import Client, Stream
 from tests.support.model_server import BREAK, STALL, ModelServer, ReplyTo, answer, frames, tool_call, tool_calls
+from tests.support.pictures import sha256
 from tests.support.server import ROOT
 
 DOCUMENT = json.loads((ROOT / "session_core" / "web" / "page" / "openapi.json").read_text(encoding="utf-8"))
@@ -55,6 +56,9 @@ def _strict(schema: Any) -> Any:
 _REGISTRY: Registry[Any] = Registry().with_resource(
     "urn:openapi", Resource(contents=_strict(copy.deepcopy(DOCUMENT)), specification=DRAFT202012)
 )
+
+
+TEXT = b"Hello\n"  # a file that a session may have
 
 
 def _validator(pointer: str) -> Draft202012Validator:
@@ -183,7 +187,9 @@ class World:
         if body is None and operation == "create_session":
             body = {"copy_of": self.session_id}
         sent = {name.replace("_", "-"): value for name, value in headers.items()}
-        return (app or self.app()).request(method, path.format(session_id=self.session_id) + query, body, sent)
+        return (app or self.app()).request(
+            method, path.format(session_id=self.session_id, sha256=sha256(TEXT)) + query, body, sent
+        )
 
     def begin_turn(self, app: Client) -> Stream:
         """A turn that has begun and stays silent."""
