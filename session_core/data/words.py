@@ -37,9 +37,7 @@ class Words:
         if _ESCAPED.search(data):
             return True
         text = data.decode(errors="replace")
-        if not text.isascii() and not unicodedata.is_normalized(
-            "NFC", text
-        ):  # a mark could join the letter of an escape
+        if not (text.isascii() or unicodedata.is_normalized("NFC", text)):  # a mark may join the letter of an escape
             return True
         return self._have_pieces_in(text) and self._have_pieces_in(_NO_TEXT.sub('"', text))
 
@@ -55,9 +53,7 @@ class Words:
         first = max(0, at - _SNIPPET_BEFORE)
         first = line.find(" ", first, at) + 1 or first if first else 0
         end = first + _SNIPPET_LENGTH
-        if end >= len(line):
-            end = len(line)
-        elif (space := line.rfind(" ", at + _SNIPPET_LENGTH // 2, end + 1)) > 0:
+        if end < len(line) and (space := line.rfind(" ", at + _SNIPPET_LENGTH // 2, end + 1)) > 0:
             end = space
         return ("…" if first else "") + line[first:end] + ("…" if end < len(line) else "")
 
