@@ -70,7 +70,6 @@ __all__ = [
     "TurnLines",
     "checked_id",
     "expanded",
-    "is_message",
     "new_id",
     "replaced_messages",
     "session_from",
@@ -295,16 +294,16 @@ class LockedSession(ABC):
         """
         self._update(None, json.loads(to_json(attempt)))
 
-    def configure(self, **settings: str | None) -> None:
-        """Sets `title`, `model` or `system_prompt`, or removes it with None. Durable when this returns.
+    def configure(self, **settings: Any) -> None:
+        """Sets `title`, `model`, `system_prompt` or `compacted`, or removes it with None. Durable when this returns.
 
         Neither `updated_at` nor the place in the list changes. Raises TypeError for other names, and ValueError for
         what JSON in UTF-8 cannot hold.
         """
-        if unknown := settings.keys() - set(SETTINGS):
+        if unknown := settings.keys() - {*SETTINGS, "compacted"}:
             raise TypeError(f"there is no setting {min(unknown)}")
         to_json(settings)
-        changed = replace(self.session, **settings)  # type: ignore[arg-type]
+        changed = replace(self.session, **settings)
         self._rewrite(changed)
         self._session = changed
 
@@ -448,7 +447,6 @@ class MemoryStorage(Storage):
         return (id for id, found in self._items() if found.order < when * 1e9)
 
     def _items(self) -> list[tuple[str, _MemorySession]]:
-        """What there is now, for a look of which no turn waits for the end."""
         with self._mutex:
             return list(self._sessions.items())
 

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from session_core.data.compacted import Compacted, read_compacted
 from session_core.data.message import StoredMessage, are_messages, message_text, normalize, read_error
 from session_core.data.text import unwrap_question
 from session_core.data.versions import replaced_messages
@@ -17,7 +18,7 @@ SESSION_ID = re.compile(r"session-[0-9a-z-]{1,64}")
 
 _SHOWN_TITLE_LENGTH = 80  # characters of a title that is made from the first user message
 _OLD_NAMES = ("note", "continuation")  # of `last_error` and `continues`
-_KNOWN_FIELDS = {"id", "created_at", "updated_at", "messages", *STATE, *_OLD_NAMES, *SETTINGS}
+_KNOWN_FIELDS = {"id", "created_at", "updated_at", "messages", "compacted", *STATE, *_OLD_NAMES, *SETTINGS}
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,9 @@ class Session:
     `messages` are oldest first. Those that a later question has replaced are among them (see `conversation`).
     `last_error` is the code of the error that ended the last turn, where that left no message, and `last_refused`
     says that the model server refused the question. `continues` tells of the attempt that goes on with the last turn
-    (see `LockedSession.set_continues`). `model` and `system_prompt` are the session's own, if it has any. `extra` are
-    fields that this version does not know.
+    (see `LockedSession.set_continues`). `model` and `system_prompt` are the session's own, if it has any. `compacted`
+    is the newest summary, in force or not (see `current_compacted`). `extra` are fields that this version does not
+    know.
     """
 
     id: str
@@ -41,6 +43,7 @@ class Session:
     continues: dict[str, Any] | None = None
     model: str | None = None
     system_prompt: str | None = None
+    compacted: Compacted | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -49,6 +52,12 @@ class Session:
         messages = expanded(self.messages)
         replaced = replaced_messages(messages)
         return [message for message in messages if message["id"] not in replaced] if replaced else messages
+
+    @property
+    def current_compacted(self) -> Compacted | None:
+        """The summary that is in force: the last message that it sums up is in the conversation."""
+        made = self.compacted
+        return made if made and any(message["id"] == made["until"] for message in self.conversation) else None
 
 
 @dataclass(frozen=True)
@@ -125,6 +134,7 @@ def session_from(session_id: str, value: Any) -> Session:
         last_error=last_error,
         last_refused=refused,
         continues=continues,
+        compacted=read_compacted(value.get("compacted")),
         extra=extra,
         **texts,
     )

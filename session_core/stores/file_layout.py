@@ -57,6 +57,7 @@ def parse(session_id: str, data: bytes) -> tuple[Session, int | None]:
 def _head(session: Session) -> bytes:
     head: dict[str, Any] = {"id": session.id, "created_at": session.created_at}
     head |= {name: text for name in SETTINGS if (text := getattr(session, name)) is not None}
+    head |= {"compacted": session.compacted} if session.compacted else {}
     return to_json(head | session.extra)[:-1] + b',"messages":['
 
 

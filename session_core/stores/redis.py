@@ -35,7 +35,7 @@ from storage import (
 
 log = logging.getLogger(__name__)
 
-_JSON_FIELDS = (*SETTINGS, *STATE, "note", "continuation", "replaced")  # of a session's hash, in all versions
+_JSON_FIELDS = (*SETTINGS, *STATE, "compacted", "note", "continuation", "replaced")  # of the hash, in all versions
 _LISTED_AT_ONCE = 500
 _READ_AT_ONCE = 200  # sessions, for which Redis lets nobody else wait longer than for a turn
 _BATCH_BYTES = 1 << 20  # after which no further one of these is read
@@ -199,7 +199,7 @@ class RedisStorage(Storage):
 
 def _fields(session: Session) -> dict[str, str]:
     """The fields of a session's hash."""
-    values = {name: to_json(getattr(session, name)).decode() for name in (*SETTINGS, *STATE)}
+    values = {name: to_json(getattr(session, name)).decode() for name in (*SETTINGS, *STATE, "compacted")}
     return {"updated_at": session.updated_at, **values}
 
 
@@ -230,6 +230,8 @@ class _LockedRedis(LockedSession):
     def _write(self, session: Session, line: bytes, touched: str) -> None:
         self._changes += 1
         fields = _fields(session)
+        if touched:  # a summary is long, and does not change with a message
+            del fields["compacted"]
         if any(name in line for name in (b'"replaces"', b'"after"', b'"history"')):
             fields["replaced"] = "true"  # so that the summary counts what is in the conversation
         pairs = [part for pair in fields.items() for part in pair]

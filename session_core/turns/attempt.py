@@ -6,6 +6,7 @@ from typing import Any
 from session_core.data.message import AttemptFields, StoredMessage
 from session_core.model.events import ToolCall, ToolResult
 from session_core.turns.attachments import SessionFiles, keep_question_files
+from session_core.turns.compaction import behind_summary
 from session_core.turns.stored import StoredTurn, find_turn, last_turn, outgoing_messages, question_message
 from session_core.turns.turn_request import Answers, NothingToContinue, TurnRequest, TurnWaiting
 from session_core.turns.waiting import answers_left, check_answers, settle
@@ -47,17 +48,19 @@ def begin_attempt(storage: Storage, session: LockedSession, request: TurnRequest
         message, fields = stored.messages[0], {"attempt": 1 + stored.attempt}
     found = session.session
     instructions = found.system_prompt if request.system_prompt is None else request.system_prompt
+    number = fields.get("attempt", 1)
+    outgoing = outgoing_messages(found.messages, number, continues=request.goes_on)
+    history, summary = behind_summary(found, outgoing)
     settings = {
         "model": request.model or found.model or default_model,
         "system_prompt": instructions,
+        "summary": summary,
         "options": request.options,
         "answered": answered,
         "results_only": request.results_only,
         "client_tools": request.client_tools,
         "files": SessionFiles(storage, session.id),
     }
-    number = fields.get("attempt", 1)
-    history = outgoing_messages(found.messages, number, continues=request.goes_on)
     if request.prefix:
         now = timestamp()
         history.append({"id": "", "role": "assistant", "content": request.prefix, "created_at": now})
