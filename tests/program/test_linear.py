@@ -29,7 +29,7 @@ from tests.support.server import Server
 LARGE = 250_000  # bytes, a quarter of the largest body
 HEADER = 60_000  # the largest header that the server takes
 GROWTH = 36.0  # of eight times the size, on a busy machine; what is quadratic grows by 64
-HOLD = 0.2  # seconds, for a machine that is busy; a megabyte may take a tenth
+HOLD = 0.1  # seconds, which a megabyte may take
 HEADER_COST = 0.5  # seconds; what is quadratic takes ten and more
 
 
