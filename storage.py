@@ -259,12 +259,10 @@ class LockedSession(ABC):
 
         A user's message may have `replaces`, the id of another one, or `after`, the id of any message: it stands in
         place of that one, or behind it, and what stood there leaves the conversation in the same write, and stays
-        stored. It may have `history`, whole messages that stand before it. Then the first of them has the `replaces`
-        or `after`.
+        stored. It may have `history`, whole messages that stand before it, of which the first has these then.
 
-        The message is durable when this returns. Where this raises StorageUnavailable, the session is as it was
-        before. Raises ValueError or TypeError for what JSON in UTF-8 cannot hold (NaN, lone
-        surrogates), or where `role` or `content` is not of its type.
+        The message is durable when this returns. Where this raises StorageUnavailable, the session is as before.
+        Raises ValueError or TypeError for what JSON in UTF-8 cannot hold (NaN, lone surrogates), and what is no message.
         """
         own = {"id": message_id or new_id("msg"), "created_at": created_at or timestamp()}
         line = to_json({"id": None, **fields} | own)
@@ -349,8 +347,7 @@ class LockedSession(ABC):
 
     @abstractmethod
     def _append(self, session: Session, line: bytes | None, taken: str | None) -> None:
-        """Adds a message, given as JSON on one line (if any), and the `updated_at` and the `STATE` of `session`.
-        Takes the message of the id `taken` out of the queue, or raises NotQueued."""
+        """Adds a line of JSON (if any), `updated_at` and `STATE`. Takes `taken` out of the queue, or raises NotQueued."""
 
     @abstractmethod
     def _rewrite(self, session: Session) -> None:
@@ -439,17 +436,18 @@ class MemoryStorage(Storage):
             yield session_id, b",".join([to_json(found.session.title if found else None), *lines])
 
     def _ids(self) -> list[str]:
-        with self._mutex:
-            sessions = list(self._sessions.items())
-        return [id for _, id in sorted((-found.order, id) for id, found in sessions)]
+        return [id for _, id in sorted((-found.order, id) for id, found in self._items())]
 
     def changed_at(self, session_id: str) -> float:
         with self._mutex:
             return self._find(session_id).order / 1e9
 
     def unchanged_since(self, when: float) -> Iterator[str]:
+        return (id for id, found in self._items() if found.order < when * 1e9)
+
+    def _items(self) -> list[tuple[str, _MemorySession]]:
         with self._mutex:
-            return iter([id for id, found in self._sessions.items() if found.order < when * 1e9])
+            return list(self._sessions.items())
 
     def _lock(self, session_id: str, turn: bool) -> LockedSession | None:
         with self._mutex:

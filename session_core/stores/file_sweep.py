@@ -5,15 +5,16 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from session_core.stores.disk_access import unavailable
+from session_core.stores.disk_access import read_file, unavailable
 from session_core.stores.file_attachments import settle_files
 from session_core.stores.file_journal import remove_journal
 from storage import SESSION_ID
 
 _SESSION_FILE = re.compile(rf"({SESSION_ID.pattern})\.json")
-_BESIDE_FILE = re.compile(rf"\.({SESSION_ID.pattern})\.(journal|queue)")
+_JOURNAL_FILE = re.compile(rf"\.({SESSION_ID.pattern})\.journal")
+_QUEUE_FILE = re.compile(rf"\.({SESSION_ID.pattern})\.queue")
 _FILES_DIRECTORY = re.compile(rf"\.({SESSION_ID.pattern})\.files")
 _TEMPORARY_FILE = re.compile(rf"\.({SESSION_ID.pattern}\.)?[0-9a-f]{{16}}\.tmp")
 _ORPHAN_SECONDS = 3600.0  # after which a temporary file is the rest of a crash
@@ -35,13 +36,29 @@ def scan(directory: str) -> Iterator[tuple[int, str]]:
         os.close(opened)
 
 
+def read_contents(directory: str, ids: Sequence[str]) -> Iterator[tuple[str, bytes | None]]:
+    """These ids with the contents of their files. None where the file cannot be read, or a journal may hold more.
+
+    Raises OSError where the directory cannot be listed.
+    """
+    journaled = {found[1] for name in os.listdir(directory) if (found := _JOURNAL_FILE.fullmatch(name))}
+    return ((id, None if id in journaled else _read(os.path.join(directory, f"{id}.json"))) for id in ids)
+
+
+def _read(path: str) -> bytes | None:
+    try:  # suppress() is slower
+        return read_file(path)
+    except OSError:
+        return None
+
+
 def sweep(directory: str) -> None:
     """Removes temporary files that a crash has left, empty files of sessions that it has kept from being made,
     journals and queues without a session, and pictures and files that no message names. Raises OSError where the
     directory cannot be listed."""
     with os.scandir(directory) as entries:
         for entry in entries:
-            beside = _BESIDE_FILE.fullmatch(entry.name)
+            beside = _JOURNAL_FILE.fullmatch(entry.name) or _QUEUE_FILE.fullmatch(entry.name)
             if beside and not os.path.exists(os.path.join(directory, f"{beside[1]}.json")):
                 remove_journal(entry.path)
             with contextlib.suppress(OSError):
@@ -55,8 +72,8 @@ def sweep(directory: str) -> None:
 def queued_sessions(directory: str) -> Iterator[str]:
     """The ids of the sessions in whose queue there may be messages. Raises StorageUnavailable."""
     with unavailable("list", directory):
-        found = map(_BESIDE_FILE.fullmatch, os.listdir(directory))
-    yield from (file[1] for file in found if file and file[2] == "queue")
+        found = map(_QUEUE_FILE.fullmatch, os.listdir(directory))
+    yield from (file[1] for file in found if file)
 
 
 def _is_left(entry: os.DirEntry[str]) -> bool:
