@@ -53,9 +53,8 @@ def _requests(**limit: int) -> list[str]:
         texts = [json.dumps(part) for part in (*request.get("tools", ()), *request["messages"])]
         seen.append("\n".join(texts))
         usage = {**chunk({}), "usage": {"prompt_tokens": len(seen[-1]) // 4}}
-        return ScriptedReply(
-            [event(chunk({"content": _TEXT})), event(usage), event(chunk({}, "stop")), event("[DONE]")]
-        )
+        frames = [chunk({"content": _TEXT}), usage, chunk({}, "stop"), "[DONE]"]
+        return ScriptedReply(list(map(event, frames)))
 
     history: list[StoredMessage] = []
     summary = ""
