@@ -75,7 +75,6 @@ class QuestionFields(TypedDict, total=False):
     client_id: str
     terms: str
     history: list[StoredMessage]
-    parts: list[dict[str, Any]]
 
 
 class MessageFields(AnswerFields, QuestionFields, total=False):
