@@ -262,7 +262,7 @@ class LockedSession(ABC):
         stored. It may have `history`, whole messages that stand before it, of which the first has these then.
 
         The message is durable when this returns. Where this raises StorageUnavailable, the session is as before.
-        Raises ValueError or TypeError for what JSON in UTF-8 cannot hold (NaN, lone surrogates), and what is no message.
+        Raises ValueError or TypeError for what JSON in UTF-8 cannot hold (NaN, lone surrogates), and for no message.
         """
         own = {"id": message_id or new_id("msg"), "created_at": created_at or timestamp()}
         line = to_json({"id": None, **fields} | own)
@@ -347,7 +347,7 @@ class LockedSession(ABC):
 
     @abstractmethod
     def _append(self, session: Session, line: bytes | None, taken: str | None) -> None:
-        """Adds a line of JSON (if any), `updated_at` and `STATE`. Takes `taken` out of the queue, or raises NotQueued."""
+        """Adds a line of JSON (if any), `updated_at`, `STATE`. Takes `taken` from the queue, or raises NotQueued."""
 
     @abstractmethod
     def _rewrite(self, session: Session) -> None:
