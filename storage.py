@@ -23,6 +23,7 @@ from typing import Any, Self
 
 from session_core.data.message import MessageFields, StoredMessage, are_messages, is_message
 from session_core.data.session import (
+    CONFIGURABLE,
     SESSION_ID,
     SETTINGS,
     STATE,
@@ -40,6 +41,7 @@ from session_core.data.turn_feed import TurnFeed, TurnLines
 from session_core.data.versions import replaced_messages
 
 __all__ = [
+    "CONFIGURABLE",
     "SESSION_ID",
     "SETTINGS",
     "STATE",
@@ -302,16 +304,16 @@ class LockedSession(ABC):
         """
         self._update(None, json.loads(to_json(attempt)))
 
-    def configure(self, **settings: str | None) -> None:
-        """Sets `title`, `model` or `system_prompt`, or removes it with None. Durable when this returns.
+    def configure(self, **settings: Any) -> None:
+        """Sets `title`, `model`, `system_prompt` or `responses`, or removes it with None. Durable when this returns.
 
         Neither `updated_at` nor the place in the list changes. Raises TypeError for other names, and ValueError for
         what JSON in UTF-8 cannot hold.
         """
-        if unknown := settings.keys() - set(SETTINGS):
+        if unknown := settings.keys() - set(CONFIGURABLE):
             raise TypeError(f"there is no setting {min(unknown)}")
         to_json(settings)
-        changed = replace(self.session, **settings)  # type: ignore[arg-type]
+        changed = replace(self.session, **settings)
         self._rewrite(changed)
         self._session = changed
 

@@ -7,17 +7,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from session_core.data.message import StoredMessage, are_messages, normalize, read_error
+from session_core.data.removed import without_removed
 from session_core.data.text import unwrap_question
 from session_core.data.versions import replaced_messages
 
 SETTINGS = ("title", "model", "system_prompt")  # of a session
+CONFIGURABLE = (*SETTINGS, "responses")
 STATE = ("last_error", "last_refused", "continues")  # of its last turn
 TITLE_LENGTH = 200  # characters at most
 SESSION_ID = re.compile(r"session-[0-9a-z-]{1,64}")
 
 _SHOWN_TITLE_LENGTH = 80  # characters of a title that is made from the first user message
 _OLD_NAMES = ("note", "continuation")  # of `last_error` and `continues`
-_KNOWN_FIELDS = {"id", "created_at", "updated_at", "messages", *STATE, *_OLD_NAMES, *SETTINGS}
+_KNOWN_FIELDS = {"id", "created_at", "updated_at", "messages", *STATE, *_OLD_NAMES, *CONFIGURABLE}
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,9 @@ class Session:
     `messages` are oldest first. Those that a later question has replaced are among them (see `conversation`).
     `last_error` is the code of the error that ended the last turn, where that left no message, and `last_refused`
     says that the model server refused the question. `continues` tells of the attempt that goes on with the last turn
-    (see `LockedSession.set_continues`). `model` and `system_prompt` are the session's own, if it has any. `extra` are
-    fields that this version does not know.
+    (see `LockedSession.set_continues`). `model` and `system_prompt` are the session's own, if it has any. `responses`
+    is what OpenAI's Conversations keep beside the messages: their `metadata`, the `deleted` responses, and what was
+    `removed` of messages (see `session_core/data/removed.py`). `extra` are fields that this version does not know.
     """
 
     id: str
@@ -41,14 +44,16 @@ class Session:
     continues: dict[str, Any] | None = None
     model: str | None = None
     system_prompt: str | None = None
+    responses: dict[str, Any] | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property
     def conversation(self) -> list[StoredMessage]:
-        """The messages that no later question has replaced."""
+        """The messages that no later question has replaced, without what was removed of them."""
         messages = expanded(self.messages)
         replaced = replaced_messages(messages)
-        return [message for message in messages if message["id"] not in replaced] if replaced else messages
+        kept = [message for message in messages if message["id"] not in replaced] if replaced else messages
+        return without_removed(kept, self.responses)
 
 
 @dataclass(frozen=True)
@@ -111,8 +116,9 @@ def session_from(session_id: str, value: Any) -> Session:
     if "note" in value:  # an earlier version wrote it, after this one
         last_error, refused = read_error(note)
     continues = value.get("continuation", value.get("continues"))
-    if not isinstance(continues, dict | None):
-        raise ValueError("what tells of the attempt that continues its last turn is no object")
+    responses = value.get("responses")
+    if not isinstance(continues, dict | None) or not isinstance(responses, dict | None):
+        raise ValueError("what tells of the attempt that continues its last turn, or of its responses, is no object")
     updated = value.get("updated_at", messages[-1]["created_at"] if messages else created)
     if not isinstance(created, str) or not isinstance(updated, str):
         raise ValueError("its times are missing")
@@ -125,6 +131,7 @@ def session_from(session_id: str, value: Any) -> Session:
         last_error=last_error,
         last_refused=refused,
         continues=continues,
+        responses=responses,
         extra=extra,
         **texts,
     )

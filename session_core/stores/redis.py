@@ -15,7 +15,7 @@ from session_core.stores.redis_connection import RETRY_SECONDS, Argument, RedisC
 from session_core.stores.redis_feed import Lease, Publisher, RedisTurnFeed, published_lines
 from session_core.stores.redis_scripts import LEASE_MILLISECONDS, SHORT_LEASE_MILLISECONDS
 from storage import (
-    SETTINGS,
+    CONFIGURABLE,
     STATE,
     LockedSession,
     LockLost,
@@ -34,7 +34,7 @@ from storage import (
 
 log = logging.getLogger(__name__)
 
-_JSON_FIELDS = (*SETTINGS, *STATE, "note", "continuation", "replaced")  # of a session's hash, in all versions
+_JSON_FIELDS = (*CONFIGURABLE, *STATE, "note", "continuation", "replaced")  # of a session's hash, in all versions
 _LISTED_AT_ONCE = 500
 _FLUSH_SECONDS = 0.05  # in which events gather that go to Redis together
 _FIRST_LINE_SECONDS = 1.0  # how long to wait for the first line of a turn that another process starts
@@ -76,7 +76,7 @@ class RedisStorage(Storage):
             session, count = self._find(checked_id(session_id), 0, 0)
         except SessionCorrupt:
             return Summary(session_id)
-        replaced = session.extra.get("replaced")
+        replaced = session.extra.get("replaced") or session.responses
         if replaced or (session.title is None and count > 1 and session.messages[0]["role"] != "user"):
             return super().summary(session_id)
         return Summary(**{**vars(summarize(session)), "message_count": count})
@@ -187,7 +187,7 @@ class RedisStorage(Storage):
 
 def _fields(session: Session) -> dict[str, str]:
     """The fields of a session's hash."""
-    values = {name: to_json(getattr(session, name)).decode() for name in (*SETTINGS, *STATE)}
+    values = {name: to_json(getattr(session, name)).decode() for name in (*CONFIGURABLE, *STATE)}
     return {"updated_at": session.updated_at, **values}
 
 

@@ -47,6 +47,8 @@ class TurnRequest:
 
     `client_id` is the client's own id of the question. `terms` tell what a client asked with, beside the transcript.
     `recovery` counts how often the server itself has gone on with an interrupted turn; 0 where a caller asks.
+    `response` is what a response of OpenAI's form keeps beside the messages. `behind` is the id of the message that
+    must be the session's last one.
     """
 
     text: str | None = None
@@ -65,6 +67,8 @@ class TurnRequest:
     client_id: str | None = None
     terms: str | None = None
     recovery: int = 0
+    response: Mapping[str, Any] | None = None
+    behind: str | None = None
     stored_digest: str = ""  # of the answers, where they are those of an earlier request
 
     @property

@@ -17,6 +17,11 @@ class ShownTurn(Turn):
         self._position = 0  # so many events were read, hidden ones included
         self._hidden = 0  # of those
 
+    @property
+    def attempt(self) -> int:
+        """See Turn.attempt."""
+        return self._turn.attempt
+
     def read(self, after: int, seconds: float) -> list[LoggedEvent]:
         """See Turn.read."""
         until = time.monotonic() + seconds
