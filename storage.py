@@ -36,6 +36,15 @@ from session_core.data.session import (
     summarize,
     timestamp,
 )
+from session_core.data.store_errors import (
+    FeedGap,
+    LockLost,
+    SessionBusy,
+    SessionCorrupt,
+    SessionExists,
+    SessionNotFound,
+    StorageUnavailable,
+)
 from session_core.data.strict_json import to_json
 from session_core.data.turn_feed import TurnFeed, TurnLines
 from session_core.data.versions import replaced_messages
@@ -73,34 +82,6 @@ __all__ = [
 _SHORT_LOCK_SECONDS = 1.0  # how long to wait for a lock that is held for less than a turn (rename, delete)
 
 
-class SessionNotFound(Exception):
-    """There is no session of this id, or the id has not the form of one."""
-
-
-class SessionExists(Exception):
-    """There is a session of this id already."""
-
-
-class SessionBusy(Exception):
-    """Another caller has locked the session, in this process or in another one."""
-
-
-class SessionCorrupt(Exception):
-    """What is stored cannot be understood. It is left as it is."""
-
-
-class StorageUnavailable(Exception):
-    """The store cannot be read or written now. What was stored before is intact."""
-
-
-class LockLost(StorageUnavailable):
-    """This process was too slow: another one has locked the session since, or has ended our turn."""
-
-
-class FeedGap(StorageUnavailable):
-    """Lines that another process has published of its turn are gone."""
-
-
 class Storage(ABC):
     """Sessions by id. Every method may be called from any thread."""
 
@@ -113,7 +94,9 @@ class Storage(ABC):
         now = timestamp()
         copies = json.loads(to_json(list(messages)))
         if not are_messages(copies):
-            raise ValueError("a message needs an id, a role, a content and a time, all strings")
+            raise ValueError(
+                "a message needs an id, a role and a time, all strings, and a text or parts as its content"
+            )
         to_json(fields)
         session = Session(new_id("session"), now, now, messages=copies, **fields)
         self._create(session)
@@ -277,13 +260,13 @@ class LockedSession(ABC):
 
         The message is durable when this returns. Where this raises StorageUnavailable, the session is as it was
         before. Raises ValueError or TypeError for what JSON in UTF-8 cannot hold (NaN, lone
-        surrogates), or where `role` or `content` is not a string.
+        surrogates), or where `role` or `content` is not of its type.
         """
         own = {"id": message_id or new_id("msg"), "created_at": created_at or timestamp()}
         line = to_json({"id": None, **fields} | own)
         message = json.loads(line)
         if not is_message(message):
-            raise ValueError("a message needs a role and a content, both strings")
+            raise ValueError("a message needs a role, which is a string, and a content")
         self._update(line, None if message["role"] == "user" else self.session.continues)
         return message
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Required, TypedDict, TypeGuard, Unpack, cast, get_args, get_origin, get_type_hints
 
 Status = Literal["completed", "incomplete", "cancelled", "waiting"]
+SHA256 = re.compile(r"[0-9a-f]{64}")
 
 ERROR = "error: "  # what the text of a tool's result begins with where the tool failed
 NOT_EXECUTED = "not executed: "  # or where the call was denied
@@ -20,6 +22,21 @@ _REWRITTEN = {
     "history",
     "pending",
 }  # where they stand, a message may have to be changed
+
+
+class ContentPart(TypedDict, total=False):
+    """A part of a message: a `text`, or an `image` or a `file` by what its bytes are, which stand beside the session.
+    A file may have a name."""
+
+    type: Required[str]
+    text: str
+    sha256: str
+    media_type: str
+    size: int
+    name: str
+
+
+Content = str | list[ContentPart]  # a text, or parts of which at least one is no text
 
 
 class AttemptFields(TypedDict, total=False):
@@ -69,7 +86,7 @@ class MessageFields(AnswerFields, QuestionFields, total=False):
     """A message that is not stored yet. `docs/files.md` says what each field means, and who writes it."""
 
     role: Required[str]
-    content: Required[str]
+    content: Required[Content]
     tool_calls: list[dict[str, Any]]
     tool_call_id: str
     name: str
@@ -84,13 +101,39 @@ class StoredMessage(MessageFields):
     created_at: str
 
 
-_ALWAYS = ("id", "role", "content", "created_at")  # of every message, all strings
+_ALWAYS = ("id", "role", "created_at", "content")  # of every message; strings, and a content may be parts
 _OPTIONAL_TYPES = {
     name: get_origin(hint) or hint for name, hint in get_type_hints(StoredMessage).items() if name not in _ALWAYS
 }
 
 
-def user_message(content: str, key: str | None = None, **fields: Unpack[QuestionFields]) -> MessageFields:
+def message_text(message: Mapping[str, Any]) -> str:
+    """The text of a message, without its pictures and files."""
+    return content_text(message.get("content"))
+
+
+def content_text(content: object) -> str:
+    """The text of a content, empty where it is none."""
+    if isinstance(content, list):
+        return "".join(part.get("text", "") for part in content if part.get("type") == "text")
+    return content if isinstance(content, str) else ""
+
+
+def file_parts(content: Content | None) -> list[ContentPart]:
+    """The pictures and files of a content."""
+    return [part for part in content if "sha256" in part] if isinstance(content, list) else []
+
+
+def same_content(one: Content, other: Content) -> bool:
+    """Whether both say the same: the same text with the same pictures and files."""
+    return one == other or _said(one) == _said(other)
+
+
+def _said(content: Content) -> tuple[str, list[str]]:
+    return content_text(content), [part["sha256"] for part in file_parts(content)]
+
+
+def user_message(content: Content, key: str | None = None, **fields: Unpack[QuestionFields]) -> MessageFields:
     """A question, with the idempotency key of its turn. Fields that are empty are left out, here and below."""
     return _message("user", content, {"idempotency_key": key, **fields})
 
@@ -102,10 +145,10 @@ def assistant_message(
     return _message("assistant", content, {"tool_calls": calls, **fields})
 
 
-def tool_message(call_id: str, name: str, content: str, is_error: bool | None) -> MessageFields:
+def tool_message(call_id: str, name: str, content: Content, is_error: bool | None) -> MessageFields:
     """What a call of a tool has given, as the model gets it, and whether the tool failed (None: the text tells)."""
     message: MessageFields = {"role": "tool", "tool_call_id": call_id, "name": name, "content": content}
-    if is_error or (is_error is False and content.startswith(ERROR)):
+    if is_error or (is_error is False and content_text(content).startswith(ERROR)):
         message["is_error"] = is_error
     return message
 
@@ -117,7 +160,7 @@ def tool_call(id: str, name: str, arguments: str) -> dict[str, Any]:
 
 def tool_failed(message: MessageFields) -> bool:
     """Whether the tool failed whose message this is. Earlier versions wrote no `is_error`: then the text tells."""
-    return message.get("is_error", message["content"].startswith(ERROR))
+    return message.get("is_error", message_text(message).startswith(ERROR))
 
 
 def read_status(message: MessageFields) -> Status:
@@ -147,9 +190,17 @@ def is_message(value: Any) -> TypeGuard[StoredMessage]:
 def are_messages(values: list[Any]) -> TypeGuard[list[StoredMessage]]:
     """Whether all these JSON values are messages."""
     try:
-        return all(set(map(type, map(operator.itemgetter(name), values))) <= {str} for name in _ALWAYS)
+        types = [set(map(type, map(operator.itemgetter(name), values))) for name in _ALWAYS]
+        if types[-1] == {str, list} or types[-1] == {list}:
+            types[-1] = {str} if all(is_content(value["content"]) for value in values) else {list}
+        return all(found <= {str} for found in types)
     except (KeyError, TypeError):  # a field is missing, or the value is no object
         return False
+
+
+def is_content(value: Any) -> TypeGuard[Content]:
+    """Whether a JSON value is what a message may hold. Parts of types that are not known are nothing here."""
+    return isinstance(value, str) or (isinstance(value, list) and all(map(_is_part, value)))
 
 
 def normalize(messages: list[Any]) -> None:
@@ -163,6 +214,17 @@ def normalize(messages: list[Any]) -> None:
     for message in messages if odd else ():
         if not odd.isdisjoint(message):
             _normalize(message)
+
+
+def _is_part(part: Any) -> bool:
+    if not isinstance(part, dict) or not isinstance(part.get("type"), str):
+        return False
+    if part["type"] == "text":
+        return isinstance(part.get("text"), str)
+    if part["type"] not in ("image", "file"):
+        return "sha256" not in part
+    known = SHA256.fullmatch(str(part.get("sha256"))) and isinstance(part.get("media_type"), str)
+    return bool(known) and type(part.get("size")) is int and isinstance(part.get("name", ""), str)
 
 
 def _normalize(message: dict[str, Any]) -> None:
@@ -182,6 +244,6 @@ def _normalize(message: dict[str, Any]) -> None:
         normalize(message["history"])
 
 
-def _message(role: str, content: str, fields: dict[str, Any]) -> MessageFields:
+def _message(role: str, content: Content, fields: dict[str, Any]) -> MessageFields:
     kept = {name: value for name, value in fields.items() if value}
     return cast(MessageFields, {"role": role, "content": content, **kept})

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from session_core.data.message import StoredMessage, are_messages, normalize, read_error
+from session_core.data.message import StoredMessage, are_messages, message_text, normalize, read_error
 from session_core.data.removed import without_removed
 from session_core.data.text import unwrap_question
 from session_core.data.versions import replaced_messages
@@ -82,7 +82,7 @@ def summarize(session: Session) -> Summary:
     """What a list shows of this session."""
     title, messages = session.title, session.conversation
     if title is None:
-        first = unwrap_question(next((m["content"] for m in messages if m["role"] == "user"), ""))
+        first = unwrap_question(next((message_text(m) for m in messages if m["role"] == "user"), ""))
         title = " ".join(first[: 10 * TITLE_LENGTH].split())[:_SHOWN_TITLE_LENGTH] or None
     return Summary(session.id, title, session.created_at, session.updated_at, len(messages))
 

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import openai
 import pydantic_core
 
+from session_core.data.message import message_text
 from session_core.model.budget import Budget
 from session_core.model.capabilities import Capabilities, Negotiation, RequestForm, tool_part
 from session_core.model.client import ModelClient
@@ -183,7 +184,7 @@ class Completions:
         except _ERRORS as error:
             if self._budget.cancellation.is_cancelled:
                 raise Cancelled from None
-            sent = [self._server.api_key, *(message["content"] for message in request["messages"])]
+            sent = [self._server.api_key, *map(message_text, request["messages"])]
             # The error's text is not for every log.
             raise classify_failure(error, reply.has_begun, sent, self._server.options) from None
         log.debug("Answered after %.3f s: %r", time.monotonic() - asked_at, reply.finish_reason)

@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from session_core.data.message import AnswerFields, MessageFields
+from session_core.data.message import AnswerFields, MessageFields, message_text
 from session_core.data.text import utf8_text
 from session_core.model.capabilities import RequestForm
 from session_core.model.outgoing_messages import PORTABLE_ID, OutgoingMessages, add_id, read_tool_calls
@@ -155,12 +155,12 @@ class OutgoingHistory:
 
 
 def _is_answer(message: MessageFields) -> bool:
-    text = utf8_text(message.get("content"))
+    text = message_text(message)
     return message.get("role") == "assistant" and "tool_calls" not in message and not (not text or text.isspace())
 
 
 def _size(messages: list[MessageFields]) -> int:
     """The characters of the messages' texts."""
-    texts = (message.get(field) for message in messages for field in ("content", "reasoning"))
+    texts = (text for message in messages for text in (message_text(message), message.get("reasoning")))
     arguments = (call.arguments for message in messages for call in read_tool_calls(message))
     return sum(map(len, map(utf8_text, texts))) + sum(map(len, arguments))

@@ -12,6 +12,7 @@ from session_core.data.message import (
     INTERRUPTED_CALL,
     WENT_ON,
     MessageFields,
+    message_text,
     read_status,
     tool_call,
 )
@@ -55,7 +56,7 @@ class OutgoingMessages:
         return self.sent[-1]["role"] if self.sent and self.sent[-1]["role"] != "system" else None
 
     def _add_user(self, message: MessageFields) -> None:
-        text = utf8_text(message.get("content"))
+        text = utf8_text(message_text(message))
         if self._last_role == "tool":
             self._add_text("assistant", "(interrupted)")
         elif self._last_role == "user" and isinstance(self.sent[-1]["content"], str) and "parts" not in message:
@@ -63,7 +64,7 @@ class OutgoingMessages:
         self._add_text("user", message.get("parts") or text)
 
     def _add_assistant(self, message: MessageFields, results: dict[str, list[str]]) -> None:
-        text = utf8_text(message.get("content"))
+        text = utf8_text(message_text(message))
         calls = read_tool_calls(message)
         if not calls and (not text or text.isspace()):
             if read_status(message) != "cancelled" or self._last_role != "user":
@@ -160,7 +161,7 @@ def _results_by_id(turn: Sequence[MessageFields]) -> dict[str, list[str]]:
     results: dict[str, list[str]] = {}
     for message in turn:
         if message.get("role") == "tool":
-            results.setdefault(utf8_text(message.get("tool_call_id")), []).append(utf8_text(message.get("content")))
+            results.setdefault(utf8_text(message.get("tool_call_id")), []).append(utf8_text(message_text(message)))
     return results
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from session_core.data.message import Status, StoredMessage, read_status
+from session_core.data.message import Status, StoredMessage, message_text, read_status
 from session_core.data.strict_json import from_json, to_json
 from session_core.model.events import Chunk, Reasoning, ToolCall, ToolResult
 from storage import timestamp
@@ -245,7 +245,7 @@ def _size(event: Event) -> int:
     if isinstance(event, Chunk | Reasoning):
         return sys.getsizeof(event.content)
     if isinstance(event, Ended):
-        return sys.getsizeof(event.complete_text) + sys.getsizeof(event.message["content"])
+        return sys.getsizeof(event.complete_text) + sys.getsizeof(message_text(event.message))
     texts = (getattr(event, name) for name in event.__slots__)
     return sum(sys.getsizeof(text) for text in texts if isinstance(text, str))
 

@@ -17,6 +17,7 @@ from session_core.data.message import (
     MessageFields,
     QuestionFields,
     StoredMessage,
+    message_text,
     read_status,
     tool_message,
     user_message,
@@ -131,7 +132,7 @@ class StoredTurn:
             return Failed("internal_error", INTERRUPTED_TEXT, message_id=last["id"])
         if read_status(last) == "incomplete" and last.get("reason") not in _INCOMPLETE:
             return Failed(last.get("reason", "internal_error"), message_id=last["id"])
-        text = "".join(message["content"] for message in self._answers() if message["role"] == "assistant")
+        text = "".join(message_text(message) for message in self._answers() if message["role"] == "assistant")
         last = self.waiting or last
         return Ended(last, text, last.get("finish_reason"))
 
@@ -234,7 +235,7 @@ def mark_waiting(session: Session) -> Session:
 
 def question_message(session: Session, request: TurnRequest) -> MessageFields:
     """The user's message for a new question. Raises TurnRefused."""
-    text = request.text
+    content = request.content
     fields: QuestionFields = {
         "previous_error": session.last_error or "",
         "previous_refused": session.last_refused,
@@ -248,7 +249,7 @@ def question_message(session: Session, request: TurnRequest) -> MessageFields:
         replaced = known.get(request.replaces)
         if replaced is None or replaced["role"] != "user":
             raise TurnRefused("replaces must be the id of a user's message of this session.")
-        text = replaced["content"] if text is None else text
+        content = replaced["content"] if content is None else content
         place = {"replaces": request.replaces}
     elif request.after is not None:
         if request.after not in (BEGINNING, *known):
@@ -260,7 +261,7 @@ def question_message(session: Session, request: TurnRequest) -> MessageFields:
         fields["history"] = [{**first, **place}, *others]
     else:
         fields |= place
-    return user_message(text or "", request.key, **fields)
+    return user_message(content or "", request.key, **fields)
 
 
 def settled_messages(session: Session, answers: Answers | None = None) -> list[StoredMessage]:

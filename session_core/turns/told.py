@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 
-from session_core.data.message import ERROR, StoredMessage, tool_failed
+from session_core.data.message import ERROR, StoredMessage, message_text, tool_failed
 from session_core.model.events import Chunk, Reasoning, ToolResult
 
 
 def told_pieces(message: StoredMessage) -> Iterator[Reasoning | Chunk]:
     """The reasoning and the text of a message in the pieces in which they were told, or each in one where those are
     not known."""
-    reasoning, text = message.get("reasoning", ""), message["content"]
+    reasoning, text = message.get("reasoning", ""), message_text(message)
     lengths: Sequence[int] = message.get("deltas", ())
     if not _fit(lengths, -len(reasoning), len(text)):
         lengths = list(filter(None, (-len(reasoning), len(text))))
@@ -25,7 +25,7 @@ def told_pieces(message: StoredMessage) -> Iterator[Reasoning | Chunk]:
 
 def read_result(message: StoredMessage) -> ToolResult:
     """The outcome of a call that a tool's message tells of."""
-    text, failed = message["content"], tool_failed(message)
+    text, failed = message_text(message), tool_failed(message)
     result, error = (None, text.removeprefix(ERROR)) if failed else (text, None)
     return ToolResult(message.get("tool_call_id", ""), message.get("name", ""), result, error)
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from session_core.data.message import StoredMessage
+from session_core.data.message import StoredMessage, message_text
 from session_core.data.text import unwrap_question
 from session_core.data.versions import BEGINNING, find_parents, find_path
 from session_core.turns.stored import without_failed_attempts
@@ -50,13 +50,13 @@ class ClientIntent:
 
     def request(self, messages: _Messages) -> TurnRequest:
         """What is asked for, where these are the transcript's messages as they are stored."""
-        text, history = messages[-1]["content"], tuple(messages[self.since : -1])
+        content, history = messages[-1]["content"], tuple(messages[self.since : -1])
         if self.kind == "append":
-            return TurnRequest(text, history=history)
+            return TurnRequest(content, history=history)
         if self.kind == "retry":
-            return TurnRequest(text, self.id)
+            return TurnRequest(content, self.id)
         after = None if self.replaces else self.id
-        return TurnRequest(text, self.replaces, after, history=history)
+        return TurnRequest(content, self.replaces, after, history=history)
 
 
 def compare_histories(stored: _Messages, transcript: Sequence[ClientMessage]) -> ClientIntent:
@@ -233,7 +233,7 @@ def _join(masks: Iterator[int]) -> int:
 
 def _question_keys(message: StoredMessage) -> set[str]:
     """What texts of a client agree with a stored question: also the question itself, where that is wrapped."""
-    return {_words(message["content"]), _words(unwrap_question(message["content"]))}
+    return {_words(message_text(message)), _words(unwrap_question(message_text(message)))}
 
 
 def _answer_keys(answer: _Messages) -> list[str]:
@@ -242,7 +242,7 @@ def _answer_keys(answer: _Messages) -> list[str]:
     last = max(attempts, default=1)
     own = [message for message, attempt in zip(answer, attempts, strict=True) if attempt == last]
     kept = own if len(own) == len(answer) else without_failed_attempts(answer, last)
-    texts = ["".join(one["content"] for one in found if one["role"] == "assistant") for found in (own, kept)]
+    texts = ["".join(message_text(one) for one in found if one["role"] == "assistant") for found in (own, kept)]
     return [_answer_key(text) for text in dict.fromkeys(texts)]
 
 

@@ -139,7 +139,7 @@ class Turn:
     @property
     def size(self) -> int:
         """About how many bytes of memory the turn takes."""
-        return self._log.size + sys.getsizeof(self.request.text)
+        return self._log.size + sys.getsizeof(self.request.content)
 
     def find_index(self, number: int, *, substituted: bool = False) -> int | None:
         """How many events there are up to the one of this number, which is what to read behind. None if there is no

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from session_core.data.message import StoredMessage
+from session_core.data.message import Content, StoredMessage, same_content
 from session_core.data.strict_json import to_json
 from session_core.tools.client_tools import ClientTools
 
@@ -35,7 +35,7 @@ class TurnRequest:
     """A question, or the wish that the session's last turn goes on.
 
     `replaces` is the id of a user's message of the session, of any version: the question stands in place of it and of
-    all behind it. Without a `text` it is the same text once more. `after` is the id of a message behind which the
+    all behind it. Without a `content` it is the same once more. `after` is the id of a message behind which the
     question stands (or `BEGINNING`). `history` are whole messages that a client has before the question and the
     server has not: they come first. With `continues` there is no question, and the model is asked again from what is
     stored. `key` is the idempotency key. `model`, `system_prompt` and `options` (of the request to the model) are for
@@ -43,7 +43,7 @@ class TurnRequest:
 
     `answers` are those to all that the last turn waits for: `approve` (with a `reason` where it is false), or the
     client's own `result` or `error`, as the model gets them. The turn goes on with them, or before the question of
-    `text`. With `results_only` the calls run, and the model is not asked. `client_tools` are offered in this turn.
+    `content`. With `results_only` the calls run, and the model is not asked. `client_tools` are offered in this turn.
 
     `client_id` is the client's own id of the question. `terms` tell what a client asked with, beside the transcript.
     `recovery` counts how often the server itself has gone on with an interrupted turn; 0 where a caller asks.
@@ -51,7 +51,7 @@ class TurnRequest:
     must be the session's last one.
     """
 
-    text: str | None = None
+    content: Content | None = None
     replaces: str | None = None
     after: str | None = None
     continues: bool = False
@@ -74,7 +74,7 @@ class TurnRequest:
     @property
     def goes_on(self) -> bool:
         """Whether the last turn goes on, without a new question."""
-        return self.continues or (self.text is None and self.answers is not None)
+        return self.continues or (self.content is None and self.answers is not None)
 
     @property
     def answers_digest(self) -> str:
@@ -88,8 +88,9 @@ class TurnRequest:
         """Whether both ask for the same, so that one key may stand for both."""
         if self.goes_on or other.goes_on:
             return self.goes_on and other.goes_on and self.answers_digest == other.answers_digest
-        same_text = self.text is None or other.text is None or self.text == other.text
-        return (self.replaces, self.after) == (other.replaces, other.after) and same_text
+        if (self.replaces, self.after) != (other.replaces, other.after):
+            return False
+        return self.content is None or other.content is None or same_content(self.content, other.content)
 
     @classmethod
     def stored(cls, message: StoredMessage) -> TurnRequest:

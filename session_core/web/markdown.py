@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 
-from session_core.data.message import StoredMessage
+from session_core.data.message import StoredMessage, message_text
 from session_core.model.outgoing_messages import read_tool_calls
 
 _ROLES = {"user": "User", "assistant": "Assistant", "tool": "Tool result"}
@@ -25,8 +25,8 @@ def render_markdown(title: str | None, head: Mapping[str, str], messages: Iterab
             parts.append(f"Status: {_plain(message['status'])} ({_plain(reason)})\n")
         if message.get("reasoning"):
             parts.append(f"Reasoning:\n\n{_block(message['reasoning'], 'text')}\n")
-        if message["content"]:
-            parts.append(_block(message["content"], "markdown" if role == "Assistant" else "text"))
+        if text := message_text(message):
+            parts.append(_block(text, "markdown" if role == "Assistant" else "text"))
         for call in read_tool_calls(message):
             parts.append(f"\nTool call of {_plain(call.name)}:\n\n{_block(call.arguments, 'json')}")
     return "\n".join(parts) + "\n"

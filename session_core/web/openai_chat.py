@@ -9,7 +9,7 @@ from flask import Blueprint, Response, request
 from pydantic import BaseModel
 
 from agent import Agent
-from session_core.data.message import MessageFields, StoredMessage, tool_message
+from session_core.data.message import MessageFields, StoredMessage, message_text, tool_message
 from session_core.model.outgoing_messages import read_tool_calls
 from session_core.turns.models import ModelRefused
 from session_core.web.bodies import FailingFast, ModelName, check_question, idempotency_key, json_body, parse_body
@@ -107,13 +107,13 @@ def _parse_request(body: Mapping[str, Any], agent: Agent) -> ChatRequest:
     system, messages = _parse_messages(asked.messages)
     prefix = ""
     while messages and messages[-1]["role"] == "assistant" and "tool_calls" not in messages[-1]:
-        prefix = messages.pop()["content"] + prefix
+        prefix = message_text(messages.pop()) + prefix
     if not messages:
         raise ApiError(
             "invalid_request", "The last message must be the user's, or an answer that is to be continued."
         )
     if messages[-1]["role"] == "user" and "parts" not in messages[-1]:
-        check_question(messages[-1]["content"])
+        check_question(message_text(messages[-1]))
     tools = client_tools(body)
     return ChatRequest(
         messages,
@@ -177,7 +177,7 @@ def _parse_content(message: _Message, index: int) -> tuple[str, list[dict[str, A
 
 def _is_task(asked: ChatRequest) -> bool:
     """Whether a front end asks for itself: for a title, for tags, for what the user might ask next."""
-    text = asked.messages[-1]["content"]
+    text = message_text(asked.messages[-1])
     by_words = ("### Task:\n" in text and "<chat_history>" in text) or _TITLE_TASK in text
     return by_words or bool(request.headers.get(_TASK_HEADER))
 

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from flask import Response
 
+from session_core.data.message import message_text
 from session_core.model.events import Chunk, Reasoning
 from session_core.turns.event_log import Ended, Event, Failed, LoggedEvent, Started
 from session_core.turns.turn import Turn
@@ -77,7 +78,7 @@ def render_completion(turn: Turn, last: Ended, *, prefix: str = "") -> Response:
     if reasoning := [one.event.content for one in turn.read_all() if isinstance(one.event, Reasoning)]:
         message["reasoning_content"] = "".join(reasoning)
     if last.status == "waiting":
-        message |= {"content": message["content"] or None, "tool_calls": render_calls(last.message)}
+        message |= {"content": message_text(last.message) or None, "tool_calls": render_calls(last.message)}
     choice = {"index": 0, "message": message, "finish_reason": _finish_reason(last)}
     completion = {
         "id": f"chatcmpl-{turn.id}",

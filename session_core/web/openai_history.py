@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from flask import request
 
-from session_core.data.message import StoredMessage
+from session_core.data.message import StoredMessage, message_text
 from session_core.data.strict_json import to_json
 from session_core.tools.client_tools import ClientTools
 from session_core.turns.event_log import Ended
@@ -163,7 +163,7 @@ def _look(
     if key is not None and (known := find_turn(session, key)):
         stored = known.request(key)
         stored = TurnRequest() if stored.stored_digest else stored  # that was no question
-        stored = dataclasses.replace(stored, text=asked.messages[-1]["content"])
+        stored = dataclasses.replace(stored, content=asked.messages[-1]["content"])
         return asked.turn_request(stored, key)
     intent = _compare(session, chat, asked)
     last = last_turn(session)
@@ -187,9 +187,9 @@ def _answer(sessions: Sessions, session: Session, asked: ChatRequest, key: str |
 
 def _compare(session: Session, chat: ChatName, asked: ChatRequest) -> ClientIntent:
     if len(asked.messages) == 1 and not chat.whole_chats:
-        return compare_question(session.conversation, asked.messages[0]["content"])
+        return compare_question(session.conversation, message_text(asked.messages[0]))
     transcript = [
-        ClientMessage("user" if one["role"] == "user" else "assistant", one["content"]) for one in asked.messages
+        ClientMessage("user" if one["role"] == "user" else "assistant", message_text(one)) for one in asked.messages
     ]
     return compare_histories(expanded(session.messages), transcript)
 

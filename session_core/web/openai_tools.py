@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, StringConstraints
 
-from session_core.data.message import MessageFields, StoredMessage, assistant_message, tool_call
+from session_core.data.message import MessageFields, StoredMessage, assistant_message, message_text, tool_call
 from session_core.model.events import ToolCall
 from session_core.tools.client_tools import ClientTool, ClientTools
 from session_core.turns.waiting import pending_calls
@@ -57,7 +57,7 @@ def find_results(messages: Sequence[StoredMessage]) -> dict[str, dict[str, str]]
     last = len(earlier)
     while last and earlier[last - 1]["role"] == "tool":
         last -= 1
-        found[earlier[last]["tool_call_id"]] = {"result": earlier[last]["content"]}
+        found[earlier[last]["tool_call_id"]] = {"result": message_text(earlier[last])}
     called = earlier[last - 1].get("pending", {}) if last else {}
     if earlier is messages and (missing := [id for id in called if id not in found]):
         raise ApiError("invalid_request", f"messages ends without the result of the call {missing[0]}.")

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from session_core.data.message import NOT_EXECUTED, StoredMessage, read_status
+from session_core.data.message import NOT_EXECUTED, StoredMessage, message_text, read_status
 from session_core.data.removed import REASONING, TEXT, removed_parts
 from session_core.model.events import ToolCall
 from session_core.model.outgoing_messages import read_tool_calls
@@ -194,7 +194,7 @@ class _Items:
         for index, text in enumerate(message.get("response", {}).get("system", ())):
             id = f"{message_item_id('sys', session_id, message['id'])}_{index}"
             self.placed.append(PlacedItem(message_item(id, "system", text), message["id"]))
-        item = message_item(message_item_id("msg", session_id, message["id"]), "user", message["content"])
+        item = message_item(message_item_id("msg", session_id, message["id"]), "user", message_text(message))
         self.placed.append(PlacedItem(item, message["id"], {message["id"]: TEXT}))
 
     def _add_answer(self, message: StoredMessage) -> None:
@@ -214,7 +214,7 @@ class _Items:
             self._called[call.id], self._running[call.id] = call, placed
 
     def _add_result(self, message: StoredMessage) -> None:
-        call_id, text, count = message.get("tool_call_id", ""), message["content"], len(self._output.output)
+        call_id, text, count = message.get("tool_call_id", ""), message_text(message), len(self._output.output)
         of, parts = message["id"], {message["id"]: TEXT}
         item = {"id": message_item_id("fco", self._id.session_id, of), "type": "function_call_output"}
         if self._waited.get(call_id) == "client":

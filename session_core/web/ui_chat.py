@@ -175,7 +175,7 @@ def _find_request(session: Session, asked: _Body, question: _Message | None, key
     key = key or _find_key(session, asked, question)
     if known := find_turn(session, key):
         found = known.request(str(key))
-        found = found if found.goes_on or question is None else dataclasses.replace(found, text=question.text)
+        found = found if found.goes_on or question is None else dataclasses.replace(found, content=question.text)
     elif question is not None and question.role == "assistant" and question.answers:
         found = TurnRequest(answers=_answers_to(session, question))
     elif asked.messages and asked.message is None:

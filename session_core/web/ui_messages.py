@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from session_core.data.message import INTERRUPTED_CALL, NOT_EXECUTED, StoredMessage
+from session_core.data.message import INTERRUPTED_CALL, NOT_EXECUTED, StoredMessage, message_text
 from session_core.data.strict_json import from_json
 from session_core.model.events import Chunk, Reasoning, ToolCall, ToolResult
 from session_core.turns.event_log import Ended, Event, Failed, LoggedEvent, Started
@@ -156,7 +156,9 @@ def ui_messages(session: Session, *, running: bool, show_reasoning: bool) -> lis
         found.append(_answer(StoredTurn([greeting[0], *greeting], None, is_last=False), show_reasoning))
     for index in questions:
         question = session.messages[index]
-        found.append({"id": question["id"], "role": "user", "parts": [{"type": "text", "text": question["content"]}]})
+        found.append(
+            {"id": question["id"], "role": "user", "parts": [{"type": "text", "text": message_text(question)}]}
+        )
         turn = turn_at(session, index)
         if not (running and turn.is_last and turn.interrupted) and (turn.error or len(turn.messages) > 1):
             found.append(_answer(turn, show_reasoning))

@@ -8,7 +8,7 @@ from typing import Any, get_type_hints
 
 import pytest
 
-from session_core.data.message import StoredMessage
+from session_core.data.message import Content, StoredMessage, content_text, is_content
 from session_core.data.session import session_from
 from session_core.stores.file_layout import layout
 from session_core.stores.files import FileStorage
@@ -16,7 +16,7 @@ from tests.support.client import Client
 
 ROOT = Path(__file__).parent.parent.parent
 SHOWN = {"yes", "with `-show_reasoning`"}
-TYPES = {str: "text", int: "number", bool: "boolean", dict: "object", list: "list"}
+TYPES = {str: "text", int: "number", bool: "boolean", dict: "object", list: "list", Content: "text or parts"}
 MESSAGE: dict[str, Any] = {
     **{"id": "msg-1", "content": "Hi", "created_at": "2026-01-31T12:34:56Z", "parts": [], "idempotency_key": "k"},
     **{
@@ -46,6 +46,29 @@ def test_the_document_has_the_fields_of_the_type() -> None:
         name: TYPES[getattr(hint, "__origin__", hint)] for name, hint in hints.items()
     }
     assert MESSAGE.keys() | {"role"} == hints.keys()
+
+
+def test_the_text_of_a_message_is_that_of_all_its_text_parts() -> None:
+    picture = {"type": "image", "sha256": "0" * 64, "media_type": "image/png", "size": 9}
+    assert content_text([{"type": "text", "text": "What "}, picture, {"type": "text", "text": "is it?"}]) == (
+        "What is it?"
+    )
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        None,
+        {"text": "x"},
+        {"type": "text", "text": 1},
+        {"type": "image", "sha256": "../" + "0" * 61, "media_type": "image/png", "size": 9},
+        {"type": "file", "sha256": "0" * 64, "media_type": None, "size": 9},
+        {"type": "file", "sha256": "0" * 64, "media_type": "text/plain", "size": "9"},
+        {"type": "other", "sha256": "0" * 64},
+    ],
+)
+def test_a_part_of_another_form_is_no_content(part: Any) -> None:
+    assert not is_content([part])
 
 
 @pytest.mark.parametrize("role", ["user", "assistant", "tool"])
