@@ -88,8 +88,9 @@ class Storage(ABC):
     def create(self, messages: Sequence[StoredMessage] = (), **fields: Any) -> str:
         """Creates a session and returns its id. The session is durable when this returns.
 
-        `messages` are whole messages, with ids. `fields` are further ones of `Session`. Raises ValueError for what
-        JSON in UTF-8 cannot hold, and for messages without the fields that every message has.
+        `messages` are whole messages, with ids. `fields` are further ones of `Session`, and may have its `id` (see
+        `_create`). Raises ValueError for what JSON in UTF-8 cannot hold, and for messages without the fields that
+        every message has.
         """
         now = timestamp()
         copies = json.loads(to_json(list(messages)))
@@ -98,7 +99,7 @@ class Storage(ABC):
                 "a message needs an id, a role and a time, all strings, and a text or parts as its content"
             )
         to_json(fields)
-        session = Session(new_id("session"), now, now, messages=copies, **fields)
+        session = Session(fields.pop("id", "") or new_id("session"), now, now, messages=copies, **fields)
         self._create(session)
         return session.id
 

@@ -12,8 +12,8 @@ from session_core.web.response_items import ResponseItems, Told
 from session_core.web.response_object import render_response
 from session_core.web.turn_responses import encode_json, sse_data
 
-# Behind events that a crash has cut off, numbers go on from the next multiple: a client may have seen events that were
-# lost. No attempt has so many.
+# Behind events that a crash has cut off, numbers go on from the next multiple: a client may have seen events that
+# were lost. No attempt has so many.
 NUMBERS_OF_AN_ATTEMPT = 1_000_000
 
 _LAST = {"completed": "completed", "failed": "failed", "incomplete": "incomplete", "cancelled": "incomplete"}

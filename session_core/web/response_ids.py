@@ -45,6 +45,11 @@ def response_not_found(id: object) -> ApiError:
     return ApiError("not_found", f"Response with id '{id}' not found.")
 
 
+def item_not_found(id: str) -> ApiError:
+    """The error of an id that no item has."""
+    return ApiError("not_found", f"Item with id '{id}' not found.")
+
+
 def conversation_id(session_id: str) -> str:
     """The id of a session as a conversation."""
     return f"conv_{_suffix(session_id)}"

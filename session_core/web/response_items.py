@@ -25,7 +25,7 @@ class _Kind(NamedTuple):
     id: str
     events: str
     part_events: str
-    index: str
+    number: str  # of the part in its item
     part: dict[str, Any]
     field: str  # of the item, which holds the part
 
@@ -62,8 +62,9 @@ def custom_input(arguments: str) -> str:
 class ResponseItems:
     """The output of a response, which grows with each event that it is told.
 
-    `earlier` are calls of earlier responses, by id, which may run in this one. `custom` are the names of custom tools.
-    With `sealed`, reasoning comes with what the model server wants back. Without `pieces` a text is told whole.
+    `earlier` are calls of earlier responses, by id, which may run in this one. `custom` are names of tools that
+    take a text. With `sealed`, reasoning comes with what the model server wants back. Without `pieces` texts are told
+    whole.
     """
 
     def __init__(
@@ -110,7 +111,7 @@ class ResponseItems:
         item, place = self.output[-1], self._place(kind)
         if not self._pieces:
             yield self._delta(kind, text)
-        logprobs = {"logprobs": []} if kind is _MESSAGE else {}
+        logprobs: dict[str, Any] = {"logprobs": []} if kind is _MESSAGE else {}
         yield {"type": f"{kind.events}.done", **place, "text": text, **logprobs}
         part = {**kind.part, "text": text}
         yield {"type": f"{kind.part_events}.done", **place, "part": part}
@@ -130,7 +131,13 @@ class ResponseItems:
         if self._kind is not kind:
             yield from self.close("completed")
             item: dict[str, Any] = {"type": "message", "role": "assistant"} if kind is _MESSAGE else {}
-            item = {"id": self._next_id(kind.id), "type": "reasoning", **item, "status": "in_progress", kind.field: []}
+            item = {
+                "id": self._next_id(kind.id),
+                "type": "reasoning",
+                **item,
+                "status": "in_progress",
+                kind.field: [],
+            }
             yield self._added(item)
             yield {"type": f"{kind.part_events}.added", **self._place(kind), "part": {**kind.part, "text": ""}}
             self._kind, self._text = kind, []
@@ -139,7 +146,7 @@ class ResponseItems:
             yield self._delta(kind, text)
 
     def _delta(self, kind: _Kind, text: str) -> Told:
-        logprobs = {"logprobs": []} if kind is _MESSAGE else {}
+        logprobs: dict[str, Any] = {"logprobs": []} if kind is _MESSAGE else {}
         return {"type": f"{kind.events}.delta", **self._place(kind), "delta": text, **logprobs}
 
     def _call(self, call: ToolCall) -> Iterator[Told]:
@@ -162,8 +169,8 @@ class ResponseItems:
 
     def _run(self, call: ToolCall, approval: str | None) -> Iterator[Told]:
         label, name = server_label(call.name)
-        item = {"id": self._next_id("mcp"), "type": "mcp_call", "status": "in_progress", "server_label": label}
-        item |= {"name": name, "approval_request_id": approval, "output": None, "error": None}
+        item: dict[str, Any] = {"id": self._next_id("mcp"), "type": "mcp_call", "status": "in_progress"}
+        item |= {"server_label": label, "name": name, "approval_request_id": approval, "output": None, "error": None}
         self._running[call.id] = len(self.output)
         yield from self._tell_call(item, "mcp_call_arguments", "arguments", call.arguments)
         self.output[-1]["status"] = "in_progress"
@@ -195,7 +202,7 @@ class ResponseItems:
         return self._id.item(kind, len(self.output))
 
     def _place(self, kind: _Kind) -> dict[str, Any]:
-        return {**self._of(self.output[-1]), kind.index: 0}
+        return {**self._of(self.output[-1]), kind.number: 0}
 
     def _of(self, item: Mapping[str, Any]) -> dict[str, Any]:
         return {"item_id": item["id"], "output_index": self._index(item)}

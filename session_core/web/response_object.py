@@ -62,7 +62,12 @@ def render_response(
     """The response, with the last event of its turn, or with this status where the turn has not ended."""
     message = last.message if isinstance(last, Ended) else None
     if last is not None:
-        ends = {"completed": "completed", "waiting": "completed", "incomplete": "incomplete", "cancelled": "cancelled"}
+        ends = {
+            "completed": "completed",
+            "waiting": "completed",
+            "incomplete": "incomplete",
+            "cancelled": "cancelled",
+        }
         status = "failed" if isinstance(last, Failed) else ends[last.status]
     reason = message.get("reason") if message and status == "incomplete" else None
     return {

@@ -13,11 +13,12 @@ from session_core.data.removed import REASONING, TEXT, removed_parts
 from session_core.model.events import ToolCall
 from session_core.model.outgoing_messages import read_tool_calls
 from session_core.turns.event_log import Event
+from session_core.turns.sessions import Sessions
 from session_core.turns.stored import StoredTurn, turn_at
-from session_core.turns.told import told_pieces
+from session_core.turns.told import read_result, told_pieces
 from session_core.turns.turn import Turn
 from session_core.web.response_events import ResponseRenderer
-from session_core.web.response_ids import ResponseId, message_item_id, response_not_found
+from session_core.web.response_ids import ResponseId, item_not_found, message_item_id, response_not_found
 from session_core.web.response_items import APPROVAL, ResponseItems
 from session_core.web.response_object import seconds
 from storage import Session, expanded, replaced_messages
@@ -43,10 +44,11 @@ class StoredResponse:
         continues = self.turn.continues
         begun = [continues] if continues.get("attempt") in self.attempts else []
         question = [self.turn.messages[0]]
-        found = next((one["response"] for one in [*self.messages, *begun, *question] if "response" in one), {})
+        known = (one.get("response") for one in [*self.messages, *begun, *question])
+        found: dict[str, Any] = next(filter(None, known), {})
         model = next((one["model"] for one in self.messages if "model" in one), "")
         created_at = (self.messages or self.turn.messages)[0]["created_at"]
-        return {"created_at": seconds(created_at), "model": model, "conversation": True, **found}
+        return {"created_at": seconds(created_at), "model": model, "conversation": not found, **found}
 
     @property
     def last_message(self) -> StoredMessage:
@@ -90,7 +92,9 @@ def new_renderer(
 
     Without `deltas`, texts are told whole, as they can be told again.
     """
-    items = ResponseItems(id, earlier=calls, custom=custom_tools(record), sealed=bool(record.get("sealed")), pieces=deltas)
+    items = ResponseItems(
+        id, earlier=calls, custom=custom_tools(record), sealed=bool(record.get("sealed")), pieces=deltas
+    )
     return ResponseRenderer(id, record, items, earlier, after)
 
 
@@ -137,6 +141,19 @@ def _recovered(turn: StoredTurn) -> set[int]:
     return {one.get("attempt", 1) for one in [*turn.messages, *begun] if "recovery" in one}
 
 
+def find_item(sessions: Sessions, id: str) -> Mapping[str, Any]:
+    """An item of any conversation. Raises ApiError."""
+    return placed_item(sessions.session(f"session-{[*id.split('_'), ''][1]}"), id).item
+
+
+def placed_item(session: Session, id: str) -> PlacedItem:
+    """The item of this id. Raises ApiError."""
+    found = next((placed for placed in list_items(session) if placed.item["id"] == id), None)
+    if found is None:
+        raise item_not_found(id)
+    return found
+
+
 @dataclass(frozen=True)
 class PlacedItem:
     """An item of a conversation, and what it is of the stored messages: by their ids, the parts (see
@@ -181,7 +198,9 @@ class _Items:
         if is_question or not self._id.message_id or (attempt != self._id.attempt and "recovery" not in message):
             anchor = message["id"] if is_question or not self._id.message_id else self._id.message_id
             self._id = ResponseId(self._id.session_id, anchor, attempt)
-            self._output = ResponseItems(self._id, earlier=self._called.copy(), custom=custom_tools(message.get("response", {})))
+            self._output = ResponseItems(
+                self._id, earlier=self._called.copy(), custom=custom_tools(message.get("response", {}))
+            )
         if is_question:
             self._add_question(message)
         elif message["role"] == "assistant":
@@ -252,7 +271,7 @@ def input_items(session: Session, found: StoredResponse) -> Iterator[dict[str, A
             yield placed.item
 
 
-def page_of(items: Sequence[dict[str, Any]], after: str | None, limit: int) -> dict[str, Any]:
+def list_page(items: Sequence[dict[str, Any]], after: str | None, limit: int) -> dict[str, Any]:
     """A page of a list, behind the item of the id `after`."""
     ids = [item["id"] for item in items]
     start = ids.index(after) + 1 if after in ids else 0

@@ -5,12 +5,13 @@ import dataclasses
 import functools
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 from flask import Blueprint, Response, g, request
 
+from session_core.data.message import StoredMessage
 from session_core.turns.event_log import Ended, Failed, LoggedEvent
 from session_core.turns.sessions import Sessions, SessionsOfUsers
 from session_core.turns.turn import Overloaded, Role, Turn
@@ -18,7 +19,7 @@ from session_core.turns.turn_request import TurnRequest
 from session_core.web.errors import error_response
 from session_core.web.settings import Settings
 from session_core.web.shown_turn import ShownTurn
-from storage import SessionBusy, StorageUnavailable
+from storage import SessionBusy, SessionNotFound, StorageUnavailable
 
 _BLOCK_BYTES = 1 << 16  # of events in one write, which is also what a client that stops reading holds up
 _ENDING_SECONDS = 5.0  # for which a retry of a closed completion waits for the end of a turn that is being ended
@@ -96,6 +97,20 @@ class TurnResponses:
                 return self._read(turn, headers, stack, "first", keeps_running=keeps_running)
             self._take_further(turn, stack)
             return self._read(turn, headers, stack, "joined", keeps_running=keeps_running)
+
+    def start_one_shot(self, messages: Sequence[StoredMessage], asked: TurnRequest) -> TurnReader:
+        """Reads a turn in a session in memory with these messages, which goes with its answer."""
+        session_id = self.one_shot.create(messages)
+
+        def forget() -> None:
+            with contextlib.suppress(SessionNotFound):
+                self.one_shot.delete(session_id)
+
+        with contextlib.ExitStack() as stack:
+            stack.callback(forget)
+            reader = self.start(session_id, asked, keeps_running=False, sessions=self.one_shot)
+            stack.callback(reader.close)
+            return dataclasses.replace(reader, close=stack.pop_all().close)
 
     def join(self, turn: Turn) -> TurnReader:
         """Reads a turn that another request asked for, on behalf of a client that asks for the same."""

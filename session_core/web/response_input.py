@@ -1,0 +1,196 @@
+"""The input of a response: its items as the messages that they are stored as, and the answers to calls among them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel
+
+from session_core.data.message import (
+    NOT_EXECUTED,
+    AnswerFields,
+    MessageFields,
+    StoredMessage,
+    assistant_message,
+    tool_call,
+    tool_message,
+    user_message,
+)
+from session_core.data.strict_json import to_json
+from session_core.tools.functions import result_text
+from session_core.web.bodies import parse_body
+from session_core.web.errors import ApiError
+from session_core.web.response_items import APPROVAL, CUSTOM_INPUT, full_tool_name
+from session_core.web.sealed import unseal
+from storage import new_id, timestamp
+
+_SUMMARY = "A summary of the conversation before, with its answers:\n\n"
+
+
+class _Part(BaseModel, strict=True):
+    type: str
+    text: str = ""
+    refusal: str = ""
+
+
+class InputItem(BaseModel, strict=True):
+    """An item that a client sends."""
+
+    type: str = "message"
+    id: str | None = None
+    role: Literal["user", "assistant", "system", "developer"] | None = None
+    content: str | list[_Part] | None = None
+    summary: list[_Part] | None = None
+    encrypted_content: str | None = None
+    call_id: str = ""
+    name: str = ""
+    arguments: str = ""
+    input: str = ""
+    output: Any = None
+    error: Any = None
+    server_label: str = ""
+    approval_request_id: str | None = None
+    approve: bool = False
+    reason: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The texts of its content."""
+        return self.content if isinstance(self.content, str) else _joined(self.content or ())
+
+    @property
+    def result(self) -> str:
+        """The text of its output."""
+        if isinstance(self.output, list) and all(isinstance(part, dict) for part in self.output):
+            return "".join(part["text"] for part in self.output if isinstance(part.get("text"), str))
+        return result_text(self.output)
+
+
+class ResponseInput:
+    """What a client sends, item by item.
+
+    `messages` are what is to be stored, `answers` those to calls that wait, as `TurnRequest` has them, and `system`
+    the texts of system messages. `waiting` are stored calls that wait, by id the names of their tools, of which the
+    client may send its own copy. Results of calls that have `names` are messages. `find` gives an item by its id.
+    """
+
+    def __init__(
+        self,
+        find: Callable[[str], Mapping[str, Any]],
+        waiting: Mapping[str, str] | None = None,
+        names: Mapping[str, str] | None = None,
+    ) -> None:
+        self.messages: list[StoredMessage] = []
+        self.answers: dict[str, dict[str, Any]] = {}
+        self.system: list[str] = []
+        self._find = find
+        self._waiting = waiting or {}
+        self._names = dict(names or {})
+        self._called: set[str] = set()
+        self._thought: AnswerFields = {}  # before the answer that it belongs to
+
+    def read(self, given: str | Sequence[Any]) -> Self:
+        """Takes all that a client sends. Raises ApiError."""
+        items: Sequence[Any] = [{"role": "user", "content": given}] if isinstance(given, str) else given
+        for item in items:
+            self._add(parse_body(InputItem, item))
+        return self
+
+    @property
+    def has_question(self) -> bool:
+        """Whether it ends with a question."""
+        return bool(self.messages) and self.messages[-1]["role"] == "user"
+
+    def _add(self, item: InputItem) -> None:
+        call = (item.approval_request_id or "").removeprefix(APPROVAL)
+        match item.type:
+            case "message":
+                self._add_message(item)
+            case "reasoning":
+                kept = unseal(item.encrypted_content)
+                text = kept.get("reasoning") or _joined(item.summary or ()) or item.text
+                self._thought = {"reasoning": text, **_kept_fields(kept)}
+            case "function_call":
+                self._add_call(item.call_id, item.name, item.arguments, "client")
+            case "custom_tool_call":
+                self._add_call(item.call_id, item.name, to_json({CUSTOM_INPUT: item.input}).decode(), "client")
+            case "function_call_output" | "custom_tool_call_output":
+                self._add_result(item.call_id, item.result)
+            case "mcp_approval_request":
+                id, name = (item.id or "").removeprefix(APPROVAL), full_tool_name(item.server_label, item.name)
+                self._add_call(id, name, item.arguments, "approval")
+            case "mcp_approval_response":
+                self._add_approval(call, item)
+            case "mcp_call":
+                call = call or item.id or ""
+                self._add_call(call, full_tool_name(item.server_label, item.name), item.arguments, None)
+                self.answers.pop(call, None)
+                self._append(tool_message(call, self._names.get(call, item.name), item.result, bool(item.error)))
+            case "item_reference":
+                self._add(parse_body(InputItem, self._find(item.id or "")))
+            case "compaction":
+                self.system.append(_SUMMARY + str(unseal(item.encrypted_content).get("summary", "")))
+            case "mcp_list_tools":
+                pass
+            case _:
+                raise ApiError("invalid_request", f"input has an item of the type {item.type}, which is not served.")
+
+    def _add_message(self, item: InputItem) -> None:
+        if item.role is None:
+            raise ApiError("invalid_request", "input has a message without a role.")
+        if isinstance(item.content, list):
+            odd = [part.type for part in item.content if part.type.startswith("input_") and part.type != "input_text"]
+            if odd:
+                raise ApiError("invalid_request", f"input has a part of the type {odd[0]}, which is not served.")
+        if item.role == "user":
+            self._append(user_message(item.text))
+        elif item.role == "assistant":
+            self._append(assistant_message(item.text, **self._take_thought()))
+        else:
+            self.system.append(item.text)
+
+    def _add_call(self, id: str, name: str, arguments: str, way: str | None) -> None:
+        """Adds a call to the answer that it belongs to. One that is stored is the client's own copy."""
+        if id in self._waiting or id in self._called:
+            return
+        if not id or not name:
+            raise ApiError("invalid_request", "input has a call without its id or its name.")
+        self._names[id] = name
+        self._called.add(id)
+        if self._thought or not self.messages or self.messages[-1]["role"] != "assistant":
+            self._append(assistant_message("", **self._take_thought()))
+        calling = self.messages[-1]
+        calling["tool_calls"] = [*calling.get("tool_calls", ()), tool_call(id, name, arguments)]
+        if way is not None:
+            calling["pending"] = {**calling.get("pending", {}), id: way}
+
+    def _add_result(self, id: str, text: str) -> None:
+        if id in self._names:
+            self._append(tool_message(id, self._names[id], text, None))
+        else:
+            self.answers[id] = {"result": text}
+
+    def _add_approval(self, id: str, item: InputItem) -> None:
+        if item.approve or id not in self._names:
+            self.answers[id] = {"approve": item.approve, "reason": item.reason or ""}
+        else:
+            self._append(tool_message(id, self._names[id], NOT_EXECUTED + (item.reason or ""), True))
+
+    def _append(self, fields: MessageFields) -> None:
+        self.messages.append({**fields, "id": new_id("msg"), "created_at": timestamp()})
+
+    def _take_thought(self) -> AnswerFields:
+        thought, self._thought = self._thought, {}
+        return thought
+
+
+def _joined(parts: Sequence[_Part]) -> str:
+    return "".join(part.text or part.refusal for part in parts)
+
+
+def _kept_fields(kept: Mapping[str, Any]) -> AnswerFields:
+    """What was sealed beside the reasoning: the model that wrote it, and what its server wants back."""
+    model, metadata = kept.get("model"), kept.get("provider_metadata")
+    fields: AnswerFields = {"model": model} if isinstance(model, str) else {}
+    return {**fields, "provider_metadata": metadata} if isinstance(metadata, dict) else fields
