@@ -119,7 +119,7 @@ class _Conversations:
         return read
 
     def _session(self, id: str) -> Session:
-        return self._responses.sessions.session(session_of(id))
+        return self._responses.session(session_of(id))
 
     def _change(self, session_id: str, fields: Mapping[str, Any]) -> None:
         """Stores these fields of `Session.responses`."""

@@ -142,7 +142,7 @@ class _Responses:
         renderer = found.renderer(turn.attempt, -1 if after is None else after)
         if stream:
             return self._responses.watch(turn, lambda _: 0, lambda _: renderer)
-        return json_response(renderer.response(turn.read_all()))
+        return json_response(renderer.response(self._responses.show(turn).read_all()))
 
     def delete_response(self, id: str) -> Response:
         parsed = parse_response_id(id)
@@ -157,18 +157,18 @@ class _Responses:
         parsed = parse_response_id(id)
         self._find(parsed)[1].cancel()
         found, turn = self._find(parsed)
-        return json_response(found.renderer(turn.attempt).response(turn.read_all()))
+        return json_response(found.renderer(turn.attempt).response(self._responses.show(turn).read_all()))
 
     def list_input_items(self, id: str) -> Response:
         parsed = parse_response_id(id)
-        session = self._responses.sessions.session(parsed.session_id)
+        session = self._responses.session(parsed.session_id)
         return items_page(list(input_items(session, find_response(session, parsed))))
 
     def _find(self, id: ResponseId) -> tuple[StoredResponse, Turn]:
         """The response, and its turn: one that runs, or one with the events that are stored. Raises ApiError."""
         sessions = self._responses.sessions
         turn = sessions.attach(id.session_id)
-        found = find_response(sessions.session(id.session_id), id)
+        found = find_response(self._responses.session(id.session_id), id)
         runs = turn is not None and not turn.ended and turn.message_id == id.message_id
         return found, turn if turn is not None and runs and turn.attempt in found.attempts else found.replay()
 
@@ -189,7 +189,7 @@ class _Responses:
         if reader.turn.request is wish:
             id = ResponseId(session_id, reader.turn.message_id, reader.turn.attempt)
             return reader, new_renderer(id, wish.response or {}, waiting)
-        session = sessions.session(session_id)
+        session = self._responses.session(session_id)
         ids = [message["id"] for message in session.messages]
         stored = turn_at(session, ids.index(reader.turn.message_id))
         return reader, find_response(session, last_response_id(stored, session_id)).renderer(reader.turn.attempt)

@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from session_core.turns.event_log import Ended, Failed
+from session_core.turns.stored import INTERRUPTED_TEXT
 from session_core.web.errors import describe_error
 from session_core.web.response_ids import ResponseId, conversation_id
 
@@ -121,5 +122,7 @@ def _incomplete_reason(reason: str) -> str:
 
 
 def _error(failed: Failed) -> dict[str, str]:
+    """The error, in words that do not change when the response is had again: more of them are not stored."""
     code, _, text = describe_error(failed.code)
-    return {"code": _ERROR_CODES.get(code, "server_error"), "message": failed.text or text}
+    message = failed.text if failed.text == INTERRUPTED_TEXT else text
+    return {"code": _ERROR_CODES.get(code, "server_error"), "message": message or text}

@@ -173,11 +173,21 @@ def list_items(session: Session) -> list[PlacedItem]:
     messages = expanded(session.messages)
     replaced = replaced_messages(messages)
     items = _Items(session.id)
-    for message in messages:
-        if message["id"] not in replaced:
-            items.add(message)
+    kept = [message for message in messages if message["id"] not in replaced]
+    system = _system_texts(kept)
+    for message in kept:
+        items.add(message, system.get(message["id"], ()))
     gone = {(message["id"], part) for message in messages for part in removed_parts(session.responses, message["id"])}
     return [placed for placed in items.placed if gone.isdisjoint(placed.parts.items())]
+
+
+def _system_texts(messages: Sequence[StoredMessage]) -> dict[str, Sequence[str]]:
+    """By the ids of messages, the texts of system messages that came before them."""
+    found = {}
+    for index, message in enumerate(messages):
+        record = message.get("response", {})
+        found[messages[max(0, index + 1 - record.get("input", 1))]["id"]] = record.get("system", ())
+    return found
 
 
 class _Items:
@@ -191,8 +201,11 @@ class _Items:
         self._called: dict[str, ToolCall] = {}
         self._running: dict[str, PlacedItem] = {}  # by id of the call
 
-    def add(self, message: StoredMessage) -> None:
-        """Adds the items of the next message."""
+    def add(self, message: StoredMessage, system: Sequence[str]) -> None:
+        """Adds the items of the next message, and before it those of system messages."""
+        for index, text in enumerate(system):
+            id = f"{message_item_id('sys', self._id.session_id, message['id'])}_{index}"
+            self.placed.append(PlacedItem(message_item(id, "system", text), message["id"]))
         attempt = message.get("attempt", 1)
         is_question = message["role"] == "user"
         if is_question or not self._id.message_id or (attempt != self._id.attempt and "recovery" not in message):
@@ -210,9 +223,6 @@ class _Items:
 
     def _add_question(self, message: StoredMessage) -> None:
         session_id = self._id.session_id
-        for index, text in enumerate(message.get("response", {}).get("system", ())):
-            id = f"{message_item_id('sys', session_id, message['id'])}_{index}"
-            self.placed.append(PlacedItem(message_item(id, "system", text), message["id"]))
         item = message_item(message_item_id("msg", session_id, message["id"]), "user", message_text(message))
         self.placed.append(PlacedItem(item, message["id"], {message["id"]: TEXT}))
 

@@ -18,8 +18,8 @@ from session_core.turns.turn import Overloaded, Role, Turn
 from session_core.turns.turn_request import TurnRequest
 from session_core.web.errors import error_response
 from session_core.web.settings import Settings
-from session_core.web.shown_turn import ShownTurn
-from storage import SessionBusy, SessionNotFound, StorageUnavailable
+from session_core.web.shown_turn import ShownTurn, without_reasoning
+from storage import Session, SessionBusy, SessionNotFound, StorageUnavailable
 
 _BLOCK_BYTES = 1 << 16  # of events in one write, which is also what a client that stops reading holds up
 _ENDING_SECONDS = 5.0  # for which a retry of a closed completion waits for the end of a turn that is being ended
@@ -128,7 +128,7 @@ class TurnResponses:
                 stack.callback(self._watchers.release)
             elif turn is not None and not turn.ended:
                 raise Overloaded  # before `index`, which may wait for an event of another process
-            shown = turn if turn is None or self._show_reasoning else ShownTurn(turn)
+            shown = turn and self.show(turn)
             after = index(shown)
             if turn is None or shown is None or (turn.ended and not shown.read(after, 0)):
                 return Response(status=204)
@@ -136,6 +136,15 @@ class TurnResponses:
                 raise Overloaded
             reader = self._read(turn, {}, stack, "watching", keeps_running=None)
             return self.stream(dataclasses.replace(reader, turn=shown), renderer(shown), after)
+
+    def show(self, turn: Turn) -> Turn:
+        """The turn as callers see it. For one reader."""
+        return turn if self._show_reasoning else ShownTurn(turn)
+
+    def session(self, session_id: str) -> Session:
+        """The session as callers see it. Raises what `Sessions.session` raises."""
+        session = self.sessions.session(session_id)
+        return session if self._show_reasoning else without_reasoning(session)
 
     def stream(self, reader: TurnReader, renderer: Renderer, after: int = 0) -> Response:
         """The turn's events behind the first `after` ones, as they come, until the last."""
@@ -193,7 +202,7 @@ class TurnResponses:
             if turn.tell_readers() and role == "joined" and not keeps_running:  # it may be cancelled, and go on then
                 turn.wait(_ENDING_SECONDS)
                 raise SessionBusy(turn.session_id)
-        return TurnReader(turn if self._show_reasoning else ShownTurn(turn), headers, stack.pop_all().close)
+        return TurnReader(self.show(turn), headers, stack.pop_all().close)
 
     def _client_left(self, turn: Turn) -> Callable[[], bool] | None:
         """A function that tells whether the client of this request has left, where that is of interest and the WSGI
