@@ -270,8 +270,10 @@ def encode_event(entry: LoggedEvent, lengths: Sequence[int] = ()) -> bytes:
 def decode_lengths(line: bytes) -> list[int]:
     """The lengths of the pieces that were joined to the entry on a line, see `signed_length`. Raises what
     `decode_event` raises."""
-    _, _, _, kind, text, *lengths = from_json(line)
-    return list(lengths[0]) if lengths else [signed_length(Chunk(text) if kind == "Chunk" else Reasoning(text))]
+    _, _, _, kind, text, *others = from_json(line)
+    if others and isinstance(others[-1], list):
+        return list(others[-1])
+    return [signed_length(Chunk(text) if kind == "Chunk" else Reasoning(text))]
 
 
 def decode_event(line: bytes) -> LoggedEvent | None:

@@ -11,12 +11,13 @@ def told_pieces(message: StoredMessage) -> Iterator[Reasoning | Chunk]:
     not known."""
     reasoning, text = message.get("reasoning", ""), message_text(message)
     lengths: Sequence[int] = message.get("deltas", ())
+    name = message.get("provider_metadata", {}).get("reasoning_field")
     if not _fit(lengths, -len(reasoning), len(text)):
         lengths = list(filter(None, (-len(reasoning), len(text))))
     thought = said = 0
     for length in lengths:
         if length < 0:
-            yield Reasoning(reasoning[thought : thought - length])
+            yield Reasoning(reasoning[thought : thought - length], name)
             thought -= length
         else:
             yield Chunk(text[said : said + length])

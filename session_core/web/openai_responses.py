@@ -181,7 +181,7 @@ class _Responses:
             if place.is_new and key is None:
                 undo.callback(sessions.delete, session_id)
             find = functools.partial(find_item, sessions)
-            read = ResponseInput(find, _names(waiting.values())).read(asked.input or "")
+            read = ResponseInput(find, _names(waiting.values()), server=self._agent.server).read(asked.input or "")
             wish = dataclasses.replace(self._turn_request(asked, place.session, read), key=key, behind=place.behind)
             wish = self._complete(place.session, read, wish)
             reader = self._responses.start(session_id, wish)
@@ -208,7 +208,7 @@ class _Responses:
         place = self._find_place(asked, None)
         waiting = _names(place.waiting.values())
         find = functools.partial(find_item, self._responses.sessions)
-        read = ResponseInput(find, waiting, waiting).read(asked.input or ())
+        read = ResponseInput(find, waiting, waiting, self._agent.server).read(asked.input or ())
         wish = self._turn_request(asked, place.session, read)
         wish = dataclasses.replace(wish, continues=not read.answers, answers=read.answers or None)
         return [*place.session.messages, *read.messages], wish
@@ -266,7 +266,7 @@ class _Responses:
         if read.has_question:
             if any(answer.get("approve") for answer in read.answers.values()):
                 self._run_approved(session.id, read.answers)
-                answers = None
+                answers, wish = None, dataclasses.replace(wish, behind=None)
             *history, question = read.messages
             check_question(message_text(question))
             return dataclasses.replace(wish, content=question["content"], history=tuple(history), answers=answers)

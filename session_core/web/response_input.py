@@ -73,6 +73,7 @@ class ResponseInput:
     `messages` are what is to be stored, `answers` those to calls that wait, as `TurnRequest` has them, and `system`
     the texts of system messages. `waiting` are stored calls that wait, by id the names of their tools, of which the
     client may send its own copy. Results of calls that have `names` are messages. `find` gives an item by its id.
+    `server` is the model server's address, to which reasoning goes back.
     """
 
     def __init__(
@@ -80,11 +81,13 @@ class ResponseInput:
         find: Callable[[str], Mapping[str, Any]],
         waiting: Mapping[str, str] | None = None,
         names: Mapping[str, str] | None = None,
+        server: str = "",
     ) -> None:
         self.messages: list[StoredMessage] = []
         self.answers: dict[str, dict[str, Any]] = {}
         self.system: list[str] = []
         self._find = find
+        self._server = server
         self._waiting = waiting or {}
         self._names = dict(names or {})
         self._called: set[str] = set()
@@ -110,7 +113,8 @@ class ResponseInput:
             case "reasoning":
                 kept = unseal(item.encrypted_content)
                 text = kept.get("reasoning") or _joined(item.summary or ()) or item.text
-                self._thought = {"reasoning": text, **_kept_fields(kept)}
+                self._thought = {"reasoning": text, "model": str(kept.get("model", ""))}
+                self._thought["provider_metadata"] = {"server": self._server, "reasoning_field": kept.get("name")}
             case "function_call":
                 self._add_call(item.call_id, item.name, item.arguments, "client")
             case "custom_tool_call":
@@ -187,10 +191,3 @@ class ResponseInput:
 
 def _joined(parts: Sequence[_Part]) -> str:
     return "".join(part.text or part.refusal for part in parts)
-
-
-def _kept_fields(kept: Mapping[str, Any]) -> AnswerFields:
-    """What was sealed beside the reasoning: the model that wrote it, and what its server wants back."""
-    model, metadata = kept.get("model"), kept.get("provider_metadata")
-    fields: AnswerFields = {"model": model} if isinstance(model, str) else {}
-    return {**fields, "provider_metadata": metadata} if isinstance(metadata, dict) else fields

@@ -63,8 +63,8 @@ class ResponseItems:
     """The output of a response, which grows with each event that it is told.
 
     `earlier` are calls of earlier responses, by id, which may run in this one. `custom` are names of tools that
-    take a text. With `sealed`, reasoning comes with what the model server wants back. Without `pieces` texts are told
-    whole.
+    take a text. Where reasoning is to be `sealed` for the client to send back, that names the model. Without `pieces`
+    texts are told whole.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class ResponseItems:
         *,
         earlier: Mapping[str, ToolCall] | None = None,
         custom: frozenset[str] = frozenset(),
-        sealed: bool = False,
+        sealed: str = "",
         pieces: bool = True,
     ) -> None:
         self.output: list[dict[str, Any]] = []
@@ -84,12 +84,14 @@ class ResponseItems:
         self._pieces = pieces
         self._kind: _Kind | None = None  # of the text that is being told
         self._text: list[str] = []
+        self._name: str | None = None  # of the field of reasoning
         self._running: dict[str, int] = {}  # calls, by id the index of their item
 
     def tell(self, event: Event) -> Iterator[Told]:
         """Takes the turn's next event. Yields what tells of it."""
         match event:
             case Reasoning():
+                self._name = event.name
                 yield from self._add_text(_REASONING, event.content)
             case Chunk():
                 yield from self._add_text(_MESSAGE, event.content)
@@ -117,7 +119,7 @@ class ResponseItems:
         yield {"type": f"{kind.part_events}.done", **place, "part": part}
         item |= {kind.field: [part], "status": status}
         if kind is _REASONING and self._sealed:
-            item["encrypted_content"] = seal({"reasoning": text})
+            item["encrypted_content"] = seal({"reasoning": text, "name": self._name, "model": self._sealed})
         yield self._done(item)
 
     def _end(self, status: str) -> Iterator[Told]:

@@ -93,7 +93,11 @@ def new_renderer(
     Without `deltas`, texts are told whole, as they can be told again.
     """
     items = ResponseItems(
-        id, earlier=calls, custom=custom_tools(record), sealed=bool(record.get("sealed")), pieces=deltas
+        id,
+        earlier=calls,
+        custom=custom_tools(record),
+        sealed=record["model"] if record.get("sealed") else "",
+        pieces=deltas,
     )
     return ResponseRenderer(id, record, items, earlier, after)
 
