@@ -19,7 +19,7 @@ from session_core.turns.imported import copied
 from session_core.turns.models import ModelRefused
 from session_core.turns.stored import find_turn, last_turn, turn_at
 from session_core.turns.turn import Turn
-from session_core.turns.turn_request import TurnRequest
+from session_core.turns.turn_request import NothingToContinue, TurnRequest
 from session_core.web.bodies import (
     check_question,
     flag_argument,
@@ -32,7 +32,13 @@ from session_core.web.errors import ApiError, error_response, json_response, set
 from session_core.web.openai_events import openai_error
 from session_core.web.response_compaction import SUM_UP, CompactBody, render_compaction
 from session_core.web.response_events import ResponseRenderer
-from session_core.web.response_ids import ResponseId, parse_response_id, session_of
+from session_core.web.response_ids import (
+    ResponseId,
+    conversation_id,
+    parse_response_id,
+    response_not_found,
+    session_of,
+)
 from session_core.web.response_input import ResponseInput
 from session_core.web.response_request import ResponseBody
 from session_core.web.stored_responses import (
@@ -49,6 +55,7 @@ from storage import SETTINGS, Session, SessionBusy, SessionExists, SessionNotFou
 
 _MAX_ITEMS = 100  # of one page
 _ITEMS = 20  # of a page, where no limit is given
+_NO_CALL = "input has an output, and no call waits for one."
 
 
 def responses_dialect(responses: TurnResponses, agent: Agent) -> Blueprint:
@@ -71,19 +78,12 @@ def responses_dialect(responses: TurnResponses, agent: Agent) -> Blueprint:
 
 def answer_in_openai_words(blueprint: Blueprint) -> None:
     """Has the errors of sessions told in the words of this API."""
-    for kind, code in (
-        (SessionBusy, "conversation_locked"),
-        (SessionNotFound, "not_found"),
-        (ModelRefused, "model_not_found"),
-    ):
-        blueprint.register_error_handler(kind, lambda error, code=code: _answer(error, code))
-
-
-def _answer(error: Exception, code: str) -> Response:
-    if isinstance(error, SessionNotFound):
-        path = request.path.split("/")
-        return error_response(code, f"{path[-1]} was not found.")
-    return error_response(code, str(error) if isinstance(error, ModelRefused) else None)
+    blueprint.register_error_handler(SessionBusy, lambda _: error_response("conversation_locked"))
+    blueprint.register_error_handler(ModelRefused, lambda error: error_response("model_not_found", str(error)))
+    blueprint.register_error_handler(NothingToContinue, lambda _: error_response("invalid_request", _NO_CALL))
+    blueprint.register_error_handler(
+        SessionNotFound, lambda error: error_response("not_found", f"{conversation_id(str(error))} was not found.")
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,8 +167,11 @@ class _Responses:
     def _find(self, id: ResponseId) -> tuple[StoredResponse, Turn]:
         """The response, and its turn: one that runs, or one with the events that are stored. Raises ApiError."""
         sessions = self._responses.sessions
-        turn = sessions.attach(id.session_id)
-        found = find_response(self._responses.session(id.session_id), id)
+        try:
+            turn = sessions.attach(id.session_id)
+            found = find_response(self._responses.session(id.session_id), id)
+        except SessionNotFound:
+            raise response_not_found(id) from None
         runs = turn is not None and not turn.ended and turn.message_id == id.message_id
         return found, turn if turn is not None and runs and turn.attempt in found.attempts else found.replay()
 
@@ -222,7 +225,10 @@ class _Responses:
         if previous is None:
             return self._make_place(asked, key, Session("", "", ""))
         id = parse_response_id(previous)
-        session = sessions.session(id.session_id)
+        try:
+            session = sessions.session(id.session_id)
+        except SessionNotFound:
+            raise response_not_found(id) from None
         if key and find_turn(session, key):
             return _Place(session)
         found = find_response(session, id)

@@ -120,7 +120,7 @@ class ResponseBody(BaseModel, strict=True):
     frequency_penalty: float | None = None
     parallel_tool_calls: bool | None = None
     top_logprobs: int | None = None
-    max_output_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_output_tokens: Annotated[int, Field(ge=16)] | None = None
     max_tool_calls: int | None = None
     truncation: Literal["auto", "disabled"] | None = None
     service_tier: str | None = None
