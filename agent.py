@@ -21,6 +21,7 @@ from session_core.model.cancellation import Cancellation
 from session_core.model.chat_completions import ChatCompletions
 from session_core.model.events import Answer, Event, Message, ModelError, ToolCall, ToolResult, Waiting
 from session_core.model.history import OutgoingHistory
+from session_core.model.outgoing_files import FileReader
 from session_core.model.provider_metadata import ModelId
 from session_core.model.reply import sum_usage
 from session_core.telemetry.spans import Observer
@@ -52,6 +53,7 @@ class Agent:
         answered: Sequence[ToolCall | ToolResult] = (),
         results_only: bool = False,
         client_tools: ClientTools | None = None,
+        files: FileReader | None = None,
         observer: Observer | None = None,
     ) -> Generator[Event, None, None]:
         """Answers the last user message of `history`, calling tools as the model asks.
@@ -59,7 +61,8 @@ class Agent:
         `model` and `system_prompt` stand in place of the agent's own. `options` are merged over the agent's. The
         `observer` sees the calls of the model and of tools. `client_tools` are offered too, and run elsewhere.
         `answered` are the last calls of the history that have waited: those that run now, and the results of
-        others. With `results_only` the run ends when all are there.
+        others. With `results_only` the run ends when all are there. `files` gives the bytes of the pictures and files
+        that messages name.
 
         `history` is the stored messages, oldest first. Whatever state they are in, the request is well formed. An
         assistant message with tool calls comes first as a `Message`, then all its `ToolCall`s, then for each call the
@@ -71,7 +74,7 @@ class Agent:
         """
         instructions = self._system_prompt if system_prompt is None else system_prompt
         model_id = ModelId.at(self._base_url, model or self.model)
-        outgoing = OutgoingHistory(history, self._max_history, model_id, instructions)
+        outgoing = OutgoingHistory(history, self._max_history, model_id, instructions, files)
         own, budget, observer = self._tools(), Budget(cancellation, self._timeout), observer or Observer()
         client_tools = client_tools or ClientTools()
         tools = client_tools.beside(own)

@@ -4,9 +4,9 @@
 Reading needs no lock. To change a session, a caller locks it first, and is then the only one that can change it,
 between threads and between processes alike.
 
-A store writes eight primitives of `Storage` and five of `LockedSession`. `tests/support/storage_conformance.py`
-checks it. A store whose turns survive the process, or can be followed by other servers, also has
-`LockedSession.record`, `Storage.journal` and `Storage.turn_feed`.
+A store has `files`, and writes eight primitives of `Storage` and five of `LockedSession`.
+`tests/support/storage_conformance.py` checks it. A store whose turns survive the process, or can be followed by other
+servers, also has `LockedSession.record`, `Storage.journal` and `Storage.turn_feed`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from session_core.data.message import MessageFields, StoredMessage, are_messages, is_message
+from session_core.data.kept_files import KeptFiles, MemoryFiles, Source
+from session_core.data.message import MessageFields, StoredMessage, are_messages, is_message, named_files
 from session_core.data.session import (
     CONFIGURABLE,
     SESSION_ID,
@@ -83,23 +84,24 @@ _SHORT_LOCK_SECONDS = 1.0  # how long to wait for a lock that is held for less t
 
 
 class Storage(ABC):
-    """Sessions by id. Every method may be called from any thread."""
+    """Sessions by id. Every method may be called from any thread. `files` are the pictures and files that their
+    messages name."""
 
-    def create(self, messages: Sequence[StoredMessage] = (), **fields: Any) -> str:
+    files: KeptFiles
+
+    def create(self, messages: Sequence[StoredMessage] = (), files: Source = "", **fields: Any) -> str:
         """Creates a session and returns its id. The session is durable when this returns.
 
-        `messages` are whole messages, with ids. `fields` are further ones of `Session`, and may have its `id` (see
-        `_create`). Raises ValueError for what JSON in UTF-8 cannot hold, and for messages without the fields that
-        every message has.
+        `messages` are whole, with ids. What they name is in `files`: bytes by SHA-256, or a session's id. `fields`
+        are further ones of `Session`, also its `id` (see `_create`). Raises ValueError for what JSON cannot hold.
         """
         now = timestamp()
         copies = json.loads(to_json(list(messages)))
         if not are_messages(copies):
-            raise ValueError(
-                "a message needs an id, a role and a time, all strings, and a text or parts as its content"
-            )
+            raise ValueError("a message needs an id, a role and a time, all strings, and a content")
         to_json(fields)
         session = Session(fields.pop("id", "") or new_id("session"), now, now, messages=copies, **fields)
+        self.files.take(session.id, named_files(copies), files)
         self._create(session)
         return session.id
 
@@ -142,6 +144,12 @@ class Storage(ABC):
             ids = ids[ids.index(after) + 1 :]
         page = ids if limit is None else ids[:limit]
         return page, page[-1] if len(page) < len(ids) else None
+
+    def contents(self, after: str | None = None) -> Iterator[tuple[str, bytes | None]]:
+        """The ids behind `after`, or all, in the order of the list, each with JSON in which all texts of the session
+        stand, so that a search reads only sessions that may hold its words. None where only `get` and `journal` tell
+        the texts. Raises what `page` raises."""
+        return ((session_id, None) for session_id in self.page(None, after)[0])
 
     def clock(self) -> float:
         """The time, in seconds since 1970, by the clock by which this store says when sessions have changed."""
@@ -400,6 +408,7 @@ class MemoryStorage(Storage):
     """Sessions in a dict, for as long as the process lives."""
 
     def __init__(self) -> None:
+        self.files: MemoryFiles = MemoryFiles()
         self._sessions: dict[str, _MemorySession] = {}
         self._mutex = threading.Lock()
 
@@ -422,9 +431,17 @@ class MemoryStorage(Storage):
             session, lines = found.session, found.lines.copy()
         return replace(session, messages=json.loads(b"[" + b",".join(lines) + b"]"))
 
+    def contents(self, after: str | None = None) -> Iterator[tuple[str, bytes | None]]:
+        for session_id in self.page(None, after)[0]:
+            with self._mutex:
+                found = self._sessions.get(session_id)
+                lines = found.lines.copy() if found else []
+            yield session_id, b",".join([to_json(found.session.title if found else None), *lines])
+
     def _ids(self) -> list[str]:
         with self._mutex:
-            return [id for _, id in sorted((-found.order, id) for id, found in self._sessions.items())]
+            sessions = list(self._sessions.items())
+        return [id for _, id in sorted((-found.order, id) for id, found in sessions)]
 
     def changed_at(self, session_id: str) -> float:
         with self._mutex:
@@ -476,6 +493,7 @@ class _LockedMemory(LockedSession):
     def _delete(self) -> None:
         with self._storage._mutex:
             del self._storage._sessions[self.id]
+        self._storage.files.remove(self.id)
 
     def _release(self) -> None:
         with self._storage._mutex:

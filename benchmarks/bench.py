@@ -30,7 +30,7 @@ class Scale:
     typed_chunks: int  # the same, of the servers over the SDK's typed stream
     first_turns: int  # one after another, in a round
     streams: int  # that are paced
-    lengths: tuple[int, int]  # of the paced streams, in chunks
+    length: int  # of the paced streams, in chunks
     starts: tuple[int, int, int]  # at once
     start_chunks: int
     spread: float  # seconds over which the middle number of streams is started, instead of at once
@@ -49,7 +49,7 @@ FULL = Scale(
     typed_chunks=10_000,
     first_turns=60,
     streams=500,
-    lengths=(10, 40),
+    length=80,
     starts=(100, 500, 1000),
     start_chunks=50,
     spread=5.0,
@@ -67,7 +67,7 @@ QUICK = Scale(
     typed_chunks=2000,
     first_turns=10,
     streams=20,
-    lengths=(2, 6),
+    length=8,
     starts=(10, 20, 40),
     start_chunks=5,
     spread=0.5,

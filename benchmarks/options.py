@@ -10,9 +10,9 @@ from pathlib import Path
 from benchmarks import processes
 from benchmarks.bench import OURS, Bench
 from benchmarks.load import run_streams
+from benchmarks.paced import PACE, measure_paced
 from benchmarks.standin import asking
 
-_PACE = 0.1  # seconds between the chunks of a stream
 _TOKEN = "a-token-of-the-benchmark"
 
 
@@ -39,18 +39,13 @@ def options(bench: Bench) -> None:
 
 def journal(bench: Bench) -> None:
     """The CPU of paced streams with files, where they are kept in journals meanwhile, and in memory, without one."""
-    count, (short, long) = bench.scale.streams // 5, bench.scale.lengths
+    count, length = bench.scale.streams // 5, bench.scale.length
     with bench.ours() as files, processes.session_server(bench.model, bench.directory) as memory:
         memory.wait()
         for what, server in (("with a journal", files), ("without, in memory", memory)):
-            used = []
-            for length in (1, short, long):
-                requests = server.turns(count, asking(length, _PACE))
-                before = server.cpu()
-                run_streams(server, requests, length)
-                used.append(server.cpu() - before)
-            steady = (used[2] - used[1]) / (count * (long - short)) * 1000
-            text = f"CPU for 1000 chunks, {count} streams at {1 / _PACE:g} chunks/s, steady, {what}"
+            run_streams(server, server.turns(count, asking(1)), 1)
+            steady = measure_paced(bench.model, server, count, length).steady * 1000
+            text = f"CPU for 1000 chunks, {count} streams at {1 / PACE:g} chunks/s, while all run, {what}"
             bench.add("journal", text, "s", {OURS: [steady]})
 
 

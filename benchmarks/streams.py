@@ -1,16 +1,17 @@
 """Streams: how fast, how soon, how many, and what is said to one too many."""
 
+import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable
 
 from benchmarks.bench import FLOOR, OURS, STAND_IN, TYPED, Asked, Bench, quantile, said_of_failures
 from benchmarks.load import Load, Stream, run_streams
+from benchmarks.paced import PACE, measure_paced
 from benchmarks.processes import Measured
 from benchmarks.standin import asking
 
 _ALL = (OURS, FLOOR, *TYPED, STAND_IN)
-_PACE = 0.1  # seconds between the chunks of a paced stream
 _PATIENCE = 10.0  # seconds
 _HEALTH = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
 
@@ -75,39 +76,30 @@ def _above_stand_in(figures: Figures) -> Figures:
 
 
 def paced(bench: Bench) -> None:
-    """Many streams at the pace of a model. Two lengths tell what starting them takes from what goes on after."""
-    count, (short, long) = bench.scale.streams, bench.scale.lengths
-    steady: Figures = {}
-    whole: Figures = {}
-    start: Figures = {}
-    harness: Figures = {}
+    """Many streams at the pace of a model. What goes on while all of them run is told from their starts and ends."""
+    count, length = bench.scale.streams, bench.scale.length
+    steady: Figures = defaultdict(list)
+    edges: Figures = defaultdict(list)
+    harness: Figures = defaultdict(list)
     notes = set()
     with bench.servers(*_ALL) as servers:
         for server in servers:
             run_streams(server, server.turns(count, asking(1)), 1)  # threads and connections are there after it
-            used: list[float] = []
-            got: list[int] = []
-            for length in (short, long):
-                requests = server.turns(count, asking(length, _PACE))
-                before, model, client, began = server.cpu(), bench.model.cpu(), time.process_time(), time.monotonic()
-                streams = run_streams(server, requests, length)
-                used.append(server.cpu() - before)
-                got.append(sum(stream.chunks for stream in streams))
-                took = time.monotonic() - began
+        for _ in range(bench.scale.rounds):
+            for server in servers:
+                found = measure_paced(bench.model, server, count, length)
+                steady[server.name].append(found.steady * 1000)
+                edges[server.name].append(found.edges * 1000)
                 if server.name == OURS:
-                    harness["stand-in"] = [(bench.model.cpu() - model) / took * 100]
-                    harness["client"] = [(time.process_time() - client) / took * 100]
-                notes.add(said_of_failures(server.name, streams))
-            steady[server.name] = [(used[1] - used[0]) / max(1, got[1] - got[0]) * 1000]
-            whole[server.name] = [used[1] / max(1, got[1]) * 1000]
-            start[server.name] = [(used[0] - got[0] * steady[server.name][0] / 1000) / count * 1000]
-    what = f"{count} streams at {1 / _PACE:g} chunks/s"
-    starts_included = f"starts included, {long} chunks each"
+                    harness["stand-in"].append(found.model * 100)
+                    harness["client"].append(found.client * 100)
+                notes.add(said_of_failures(server.name, found.streams))
+    what = f"{count} streams at {1 / PACE:g} chunks/s"
     note = "; ".join(sorted(notes - {""}))
-    bench.add("paced", f"CPU for 1000 chunks, {what}, steady", "s", steady, Asked(0.15, 0.10, 1.8), note)
-    bench.add("paced", f"CPU for 1000 chunks, {what}, {starts_included}", "s", whole)
-    bench.add("paced", f"CPU of a start and an end, {what}", "ms", start)
-    note = f"of a core while session_server is measured; the client takes {harness['client'][0]:.0f} %"
+    bench.add("paced", f"CPU for 1000 chunks, {what}, while all run", "s", steady, Asked(0.15, 0.10, 1.6), note)
+    bench.add("paced", f"CPU of a start and an end, {what}", "ms", edges)
+    client = statistics.median(harness["client"])
+    note = f"of a core while session_server is measured; the client takes {client:.0f} %"
     bench.add("paced", "load of the stand-in", "%", {STAND_IN: harness["stand-in"]}, note=note)
 
 
@@ -136,7 +128,7 @@ def _starts(bench: Bench, servers: list[Measured], count: int, spread: float, wh
         for server in servers:
             if number and server.name in (*TYPED, STAND_IN):  # far off
                 continue
-            requests = server.turns(count, asking(length, _PACE))
+            requests = server.turns(count, asking(length, PACE))
             streams = run_streams(server, requests, length, spread=spread, seconds=60)
             first[server.name].append(quantile([s.first_after for s in streams], 0.99) * 1e3)
             notes.add(said_of_failures(server.name, streams))
@@ -149,7 +141,7 @@ def overload(bench: Bench) -> None:
     count = bench.scale.streams
     with bench.ours(f"-max_streams={count}") as server, Load(server.port) as load:
         extra = server.turns(bench.scale.refusals, asking(1))
-        for request in server.turns(count, asking(1000, _PACE)):
+        for request in server.turns(count, asking(1000, PACE)):
             load.begin(request, 1000)
             load.read(0)
         running = load.read_until(lambda: all(stream.first for stream in load.streams), 60)
@@ -160,7 +152,7 @@ def overload(bench: Bench) -> None:
     notes = [] if running else ["not all streams began"]
     wrong = [stream.status for stream in (*refused, *together) if stream.status != 503]
     notes += [f"{len(wrong)} of {len(refused) + len(together)} were not refused: {set(wrong)}"] if wrong else []
-    running_streams = f"{count} streams at {1 / _PACE:g} chunks/s"
+    running_streams = f"{count} streams at {1 / PACE:g} chunks/s"
     for what, streams, q in (
         (f"p50 of a 503 beyond {running_streams}", refused, 0.5),
         (f"p99 of a 503 beyond {running_streams}", refused, 0.99),

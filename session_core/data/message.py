@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Required, TypedDict, TypeGuard, Unpack, cast, get_args, get_origin, get_type_hints
 
 Status = Literal["completed", "incomplete", "cancelled", "waiting"]
@@ -119,9 +119,23 @@ def content_text(content: object) -> str:
     return content if isinstance(content, str) else ""
 
 
+def as_parts(content: Content) -> list[ContentPart]:
+    """The content as parts."""
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
 def file_parts(content: Content | None) -> list[ContentPart]:
     """The pictures and files of a content."""
     return [part for part in content if "sha256" in part] if isinstance(content, list) else []
+
+
+def named_files(messages: Iterable[MessageFields]) -> set[str]:
+    """The SHA-256 of all pictures and files that messages name, also those of their `history`."""
+    found: set[str] = set()
+    for message in messages:
+        found |= {part["sha256"] for part in file_parts(message["content"])}
+        found |= named_files(message["history"]) if "history" in message else set()
+    return found
 
 
 def same_content(one: Content, other: Content) -> bool:

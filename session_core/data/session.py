@@ -115,9 +115,8 @@ def session_from(session_id: str, value: Any) -> Session:
     note = texts.pop("note")
     if "note" in value:  # an earlier version wrote it, after this one
         last_error, refused = read_error(note)
-    continues = value.get("continuation", value.get("continues"))
-    responses = value.get("responses")
-    if not isinstance(continues, dict | None) or not isinstance(responses, dict | None):
+    objects = continues, responses = value.get("continuation", value.get("continues")), value.get("responses")
+    if not all(isinstance(one, dict | None) for one in objects):
         raise ValueError("what tells of the attempt that continues its last turn, or of its responses, is no object")
     updated = value.get("updated_at", messages[-1]["created_at"] if messages else created)
     if not isinstance(created, str) or not isinstance(updated, str):

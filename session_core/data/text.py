@@ -33,11 +33,18 @@ def as_object(value: object) -> dict[str, Any]:
 
 
 def unwrap_question(text: str) -> str:
-    """The question itself, where a front end has put instructions and context around it (as `rag_template` of Open
-    WebUI does); else the text as it is."""
-    if not text.startswith("### Task:") or "<context>" not in text:
-        return text
-    _, tag, query = text.rpartition("<user_query>")
-    if tag:
-        return query.partition("</user_query>")[0].strip()
-    return text.rpartition("</context>")[2].strip() or text
+    """The question itself, where a front end has put something before it; else the text as it is."""
+    return unwrapped_forms(text)[-1]
+
+
+def unwrapped_forms(text: str) -> list[str]:
+    """The text, then what stays of it without each thing that a front end has put before the question: instructions
+    and context (`rag_template` of Open WebUI), and a list of files (`add_file_context` of Open WebUI)."""
+    forms = [text]
+    if text.startswith("### Task:") and "<context>" in text:
+        _, tag, query = text.rpartition("<user_query>")
+        query = query.partition("</user_query>")[0] if tag else text.rpartition("</context>")[2]
+        forms.append(query.strip())
+    if forms[-1].startswith("<attached_files>"):
+        forms.append(forms[-1].partition("</attached_files>")[2].strip())
+    return [form for form in forms if form] or [text]

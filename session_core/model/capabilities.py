@@ -13,7 +13,7 @@ from session_core.model.failures import Failure
 
 log = logging.getLogger(__name__)
 
-OptionalPart = str  # of a request, that some servers refuse: `usage`, `provider_metadata`, `tools`, or one tool
+OptionalPart = str  # that some servers refuse: `usage`, `provider_metadata`, `tools`, a tool, `pictures`, `files`
 
 REMEMBERED_SECONDS = 600.0
 _MISSES_REASONING = re.compile(
@@ -29,10 +29,17 @@ _MISSES_SHORT_ID = re.compile(
 _NAMES: dict[OptionalPart, re.Pattern[str]] = {
     "usage": re.compile(r"stream_options|include_usage", re.IGNORECASE),
     "provider_metadata": re.compile(r"reasoning|extra_content|thought|extra_forbidden|extra inputs", re.IGNORECASE),
+    "pictures": re.compile(r"image|vision|multi-?modal|picture|\bcontent\b.{0,60}\b(str|string|text)\b", re.I),
+    "files": re.compile(r"\bfiles?\b|\bfile_data|pdf|document|\bcontent\b.{0,60}\b(str|string|text)\b", re.I),
     "tools": re.compile(r"\btools?\b|\btool[_ -]?(choice|use|call)|function[_ -]?call", re.IGNORECASE),
 }
 _NOT_SERVED = re.compile(
     r"support|require|enable|jinja|available|allow|permit|implement|unknown|cannot|can't|can not", re.IGNORECASE
+)
+_BAD_FILE = re.compile(
+    r"valid (image|file|pdf|base64)|(process|decode|read|load|download|identify|open|parse)\w{0,3}\b.{0,40}"
+    r"(image|file|pdf)|(image|file|pdf).{0,40}(format|corrupt|broken|too |exceed|size|bytes|pixel|dimension)",
+    re.IGNORECASE,
 )
 _NOT_SERVED_AT_ALL = re.compile(r"(not|n't|un)\W{0,3}support|jinja|enable-auto-tool|requires?\b", re.IGNORECASE)
 _QUOTED = re.compile(r"\"[^\"]{0,500}\"|\bpars(e|ing)\b.{0,2000}", re.IGNORECASE | re.DOTALL)
@@ -130,18 +137,19 @@ class Negotiation:
         self._before: RequestForm | None = None  # of the last request, where parts were dropped after it
         self._words = ""
         self._reasons: list[str] = []  # of the server, for what has changed
+        self._once: set[OptionalPart] = set()  # of what was refused: what says nothing of other requests
 
     def accept(self) -> None:
         """Remembers that the last request was answered."""
         if self._reasons:
             dropped = self.form.refused - self._capabilities.form.refused
-            kept = not self._options and not dropped & self._capabilities.accepted
+            kept = not self._options and not dropped & (self._capabilities.accepted | self._once)
             what = f"is asked without {', '.join(sorted(dropped))}" if dropped else "is asked in another form"
             remedy = f"; {_REMEDY}" if "tools" in dropped else ""
             span = f"for {REMEMBERED_SECONDS / 60:.0f} minutes" if kept else "this time"
             log.warning("The model server %s %s, since it says: %s%s", what, span, "; ".join(self._reasons), remedy)
             if not self._options:
-                self._capabilities.learn(self.form)
+                self._capabilities.learn(replace(self.form, refused=self.form.refused - self._once))
         self._capabilities.accepted |= set(self.sent)
 
     def change(self, failure: Failure) -> bool:
@@ -153,7 +161,7 @@ class Negotiation:
         if failure.is_bad_call:
             return False
         form = self._added(failure) if failure.status in (400, 422) else None
-        if form is None and (parts := self._suspects(failure)):
+        if form is None and (parts := self._refused_files(failure) or self._suspects(failure)):
             self._tried |= parts
             self._before = self.form
             form = self.form.without(parts)
@@ -188,6 +196,19 @@ class Negotiation:
         if not named and not any(re.search(rf"\b{re.escape(name)}\b", failure.words) for name in self._options):
             never_taken = set(left) - self._capabilities.accepted
             named = [part for part in ("usage", "provider_metadata") if part in never_taken]
+        return set(named[:1])
+
+    def _refused_files(self, failure: Failure) -> set[OptionalPart]:
+        """The pictures or the files, where the words name them. What is not clearly said of all is remembered of
+        none."""
+        left = [part for part in ("pictures", "files") if part in self.sent and part not in self._tried]
+        named = [part for part in left if _NAMES[part].search(failure.words)]
+        never = bool(_NOT_SERVED.search(failure.words) or re.search(r"content|at most 0\b", failure.words))
+        says_never = never and not _BAD_FILE.search(failure.words)
+        statuses = (400, 404, 415, 422, 500, 501) if says_never else (400, 415, 422)
+        if failure.code != "model_error" or failure.status not in statuses:
+            return set()
+        self._once |= set() if says_never else set(named[:1])
         return set(named[:1])
 
     def _named_tools(self, words: str) -> set[OptionalPart]:

@@ -23,6 +23,7 @@ from session_core.model.events import Cancelled, Chunk, Event, ModelError, Reaso
 from session_core.model.failures import Failure, broken_off, classify_failure
 from session_core.model.history import OutgoingHistory
 from session_core.model.model_list import ModelList
+from session_core.model.outgoing_files import sent_parts
 from session_core.model.reply import Reply
 from session_core.model.stream import Body, read_tail, sse_data, whole
 from session_core.telemetry.spans import ModelSpan, Observer, Result
@@ -129,6 +130,7 @@ class Completions:
             request["stream_options"] = {"include_usage": True}
         parts = {"usage": form.has("usage"), "provider_metadata": outgoing.returned_metadata, "tools": bool(offered)}
         negotiation.sent = [part for part, is_sent in parts.items() if is_sent]
+        negotiation.sent += sorted(sent_parts(request["messages"]))
         negotiation.sent += [tool_part(name) for name in offered if name not in self._callers]
         self._share = 0.5 if outgoing.has_unanswered else 1.0
         return {**request, **self._options}

@@ -8,9 +8,10 @@ from session_core.data.message import ERROR, NOT_EXECUTED, AnswerFields, Message
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of the answer's text, never empty."""
+    """A piece of the answer's text, never empty. `logprobs` are those of its tokens, as the API has them."""
 
     content: str
+    logprobs: list[dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,10 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from session_core.data.message import AnswerFields, MessageFields, message_text
+from session_core.data.message import AnswerFields, MessageFields, file_parts, message_text
 from session_core.data.text import utf8_text
 from session_core.model.capabilities import RequestForm
+from session_core.model.outgoing_files import FileReader, NoFiles, render_content
 from session_core.model.outgoing_messages import PORTABLE_ID, OutgoingMessages, add_id, read_tool_calls
 from session_core.model.provider_metadata import ModelId, provider_metadata
 from session_core.model.reply import Reply
@@ -24,15 +25,22 @@ class OutgoingHistory:
 
     `history` is stored messages, oldest first. `max_history` is how many of the messages before the current turn go
     out at most (0: all). `model_id` is the server and the model that get it. `instructions` go before all messages.
+    `files` gives the bytes of what the messages name.
     """
 
     def __init__(
-        self, history: Sequence[MessageFields], max_history: int, model_id: ModelId, instructions: str = ""
+        self,
+        history: Sequence[MessageFields],
+        max_history: int,
+        model_id: ModelId,
+        instructions: str = "",
+        files: FileReader | None = None,
     ) -> None:
         self._messages = list(history)
         self._begin = 0  # of the messages that go out, at the beginning of a turn
         self._model_id = model_id
         self._instructions = utf8_text(instructions)
+        self._files = files or NoFiles()
         self._trims = 0
         self._ids: set[str] = set()
         self._first: str | None = None  # id of the first message that fits, where earlier ones do not
@@ -119,6 +127,9 @@ class OutgoingHistory:
         for begin, end in itertools.pairwise([*self._turns(), len(self._messages)]):
             outgoing.add_turn(self._messages[begin:end])
         self.returned_metadata = outgoing.returned_metadata
+        for message in outgoing.sent:
+            if isinstance(message["content"], list):
+                message["content"] = render_content(message["content"], self._files, form)
         return outgoing.sent
 
     def _turns(self) -> list[int]:
@@ -160,7 +171,8 @@ def _is_answer(message: MessageFields) -> bool:
 
 
 def _size(messages: list[MessageFields]) -> int:
-    """The characters of the messages' texts."""
+    """The characters of the messages' texts, and the bytes of their pictures and files."""
     texts = (text for message in messages for text in (message_text(message), message.get("reasoning")))
     arguments = (call.arguments for message in messages for call in read_tool_calls(message))
-    return sum(map(len, map(utf8_text, texts))) + sum(map(len, arguments))
+    files = (part["size"] for message in messages for part in file_parts(message.get("content")))
+    return sum(map(len, map(utf8_text, texts))) + sum(map(len, arguments)) + sum(files)

@@ -11,7 +11,10 @@ from session_core.data.message import (
     ERROR,
     INTERRUPTED_CALL,
     WENT_ON,
+    Content,
     MessageFields,
+    as_parts,
+    file_parts,
     message_text,
     read_status,
     tool_call,
@@ -56,12 +59,14 @@ class OutgoingMessages:
         return self.sent[-1]["role"] if self.sent and self.sent[-1]["role"] != "system" else None
 
     def _add_user(self, message: MessageFields) -> None:
-        text = utf8_text(message_text(message))
+        content: Content = utf8_text(message_text(message))
+        if file_parts(message.get("content")):
+            content = message["content"]
         if self._last_role == "tool":
             self._add_text("assistant", "(interrupted)")
-        elif self._last_role == "user" and isinstance(self.sent[-1]["content"], str) and "parts" not in message:
-            text = _joined(self.sent.pop()["content"], text)
-        self._add_text("user", message.get("parts") or text)
+        elif self._last_role == "user":
+            content = _join_contents(self.sent.pop()["content"], content)
+        self._add_text("user", content)
 
     def _add_assistant(self, message: MessageFields, results: dict[str, list[str]]) -> None:
         text = utf8_text(message_text(message))
@@ -172,6 +177,12 @@ def _as_text(calling: Mapping[str, Any], contents: Iterable[str]) -> str:
         for call, content in zip(calling["tool_calls"], contents, strict=True)
     ]
     return _joined(calling["content"], *lines)
+
+
+def _join_contents(one: Content, other: Content) -> Content:
+    if isinstance(one, str) and isinstance(other, str):
+        return _joined(one, other)
+    return [part for content in (one, other) for part in as_parts(content)]
 
 
 def _joined(*texts: str) -> str:

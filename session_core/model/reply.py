@@ -44,6 +44,7 @@ class Reply:
         self._halves = {Reasoning: "", Chunk: ""}  # of a character that stands in two frames
         self._tags = ThinkTags()
         self._calls: list[PartialCall] = []
+        self._logprobs: list[dict[str, Any]] = []  # of tokens that no event has told yet
 
     def add(self, frame: Any) -> list[Reasoning | Chunk]:
         """Takes one frame, a chunk or a whole completion. Returns the reasoning and the text that it adds.
@@ -61,11 +62,12 @@ class Reply:
         if not isinstance(delta, dict):
             return []
         text = delta.get("content")
-        if isinstance(text, str) and text and self._plain(delta) and text.isascii():  # most frames, made quick
+        logprobs = choice.get("logprobs")
+        if isinstance(text, str) and text and self._plain(delta) and text.isascii() and not logprobs:  # most frames
             self._budget.use(len(text))
             self._pieces[Chunk].append(text)
             return [Chunk(text)]
-        return self._add_delta(delta)
+        return self._add_logprobs(logprobs, self._add_delta(delta))
 
     def end(self) -> list[Reasoning | Chunk]:
         """The last reasoning and text, if any is left. Raises ValueError if nothing has come at all."""
@@ -129,6 +131,17 @@ class Reply:
             return []
         inner, text = self._tags.split(text) if text else ("", "")
         return self._emit(reasoning + inner, text)
+
+    def _add_logprobs(self, sent: Any, events: list[Reasoning | Chunk]) -> list[Reasoning | Chunk]:
+        """The events, of which a text at the end bears what is known of all tokens up to there."""
+        if sent:
+            text = utf8_text(json.dumps(sent, ensure_ascii=False))
+            self._budget.use(len(text))
+            self._logprobs += objects_in(as_object(json_object(text)).get("content"))
+        if self._logprobs and events and isinstance(events[-1], Chunk):
+            events[-1] = Chunk(events[-1].content, self._logprobs)
+            self._logprobs = []
+        return events
 
     def _finish(self, reason: Any, model: Any) -> None:
         reason = utf8_text(str(reason))[:100]

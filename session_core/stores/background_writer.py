@@ -1,10 +1,13 @@
 """One thread that writes what the running turns of a process record."""
 
+import logging
 import threading
 import time
 from typing import Protocol
 
 from session_core.stores.clock import Clock
+
+log = logging.getLogger(__name__)
 
 
 class Recording(Protocol):
@@ -42,10 +45,18 @@ class BackgroundWriter:
     def _tick(self, now: float) -> float | None:
         with self._changed:
             recordings = list(self._recordings.items())
-        done = [(recording, added) for recording, added in recordings if not recording.flush()]
+        done = [(recording, added) for recording, added in recordings if not _flush(recording)]
         with self._changed:
             for recording, added in done:
                 if self._recordings[recording] is added:  # else it was added again meanwhile
                     del self._recordings[recording]
             self._changed.notify_all()
             return now + self._seconds if self._recordings else None
+
+
+def _flush(recording: Recording) -> bool:
+    try:
+        return recording.flush()
+    except Exception:  # which costs this one alone: the thread writes for all
+        log.exception("what a running turn has written so far is not kept any more")
+        return False

@@ -10,6 +10,8 @@ from storage import StorageUnavailable
 
 log = logging.getLogger(__name__)
 
+_READ_BYTES = 64 << 10  # in which most files are read at once
+
 
 @contextlib.contextmanager
 def unavailable(verb: str, what: str, level: int = logging.ERROR) -> Iterator[None]:
@@ -22,11 +24,12 @@ def unavailable(verb: str, what: str, level: int = logging.ERROR) -> Iterator[No
 
 
 @contextlib.contextmanager
-def synced(directory: str) -> Iterator[None]:
-    """Makes the changes in the directory durable. Opens it first, so that nothing changes if that fails."""
+def synced(directory: str) -> Iterator[int]:
+    """Makes the changes in the directory durable. Opens it first, so that nothing changes if that fails. Yields it
+    open."""
     opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        yield
+        yield opened
         os.fsync(opened)
     finally:
         os.close(opened)
@@ -49,6 +52,16 @@ def read_all(file: int) -> bytes:
         data += block
         most = 1 << 16
     return data
+
+
+def read_file(path: str) -> bytes:
+    """All that is in a file, by few calls of the system. Waits for no FIFO, and follows no link: raises OSError."""
+    file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        data = os.read(file, _READ_BYTES)
+        return data if len(data) < _READ_BYTES else read_all(file)
+    finally:
+        os.close(file)
 
 
 def write_all(file: int, data: bytes, offset: int) -> None:

@@ -1,34 +1,58 @@
-"""The names of files in a directory of sessions, and the end of those that a crash has left."""
+"""The files in a directory of sessions, and the end of those that a crash has left."""
 
 import contextlib
 import os
 import re
+import stat
 import time
+from collections.abc import Iterator
 
+from session_core.stores.file_attachments import settle_files
 from session_core.stores.file_journal import remove_journal
 from storage import SESSION_ID
 
-SESSION_FILE = re.compile(rf"({SESSION_ID.pattern})\.json")
+_SESSION_FILE = re.compile(rf"({SESSION_ID.pattern})\.json")
 _JOURNAL_FILE = re.compile(rf"\.({SESSION_ID.pattern})\.journal")
+_FILES_DIRECTORY = re.compile(rf"\.({SESSION_ID.pattern})\.files")
 _TEMPORARY_FILE = re.compile(rf"\.({SESSION_ID.pattern}\.)?[0-9a-f]{{16}}\.tmp")
 _ORPHAN_SECONDS = 3600.0  # after which a temporary file is the rest of a crash
 
 
+def scan(directory: str) -> Iterator[tuple[int, str]]:
+    """When each session's file was last changed, in nanoseconds, and the session's id. Raises OSError."""
+    opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        for name in os.listdir(opened):
+            if file := _SESSION_FILE.fullmatch(name):
+                try:  # suppress() is slower, and there may be a hundred thousand files
+                    found = os.stat(name, dir_fd=opened, follow_symlinks=False)  # faster than a DirEntry's
+                except FileNotFoundError:  # deleted meanwhile
+                    continue
+                if stat.S_ISREG(found.st_mode):
+                    yield found.st_mtime_ns, file[1]
+    finally:
+        os.close(opened)
+
+
 def sweep(directory: str) -> None:
-    """Removes temporary files that a crash has left, empty files of sessions that it has kept from being made, and
-    journals without a session. Raises OSError where the directory cannot be listed."""
+    """Removes temporary files that a crash has left, empty files of sessions that it has kept from being made,
+    journals without a session, and pictures and files that no message names. Raises OSError where the directory
+    cannot be listed."""
     with os.scandir(directory) as entries:
         for entry in entries:
             journal = _JOURNAL_FILE.fullmatch(entry.name)
             if journal and not os.path.exists(os.path.join(directory, f"{journal[1]}.json")):
                 remove_journal(entry.path)
             with contextlib.suppress(OSError):
+                if files := _FILES_DIRECTORY.fullmatch(entry.name):
+                    told_in = [os.path.join(directory, name) for name in (f"{files[1]}.json", f".{files[1]}.queue")]
+                    settle_files(entry.path, told_in, time.time() - _ORPHAN_SECONDS)
                 if _is_left(entry):
                     os.unlink(entry.path)
 
 
 def _is_left(entry: os.DirEntry[str]) -> bool:
-    named, temporary = SESSION_FILE.fullmatch(entry.name), _TEMPORARY_FILE.fullmatch(entry.name)
+    named, temporary = _SESSION_FILE.fullmatch(entry.name), _TEMPORARY_FILE.fullmatch(entry.name)
     if not (named or temporary):
         return False
     found = entry.stat(follow_symlinks=False)

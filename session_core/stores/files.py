@@ -18,12 +18,14 @@ from session_core.stores.background_writer import BackgroundWriter
 from session_core.stores.disk_access import (
     make_directory,
     read_all,
+    read_file,
     rename_new,
     synced,
     unavailable,
     version_of,
     write_all,
 )
+from session_core.stores.file_attachments import DirectoryFiles
 from session_core.stores.file_cache import FileCache, ParsedFile, is_large
 from session_core.stores.file_journal import FileJournal, read_journal, remove_journal
 from session_core.stores.file_layout import closing, layout, parse
@@ -36,7 +38,7 @@ from session_core.stores.file_locks import (
     release_in_children,
     turn_marked,
 )
-from session_core.stores.file_sweep import SESSION_FILE, sweep
+from session_core.stores.file_sweep import scan, sweep
 from storage import (
     LockedSession,
     Session,
@@ -76,6 +78,7 @@ class FileStorage(Storage):
         if not SUPPORTED:
             raise StorageUnavailable("sessions on disk need flock, which this system does not have")
         self._directory = os.path.abspath(directory)
+        self.files: DirectoryFiles = DirectoryFiles(self._directory)
         self._cache: FileCache = beside._cache if beside else FileCache()
         self._writer: BackgroundWriter = beside._writer if beside else BackgroundWriter(_FLUSH_SECONDS)
         with unavailable("open", self._directory, logging.DEBUG):  # the error is shown at the start
@@ -112,6 +115,14 @@ class FileStorage(Storage):
         with self._opened(session_id) as file:
             return self._parsed(session_id, file)[0]
 
+    def contents(self, after: str | None = None) -> Iterator[tuple[str, bytes | None]]:
+        for session_id in self.page(None, after)[0]:
+            data = None
+            if not os.path.lexists(self._journal_path(session_id)):  # which may hold what the file does not
+                with contextlib.suppress(OSError):
+                    data = read_file(self._path(session_id))
+            yield session_id, data
+
     def _ids(self) -> list[str]:
         return [id for _, id in sorted((-modified, id) for modified, id in self._modified())]
 
@@ -124,13 +135,8 @@ class FileStorage(Storage):
 
     def _modified(self) -> Iterator[tuple[int, str]]:
         """When each session last changed, in nanoseconds, and its id."""
-        with unavailable("list", self._directory), os.scandir(self._directory) as entries:
-            for entry in entries:
-                if (file := SESSION_FILE.fullmatch(entry.name)) and entry.is_file(follow_symlinks=False):
-                    try:  # suppress() is slower, and there may be a hundred thousand files
-                        yield entry.stat(follow_symlinks=False).st_mtime_ns, file[1]
-                    except FileNotFoundError:  # deleted meanwhile
-                        continue
+        with unavailable("list", self._directory):
+            yield from scan(self._directory)
 
     def changed_at(self, session_id: str) -> float:
         return self._at(checked_id(session_id), lambda _, found: found.st_mtime)
@@ -313,6 +319,7 @@ class _LockedFile(LockedSession):
     def _delete(self) -> None:
         with unavailable("delete", self.id), synced(self._storage._directory), contextlib.suppress(FileNotFoundError):
             os.unlink(self._path)
+        self._storage.files.remove(self.id)
         self.drop_journal()
 
     def _release(self) -> None:

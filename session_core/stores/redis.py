@@ -13,6 +13,7 @@ from session_core.data.strict_json import from_json, to_json
 from session_core.stores.background_writer import BackgroundWriter
 from session_core.stores.redis_connection import RETRY_SECONDS, Argument, RedisConnection, RedisKeys
 from session_core.stores.redis_feed import Lease, Publisher, RedisTurnFeed, published_lines
+from session_core.stores.redis_files import RedisFiles
 from session_core.stores.redis_scripts import LEASE_MILLISECONDS, SHORT_LEASE_MILLISECONDS
 from storage import (
     CONFIGURABLE,
@@ -36,6 +37,8 @@ log = logging.getLogger(__name__)
 
 _JSON_FIELDS = (*CONFIGURABLE, *STATE, "note", "continuation", "replaced")  # of a session's hash, in all versions
 _LISTED_AT_ONCE = 500
+_READ_AT_ONCE = 200  # sessions, for which Redis lets nobody else wait longer than for a turn
+_BATCH_BYTES = 1 << 20  # after which no further one of these is read
 _FLUSH_SECONDS = 0.05  # in which events gather that go to Redis together
 _FIRST_LINE_SECONDS = 1.0  # how long to wait for the first line of a turn that another process starts
 
@@ -52,11 +55,13 @@ class RedisStorage(Storage):
         self._publisher = Publisher(self._connection)
         self._writer = BackgroundWriter(_FLUSH_SECONDS)
         self._keys = RedisKeys(self._connection, "session_server:")
+        self.files = RedisFiles(self._keys)
         self._random = secrets.token_hex(8)
 
     def for_user(self, name: str) -> Storage:
         store = copy.copy(self)
         store._keys = RedisKeys(self._connection, f"session_server@{name}:")
+        store.files = RedisFiles(store._keys)
         return store
 
     def check(self) -> None:
@@ -70,6 +75,13 @@ class RedisStorage(Storage):
         ids = [id.decode() for id in found]
         page = ids[:limit]
         return page, page[-1] if len(page) < len(ids) else None
+
+    def contents(self, after: str | None = None) -> Iterator[tuple[str, bytes | None]]:
+        ids, first = self.page(None, after)[0], 0
+        while batch := ids[first : first + _READ_AT_ONCE]:
+            found = self._keys.run("search", "contents", "", _BATCH_BYTES, *batch)
+            yield from zip(batch, found, strict=False)
+            first += len(found)
 
     def summary(self, session_id: str) -> Summary:
         try:

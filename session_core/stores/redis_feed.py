@@ -121,7 +121,8 @@ class Publisher:
 
     def _handle(self, turn: Lease, reply: bytes) -> None:
         if reply in (b"over", b"gone"):  # followers see when it ends, and read what was stored
-            turn.lines, turn.sending = None, []
+            with self._mutex:
+                turn.lines, turn.sending = None, []
         elif reply != b"again":
             turn.sent += len(turn.sending)
             turn.sending, turn.finished = [], turn.sending_last

@@ -7,6 +7,10 @@ Keys begin with `session_server:`, those of a user with `session_server@<name>:`
                      `replaced` where a question has replaced messages; `asked` and `kept`, the fence of a turn that
                      another process wants to end, or to run on; `left`, that of one that nobody reads any more
     messages:<id>    a list: each message as JSON
+    files:<id>       a set: the SHA-256 of the pictures and files that the session's messages name
+    file:<sha256>    the bytes of one, once for all sessions
+    holders:<sha256> a sorted set: the sessions that have it, `inf` where a message names it, else until when it is
+                     kept for one that is on its way, in milliseconds by Redis' clock
     sessions         a sorted set: the ids, in the order of the list
     lease:<id>       who has locked the session; it expires unless it is renewed
     events:<fence>   a stream: what a turn has published, until a minute after its end; where the turn's process is
@@ -25,7 +29,8 @@ SHORT_LEASE_MILLISECONDS = 2000  # the same for a short lock, which is not renew
 READER_MILLISECONDS = 5000  # for which another process reads a turn that does not say so again
 KEEP_MILLISECONDS = 60_000  # for which a turn's events are kept after its end
 DELETED_MILLISECONDS = 5000  # the same after the session's deletion, so that who watches gets its end
-DURABLE = ("create", "write", "delete")  # scripts that wait for replicas
+FILE_MILLISECONDS = 3_600_000  # for which a file is kept that no message names
+DURABLE = ("create", "write", "delete", "keep_file")  # scripts that wait for replicas
 
 # All scripts begin with this. A session exists if its hash does.
 _NAMES = """
@@ -45,6 +50,20 @@ local function touch(id)
     if newest and now <= -newest then now = 1 - newest end
     redis.call('ZADD', list, string.format('%.0f', -now), id)
 end
+local function now()
+    local time = redis.call('TIME')
+    return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+local function hold(id, line)  -- what a message names that is stored with this line
+    for name in string.gmatch(line, '"sha256":"(%x+)"') do
+        if redis.call('EXISTS', prefix .. 'file:' .. name) == 1 then
+            redis.call('ZADD', prefix .. 'holders:' .. name, 'inf', id)
+            redis.call('PERSIST', prefix .. 'file:' .. name)
+            redis.call('PERSIST', prefix .. 'holders:' .. name)
+            redis.call('SADD', prefix .. 'files:' .. id, name)
+        end
+    end
+end
 local function top(key)
     local entry = redis.call('XREVRANGE', key, '+', '-', 'COUNT', 1)[1]
     if not entry then return end
@@ -58,7 +77,10 @@ _BODIES = {
 local id, count = unpack(ARGV, 1, 2)
 if redis.call('HEXISTS', session, 'created_at') == 1 then return 'exists' end
 redis.call('HSET', session, unpack(ARGV, 3, 2 + count))
-for line = 3 + count, #ARGV do redis.call('RPUSH', messages, ARGV[line]) end
+for line = 3 + count, #ARGV do
+    redis.call('RPUSH', messages, ARGV[line])
+    hold(id, ARGV[line])
+end
 touch(id)
 """,
     "read": """
@@ -76,6 +98,25 @@ if after ~= '' then
     first = first + 1
 end
 return redis.call('ZRANGE', list, first, limit == '' and -1 or first + limit)
+""",
+    # What the session itself must be asked for is false: where a turn has published what it may have left.
+    "contents": """
+local found, size = {}, 0
+for number = 2, #ARGV do
+    session = prefix .. 'session:' .. ARGV[number]
+    local newest = published()
+    local title = redis.pcall('HGET', session, 'title') or 'null'
+    local lines = redis.pcall('LRANGE', prefix .. 'messages:' .. ARGV[number], 0, -1)
+    local text = false
+    if type(title) == 'string' and not lines.err and not (newest and redis.call('EXISTS', events .. newest) == 1) then
+        table.insert(lines, 1, title)
+        text = table.concat(lines, ',')
+        size = size + #text
+    end
+    found[number - 1] = text
+    if size > tonumber(ARGV[1]) then break end
+end
+return found
 """,
     "older": """
 local before, skip, limit = unpack(ARGV)
@@ -118,6 +159,7 @@ if line ~= '' then
     local found = redis.call('LLEN', messages)
     if found > tonumber(count) then redis.call('LTRIM', messages, -found, count - found - 1) end
     redis.call('RPUSH', messages, line)
+    hold(id, line)
 end
 redis.call('HDEL', session, 'note', 'continuation')
 redis.call('HSET', session, 'written', number, unpack(ARGV, 6))
@@ -132,8 +174,39 @@ if newest then
     if over then redis.call('PEXPIRE', events .. newest, {DELETED_MILLISECONDS})
     else redis.call('UNLINK', events .. newest) end
 end
-redis.call('UNLINK', session, messages)
+for _, name in ipairs(redis.call('SMEMBERS', prefix .. 'files:' .. id)) do
+    local file, holders = prefix .. 'file:' .. name, prefix .. 'holders:' .. name
+    redis.call('ZREM', holders, id)
+    redis.call('ZREMRANGEBYSCORE', holders, '-inf', now())
+    if redis.call('ZCARD', holders) == 0 then
+        redis.call('UNLINK', file, holders)
+    elseif redis.call('ZCOUNT', holders, 'inf', 'inf') == 0 then
+        redis.call('PEXPIRE', file, {FILE_MILLISECONDS})
+        redis.call('PEXPIRE', holders, {FILE_MILLISECONDS})
+    end
+end
+redis.call('UNLINK', session, messages, prefix .. 'files:' .. id)
 redis.call('ZREM', list, id)
+""",
+    # Without data, a file that another session has. Nothing names it yet for this one.
+    "keep_file": f"""
+local id, name, data = unpack(ARGV)
+local file, holders = prefix .. 'file:' .. name, prefix .. 'holders:' .. name
+if redis.call('EXISTS', file) == 0 then
+    if data == '' then return end
+    redis.call('SET', file, data, 'PX', {FILE_MILLISECONDS})
+end
+if redis.call('ZSCORE', holders, id) ~= 'inf' then
+    redis.call('ZADD', holders, now() + {FILE_MILLISECONDS}, id)
+end
+if redis.call('PTTL', file) > 0 then
+    redis.call('PEXPIRE', file, {FILE_MILLISECONDS})
+    redis.call('PEXPIRE', holders, {FILE_MILLISECONDS})
+end
+""",
+    "file": """
+local id, name = unpack(ARGV)
+if redis.call('ZSCORE', prefix .. 'holders:' .. name, id) then return redis.call('GET', prefix .. 'file:' .. name) end
 """,
     "release": f"""
 local fence, holder, count = unpack(ARGV)

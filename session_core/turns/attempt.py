@@ -6,10 +6,11 @@ from typing import Any
 from session_core.data.message import AttemptFields, StoredMessage
 from session_core.data.removed import without_removed
 from session_core.model.events import ToolCall, ToolResult
+from session_core.turns.attachments import SessionFiles, keep_question_files
 from session_core.turns.stored import StoredTurn, find_turn, last_turn, outgoing_messages, question_message
 from session_core.turns.turn_request import Answers, NothingToContinue, TurnRequest, TurnWaiting
 from session_core.turns.waiting import answers_left, check_answers, settle
-from storage import LockedSession, SessionBusy, timestamp
+from storage import LockedSession, SessionBusy, Storage, timestamp
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Attempt:
     keeps_deltas: bool
 
 
-def begin_attempt(session: LockedSession, request: TurnRequest, default_model: str) -> Attempt:
+def begin_attempt(storage: Storage, session: LockedSession, request: TurnRequest, default_model: str) -> Attempt:
     """Stores the user's message, or that the last turn is continued. Another attempt at a failed turn finds the
     user's message stored.
 
@@ -45,7 +46,9 @@ def begin_attempt(session: LockedSession, request: TurnRequest, default_model: s
         stored, fields, answers = _go_on(session, request)
         message, answered = stored.messages[0], settle(stored.unanswered, answers)
     elif stored is None:
-        message = session.append(question_message(session.session, request))
+        question = question_message(session.session, request)
+        keep_question_files(storage, session.session, request, question)
+        message = session.append(question)
     else:
         message, fields = stored.messages[0], {"attempt": 1 + stored.attempt}
     found = session.session
@@ -57,6 +60,7 @@ def begin_attempt(session: LockedSession, request: TurnRequest, default_model: s
         "answered": answered,
         "results_only": request.results_only,
         "client_tools": request.client_tools,
+        "files": SessionFiles(storage, session.id),
     }
     number = fields.get("attempt", 1)
     history = outgoing_messages(found.messages, number, continues=request.goes_on)

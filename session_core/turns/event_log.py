@@ -242,6 +242,8 @@ class EventLog:
 
 def _size(event: Event) -> int:
     """How many bytes the texts of an event take."""
+    if isinstance(event, Chunk) and event.logprobs:
+        return sys.getsizeof(event.content) + len(str(event.logprobs))
     if isinstance(event, Chunk | Reasoning):
         return sys.getsizeof(event.content)
     if isinstance(event, Ended):

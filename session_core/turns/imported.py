@@ -6,10 +6,14 @@ from typing import Any
 
 from session_core.data.message import (
     AnswerFields,
+    Content,
     MessageFields,
     StoredMessage,
     answer_fields,
     assistant_message,
+    content_text,
+    file_parts,
+    is_content,
     tool_call,
     tool_message,
     user_message,
@@ -52,8 +56,8 @@ def imported(messages: Any) -> tuple[list[StoredMessage], str | None]:
     """The messages that a caller sends, as they are stored, and the text of a system message at their beginning.
 
     Takes what `GET /sessions/{id}` gives and what the Chat Completions API takes: user, assistant and tool messages
-    with text. Keeps ids and times that this server may have made, and gives new ones to all others. Whatever else it
-    does not know is left out. Raises ImportRefused.
+    with text, or with parts of which those for pictures and files are whole. Keeps ids and times that this server may
+    have made, and gives new ones to all others. Whatever else it does not know is left out. Raises ImportRefused.
     """
     if not isinstance(messages, list):
         raise ImportRefused("messages must be a list of messages.")
@@ -64,7 +68,8 @@ def imported(messages: Any) -> tuple[list[StoredMessage], str | None]:
     for index, message in enumerate(messages):
         if not isinstance(message, dict):
             raise ImportRefused(f"messages[{index}] must be an object.")
-        role, text = message.get("role"), _text(message.get("content"), index, may_miss="tool_calls" in message)
+        role, content = message.get("role"), _content(message.get("content"), index, may_miss="tool_calls" in message)
+        text = content_text(content)
         if role in ("system", "developer") and index == 0:
             system_prompt = text
             continue
@@ -73,23 +78,25 @@ def imported(messages: Any) -> tuple[list[StoredMessage], str | None]:
                 "only the first message may have it" if role in ("system", "developer") else "use user or assistant"
             )
             raise ImportRefused(f"messages[{index}] has the role {role!r}: {where}.")
-        if role == "user" and not text.strip():
+        if role == "user" and not (text.strip() or file_parts(content)):
             raise ImportRefused(f"messages[{index}] is a blank question.")
         id = _id(message.get("id"), index, ids)
         if role == "user":
-            stored = user_message(text)
+            stored = user_message(content)
         elif role == "assistant":
             stored = _answer(text, message, index)
             calls |= {call["id"] for call in stored.get("tool_calls", ())}
         else:
-            stored = _result(text, message, index, calls)
+            stored = _result(content, message, index, calls)
         found.append({**stored, "id": id, "created_at": _time(message.get("created_at"))})
     return _marked(found), system_prompt
 
 
-def _text(content: Any, index: int, *, may_miss: bool) -> str:
+def _content(content: Any, index: int, *, may_miss: bool) -> Content:
     if isinstance(content, str) or (content is None and may_miss):
         return content or ""
+    if is_content(content) and file_parts(content):
+        return content
     parts = content if isinstance(content, list) else [None]
     texts = [part.get("text") if isinstance(part, dict) else None for part in parts]
     if not all(isinstance(text, str) for text in texts):
@@ -133,11 +140,13 @@ def _answer(text: str, message: dict[str, Any], index: int) -> MessageFields:
     return assistant_message(text, calls, **kept)
 
 
-def _result(text: str, message: dict[str, Any], index: int, calls: set[str]) -> MessageFields:
+def _result(content: Content, message: dict[str, Any], index: int, calls: set[str]) -> MessageFields:
     call_id, is_error = message.get("tool_call_id"), message.get("is_error")
     if not isinstance(call_id, str) or call_id not in calls:
         raise ImportRefused(f"messages[{index}] has a tool_call_id that no message before it calls.")
-    return tool_message(call_id, utf8_text(message.get("name")), text, is_error if type(is_error) is bool else None)
+    return tool_message(
+        call_id, utf8_text(message.get("name")), content, is_error if type(is_error) is bool else None
+    )
 
 
 def _calls(calls: Any, index: int) -> list[dict[str, Any]]:

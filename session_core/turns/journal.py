@@ -44,7 +44,7 @@ def partial_answer(session: Session, lines: Sequence[bytes]) -> StoredMessage | 
         return None  # the text was stored with the tool calls behind it
     digest = hashlib.sha256(lines[0] + b"%d" % rounds).hexdigest()
     beside = answer_fields(fields) | {"reasoning": reasoning, "status": "incomplete", "reason": "interrupted"}
-    beside["deltas"] = deltas if "response" in turn.messages[0] else []
+    beside["deltas"] = deltas
     return {**assistant_message(text, **beside), "id": f"msg-{digest[:32]}", "created_at": created_at}
 
 

@@ -28,10 +28,10 @@ class Sessions:
         self.models = turns.models
         self._turns = turns
 
-    def create(self, messages: Sequence[StoredMessage] = (), **fields: Any) -> str:
+    def create(self, messages: Sequence[StoredMessage] = (), **others: Any) -> str:
         """Creates a session as `Storage.create` does. Raises ModelRefused and StorageUnavailable."""
-        self.models.check(fields.get("model"))
-        return self.storage.create(messages, **fields)
+        self.models.check(others.get("model"))
+        return self.storage.create(messages, **others)
 
     def configure(self, session_id: str, settings: Mapping[str, str | None]) -> None:
         """Sets the session's title, model or instructions, or removes them with None.

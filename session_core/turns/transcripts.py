@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from session_core.data.message import StoredMessage, message_text
-from session_core.data.text import unwrap_question
+from session_core.data.text import unwrapped_forms
 from session_core.data.versions import BEGINNING, find_parents, find_path
 from session_core.turns.stored import without_failed_attempts
 from session_core.turns.turn_request import TurnRequest
@@ -26,7 +26,10 @@ _Messages = Sequence[StoredMessage]
 
 
 class ClientMessage(NamedTuple):
-    """A message of a client's transcript. `id` is what the client calls it by; it calls an answer by its question."""
+    """A message of a client's transcript. `id` is what the client calls it by; it calls an answer by its question.
+
+    Of an answer only what the assistant says has a text, and not the results of its calls.
+    """
 
     role: Literal["user", "assistant"]
     text: str
@@ -109,14 +112,16 @@ class _Part(NamedTuple):
 
 def _parse_transcript(transcript: Sequence[ClientMessage]) -> list[_Part]:
     parts: list[_Part] = []
+    answer_begins = 0
     for index, message in enumerate(transcript):
         if message.role == "user":
             parts.append(_Part("user", [_words(message.text)], index, message.id))
+            answer_begins = index + 1
         elif key := _answer_key(message.text):
             if parts and parts[-1].role == "assistant":
                 parts[-1].keys.append(key)
             else:
-                parts.append(_Part("assistant", [key], index, message.id))
+                parts.append(_Part("assistant", [key], answer_begins, message.id))
     return parts
 
 
@@ -232,8 +237,8 @@ def _join(masks: Iterator[int]) -> int:
 
 
 def _question_keys(message: StoredMessage) -> set[str]:
-    """What texts of a client agree with a stored question: also the question itself, where that is wrapped."""
-    return {_words(message_text(message)), _words(unwrap_question(message_text(message)))}
+    """What texts of a client agree with a stored question: also those with less before the question itself."""
+    return set(map(_words, unwrapped_forms(message_text(message))))
 
 
 def _answer_keys(answer: _Messages) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from session_core.data.message import Content, StoredMessage, same_content
@@ -49,6 +49,9 @@ class TurnRequest:
     `recovery` counts how often the server itself has gone on with an interrupted turn; 0 where a caller asks.
     `response` is what a response of OpenAI's form keeps beside the messages. `behind` is the id of the message that
     must be the session's last one.
+
+    `files` are the bytes, by SHA-256, of what the question and its `history` name, until they are stored. A part may
+    also name what the session has, by its `sha256` alone.
     """
 
     content: Content | None = None
@@ -69,6 +72,7 @@ class TurnRequest:
     recovery: int = 0
     response: Mapping[str, Any] | None = None
     behind: str | None = None
+    files: dict[str, bytes] = field(default_factory=dict, compare=False, repr=False)
     stored_digest: str = ""  # of the answers, where they are those of an earlier request
 
     @property

@@ -231,7 +231,7 @@ class Turns:
             undo.callback(self._slots.release)
             self.models.check(request.model or session.model)
             take_over(place[0], locked)
-            attempt = begin_attempt(locked, request, self.models.agent.model)
+            attempt = begin_attempt(place[0], locked, request, self.models.agent.model)
             undo.pop_all()
         span = observer.start_span(TurnSpan(locked.id, attempt.settings["model"], start.began_at))
         report = TurnReport(locked.id, span, start.began_at)

@@ -7,7 +7,9 @@ from typing import Annotated, Any, TypeVar
 from flask import request
 from pydantic import AfterValidator, BaseModel, FailFast, StringConstraints, ValidationError
 
+from session_core.data.message import Content, content_text, file_parts
 from session_core.data.strict_json import from_json
+from session_core.data.words import Words, parse_words
 from session_core.web.errors import ApiError
 from storage import TITLE_LENGTH
 
@@ -29,7 +31,11 @@ ModelName = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1
 
 def json_body(*, optional: bool = False) -> dict[str, Any]:
     """The request's JSON object. With `optional`, an empty one where the request has no body."""
-    data = request.get_data()
+    return parse_json(request.get_data(), optional=optional)
+
+
+def parse_json(data: bytes, *, optional: bool = False) -> dict[str, Any]:
+    """The JSON object in the request's body. Raises ApiError as `json_body` does."""
     if not data and optional:
         return {}
     if data and request.mimetype != "application/json":
@@ -65,12 +71,13 @@ def _name_field(path: tuple[int | str, ...], value: Any) -> str:
 
 
 def check_question(
-    text: str | None, otherwise: str = "The message must have text, and the text must not be blank."
-) -> str:
-    """The text of a question, which every dialect gives to this check. Raises ApiError where it is blank."""
-    if text is None or not text.strip():
+    content: Content | None, otherwise: str = "The message must have text, and the text must not be blank."
+) -> Content:
+    """The content of a question, which every dialect gives to this check. Raises ApiError where it is blank and has
+    neither a picture nor a file."""
+    if content is None or not (file_parts(content) or content_text(content).strip()):
         raise ApiError("invalid_request", otherwise)
-    return text
+    return content
 
 
 def check_settings(body: Mapping[str, Any]) -> dict[str, str | None]:
@@ -102,6 +109,15 @@ def number_argument(name: str, least: int, most: int) -> int | None:
     if not re.fullmatch(r"[0-9]{1,9}", text) or not least <= int(text) <= most:
         raise ApiError("invalid_request", f"{name} must be a whole number from {least} to {most}.")
     return int(text)
+
+
+def words_argument(name: str) -> Words | None:
+    """The words of the query value of this name, None where it is not given."""
+    text = request.args.get(name)
+    try:
+        return None if text is None else parse_words(text)
+    except ValueError as error:
+        raise ApiError("invalid_request", f"{name} must {error}.") from None
 
 
 def flag_argument(name: str) -> bool:

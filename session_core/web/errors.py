@@ -122,6 +122,8 @@ def answer_error(error: Exception) -> Response:
             return error_response(code, f"Session {error} not found" if kind is SessionNotFound else None)
     if isinstance(error, HTTPException) and error.code is not None and error.code < 500:
         code = _STATUS_CODES.get(error.code, "invalid_request")
+        if code == "request_too_large":
+            return error_response(code, f"The request is larger than {(request.max_content_length or 0) >> 20} MiB.")
         allowed = isinstance(error, MethodNotAllowed) and error.valid_methods
         return error_response(code, headers={"Allow": ", ".join(sorted(allowed))} if allowed else {})
     log.error("request %s failed", g.get("request_id"), exc_info=error)

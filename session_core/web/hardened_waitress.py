@@ -1,5 +1,6 @@
 """waitress as this program needs it: threads on demand, a strict parser, bounds, an end that loses no request."""
 
+import copy
 import re
 import socket
 import threading
@@ -15,11 +16,18 @@ from waitress.wasyncore import dispatcher
 from session_core.web.settings import Settings, raise_open_file_limit
 
 MAX_BODY_BYTES = 1 << 20  # of a request
+FILES_AT_ONCE = 4  # of the largest, in the body of a request that may have any
 BACKLOG = 2048  # connections that wait to be accepted
 
+_TAKES_FILES = re.compile(r"/sessions(/[^/]+/run(_stream)?)?|/ui/chat|/v1/chat/completions")
 _SPARE_THREADS = 16  # for plain requests, beside the threads of responses and watchers
 _STOP_SECONDS = 2.0  # to wait for the thread that accepts connections
 _IDLE_SECONDS = 60  # after which a connection without a request is closed
+
+
+def max_file_body(max_file_bytes: int) -> int:
+    """How large the body of a request may be that may have pictures and files of so many bytes each, in base64."""
+    return MAX_BODY_BYTES + FILES_AT_ONCE * (max_file_bytes + 2) * 4 // 3
 
 
 def hardened_server(app: Flask, listener: socket.socket, settings: Settings) -> Any:
@@ -44,6 +52,7 @@ def hardened_server(app: Flask, listener: socket.socket, settings: Settings) -> 
         ident=None,
     )
     server.channel_class, server.ending = _StrictChannel, False
+    server.adj.larger_body = MAX_BODY_BYTES + max_file_body(settings.max_file_bytes)
     server.task_dispatcher = _ThreadsOnDemand(threads)
     return server
 
@@ -68,6 +77,7 @@ class _StrictParser(HTTPRequestParser):
     and 6.3). waitress alone accepts it."""
 
     headers: dict[str, str]
+    adj: Any
     proxy_netloc: str
     path = ""  # waitress logs it, also of a request line that it could not read
 
@@ -82,6 +92,9 @@ class _StrictParser(HTTPRequestParser):
             super().parse_header(header_plus)
         except ValueError:  # a length of thousands of digits, half an IPv6 address
             raise ParsingError("Number or address is invalid") from None
+        if header_plus.startswith(b"POST ") and _TAKES_FILES.fullmatch(self.path):  # a large body is kept on the disk
+            self.adj = copy.copy(self.adj)
+            self.adj.max_request_body_size = self.adj.larger_body
         names = re.findall(rb"\n(host|content-length|transfer-encoding):", header_plus.lower())
         if self.version not in ("1.0", "1.1"):
             raise ParsingError("HTTP version is not supported")

@@ -24,6 +24,7 @@ from session_core.web.openai_tools import (
     find_results,
     find_tool_choice,
     stored_answer,
+    with_call_ids,
 )
 from session_core.web.turn_responses import TurnReader, TurnResponses
 from storage import new_id, timestamp
@@ -74,7 +75,7 @@ def openai_dialect(responses: TurnResponses, agent: Agent, session_headers: Sequ
             responses.sessions.models.check(asked.model)
             reader = start(asked)
         if not asked.stream:
-            return responses.whole(reader, functools.partial(render_completion, prefix=asked.prefix))
+            return responses.whole(reader, functools.partial(render_completion, asked=asked))
         renderer = CompletionRenderer(reader.turn, asked, asked.model or agent.model)
         started = 2 if asked.prefix else 1  # events before the first one of the model
         return responses.fail_early(reader, started, _FIRST_EVENT_SECONDS) or responses.stream(reader, renderer)
@@ -104,7 +105,7 @@ def openai_dialect(responses: TurnResponses, agent: Agent, session_headers: Sequ
 
 def _parse_request(body: Mapping[str, Any], agent: Agent) -> ChatRequest:
     """The request in a body. Raises ApiError."""
-    asked = parse_body(_Body, body)
+    asked = parse_body(_Body, with_call_ids(body))
     system, messages = _parse_messages(asked.messages)
     prefix = ""
     while messages and messages[-1]["role"] == "assistant" and "tool_calls" not in messages[-1]:
@@ -126,6 +127,7 @@ def _parse_request(body: Mapping[str, Any], agent: Agent) -> ChatRequest:
         _find_options(asked, any_tools=bool(tools.tools) or not all(tool.may_need_approval for tool in agent.tools)),
         tools,
         find_results(messages),
+        functions=bool(asked.functions),
     )
 
 

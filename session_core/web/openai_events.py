@@ -1,12 +1,11 @@
 """The Chat Completions dialect's answers: a turn as chunks, or as one completion, and an error."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 from flask import Response
 
-from session_core.data.message import message_text
 from session_core.model.events import Chunk, Reasoning
 from session_core.turns.event_log import Ended, Event, Failed, LoggedEvent, Started
 from session_core.turns.turn import Turn
@@ -57,29 +56,36 @@ class CompletionRenderer:
                 content = event.content[self._prefix_length :]  # in a replay the prefix has the answer behind it
                 self._prefix_length -= len(event.content) - len(content)
                 if content:
-                    yield self._chunk({"content": content})
+                    yield self._chunk({"content": content}, logprobs=event.logprobs)
             case Ended():
-                calls = render_calls(event.message) if event.status == "waiting" else []
-                if calls:
-                    yield self._chunk({"tool_calls": [{"index": at, **call} for at, call in enumerate(calls)]})
-                yield self._chunk({}, _finish_reason(event))
+                if event.status == "waiting":
+                    calls = render_calls(event.message, self._asked.functions)
+                    numbered = [{"index": at, **call} for at, call in enumerate(calls.get("tool_calls", ()))]
+                    yield self._chunk({"tool_calls": numbered} if numbered else calls)
+                yield self._chunk({}, _finish_reason(event, self._asked))
                 if self._asked.with_usage:
                     yield {**self._fixed, "choices": [], "usage": event.message.get("usage")}
             case Failed():
                 yield _error_of(event.code, event.text)
 
-    def _chunk(self, delta: dict[str, Any], finish_reason: str | None = None) -> dict[str, Any]:
-        return {**self._fixed, "choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason}]}
+    def _chunk(
+        self, delta: dict[str, Any], finish_reason: str | None = None, logprobs: Sequence[Any] | None = None
+    ) -> dict[str, Any]:
+        choice = {"index": 0, "delta": delta, "finish_reason": finish_reason, **_render_logprobs(logprobs)}
+        return {**self._fixed, "choices": [choice]}
 
 
-def render_completion(turn: Turn, last: Ended, *, prefix: str = "") -> Response:
+def render_completion(turn: Turn, last: Ended, *, asked: ChatRequest) -> Response:
     """The ended turn as one completion, without the prefix of the answer, which the client has."""
-    message: dict[str, Any] = {"role": "assistant", "content": last.complete_text.removeprefix(prefix)}
-    if reasoning := [one.event.content for one in turn.read_all() if isinstance(one.event, Reasoning)]:
+    message: dict[str, Any] = {"role": "assistant", "content": last.complete_text.removeprefix(asked.prefix)}
+    events = [one.event for one in turn.read_all()]
+    if reasoning := [event.content for event in events if isinstance(event, Reasoning)]:
         message["reasoning_content"] = "".join(reasoning)
     if last.status == "waiting":
-        message |= {"content": message_text(last.message) or None, "tool_calls": render_calls(last.message)}
-    choice = {"index": 0, "message": message, "finish_reason": _finish_reason(last)}
+        message |= {"content": message["content"] or None, **render_calls(last.message, asked.functions)}
+    logprobs = [token for event in events if isinstance(event, Chunk) for token in event.logprobs or ()]
+    choice = {"index": 0, "message": message, "finish_reason": _finish_reason(last, asked)}
+    choice |= _render_logprobs(logprobs)
     completion = {
         "id": f"chatcmpl-{turn.id}",
         "object": "chat.completion",
@@ -101,11 +107,15 @@ def _error(status: int, code: str, text: str) -> dict[str, Any]:
     return {"error": {"message": text, "type": kind, "param": None, "code": code}}
 
 
-def _finish_reason(last: Ended) -> str:
+def _render_logprobs(tokens: Sequence[Any] | None) -> dict[str, Any]:
+    return {"logprobs": {"content": tokens, "refusal": None}} if tokens else {}
+
+
+def _finish_reason(last: Ended, asked: ChatRequest) -> str:
     """OpenAI's word for how the answer ended. Of those that its clients know, `length` is the one for an answer that
     was cut short, whatever cut it."""
     if last.status == "waiting":
-        return "tool_calls"
+        return "function_call" if asked.functions else "tool_calls"
     if last.message.get("reason") == "content_filter":
         return "content_filter"
     return "length" if last.status in ("incomplete", "cancelled") else "stop"

@@ -27,11 +27,12 @@ from session_core.turns.transcripts import (
 from session_core.turns.turn import Turn
 from session_core.turns.turn_request import NothingToContinue, TurnRequest
 from session_core.web.errors import ApiError
+from session_core.web.openai_tools import answer_calls
 from session_core.web.turn_responses import TurnReader, TurnResponses
 from storage import SESSION_ID, Session, SessionBusy, SessionNotFound, Storage, expanded
 
 _SESSION_HEADER = "X-Session-Id"
-_NOT_KEPT = re.compile(r"(?:temporary|local):|\{\{")  # Open WebUI's chats that are not saved; an unfilled template
+_NOT_KEPT = re.compile(r"(?:temporary|local|channel):|\{\{")  # what Open WebUI does not save; an unfilled template
 _MAX_LOOKS = 3  # at a session in which turns start and end meanwhile
 
 
@@ -40,7 +41,7 @@ class ChatRequest:
     """A request. `messages` are those of its transcript, oldest first, as they are stored; the last is the question,
     or the result of a call. `prefix` is the beginning of the answer, which is to be continued. `instructions` are the
     texts of its system messages, None where it has none. `client_tools` are the client's own, and `results` are those
-    of its last calls, as answers to them."""
+    of its last calls, as answers to them. `functions` says that they are the old ones, which have no ids."""
 
     messages: list[StoredMessage]
     prefix: str
@@ -51,6 +52,7 @@ class ChatRequest:
     options: dict[str, Any] = field(default_factory=dict)
     client_tools: ClientTools = field(default_factory=ClientTools)
     results: dict[str, dict[str, str]] = field(default_factory=dict)
+    functions: bool = False
 
     @property
     def has_question(self) -> bool:
@@ -142,6 +144,9 @@ def _look(
     has answered one since is joined like one that runs.
     """
     session = sessions.session(chat.session_id)
+    if asked.functions and asked.results:
+        result = next(message for message in reversed(asked.messages) if message["role"] == "tool")
+        asked = dataclasses.replace(asked, results=answer_calls(last_turn(session), result) or asked.results)
     if not asked.has_question:
         return _answer(sessions, session, asked, key)
     if key is not None and (known := find_turn(session, key)):
@@ -172,10 +177,13 @@ def _answer(sessions: Sessions, session: Session, asked: ChatRequest, key: str |
 def _compare(session: Session, chat: ChatName, asked: ChatRequest) -> ClientIntent:
     if len(asked.messages) == 1 and not chat.whole_chats:
         return compare_question(session.conversation, message_text(asked.messages[0]))
-    transcript = [
-        ClientMessage("user" if one["role"] == "user" else "assistant", message_text(one)) for one in asked.messages
-    ]
-    return compare_histories(expanded(session.messages), transcript)
+    return compare_histories(expanded(session.messages), [_client_message(one) for one in asked.messages])
+
+
+def _client_message(message: StoredMessage) -> ClientMessage:
+    """A message of the transcript as it is compared: results of calls are no texts of an answer."""
+    text = "" if message["role"] == "tool" else message_text(message)
+    return ClientMessage("user" if message["role"] == "user" else "assistant", text)
 
 
 def _retry(

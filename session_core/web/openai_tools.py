@@ -7,11 +7,22 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, StringConstraints
 
-from session_core.data.message import MessageFields, StoredMessage, assistant_message, message_text, tool_call
+from session_core.data.message import (
+    NOT_EXECUTED,
+    MessageFields,
+    StoredMessage,
+    assistant_message,
+    message_text,
+    tool_call,
+)
 from session_core.model.events import ToolCall
+from session_core.model.outgoing_messages import read_tool_calls
 from session_core.tools.client_tools import ClientTool, ClientTools
+from session_core.turns.stored import StoredTurn
 from session_core.turns.waiting import pending_calls
 from session_core.web.errors import ApiError
+
+_ONE_AT_A_TIME = f"{NOT_EXECUTED}the client takes one call at a time"
 
 FunctionName = Annotated[str, StringConstraints(pattern="^[A-Za-z0-9_-]{1,64}$")]
 
@@ -64,6 +75,33 @@ def find_results(messages: Sequence[StoredMessage]) -> dict[str, dict[str, str]]
     return found
 
 
-def render_calls(message: StoredMessage) -> list[dict[str, Any]]:
-    """The calls that a message waits for with the status `waiting`, as the API has them."""
-    return [tool_call(one["id"], one["name"], one["arguments"]) for one in pending_calls(message)]
+def render_calls(message: StoredMessage, functions: bool) -> dict[str, Any]:
+    """The calls that a message waits for with the status `waiting`, as fields of the API's message. A client of old
+    `functions` knows one at a time: it gets the first."""
+    calls = [tool_call(one["id"], one["name"], one["arguments"]) for one in pending_calls(message)]
+    return {"function_call": calls[0]["function"]} if functions else {"tool_calls": calls}
+
+
+def with_call_ids(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The body, in whose messages calls and results of old `functions` are those of tools, with ids of ours."""
+    messages, found, ids = body.get("messages"), [], dict[str, str]()
+    for index, message in enumerate(messages if isinstance(messages, list) else ()):
+        match message:
+            case {"role": "assistant", "function_call": {"name": str(name)} as function}:
+                ids[name] = f"function-{index}"
+                message = message | {"tool_calls": [{"id": ids[name], "type": "function", "function": function}]}
+            case {"role": "function", "name": str(name)}:
+                message = message | {"tool_call_id": ids.get(name)}
+        found.append(message)
+    return {**body, "messages": found} if found else dict(body)
+
+
+def answer_calls(turn: StoredTurn | None, result: StoredMessage) -> dict[str, dict[str, str]]:
+    """The result of an old function, as answers to the calls that the turn waits, or waited, for: to the first one,
+    and to the others that they were not executed. Empty where that is no call of this function."""
+    asking = [message for message in turn.messages if "pending" in message] if turn else []
+    calls = [call for call in read_tool_calls(asking[-1]) if call.id in asking[-1]["pending"]] if asking else []
+    if not calls or calls[0].name != result["name"]:
+        return {}
+    others: dict[str, dict[str, str]] = {call.id: {"error": _ONE_AT_A_TIME} for call in calls[1:]}
+    return others | {calls[0].id: {"result": message_text(result)}}

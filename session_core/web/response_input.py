@@ -60,6 +60,11 @@ class InputItem(BaseModel, strict=True):
         return self.content if isinstance(self.content, str) else _joined(self.content or ())
 
     @property
+    def call(self) -> str:
+        """The id of the call that it is, or is about, of a tool of the server."""
+        return (self.approval_request_id or self.id or "").removeprefix(APPROVAL)
+
+    @property
     def result(self) -> str:
         """The text of its output."""
         if isinstance(self.output, list) and all(isinstance(part, dict) for part in self.output):
@@ -106,39 +111,51 @@ class ResponseInput:
         return bool(self.messages) and self.messages[-1]["role"] == "user"
 
     def _add(self, item: InputItem) -> None:
-        call = (item.approval_request_id or "").removeprefix(APPROVAL)
-        match item.type:
-            case "message":
-                self._add_message(item)
-            case "reasoning":
-                kept = unseal(item.encrypted_content)
-                text = kept.get("reasoning") or _joined(item.summary or ()) or item.text
-                self._thought = {"reasoning": text, "model": str(kept.get("model", ""))}
-                self._thought["provider_metadata"] = {"server": self._server, "reasoning_field": kept.get("name")}
-            case "function_call":
-                self._add_call(item.call_id, item.name, item.arguments, "client")
-            case "custom_tool_call":
-                self._add_call(item.call_id, item.name, to_json({CUSTOM_INPUT: item.input}).decode(), "client")
-            case "function_call_output" | "custom_tool_call_output":
-                self._add_result(item.call_id, item.result)
-            case "mcp_approval_request":
-                id, name = (item.id or "").removeprefix(APPROVAL), full_tool_name(item.server_label, item.name)
-                self._add_call(id, name, item.arguments, "approval")
-            case "mcp_approval_response":
-                self._add_approval(call, item)
-            case "mcp_call":
-                call = call or item.id or ""
-                self._add_call(call, full_tool_name(item.server_label, item.name), item.arguments, None)
-                self.answers.pop(call, None)
-                self._append(tool_message(call, self._names.get(call, item.name), item.result, bool(item.error)))
-            case "item_reference":
-                self._add(parse_body(InputItem, self._find(item.id or "")))
-            case "compaction":
-                self.system.append(_SUMMARY + str(unseal(item.encrypted_content).get("summary", "")))
-            case "mcp_list_tools":
-                pass
-            case _:
-                raise ApiError("invalid_request", f"input has an item of the type {item.type}, which is not served.")
+        add = _ADD.get(item.type)
+        if add is None:
+            raise ApiError("invalid_request", f"input has an item of the type {item.type}, which is not served.")
+        add(self, item)
+
+    def _add_reasoning(self, item: InputItem) -> None:
+        kept = unseal(item.encrypted_content)
+        text = kept.get("reasoning") or _joined(item.summary or ()) or item.text
+        metadata = {"server": self._server, "reasoning_field": kept.get("name")}
+        self._thought = {"reasoning": text, "model": str(kept.get("model", "")), "provider_metadata": metadata}
+
+    def _add_client_call(self, item: InputItem) -> None:
+        custom = item.type == "custom_tool_call"
+        arguments = to_json({CUSTOM_INPUT: item.input}).decode() if custom else item.arguments
+        self._add_call(item.call_id, item.name, arguments, "client")
+
+    def _add_output(self, item: InputItem) -> None:
+        if item.call_id in self._names:
+            self._append(tool_message(item.call_id, self._names[item.call_id], item.result, None))
+        else:
+            self.answers[item.call_id] = {"result": item.result}
+
+    def _add_server_call(self, item: InputItem) -> None:
+        """A call that has run on the server, or is to be approved."""
+        id, name = item.call, full_tool_name(item.server_label, item.name)
+        self._add_call(id, name, item.arguments, "approval" if item.type == "mcp_approval_request" else None)
+        if item.type == "mcp_call":
+            self.answers.pop(id, None)
+            self._append(tool_message(id, name, item.result, bool(item.error)))
+
+    def _add_approval(self, item: InputItem) -> None:
+        if item.approve or item.call not in self._names:
+            self.answers[item.call] = {"approve": item.approve, "reason": item.reason or ""}
+        else:
+            denied = NOT_EXECUTED + (item.reason or "")
+            self._append(tool_message(item.call, self._names[item.call], denied, True))
+
+    def _add_reference(self, item: InputItem) -> None:
+        self._add(parse_body(InputItem, self._find(item.id or "")))
+
+    def _add_compaction(self, item: InputItem) -> None:
+        self.system.append(_SUMMARY + str(unseal(item.encrypted_content).get("summary", "")))
+
+    def _pass_over(self, item: InputItem) -> None:
+        """What a client may keep and the server knows by itself."""
 
     def _add_message(self, item: InputItem) -> None:
         if item.role is None:
@@ -169,18 +186,6 @@ class ResponseInput:
         if way is not None:
             calling["pending"] = {**calling.get("pending", {}), id: way}
 
-    def _add_result(self, id: str, text: str) -> None:
-        if id in self._names:
-            self._append(tool_message(id, self._names[id], text, None))
-        else:
-            self.answers[id] = {"result": text}
-
-    def _add_approval(self, id: str, item: InputItem) -> None:
-        if item.approve or id not in self._names:
-            self.answers[id] = {"approve": item.approve, "reason": item.reason or ""}
-        else:
-            self._append(tool_message(id, self._names[id], NOT_EXECUTED + (item.reason or ""), True))
-
     def _append(self, fields: MessageFields) -> None:
         self.messages.append({**fields, "id": new_id("msg"), "created_at": timestamp()})
 
@@ -191,3 +196,19 @@ class ResponseInput:
 
 def _joined(parts: Sequence[_Part]) -> str:
     return "".join(part.text or part.refusal for part in parts)
+
+
+_ADD: dict[str, Callable[[ResponseInput, InputItem], None]] = {
+    "message": ResponseInput._add_message,
+    "reasoning": ResponseInput._add_reasoning,
+    "function_call": ResponseInput._add_client_call,
+    "custom_tool_call": ResponseInput._add_client_call,
+    "function_call_output": ResponseInput._add_output,
+    "custom_tool_call_output": ResponseInput._add_output,
+    "mcp_call": ResponseInput._add_server_call,
+    "mcp_approval_request": ResponseInput._add_server_call,
+    "mcp_approval_response": ResponseInput._add_approval,
+    "mcp_list_tools": ResponseInput._pass_over,
+    "item_reference": ResponseInput._add_reference,
+    "compaction": ResponseInput._add_compaction,
+}

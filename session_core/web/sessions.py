@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Mapping
 from typing import Any, Self
@@ -30,16 +29,16 @@ from session_core.web.bodies import (
 )
 from session_core.web.errors import ApiError, describe_error, json_response
 from session_core.web.events import EventRenderer, find_resume_index, render_message
+from session_core.web.file_answers import serve_file
 from session_core.web.markdown import render_markdown
+from session_core.web.session_list import answer_list, session_details
 from session_core.web.turn_responses import TurnResponses, add_stream
 from session_core.web.ui_messages import UI_MESSAGES, ui_messages
+from session_core.web.uploads import Uploads, body_with_files
 from storage import (
     SETTINGS,
     Session,
-    SessionNotFound,
     Storage,
-    StorageUnavailable,
-    Summary,
     expanded,
     replaced_messages,
 )
@@ -70,7 +69,7 @@ class _Answer(BaseModel, strict=True):
 class _TurnBody(BaseModel, strict=True):
     """What `run` and `run_stream` take."""
 
-    message: str | None = None
+    message: str | list[Any] | None = None
     replaces: str | None = None
     after: str | None = None
     continues: bool = Field(False, alias="continue")
@@ -90,6 +89,7 @@ def native_dialect(responses: TurnResponses, *, show_reasoning: bool) -> Bluepri
         ("DELETE", "/sessions/<session_id>", routes.delete_session),
         ("POST", "/sessions/<session_id>/run", routes.run),
         ("POST", "/sessions/<session_id>/run_stream", routes.run_stream),
+        ("GET", "/sessions/<session_id>/files/<sha256>", routes.get_file),
         ("POST", "/sessions/<session_id>/cancel", routes.cancel),
     ):
         blueprint.add_url_rule(rule, view_func=view, methods=[method])
@@ -102,6 +102,7 @@ class _Sessions:
 
     def __init__(self, responses: TurnResponses, show_reasoning: bool) -> None:
         self._responses = responses
+        self._show_reasoning = show_reasoning
         self._render_message = functools.partial(render_message, show_reasoning=show_reasoning)
         self._ui_messages = functools.partial(ui_messages, show_reasoning=show_reasoning)
 
@@ -110,9 +111,9 @@ class _Sessions:
         return self._responses.sessions.storage
 
     def create_session(self) -> Response:
-        body = json_body(optional=True)
+        with body_with_files(self._responses.max_file_bytes, optional=True) as (body, uploads):
+            messages = uploads.parse_messages(body.get("messages"))
         settings = check_settings(body)
-        messages: list[StoredMessage] = []
         state: dict[str, Any] = {}
         if "copy_of" in body or "until" in body:
             source = check_id(body.get("copy_of"), "copy_of", "session")
@@ -122,31 +123,17 @@ class _Sessions:
             session = self._responses.sessions.session(source)
             settings = {name: getattr(session, name) for name in SETTINGS} | settings
             messages, state = copied(session, until)
+            state["files"] = source
         elif "messages" in body:
-            messages, system_prompt = imported(body["messages"])
+            messages, system_prompt = imported(messages)
+            state["files"] = uploads.files
             if system_prompt is not None:
                 settings = check_settings({"system_prompt": system_prompt}) | settings
-        session_id = self._responses.sessions.create(messages, **state, **settings)
+        session_id = self._responses.sessions.create(messages or (), **state, **settings)
         return json_response({"id": session_id}, 201, {"Location": f"{request.script_root}/sessions/{session_id}"})
 
     def list_sessions(self) -> Response:
-        details = flag_argument("details")
-        limit = number_argument("limit", 1, 1000)
-        after = request.args.get("after")
-        try:
-            ids, next_id = self._storage.page(limit or (100 if details else None), after)
-        except SessionNotFound:
-            raise ApiError("invalid_request", "after must be the id of a session in the list.") from None
-        if not details:
-            return json_response({"sessions": ids, **({"next": next_id} if limit or after is not None else {})})
-        sessions = []
-        for session_id in ids:
-            with contextlib.suppress(SessionNotFound):  # deleted since it was listed
-                try:
-                    sessions.append(self._details(session_id))
-                except StorageUnavailable:  # a file that cannot be read costs only its own session
-                    sessions.append({**vars(Summary(session_id)), "running": False})
-        return json_response({"sessions": sessions, "next": next_id})
+        return answer_list(self._responses.sessions, show_reasoning=self._show_reasoning)
 
     def get_session(self, session_id: str) -> Response:
         limit, before = number_argument("limit", 1, 1000), request.args.get("before")
@@ -185,7 +172,7 @@ class _Sessions:
             )
         self._responses.sessions.configure(session_id, settings)
         shown = _set_settings(self._storage.get(session_id))
-        return json_response({**shown, **self._details(session_id)})
+        return json_response({**shown, **session_details(self._responses.sessions, session_id)})
 
     def delete_session(self, session_id: str) -> Response:
         json_body(optional=True)
@@ -193,13 +180,13 @@ class _Sessions:
         return json_response({"success": True, "message": f"Session {session_id} deleted"})
 
     def run(self, session_id: str) -> Response:
-        reader = self._responses.start(session_id, _parse_turn_request(json_body()))
+        reader = self._responses.start(session_id, self._parse_turn_request())
         return self._responses.whole(
             reader, lambda _, last: json_response({"message": self._render_message(last.message)})
         )
 
     def run_stream(self, session_id: str) -> Response:
-        reader = self._responses.start(session_id, _parse_turn_request(json_body()))
+        reader = self._responses.start(session_id, self._parse_turn_request())
         return self._responses.stream(reader, EventRenderer(reader.turn))
 
     def resume_stream(self, session_id: str) -> Response:
@@ -208,9 +195,17 @@ class _Sessions:
         index = functools.partial(find_resume_index, event_id=event_id)
         return self._responses.watch(turn, index, functools.partial(EventRenderer, resumable=True))
 
+    def get_file(self, session_id: str, sha256: str) -> Response:
+        self._storage.running(session_id)  # there is such a session
+        return serve_file(self._storage.files, session_id, sha256)
+
     def cancel(self, session_id: str) -> Response:
         json_body(optional=True)
         return json_response({"cancelled": self._responses.sessions.cancel(session_id)})
+
+    def _parse_turn_request(self) -> TurnRequest:
+        with body_with_files(self._responses.max_file_bytes) as (body, uploads):
+            return _parse_turn_request(body, uploads)
 
     def _markdown(self, session: Session) -> Response:
         head = {"Session": session.id, "Created": session.created_at, "Updated": session.updated_at}
@@ -220,32 +215,32 @@ class _Sessions:
         text = render_markdown(title, head, map(self._render_message, session.conversation))
         return Response(text, mimetype="text/markdown", headers={"Vary": "Accept"})
 
-    def _details(self, session_id: str) -> dict[str, Any]:
-        running = self._responses.sessions.running(session_id)
-        return {**vars(self._storage.summary(session_id)), "running": running}
 
-
-def _parse_turn_request(body: Mapping[str, Any]) -> TurnRequest:
+def _parse_turn_request(body: Mapping[str, Any], uploads: Uploads) -> TurnRequest:
     """What a body of `run` or `run_stream` asks for, with the request's key. Raises ApiError."""
     asked = parse_body(_TurnBody, body)
-    text, replaces, after = asked.message, asked.replaces, asked.after
+    replaces, after = asked.replaces, asked.after
+    content = None if asked.message is None else uploads.parse_content(asked.message, "message")
     goes_on = asked.continues or asked.answers is not None
-    if goes_on and ((text, replaces, after) != (None, None, None) or (asked.continues and asked.answers is not None)):
+    if goes_on and (
+        (content, replaces, after) != (None, None, None) or (asked.continues and asked.answers is not None)
+    ):
         raise ApiError("invalid_request", 'A body with "continue" or "answers" has nothing else but model.')
     if replaces is not None and after is not None:
         raise ApiError("invalid_request", "A message stands in place of another one or behind one: leave one out.")
-    if not goes_on and (text is not None or replaces is None):
-        check_question(text, 'The body must be {"message": "text"}, and the text must not be blank.')
+    if not goes_on and (content is not None or replaces is None):
+        check_question(content, 'The body must be {"message": "text"}, and the text must not be blank.')
     if after is not None:
         check_id(after, "after", "msg")
     return TurnRequest(
-        text,
+        content,
         replaces,
         after,
         continues=asked.continues,
         answers=None if asked.answers is None else {id: answer.value for id, answer in asked.answers.items()},
         key=idempotency_key(),
         model=asked.model,
+        files=uploads.files,
     )
 
 

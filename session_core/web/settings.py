@@ -52,6 +52,7 @@ class Settings:
     timeout: float = 120.0
     keep_alive: float = 15.0
     max_history: int = 0
+    max_file_bytes: int = 10 << 20
     auth_token: str = ""
     users: str = ""
     session_headers: tuple[str, ...] = ("X-OpenWebUI-Chat-Id", "X-Conversation-Id")
@@ -102,6 +103,7 @@ FLAGS: dict[str, tuple[Callable[[str], Any], str, tuple[str, ...]]] = {
     "timeout": (seconds, "seconds that one turn may take, model and tools together", ()),
     "keep_alive": (seconds, "seconds of silence after which a stream sends a comment", ()),
     "max_history": (whole_number(0), "at most this many earlier messages go to the model; 0: all", ()),
+    "max_file_bytes": (whole_number(1, 1 << 30), "the largest picture or file in a message, in bytes", ()),
     "auth_token": (token, "callers must send Authorization: Bearer <token>", ("SESSION_SERVER_TOKEN",)),
     "users": (str, "a file of users and their tokens, each with sessions of their own", ()),
     "session_headers": (

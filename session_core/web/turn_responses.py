@@ -63,11 +63,13 @@ class TurnResponses:
     turn which another one has started one of `settings.max_watchers`, so that plain requests always find a free
     thread, and a new turn a free place.
 
-    `one_shot` are the sessions of requests that store nothing.
+    `one_shot` are the sessions of requests that store nothing. `max_file_bytes` is the size of the largest picture or
+    file that a request may have.
     """
 
     def __init__(self, sessions_of_users: SessionsOfUsers, one_shot: Sessions, settings: Settings) -> None:
         self.one_shot = one_shot
+        self.max_file_bytes = settings.max_file_bytes
         self._sessions_of_users = sessions_of_users
         self._show_reasoning = settings.show_reasoning
         self._keep_alive = settings.keep_alive

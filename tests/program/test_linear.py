@@ -18,9 +18,12 @@ from session_core.turns.journal import partial_answer
 from session_core.web.flag_values import duration, model_options, origins, redis_url, seconds, token, url
 from session_core.web.users import Users
 from storage import MemoryStorage, Session
+from tests.support import browser
+from tests.support.browser import Page
 from tests.support.client import Client
 from tests.support.cost import cost, fastest_growth, longest_hold
 from tests.support.model_server import answer, status, tool_call
+from tests.support.server import Server
 
 LARGE = 250_000  # bytes, a quarter of the largest body
 HEADER = 60_000  # the largest header that the server takes
@@ -431,3 +434,79 @@ def _calculate(text: str) -> str:
         return calculator(text)
     except ValueError as error:
         return str(error)
+
+
+# --- what the page draws ---
+
+PAGE_TEXTS = {
+    **TEXTS,
+    "single stars": _repeat("*a "),
+    "strong and underscores": _repeat("**a __b "),
+    "stars of all kinds": _repeat("*[_`~~**"),
+    "open links": _repeat("[a]("),
+    "references": _repeat("[a][", "\n[a]: b"),
+    "definitions": _repeat("[a]: b\n"),
+    "open definitions": _repeat("[a]:\n"),
+    "footnotes": _repeat("[^a]: b\n"),
+    "addresses": _repeat("http://a.b/(("),
+    "angles": _repeat("<http:"),
+    "formulas": _repeat("\\[a\n"),
+    "dollars": _repeat("$$a "),
+    "entities": _repeat("&#x41;"),
+    "open quotes": _repeat("> > "),
+    "quotes with code": _repeat("> ```\n"),
+    "items": _repeat("- "),
+    "items with code": _repeat("- ```\n"),
+    "items and blank lines": _repeat("   - a\n\n"),
+    "items in quotes": _repeat("- > "),
+    "headings": _repeat("#\n"),
+    "underlines": _repeat("a\n="),
+    "cells": _repeat("|"),
+    "tables": _repeat("a|b\n-|-\n"),
+    "rows": lambda size: "a|b\n-|-\n" + "c|d\n" * (size // 4),
+    "tabs": _repeat("\ta\n"),
+    "carriage returns": _repeat("\r"),
+    "backslashes": _repeat("\\"),
+}
+GROWTH_ON_PAGE = """
+const [texts, enough] = given;
+const { Answer } = await import("/answer.js");
+const cost = (text) => {
+  const begun = performance.now();
+  const answer = new Answer(document.createElement("div"));
+  answer.write(text);
+  answer.finish();
+  return performance.now() - begun;
+};
+let [before, worst] = [0, 1];
+for (const text of texts) {
+  // Here time is that of the clock, which others use too: what seems long is looked at again.
+  let took = cost(text);
+  const long = (enough / 2) * Math.max(before, 2.5);
+  for (let tries = 4; tries && took > long; tries -= 1) took = Math.min(took, cost(text));
+  if (took > 20) worst = Math.max(worst, took / Math.max(before, 2.5));
+  before = took;
+}
+return worst;
+"""
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    home = tmp_path_factory.mktemp("page")
+    with Server("-demo", log=home / "log") as server:
+        driver = browser.start(home / "profile")
+        try:
+            page = Page(driver)
+            page.open(server.url)
+            yield page
+        finally:
+            driver.quit()
+
+
+@browser.NEEDED
+@pytest.mark.parametrize("text", PAGE_TEXTS)
+def test_a_text_that_the_page_draws(page: Page, text: str) -> None:
+    made = [PAGE_TEXTS[text](LARGE // part) for part in (64, 8, 1)]
+    grown = page.run(GROWTH_ON_PAGE, made, GROWTH)
+    assert grown < GROWTH, f"eight times the size costs {grown:.0f} times as much"

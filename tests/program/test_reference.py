@@ -63,7 +63,8 @@ def test_every_route_is_in_the_table() -> None:
     for rule in app.url_map.iter_rules():
         assert rule.methods is not None
         for method in rule.methods - {"HEAD", "OPTIONS"}:
-            routes.add(f"{method} {rule.rule.replace('<session_id>', '{id}').replace('<path:model>', '{id}')}")
+            path = re.sub("<(?:session_id|path:model)>", "{id}", rule.rule)
+            routes.add(f"{method} {path}".replace("<", "{").replace(">", "}"))
     assert requests == routes - {f"GET {route}" for route in PAGE_FILE_ROUTES}
 
 

@@ -19,6 +19,7 @@ from session_core.stores.files import FileStorage
 from storage import Storage
 from tests.support.client import Client, Stream
 from tests.support.model_server import BREAK, STALL, ModelServer, ReplyTo, answer, frames, tool_call, tool_calls
+from tests.support.pictures import sha256
 from tests.support.server import ROOT
 
 DOCUMENT = json.loads((ROOT / "session_core" / "web" / "page" / "openapi.json").read_text(encoding="utf-8"))
@@ -57,6 +58,9 @@ def _strict(schema: Any) -> Any:
 _REGISTRY: Registry[Any] = Registry().with_resource(
     "urn:openapi", Resource(contents=_strict(copy.deepcopy(DOCUMENT)), specification=DRAFT202012)
 )
+
+
+TEXT = b"Hello\n"  # a file that a session may have
 
 
 def _validator(pointer: str) -> Draft202012Validator:
@@ -198,6 +202,7 @@ class World:
         sent = {name.replace("_", "-"): value for name, value in headers.items()}
         suffix = self.session_id.removeprefix("session-")
         named = {"session_id": self.session_id, "item_id": f"msg_{suffix}_1", "id": f"conv_{suffix}"}
+        named["sha256"] = sha256(TEXT)
         if "/conversations/" in path or "/responses/{" in path:
             named["id"] = named["id"] if "/conversations/" in path else f"resp_{suffix}_{self._ask_before()}"
         return (app or self.app()).request(method, path.format(**named) + query, body, sent)

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from storage import Session, SessionNotFound, Storage, Summary
+from tests.support.files_conformance import FilesConformance
 from tests.support.lock_conformance import LockConformance
 from tests.support.store_steps import say, texts, user
 
@@ -60,7 +61,7 @@ VALUES: dict[str, Any] = {
 }
 
 
-class StorageConformance(LockConformance):
+class StorageConformance(LockConformance, FilesConformance):
     # --- ids ---
 
     def test_session_ids_hold_128_random_bits(self, storage: Storage) -> None:

@@ -158,6 +158,7 @@ def server(running: Server) -> Iterator[Server]:
 
 GET = b"GET /sessions HTTP/1.1"
 POST = b"POST /sessions HTTP/1.1"
+CANCEL = b"POST /sessions/session-x/cancel HTTP/1.1"  # which takes no files
 BROKEN: dict[str, tuple[bytes, int]] = {
     "a TLS hello": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(32) + b"\r\n\r\n", 400),
     "a request line of one word": (b"GET\r\n\r\n", 400),
@@ -202,8 +203,10 @@ BROKEN: dict[str, tuple[bytes, int]] = {
     "a chunk of no number": (request(POST, JSON, CHUNKED, body=b"zz\r\n{}\r\n0\r\n\r\n"), 400),
     "a chunk below zero": (request(POST, JSON, CHUNKED, body=b"-2\r\n{}\r\n0\r\n\r\n"), 400),
     "a chunk that is longer than it says": (request(POST, JSON, CHUNKED, body=b"1\r\n{}\r\n0\r\n\r\n"), 400),
-    "chunks of 10 MB": (request(POST, JSON, CHUNKED, body=b"A00000\r\n" + b" " * 10 * MEGABYTE), 413),
-    "a body of 10 MB": (post("/sessions", b" " * 10 * MEGABYTE), 413),
+    "chunks of 10 MB": (request(CANCEL, JSON, CHUNKED, body=b"A00000\r\n" + b" " * 10 * MEGABYTE), 413),
+    "a body of 10 MB": (post("/sessions/session-x/cancel", b" " * 10 * MEGABYTE), 413),
+    "chunks of 60 MB": (request(POST, JSON, CHUNKED, body=b"3C00000\r\n" + b" " * 60 * MEGABYTE), 413),
+    "a body of 60 MB": (post("/sessions", b" " * 60 * MEGABYTE), 413),
     "3 GB that are declared": (request(POST, JSON, b"Content-Length: 3000000000", body=b"{"), 413),
 }
 
@@ -532,7 +535,7 @@ def test_memory_is_bounded_whatever_comes(server: Server) -> None:
     converse(server)
     before = most_megabytes()
     too_much = [
-        request(POST, JSON, CHUNKED, body=b"A00000\r\n" + b" " * 10 * MEGABYTE),
+        request(CANCEL, JSON, CHUNKED, body=b"A00000\r\n" + b" " * 10 * MEGABYTE),
         post("/sessions", b" " * 10 * MEGABYTE),
         post("/sessions", b" " * int(1.9 * MEGABYTE)),
         post("/sessions", b"[" * 100_000),

@@ -93,6 +93,25 @@ def test_a_stream_has_openais_form(client: Client) -> None:
     assert (found[-1]["choices"], found[-1]["usage"]) == ([], USAGE)
 
 
+@pytest.mark.parametrize("headers", [None, SESSION])
+@pytest.mark.parametrize("stream", [True, False])
+def test_logprobs_come_back_with_the_texts_of_their_tokens(
+    client: Client, stream: bool, headers: dict[str, str] | None
+) -> None:
+    tokens = [
+        {"token": token, "logprob": -0.5, "bytes": None, "top_logprobs": []} for token in ("Hel", "\ud83d", "lo")
+    ]
+    texts = [("Hel", tokens[:1]), ("", tokens[1:2]), ("lo", tokens[2:])]
+    pieces = [{"delta": {"content": text}, "logprobs": {"content": found}} for text, found in texts]
+    client.model.then(frames(*({"choices": [piece]} for piece in pieces), {"choices": [{"finish_reason": "stop"}]}))
+    response = post(client, user("Hi"), headers=headers, logprobs=True, stream=stream)
+    choices = [one["choices"][0] for one in (chunks(response) if stream else [json_of(response)])]
+    assert client.model.requests[-1]["logprobs"] is True
+    found = [token["token"] for one in choices if "logprobs" in one for token in one["logprobs"]["content"]]
+    assert found == ["Hel", "\ufffd", "lo"]
+    assert not stream or [len(one["logprobs"]["content"]) for one in choices if "logprobs" in one] == [1, 2]
+
+
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize(
     "reason, shown",

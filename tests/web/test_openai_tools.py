@@ -58,6 +58,13 @@ def told(client: Client) -> list[tuple[str, str]]:
     return [(one["role"], one["content"]) for one in client.model.requests[-1]["messages"]]
 
 
+def stored(client: Client) -> list[dict[str, Any]]:
+    """All messages of the one session, also those that were replaced."""
+    [session] = json_of(client.request("GET", "/sessions"))["sessions"]
+    found: list[dict[str, Any]] = json_of(client.request("GET", f"/sessions/{session}?replaced=true"))["messages"]
+    return found
+
+
 def offered(client: Client) -> list[str]:
     return [one["function"]["name"] for one in client.model.requests[-1]["tools"]]
 
@@ -131,6 +138,52 @@ def test_old_functions_are_offered_as_tools(client: Client) -> None:
     assert client.model.requests[-1]["tool_choice"] == {"type": "function", "function": {"name": "weather"}}
 
 
+FUNCTIONS: dict[str, Any] = {"tools": None, "functions": [{"name": "weather"}]}
+FUNCTION_CALL = {"name": "weather", "arguments": '{"city": "Bern"}'}
+FUNCTION_RESULT = {"role": "function", "name": "weather", "content": "rain"}
+
+
+@pytest.mark.parametrize("headers", [None, SESSION, CHAT])
+def test_a_call_of_an_old_function_comes_back_as_one_and_its_result_goes_on(client: Client, headers: Any) -> None:
+    client.model.then(tool_calls(("look", {}), ("weather", {"city": "Bern"})), answer("Rain."))
+    found = choice(post(client, [USER], headers, **FUNCTIONS))
+    assert found["finish_reason"] == "function_call"
+    assert found["message"] == {"role": "assistant", "content": None, "function_call": FUNCTION_CALL}
+    messages = [USER, found["message"], FUNCTION_RESULT]
+    for _ in range(2):  # the second time it is a retry
+        assert choice(post(client, messages, headers, **FUNCTIONS))["message"]["content"] == "Rain."
+        client.model.then(answer("Rain."))
+    calls = [("assistant", ""), *([("tool", "all is well")] if headers else []), ("tool", "rain")]
+    assert told(client) == [("user", USER["content"]), *calls]
+    post(client, [*messages, {"role": "assistant", "content": "Rain."}, {"role": "user", "content": "So?"}], headers)
+    assert told(client) == [("user", USER["content"]), *calls, ("assistant", "Rain."), ("user", "So?")]
+    assert headers is None or all("replaced_by" not in one for one in stored(client))
+
+
+def test_of_several_calls_of_old_functions_the_client_gets_the_first(client: Client) -> None:
+    client.model.then(tool_calls(("weather", {"city": "Bern"}), ("weather", {"city": "Rome"})))
+    response = post(client, [USER], SESSION, stream=True, **FUNCTIONS)
+    chunks = [json.loads(line[6:]) for line in response.text.splitlines() if line.startswith("data: {")]
+    assert chunks[-2]["choices"][0]["delta"] == {"function_call": FUNCTION_CALL}
+    assert chunks[-1]["choices"][0]["finish_reason"] == "function_call"
+    messages = [USER, {"role": "assistant", "content": None, "function_call": FUNCTION_CALL}, FUNCTION_RESULT]
+    choice(post(client, messages, SESSION, **FUNCTIONS))
+    assert told(client)[2:] == [
+        ("tool", "rain"),
+        ("tool", "not executed: the client takes one call at a time"),
+    ]
+
+
+def test_a_result_of_a_function_that_does_not_wait_is_answered_from_the_transcript(client: Client) -> None:
+    call = {"name": "other", "arguments": "{}"}
+    result = {"role": "function", "name": "other", "content": "done"}
+    client.model.then(ASK)
+    post(client, [USER], SESSION, **FUNCTIONS)
+    choice(post(client, [USER, {"role": "assistant", "function_call": call}, result], SESSION, **FUNCTIONS))
+    assert told(client)[-1] == ("tool", "done")
+    assert [one["role"] for one in stored(client)] == ["user", "assistant"]
+
+
 def test_tool_choice_goes_with_the_first_request_and_parallel_tool_calls_with_each(client: Client) -> None:
     client.model.then(tool_call("look", {}))
     post(client, [USER], tool_choice="required", parallel_tool_calls=False)
@@ -147,6 +200,34 @@ def test_results_and_a_new_question_come_together(client: Client, headers: Any) 
     texts = [text for text in told(client) if text != ("assistant", "(interrupted)")]
     assert texts[-2:] == [("tool", "rain"), ("user", "In German")]
     assert len(texts) == 4
+
+
+@pytest.mark.parametrize("headers", [None, SESSION, CHAT])
+def test_a_further_question_has_the_calls_and_results_before_it(client: Client, headers: Any) -> None:
+    client.model.then(ASK, answer("Rain."))
+    post(client, [USER], headers)
+    post(client, ANSWERED, headers)
+    transcript = [*ANSWERED, {"role": "assistant", "content": "Rain."}, {"role": "user", "content": "Sure?"}]
+    choice(post(client, transcript, headers))
+    texts = [("assistant", "I look."), ("tool", "rain"), ("assistant", "Rain."), ("user", "Sure?")]
+    assert told(client) == [("user", USER["content"]), *texts]
+    assert headers is None or all("replaced_by" not in one for one in stored(client))
+
+
+@pytest.mark.parametrize("headers", [SESSION, CHAT])
+def test_an_answer_that_was_written_anew_keeps_the_calls_before_it(client: Client, headers: Any) -> None:
+    client.model.then(ASK, answer("Rain."))
+    post(client, [USER], headers)
+    post(client, ANSWERED, headers)
+    choice(
+        post(
+            client,
+            [*ANSWERED, {"role": "assistant", "content": "Wet."}, {"role": "user", "content": "Sure?"}],
+            headers,
+        )
+    )
+    texts = [("assistant", "I look."), ("tool", "rain"), ("assistant", "Wet."), ("user", "Sure?")]
+    assert told(client) == [("user", USER["content"]), *texts]
 
 
 @pytest.mark.parametrize("headers", [None, SESSION, CHAT])

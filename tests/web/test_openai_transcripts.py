@@ -143,7 +143,21 @@ def test_a_wrapped_question_is_stored_as_it_was_sent_and_its_title_shows_itself(
     assert everything(client) == [WRAPPED, "OK", "Q2", "OK"]
 
 
-@pytest.mark.parametrize("text", ["### Task:\n" * 20_000, "### Task:\n<context>" * 20_000, "<details>" * 20_000])
+@pytest.mark.parametrize("before", [WRAPPED.removesuffix("What is it?"), ""])
+def test_a_list_of_files_before_a_question_is_no_part_of_its_title(client: Client, before: str) -> None:
+    files = '<attached_files>\n<file type="file" id="1" name="notes.txt"/>\n</attached_files>\n\n'
+    post(client, said(f"{before}{files}What is it?"))
+    [details] = json_of(client.get("/sessions?details=true"))["sessions"]
+    assert details["title"] == "What is it?"
+    for number, first in enumerate(("What is it?", f"{files}What is it?"), 2):
+        post(client, said(first, "OK", f"Q{number}"))
+        assert asked(client) == [f"{before}{files}What is it?", "OK", f"Q{number}"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["### Task:\n" * 20_000, "### Task:\n<context>" * 20_000, "<details>" * 20_000, "<attached_files>" * 20_000],
+)
 def test_no_question_takes_long(client: Client, text: str) -> None:
     began_at = time.process_time()
     post(client, said(text))
@@ -154,7 +168,7 @@ def test_no_question_takes_long(client: Client, text: str) -> None:
 # --- which session ---
 
 
-@pytest.mark.parametrize("value", ["", "{{CHAT_ID}}", "temporary:3fa9", "local:3fa9"])
+@pytest.mark.parametrize("value", ["", "{{CHAT_ID}}", "temporary:3fa9", "local:3fa9", "channel:3fa9"])
 @pytest.mark.parametrize("name", ["X-OpenWebUI-Chat-Id", "X-Session-Id"])
 def test_a_chat_that_is_not_to_be_kept_is_one_shot(client: Client, name: str, value: str) -> None:
     response = post(client, said("Q1"), {name: value})

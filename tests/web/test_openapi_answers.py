@@ -17,7 +17,8 @@ from session_core.web.ui_messages import UI_MESSAGES
 from storage import LockedSession, MemoryStorage
 from tests.support.client import Client, error_of
 from tests.support.model_server import BREAK, STALL, ReplyTo, answer, status, tool_call, tool_calls
-from tests.support.openapi import ALL_CASES, DOCUMENT, TURNS, World, _check_headers, check, check_answer
+from tests.support.openapi import ALL_CASES, DOCUMENT, TEXT, TURNS, World, _check_headers, check, check_answer
+from tests.support.pictures import file, image, png, text
 
 Cause = Callable[[World, str], TestResponse]
 
@@ -243,6 +244,19 @@ def _(world: World, operation: str) -> TestResponse:
     return world.ask(operation, app=app, If_None_Match=tag)
 
 
+@cause("get_file 200")
+def _(world: World, operation: str) -> TestResponse:
+    app = world.app()
+    world.ask("run", app=app, body={"message": [file(TEXT)]})
+    return world.ask(operation, app=app)
+
+
+@cause("get_file 304")
+def _(world: World, operation: str) -> TestResponse:
+    world.ask("run", body={"message": [file(TEXT)]})
+    return CAUSES["304"](world, operation)
+
+
 @cause("render_text 404")
 def _(world: World, operation: str) -> TestResponse:
     with pytest.MonkeyPatch.context() as patch:  # as where the extra is not installed
@@ -288,7 +302,17 @@ def test_a_method_that_a_path_does_not_have_is_refused_as_the_document_says(path
     check(json.loads(response.data), "/components/responses/MethodNotAllowed/content/application~1json/schema")
 
 
-@pytest.mark.parametrize("query", ["?details=true", "?details=true&limit=1", "?limit=1", "?limit=1&details=false"])
+@pytest.mark.parametrize(
+    "query",
+    [
+        "?details=true",
+        "?details=true&limit=1",
+        "?limit=1",
+        "?limit=1&details=false",
+        "?q=hello",
+        "?q=hello&details=true",
+    ],
+)
 def test_a_list_of_sessions_is_as_the_document_says(world: World, query: str) -> None:
     app = world.app()
     world.ask("run", app=app)
@@ -345,6 +369,15 @@ def test_an_error_that_is_told_again_is_as_the_document_says(world: World) -> No
     response = world.ask("run", app=app, Idempotency_Key="k")
     assert response.headers["Idempotency-Replayed"] == "true"
     check_answer("run", HTTPStatus.BAD_GATEWAY, response.headers, response.text)
+
+
+def test_a_message_with_a_picture_is_as_the_document_says(world: World) -> None:
+    app = world.app()
+    body = {"message": [text("What?"), image(png()), file(TEXT, name="x.txt")]}
+    response = world.ask("run", app=app, body=body)
+    check_answer("run", 200, response.headers, response.text)
+    response = world.ask("get_session", app=app)
+    check_answer("get_session", 200, response.headers, response.text)
 
 
 SETTINGS = {"title": "Sums", "model": "other", "system_prompt": "Be brief."}

@@ -1,6 +1,6 @@
 // An answer that is being drawn, from stored messages or from events: reasoning, text and tool calls in their order.
 
-import { element } from "./element.js";
+import { element, fill } from "./element.js";
 import { markdown, NEEDS_WHOLE } from "./markdown.js";
 import { renderLater } from "./rendered.js";
 import { textOf } from "./render.js";
@@ -148,10 +148,21 @@ function brief(words) {
   return shown.slice(0, 400).replace(/\s+/g, " ").slice(0, 200);
 }
 
+const RIGHT_TO_LEFT = /[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc\u{10800}-\u{10fff}\u{1e800}-\u{1efff}]/u;
+
+/** The direction of the first letter outside of code. The browser's own `auto` looks through all that is there with each block that comes. */
+function directionOf(blocks) {
+  for (const { node } of blocks) {
+    const [letter] = (!node.dir && /\p{L}/u.exec(node.textContent)) || [];
+    if (letter) return RIGHT_TO_LEFT.test(letter) ? "rtl" : "ltr";
+  }
+  return "";
+}
+
 /** Markdown that is drawn as it grows: once a frame at most, and only from the last block on, since those before cannot change any more. */
 class GrowingText {
   constructor(parent) {
-    this.node = element("div", { class: "text growing", dir: "auto" });
+    this.node = element("div", { class: "text growing" });
     this.whole = "";
     this.open = "";
     this.settled = 0;
@@ -171,7 +182,10 @@ class GrowingText {
   finish() {
     if (this.waiting) this.draw();
     // A definition may stand behind what refers to it.
-    if (NEEDS_WHOLE.test(this.whole)) this.node.replaceChildren(...markdown(this.whole).map(({ node }) => node));
+    if (NEEDS_WHOLE.test(this.whole)) {
+      this.node.replaceChildren();
+      fill(this.node, markdown(this.whole).map(({ node }) => node));
+    }
     this.node.classList.remove("growing");
     renderLater(this.node, this.whole);
   }
@@ -181,7 +195,8 @@ class GrowingText {
     const lines = this.open.split("\n");
     const blocks = markdown(this.open);
     while (this.node.childNodes.length > this.settled) this.node.lastChild.remove();
-    this.node.append(...blocks.map(({ node }) => node));
+    fill(this.node, blocks.map(({ node }) => node));
+    this.node.dir ||= directionOf(blocks);
     // A block that begins on the last line may still become part of the one before.
     const sure = blocks.length - (blocks.at(-1)?.line === lines.length - 1 ? 2 : 1);
     if (sure > 0) {

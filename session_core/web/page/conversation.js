@@ -30,7 +30,7 @@ export async function readPage(view, query = "", options = {}) {
 /** Draws the messages of the view anew, or those of an earlier version that is shown. */
 export function renderMessages(view) {
   view.note = null;
-  view.stored.replaceChildren(...drawMessages(shownMessages(view)));
+  view.stored.replaceChildren(drawMessages(shownMessages(view)));
   if (view.earlier) {
     const from = element("span");
     view.stored.append(element("p", { class: "note" }, "This is an earlier version. ", from, " ", textButton("Show the newest", "newest")));
@@ -53,7 +53,7 @@ function finishDrawing(view) {
 export function merge(view, page, startedAt = null) {
   if (view.earlier) {
     view.earlier = null;
-    view.stored.replaceChildren(...drawMessages(view.messages));
+    view.stored.replaceChildren(drawMessages(view.messages));
     view.note = null;
   }
   const known = page.messages.findIndex(({ id }) => id === view.messages.at(-1)?.id);
@@ -69,7 +69,7 @@ export function merge(view, page, startedAt = null) {
   if (fresh.length) endNote(view, fresh[0].role === "user");
   addToVersions(view, fresh);
   view.messages.push(...fresh);
-  view.stored.append(...drawMessages(fresh));
+  view.stored.append(drawMessages(fresh));
   finishDrawing(view);
 }
 
@@ -83,7 +83,7 @@ export async function showEarlier() {
   if (results) view.stored.firstElementChild.querySelectorAll(".tool.lost").forEach((tool) => tool.remove());
   const height = scroller.scrollHeight - scroller.scrollTop;
   stay();
-  view.stored.prepend(...drawMessages([...page.messages, ...view.messages.slice(0, results)], view.messages[results]));
+  view.stored.prepend(drawMessages([...page.messages, ...view.messages.slice(0, results)], view.messages[results]));
   view.messages.unshift(...page.messages);
   view.next = page.next;
   finishDrawing(view);
@@ -126,7 +126,7 @@ export function settle(turn, last, page) {
 function renderAnswered(view, page) {
   const known = page.messages.findIndex(({ id }) => id === view.messages.at(-1)?.id);
   view.messages.splice(-1, 1, ...page.messages.slice(known));
-  view.stored.replaceChildren(...drawMessages(view.messages));
+  view.stored.replaceChildren(drawMessages(view.messages));
   view.note = null;
   finishDrawing(view);
 }

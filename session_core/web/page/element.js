@@ -9,6 +9,14 @@ export function element(name, attributes = {}, ...children) {
   return node;
 }
 
+/** Adds nodes to a parent at once, for each time costs, but one by one, for a call takes some ten thousand arguments only. */
+export function fill(parent, nodes) {
+  const all = document.createDocumentFragment();
+  for (const node of nodes) all.append(node);
+  parent.append(all);
+  return parent;
+}
+
 const PATHS = {
   add: "M8 3v10M3 8h10",
   attach: "M12.5 7.5 7.7 12.3a2.8 2.8 0 0 1-4-4l5.2-5.2a1.9 1.9 0 0 1 2.7 2.7l-5.1 5.1a.9.9 0 0 1-1.3-1.3l4.6-4.6",

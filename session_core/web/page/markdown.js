@@ -2,10 +2,11 @@
 // was written. Depth is bounded, and every loop goes forward, so that no text can hold up the page.
 
 import { copyWithButton } from "./copying.js";
-import { element, textButton } from "./element.js";
+import { element, fill, textButton } from "./element.js";
 import { inline, normalLabel, unescaped } from "./inline.js";
 
 const DEEPEST = 12; // blocks in one another
+const MOST_LINES = 60; // of a formula
 const MOST_FILLED = 60; // cells of a row of a table that are made where it has fewer
 const FENCE = /^ {0,3}(?:(`{3,})([^`]*)|(~{3,})(.*))$/;
 const HEADING = /^ {0,3}(#{1,6})(?:[ \t]+(.*))?$/;
@@ -13,7 +14,7 @@ const RULE = /^ {0,3}(?:\*[ \t]*(?:\*[ \t]*){2,}|-[ \t]*(?:-[ \t]*){2,}|_[ \t]*(
 const QUOTE = /^ {0,3}> ?/;
 const ITEM = /^( {0,3})([-*+]|\d{1,9}[.)])(?=[ \t]|$)/;
 const UNDERLINE = /^ {0,3}(=+|-+)[ \t]*$/;
-const DEFINITION = /^ {0,3}\[([^[\]^][^[\]]{0,998})\]:[ \t]*(?:<([^<>]{0,2000})>|([^\s<]\S{0,1999}))(?:[ \t]+(?:"[^"]{0,500}"|'[^']{0,500}'|\([^()]{0,500}\)))?[ \t]*$/;
+const DEFINITION = /^ {0,3}\[((?!\^)(?:[^[\]\\]|\\.){1,999})\]:[ \t]*(?:<([^<>]{0,2000})>|([^\s<]\S{0,1999}))(?:[ \t]+(?:"(?:[^"\\]|\\.){0,500}"|'(?:[^'\\]|\\.){0,500}'|\((?:[^()\\]|\\.){0,500}\)))?[ \t]*$/;
 const FOOTNOTE = /^ {0,3}\[\^([^\s[\]]{1,60})\]:[ \t]*/;
 const FORMULA = /^ {0,3}(\$\$|\\\[)/;
 
@@ -23,13 +24,29 @@ export const NEEDS_WHOLE = /^ {0,3}(?:\[[^\]\n]{1,999}\]:|\$\$|\\\[)/m;
 /** The blocks of a text, each with its node and the line on which it begins. */
 export function markdown(text) {
   const lines = text.replace(/\r\n?/g, "\n").split("\n");
-  const definitions = new Map();
-  for (const line of lines) {
-    const [, label, angled, bare] = (line.trimStart().startsWith("[") && DEFINITION.exec(line)) || [];
-    if (label && !definitions.has(normalLabel(label))) definitions.set(normalLabel(label), angled ?? bare);
-  }
-  return readBlocks(lines, 0, definitions);
+  return readBlocks(lines, 0, readDefinitions(lines));
 }
+
+/** The addresses of reference links by their labels. What stands in code defines nothing. */
+function readDefinitions(lines) {
+  const definitions = new Map();
+  let fence = "";
+  for (const line of lines) {
+    const words = line.trimStart();
+    if (fence) fence = closes(words, fence) ? "" : fence;
+    else if (words.startsWith("[")) {
+      const [, label, angled, bare] = DEFINITION.exec(line) ?? [];
+      if (label && !definitions.has(normalLabel(label))) definitions.set(normalLabel(label), angled ?? bare);
+    } else fence = fenceOf(words);
+  }
+  return definitions;
+}
+
+/** The marks that begin a block of code, or nothing. */
+const fenceOf = (line) => {
+  const [, ticks, , tildes] = FENCE.exec(line) ?? [];
+  return ticks ?? tildes ?? "";
+};
 
 /** The columns in front of a line, where a tab goes on to the next multiple of four; at most `most` of them are counted. */
 function columns(line, most = Infinity, from = 0) {
@@ -69,10 +86,7 @@ function readBlocks(lines, depth, definitions) {
   return blocks;
 }
 
-const within = (node, lines, depth, definitions) => {
-  node.append(...readBlocks(lines, depth + 1, definitions).map((block) => block.node));
-  return node;
-};
+const within = (node, lines, depth, definitions) => fill(node, readBlocks(lines, depth + 1, definitions).map((block) => block.node));
 
 const indentedCode = {
   begins: (lines, at) => indentOf(lines[at]) >= 4,
@@ -87,9 +101,8 @@ const indentedCode = {
 const fencedCode = {
   begins: (lines, at) => FENCE.test(lines[at]),
   read(lines, at) {
-    const [, ticks, info, tildes, other] = FENCE.exec(lines[at]);
-    const fence = ticks ?? tildes;
-    const end = closingLine(lines, at + 1, fence);
+    const [, , info, , other] = FENCE.exec(lines[at]);
+    const end = closingLine(lines, at + 1, fenceOf(lines[at]));
     const margin = indentOf(lines[at]);
     const code = lines.slice(at + 1, end).map((line) => dedent(line, margin));
     return { node: codeFigure(code.join("\n"), unescaped((info ?? other).trim().split(/\s/)[0])), end: end + 1 };
@@ -109,10 +122,10 @@ function closes(line, fence) {
 
 const formula = {
   begins: (lines, at) => FORMULA.test(lines[at]) && formula.end(lines, at) > 0,
-  /** The line behind the formula, or 0 where it has no end in the 200 lines before the next blank one. */
+  /** The line behind the formula, or 0 where it has no end before the next blank line, not far away. */
   end(lines, at) {
     const close = lines[at].trimStart().startsWith("$$") ? "$$" : "\\]";
-    for (let end = at; end < Math.min(lines.length, at + 200) && !isBlank(lines[end]); end += 1) {
+    for (let end = at; end < Math.min(lines.length, at + MOST_LINES) && !isBlank(lines[end]); end += 1) {
       const from = end === at ? lines[at].search(/\S/) + 2 : 0;
       const place = lines[end].indexOf(close, from);
       if (place >= 0) return isBlank(lines[end].slice(place + 2).replace(/[.,;]/, "")) ? end + 1 : 0;
@@ -165,7 +178,7 @@ function containerLines(lines, at, strip) {
     if (inner === null && !isLazy) break;
     // Words that go on with a paragraph are no code, however deep they stand.
     inside.push(inner ?? lines[end].trimStart());
-    if (inner !== null) fence = fence ? (closes(inner, fence) ? "" : fence) : (FENCE.exec(inner)?.[1] ?? FENCE.exec(inner)?.[3] ?? "");
+    if (inner !== null) fence = fence ? (closes(inner, fence) ? "" : fence) : fenceOf(inner);
   }
   return { inside, end };
 }

@@ -41,7 +41,7 @@ export function drawMessages(messages, next = null) {
       answer = null;
     }
   });
-  return fragment.childNodes;
+  return fragment;
 }
 
 /** What became of the answer that ends with this message: words where it is not simply there, and whether it failed. */

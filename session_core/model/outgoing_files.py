@@ -1,0 +1,61 @@
+"""Pictures and files in the form that model servers take: as data in a URL, and files of text as text."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from session_core.data.file_kinds import PDF, describe_part
+from session_core.data.message import ContentPart
+from session_core.model.capabilities import RequestForm
+
+_PART_KINDS = {"image_url": "pictures", "file": "files"}  # by the type of a part of a request
+
+
+class FileReader(Protocol):
+    """What gives the bytes of pictures and files."""
+
+    def read(self, part: ContentPart) -> bytes | None:
+        """The bytes that a part names, None where they are not there."""
+
+
+class NoFiles:
+    """Files that are not there."""
+
+    def read(self, part: ContentPart) -> bytes | None:
+        """None."""
+
+
+def render_content(
+    content: Sequence[ContentPart], files: FileReader, form: RequestForm
+) -> str | list[dict[str, Any]]:
+    """A user's content as the API has it: a text, unless a picture or a PDF goes out. A word stands in place of what
+    the model does not take, or what is not there."""
+    parts = [rendered for part in content if (rendered := _render_part(part, files, form))]
+    if all(part["type"] == "text" for part in parts):
+        return "\n\n".join(part["text"] for part in parts)
+    return parts
+
+
+def sent_parts(messages: Sequence[Mapping[str, Any]]) -> set[str]:
+    """The optional parts of a request, `pictures` and `files`, that stand in these messages."""
+    contents = [message["content"] for message in messages if isinstance(message["content"], list)]
+    return {_PART_KINDS[part["type"]] for content in contents for part in content if part["type"] in _PART_KINDS}
+
+
+def _render_part(part: ContentPart, files: FileReader, form: RequestForm) -> dict[str, Any] | None:
+    if part["type"] == "text":
+        return {"type": "text", "text": part["text"]} if part["text"] else None
+    if "sha256" not in part:  # of a type that a later version has written
+        return None
+    kind = "pictures" if part["type"] == "image" else "files" if part["media_type"] == PDF else "text"
+    data = files.read(part) if kind == "text" or form.has(kind) else None
+    if data is None:
+        return {"type": "text", "text": describe_part(part)}
+    if kind == "text":
+        return {"type": "text", "text": f"{describe_part(part)}\n\n{data.decode(errors='replace')}"}
+    url = f"data:{part['media_type']};base64,{base64.b64encode(data).decode()}"
+    if kind == "pictures":
+        return {"type": "image_url", "image_url": {"url": url}}
+    return {"type": "file", "file": {"filename": part.get("name", "file.pdf"), "file_data": url}}

@@ -1,0 +1,51 @@
+"""The pictures and files of a turn: those of its question, kept before the question is, and those of its tools."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from session_core.data.message import Content, ContentPart, MessageFields, file_parts, named_files
+from session_core.turns.turn_request import TurnRefused, TurnRequest
+from storage import Session, Storage, expanded
+
+
+@dataclass(frozen=True)
+class SessionFiles:
+    """The pictures and files of one session, as the agent reads and adds them."""
+
+    storage: Storage
+    session_id: str
+
+    def read(self, part: ContentPart) -> bytes | None:
+        """The bytes that a part names, None where they are not there. Raises StorageUnavailable."""
+        return self.storage.files.read(self.session_id, part["sha256"])
+
+    def keep(self, files: Mapping[str, bytes]) -> None:
+        """Keeps files under their SHA-256, durably. Raises StorageUnavailable."""
+        self.storage.files.keep(self.session_id, files)
+
+
+def keep_question_files(storage: Storage, session: Session, request: TurnRequest, fields: MessageFields) -> None:
+    """Keeps what the question of a request names and the session has not, and makes its parts whole that name what
+    the session has. The request lets go of the bytes.
+
+    Raises TurnRefused where a part names what is in neither, and StorageUnavailable.
+    """
+    messages = [fields, *fields.get("history", ())]
+    named = named_files(messages)
+    if not named:
+        return
+    known = {part["sha256"]: part for one in expanded(session.messages) for part in file_parts(one["content"])}
+    whole = {part["sha256"]: part for one in messages for part in file_parts(one["content"]) if "media_type" in part}
+    if missing := [name for name in named if name not in known and name not in request.files]:
+        raise TurnRefused(f"There is no picture or file {missing[0]} in this session: send its data.")
+    for message in messages:
+        message["content"] = _with_whole_parts(message["content"], {**known, **whole})
+    if new := {name: request.files[name] for name in named if name not in known}:
+        storage.files.keep(session.id, new)
+    request.files.clear()
+
+
+def _with_whole_parts(content: Content, whole: Mapping[str, ContentPart]) -> Content:
+    if isinstance(content, str):
+        return content
+    return [part if "media_type" in part else whole.get(part.get("sha256", ""), part) for part in content]
