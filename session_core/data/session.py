@@ -115,9 +115,7 @@ def session_from(session_id: str, value: Any) -> Session:
     note = texts.pop("note")
     if "note" in value:  # an earlier version wrote it, after this one
         last_error, refused = read_error(note)
-    objects = continues, responses = value.get("continuation", value.get("continues")), value.get("responses")
-    if not all(isinstance(one, dict | None) for one in objects):
-        raise ValueError("what tells of the attempt that continues its last turn, or of its responses, is no object")
+    continues, responses = _objects(value.get("continuation", value.get("continues")), value.get("responses"))
     updated = value.get("updated_at", messages[-1]["created_at"] if messages else created)
     if not isinstance(created, str) or not isinstance(updated, str):
         raise ValueError("its times are missing")
@@ -134,3 +132,9 @@ def session_from(session_id: str, value: Any) -> Session:
         extra=extra,
         **texts,
     )
+
+
+def _objects(*values: Any) -> tuple[dict[str, Any] | None, ...]:
+    if not all(isinstance(value, dict | None) for value in values):
+        raise ValueError("what tells of the attempt that continues its last turn, or of its responses, is no object")
+    return values
