@@ -14,7 +14,15 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from dataclasses import replace
 from typing import Any
 
-from session_core.data.message import AnswerFields, MessageFields, assistant_message, tool_call, tool_message
+from session_core.data.message import (
+    AnswerFields,
+    MessageFields,
+    StoredMessage,
+    assistant_message,
+    tool_call,
+    tool_message,
+)
+from session_core.data.strict_json import to_json
 from session_core.data.text import utf8_text
 from session_core.model.budget import Budget
 from session_core.model.cancellation import Cancellation
@@ -24,6 +32,7 @@ from session_core.model.history import OutgoingHistory
 from session_core.model.outgoing_files import FileReader
 from session_core.model.provider_metadata import ModelId
 from session_core.model.reply import sum_usage
+from session_core.model.summarizing import SummedUp, add_summary, count_old, sum_up
 from session_core.telemetry.spans import Observer
 from session_core.tools.calls import run_calls
 from session_core.tools.client_tools import ClientTools, find_pending, runnable_tools
@@ -49,6 +58,7 @@ class Agent:
         *,
         model: str | None = None,
         system_prompt: str | None = None,
+        summary: str = "",
         options: Mapping[str, Any] | None = None,
         answered: Sequence[ToolCall | ToolResult] = (),
         results_only: bool = False,
@@ -58,11 +68,11 @@ class Agent:
     ) -> Generator[Event, None, None]:
         """Answers the last user message of `history`, calling tools as the model asks.
 
-        `model` and `system_prompt` stand in place of the agent's own. `options` are merged over the agent's. The
-        `observer` sees the calls of the model and of tools. `client_tools` are offered too, and run elsewhere.
-        `answered` are the last calls of the history that have waited: those that run now, and the results of
-        others. With `results_only` the run ends when all are there. `files` gives the bytes of the pictures and files
-        that messages name.
+        `model` and `system_prompt` stand in place of the agent's own. `summary` is one of what came before `history`.
+        `options` are merged over the agent's. The `observer` sees the calls of the model and of tools. `client_tools`
+        are offered too, and run elsewhere. `answered` are the last calls of the history that have waited: those that
+        run now, and the results of others. With `results_only` the run ends when all are there. `files` gives the
+        bytes of the pictures and files that messages name.
 
         `history` is the stored messages, oldest first. Whatever state they are in, the request is well formed. An
         assistant message with tool calls comes first as a `Message`, then all its `ToolCall`s, then for each call the
@@ -72,7 +82,7 @@ class Agent:
         Raises ModelError, and Cancelled after `cancellation.cancel()`. A model server that falls silent just before
         the time is up can take up to twice the timeout; a cancel ends that at once.
         """
-        instructions = self._system_prompt if system_prompt is None else system_prompt
+        instructions = add_summary(self._instructions(system_prompt), summary)
         model_id = ModelId.at(self._base_url, model or self.model)
         outgoing = OutgoingHistory(history, self._max_history, model_id, instructions, files)
         own, budget, observer = self._tools(), Budget(cancellation, self._timeout), observer or Observer()
@@ -105,6 +115,39 @@ class Agent:
                     return
         yield Answer(reply.text, reply.finish_reason, reply.incomplete_reason, usage, fields)
 
+    def sum_up(
+        self,
+        history: Sequence[StoredMessage],
+        cancellation: Cancellation,
+        *,
+        if_due: bool,
+        model: str | None = None,
+        system_prompt: str | None = None,
+        summary: str = "",
+        client_tools: ClientTools | None = None,
+        files: FileReader | None = None,
+        observer: Observer | None = None,
+    ) -> Generator[Event | SummedUp, None, None]:
+        """Sums up what is old in `history`, and the `summary` of what came before, in one or more requests that begin
+        as those of `run` do. The last `SummedUp` is of all that is old. There is none where nothing is.
+
+        With `if_due` a summary is made where the last request had `compact_at` tokens or more, and takes at most half
+        the time of a run, since one follows. Raises what `run` does.
+        """
+        if if_due and not self._compact_at:
+            return
+        instructions, own_tools = self._instructions(system_prompt), self._tools()
+        client_tools = client_tools or ClientTools()
+        tools = client_tools.beside(own_tools)
+        beside = len(instructions) + len(summary) + len(to_json([tool.schema for tool in tools.values()]))
+        old = history[: count_old(history, self._compact_at if if_due else None, beside)]
+        if not old:
+            return
+        budget = Budget(cancellation, self._timeout / 2 if if_due else self._timeout)
+        with self._completions.connect(budget, observer or Observer(), {}, client_tools.tools) as completions:
+            model_id = ModelId.at(self._base_url, model or self.model)
+            yield from sum_up(completions, tools, old, model_id, instructions, summary, files)
+
     def __init__(
         self,
         *,
@@ -117,13 +160,15 @@ class Agent:
         tool_sources: Sequence[Callable[[], Sequence[AnyTool]]] = (),
         tool_timeout: float = 60.0,
         max_history: int = 0,
+        compact_at: int = 0,
         timeout: float = 120.0,
         options: Mapping[str, Any] | None = None,
     ) -> None:
         """`base_url` is OpenAI's own if None; a query in it goes with every request. `stream=False` asks for whole
         answers. `max_history` is how many of the newest messages before the current turn go to the model, cut
-        between turns (0: all). `timeout` is in seconds, for a whole run. `options` are merged into every request,
-        such as `temperature`.
+        between turns (0: all). `compact_at` is how many tokens a request must have before a summary is due (0: none
+        ever is). `timeout` is in seconds, for a whole run. `options` are merged into every request, such as
+        `temperature`.
 
         A tool is a function, plain or `async`. The model gets its name, its docstring and a schema from its
         annotations, and the arguments of a call are checked against them. The function's result goes to the model
@@ -151,6 +196,7 @@ class Agent:
         if forbidden := [name for name in FORBIDDEN_OPTIONS if name in (options or {})]:
             raise ValueError(f"the option {forbidden[0]} is set by the agent itself")
         self._max_history = max_history
+        self._compact_at = compact_at
         self._timeout = timeout
         self._completions = ChatCompletions(api_key, self._base_url, stream=stream, options=options or {})
 
@@ -172,6 +218,9 @@ class Agent:
     def close(self) -> None:
         """Closes the idle connections now, and those of runs when the runs end."""
         self._completions.client.close()
+
+    def _instructions(self, own: str | None) -> str:
+        return self._system_prompt if own is None else utf8_text(own)
 
     def _tools(self) -> dict[str, AnyTool]:
         tools = dict(self._own_tools)

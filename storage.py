@@ -297,7 +297,7 @@ class LockedSession(ABC):
         self._update(None, json.loads(to_json(attempt)))
 
     def configure(self, **settings: Any) -> None:
-        """Sets `title`, `model`, `system_prompt` or `responses`, or removes it with None. Durable when this returns.
+        """Sets fields of `CONFIGURABLE`, or removes them with None. Durable when this returns.
 
         Neither `updated_at` nor the place in the list changes. Raises TypeError for other names, and ValueError for
         what JSON in UTF-8 cannot hold.

@@ -64,6 +64,7 @@ class AnswerFields(AttemptFields, total=False):
     usage: dict[str, Any]
     finish_reason: str
     leaves_out: list[str]  # ids of earlier questions without which alone the model server answers
+    request: dict[str, Any]  # that it answers: its `tokens`, and the id of the `first` message in it
     pending: dict[str, str]  # by id of a call that waits: what for, "approval" or "client"
     deltas: list[int]  # the lengths of the pieces in which it was told, those of reasoning below zero
 

@@ -6,13 +6,14 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from session_core.data.compacted import Compacted, read_compacted
 from session_core.data.message import StoredMessage, are_messages, message_text, normalize, read_error
 from session_core.data.removed import without_removed
 from session_core.data.text import unwrap_question
 from session_core.data.versions import replaced_messages
 
 SETTINGS = ("title", "model", "system_prompt")  # of a session
-CONFIGURABLE = (*SETTINGS, "responses")
+CONFIGURABLE = (*SETTINGS, "compacted", "responses")
 STATE = ("last_error", "last_refused", "continues")  # of its last turn
 TITLE_LENGTH = 200  # characters at most
 SESSION_ID = re.compile(r"session-[0-9a-z-]{1,64}")
@@ -29,9 +30,10 @@ class Session:
     `messages` are oldest first. Those that a later question has replaced are among them (see `conversation`).
     `last_error` is the code of the error that ended the last turn, where that left no message, and `last_refused`
     says that the model server refused the question. `continues` tells of the attempt that goes on with the last turn
-    (see `LockedSession.set_continues`). `model` and `system_prompt` are the session's own, if it has any. `responses`
-    is what OpenAI's Conversations keep beside the messages: their `metadata`, the `deleted` responses, and what was
-    `removed` of messages (see `session_core/data/removed.py`). `extra` are fields that this version does not know.
+    (see `LockedSession.set_continues`). `model` and `system_prompt` are the session's own, if it has any. `compacted`
+    is the newest summary, in force or not (see `current_compacted`). `responses` is what OpenAI's Conversations keep
+    beside the messages: their `metadata`, the `deleted` responses, and what was `removed` of messages (see
+    `session_core/data/removed.py`). `extra` are fields that this version does not know.
     """
 
     id: str
@@ -45,6 +47,7 @@ class Session:
     model: str | None = None
     system_prompt: str | None = None
     responses: dict[str, Any] | None = None
+    compacted: Compacted | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -54,6 +57,12 @@ class Session:
         replaced = replaced_messages(messages)
         kept = [message for message in messages if message["id"] not in replaced] if replaced else messages
         return without_removed(kept, self.responses)
+
+    @property
+    def current_compacted(self) -> Compacted | None:
+        """The summary that is in force: the last message that it sums up is in the conversation."""
+        made = self.compacted
+        return made if made and any(message["id"] == made["until"] for message in self.conversation) else None
 
 
 @dataclass(frozen=True)
@@ -129,6 +138,7 @@ def session_from(session_id: str, value: Any) -> Session:
         last_refused=refused,
         continues=continues,
         responses=responses,
+        compacted=read_compacted(value.get("compacted")),
         extra=extra,
         **texts,
     )

@@ -85,6 +85,7 @@ class OutgoingHistory:
             "model": self.model,
             "provider_metadata": metadata,
             "leaves_out": self._left_out,
+            "request": self._describe_request(reply.prompt_tokens),
         }
 
     @property
@@ -113,7 +114,7 @@ class OutgoingHistory:
         if before == current:
             return False
         self._trims += 1
-        limit = _size(self._messages[before:current]) // 2 if self._trims < _MAX_TRIMS else 0
+        limit = text_size(self._messages[before:current]) // 2 if self._trims < _MAX_TRIMS else 0
         self._keep_newest(limit)
         if self._begin == before:  # turns without text
             self._begin = current
@@ -131,6 +132,9 @@ class OutgoingHistory:
             if isinstance(message["content"], list):
                 message["content"] = render_content(message["content"], self._files, form)
         return outgoing.sent
+
+    def _describe_request(self, tokens: int) -> dict[str, Any]:
+        return {"tokens": tokens, "first": utf8_text(self._messages[self._begin].get("id"))} if tokens else {}
 
     def _turns(self) -> list[int]:
         """Where the turns begin that go out. The last one is the current turn."""
@@ -160,7 +164,7 @@ class OutgoingHistory:
     def _keep_newest(self, limit: int) -> None:
         turns = self._turns()
         earlier = (self._messages[begin:end] for begin, end in itertools.pairwise(turns))
-        sizes = list(map(_size, earlier))[::-1]
+        sizes = list(map(text_size, earlier))[::-1]
         kept = sum(size <= limit for size in itertools.accumulate(sizes))
         self._begin = turns[-1 - kept]
 
@@ -170,7 +174,7 @@ def _is_answer(message: MessageFields) -> bool:
     return message.get("role") == "assistant" and "tool_calls" not in message and not (not text or text.isspace())
 
 
-def _size(messages: list[MessageFields]) -> int:
+def text_size(messages: Sequence[MessageFields]) -> int:
     """The characters of the messages' texts, and the bytes of their pictures and files."""
     texts = (text for message in messages for text in (message_text(message), message.get("reasoning")))
     arguments = (call.arguments for message in messages for call in read_tool_calls(message))

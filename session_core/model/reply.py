@@ -78,6 +78,13 @@ class Reply:
         return rest
 
     @property
+    def prompt_tokens(self) -> int:
+        """How many tokens the request had, as the model server tells. 0 where it does not."""
+        used = as_object(self.usage)
+        told = used.get("prompt_tokens") or used.get("input_tokens")
+        return told if type(told) is int and 0 < told < 1e15 else 0
+
+    @property
     def text(self) -> str:
         """All text so far."""
         return "".join(self._pieces[Chunk])

@@ -230,6 +230,8 @@ class _LockedRedis(LockedSession):
     def _write(self, session: Session, line: bytes, touched: str) -> None:
         self._changes += 1
         fields = _fields(session)
+        if touched:  # a summary is long, and does not change with a message
+            del fields["compacted"]
         if any(name in line for name in (b'"replaces"', b'"after"', b'"history"')):
             fields["replaced"] = "true"  # so that the summary counts what is in the conversation
         pairs = [part for pair in fields.items() for part in pair]

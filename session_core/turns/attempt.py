@@ -7,6 +7,7 @@ from session_core.data.message import AttemptFields, StoredMessage
 from session_core.data.removed import without_removed
 from session_core.model.events import ToolCall, ToolResult
 from session_core.turns.attachments import SessionFiles, keep_question_files
+from session_core.turns.compaction import behind_summary
 from session_core.turns.stored import StoredTurn, find_turn, last_turn, outgoing_messages, question_message
 from session_core.turns.turn_request import Answers, NothingToContinue, TurnRequest, TurnWaiting
 from session_core.turns.waiting import answers_left, check_answers, settle
@@ -27,7 +28,7 @@ class Attempt:
     fields: AttemptFields
     settings: dict[str, Any]
     history: list[StoredMessage]
-    keeps_deltas: bool
+    keeps_deltas: bool = False
 
 
 def begin_attempt(storage: Storage, session: LockedSession, request: TurnRequest, default_model: str) -> Attempt:
@@ -53,18 +54,19 @@ def begin_attempt(storage: Storage, session: LockedSession, request: TurnRequest
         message, fields = stored.messages[0], {"attempt": 1 + stored.attempt}
     found = session.session
     instructions = found.system_prompt if request.system_prompt is None else request.system_prompt
+    number = fields.get("attempt", 1)
+    outgoing = outgoing_messages(found.messages, number, continues=request.goes_on)
+    history, summary = behind_summary(found, without_removed(outgoing, found.responses))
     settings = {
         "model": request.model or found.model or default_model,
         "system_prompt": instructions,
+        "summary": summary,
         "options": request.options,
         "answered": answered,
         "results_only": request.results_only,
         "client_tools": request.client_tools,
         "files": SessionFiles(storage, session.id),
     }
-    number = fields.get("attempt", 1)
-    history = outgoing_messages(found.messages, number, continues=request.goes_on)
-    history = without_removed(history, found.responses)
     if request.prefix:
         now = timestamp()
         history.append({"id": "", "role": "assistant", "content": request.prefix, "created_at": now})

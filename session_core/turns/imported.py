@@ -1,9 +1,11 @@
 """Conversations that come in: from a caller, or as a copy of another session."""
 
 import re
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
+from session_core.data.compacted import Compacted, read_compacted
 from session_core.data.message import (
     AnswerFields,
     Content,
@@ -21,6 +23,7 @@ from session_core.data.message import (
 from session_core.data.text import as_object, utf8_text
 from session_core.data.versions import find_parents, find_path
 from session_core.model.reply import sum_usage
+from session_core.model.summarizing import MAX_SUMMARY_CHARACTERS
 from session_core.turns.stored import with_messages
 from storage import Session, expanded, new_id, timestamp
 
@@ -47,6 +50,7 @@ def copied(session: Session, until: str | None) -> tuple[list[StoredMessage], di
         for name in ("idempotency_key", "replaces", "after", "client_id", "terms"):
             message.pop(name, None)  # type: ignore[misc]
     state: dict[str, Any] = {"last_error": found.last_error, "last_refused": found.last_refused}
+    state["compacted"] = found.current_compacted
     if last == len(ids) - 1 and "answers" in (session.continues or {}):  # by which no call runs in the copy too
         state["continues"] = {name: (session.continues or {}).get(name) for name in ("attempt", "answers")}
     return _marked(found.messages), state
@@ -90,6 +94,16 @@ def imported(messages: Any) -> tuple[list[StoredMessage], str | None]:
             stored = _result(content, message, index, calls)
         found.append({**stored, "id": id, "created_at": _time(message.get("created_at"))})
     return _marked(found), system_prompt
+
+
+def imported_summary(value: Any, given: Sequence[Any], messages: Sequence[StoredMessage]) -> Compacted | None:
+    """The summary that a caller sends with the `given` messages, for what is stored of them. Raises ImportRefused."""
+    ids = [message.get("id") for message in given[len(given) - len(messages) :]]  # without those of a system message
+    made = read_compacted(value)
+    if made is None or made["until"] not in ids or not 0 < len(made["content"].strip()) <= MAX_SUMMARY_CHARACTERS:
+        raise ImportRefused("compacted must have the id of one of the messages as until, a content, and created_at.")
+    until = messages[ids.index(made["until"])]["id"]
+    return {"until": until, "content": made["content"], "created_at": _time(made["created_at"])}
 
 
 def _content(content: Any, index: int, *, may_miss: bool) -> Content:

@@ -30,6 +30,7 @@ from session_core.model.events import (
     Waiting,
 )
 from session_core.turns.attempt import Attempt
+from session_core.turns.compaction import before_last_turn, behind_summary, store, sum_up
 from session_core.turns.event_log import MAX_EVENTS, Ended, Failed, Started, TurnEnded
 from session_core.turns.journal import identity
 from session_core.turns.report import TurnReport
@@ -80,11 +81,7 @@ class LocalTurn(Turn):
     def run(self, agent: Agent, history: Sequence[StoredMessage]) -> None:
         """Runs the turn to its end, on the calling thread."""
         try:
-            run = agent.run(history, self._cancellation, observer=self.report.span, **self._attempt.settings)
-            with contextlib.closing(run) as events:
-                for event in events:
-                    self._handle(event)
-            self._end("cancelled", "cancelled")  # where the run had no answer to give
+            self._run(agent, history)
         except (TurnEnded, Cancelled):
             pass  # the caller that ended the turn does the rest
         except ModelError as error:
@@ -94,6 +91,32 @@ class LocalTurn(Turn):
         except Exception:
             log.exception("turn %s of %s failed", self.id, self.session_id)
             self.fail("internal_error")
+
+    def _run(self, agent: Agent, history: Sequence[StoredMessage]) -> None:
+        settings = self._attempt.settings
+        try:
+            history, summary = self._compact(agent, history)
+            settings = {**settings, "summary": summary}
+        except (ModelError, StorageUnavailable) as error:
+            log.warning("turn %s of %s goes on without a new summary: %r", self.id, self.session_id, error)
+        run = agent.run(history, self._cancellation, observer=self.report.span, **settings)
+        with contextlib.closing(run) as events:
+            for event in events:
+                self._handle(event)
+        self._end("cancelled", "cancelled")  # where the run had no answer to give
+
+    def _compact(self, agent: Agent, history: Sequence[StoredMessage]) -> tuple[Sequence[StoredMessage], str]:
+        """Stores a summary, where one is due. Returns the messages behind it, and its text."""
+        settings = self._attempt.settings
+        old = [] if settings["results_only"] else before_last_turn(history)
+        made = sum_up(agent, old, settings, self._cancellation, self.report, if_due=True)
+        if made is None:
+            return history, settings["summary"]
+        with self._storing:
+            if self._log.sealed:
+                raise TurnEnded
+            store(self._recorder, made)
+            return behind_summary(self._recorder.session, history)
 
     def fail(
         self, code: str, text: str | None = None, retry_after: str | None = None, *, refused: bool = False
@@ -154,13 +177,15 @@ class LocalTurn(Turn):
             self.report.saw(event)
             self._log.append(event)
         elif isinstance(event, Message):
-            self.report.usage = event.usage
+            self.report.count_run(event.usage)
             if event.data["role"] == "tool":
                 self.report.tool_answered()
             with self._storing:
                 if self._log.sealed:
                     raise TurnEnded
                 stored: MessageFields = {**event.data, **self._next_fields()}
+                if "usage" in stored:
+                    stored["usage"] = self.report.usage or {}
                 if event.data["role"] == "assistant":
                     stored = {**stored, **self._deltas()}
                     if self.request.prefix:
@@ -169,7 +194,7 @@ class LocalTurn(Turn):
                 if event.data["role"] == "assistant":
                     self._log.mark_stored()
         elif isinstance(event, Answer):
-            self.report.usage = event.usage
+            self.report.count_run(event.usage)
             status = "completed" if event.reason is None else "incomplete"
             self._end(status, event.reason, finish_reason=event.finish_reason, fields=event.fields)
         elif isinstance(event, Waiting):

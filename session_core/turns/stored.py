@@ -277,9 +277,9 @@ def settled_messages(session: Session, answers: Answers | None = None) -> list[S
 
 
 def session_usage(session: Session) -> dict[str, Any] | None:
-    """What the model server told of the use of tokens, summed over all turns, replaced ones too. None where it told
-    nothing."""
-    total = None
+    """What the model server told of the use of tokens, summed over all turns, replaced ones too, and over summaries.
+    None where it told nothing."""
+    total = session.compacted.get("usage") if session.compacted else None
     for message in session.messages:
         if "usage" in message:
             total = sum_usage(total, message["usage"])

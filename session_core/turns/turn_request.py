@@ -45,6 +45,8 @@ class TurnRequest:
     client's own `result` or `error`, as the model gets them. The turn goes on with them, or before the question of
     `content`. With `results_only` the calls run, and the model is not asked. `client_tools` are offered in this turn.
 
+    With `compacts` there is neither a question nor an answer: what is old in the session is summed up.
+
     `client_id` is the client's own id of the question. `terms` tell what a client asked with, beside the transcript.
     `recovery` counts how often the server itself has gone on with an interrupted turn; 0 where a caller asks.
     `response` is what a response of OpenAI's form keeps beside the messages. `behind` is the id of the message that
@@ -66,6 +68,7 @@ class TurnRequest:
     system_prompt: str | None = None
     options: Mapping[str, Any] | None = None
     client_tools: ClientTools | None = None
+    compacts: bool = False
     prefix: str = ""
     client_id: str | None = None
     terms: str | None = None

@@ -12,6 +12,7 @@ from typing import Any
 from session_core.stores.clock import Clock
 from session_core.telemetry.spans import Observer, TurnSpan
 from session_core.turns.attempt import begin_attempt
+from session_core.turns.compaction_turn import CompactionTurn, begin_compaction
 from session_core.turns.event_log import Failed
 from session_core.turns.journal import take_over
 from session_core.turns.local import LocalTurn, fail_all
@@ -104,7 +105,7 @@ class Turns:
                 return found
 
     def attach(self, place: Place) -> Turn | None:
-        """The session's turn that runs or can still be watched. None where there is none.
+        """The session's turn that runs or can still be watched. None where there is none, or a summary is made.
 
         Raises SessionNotFound and StorageUnavailable. Where the turn runs in another process, raises ShuttingDown, or
         SessionBusy if it cannot be followed from here.
@@ -112,6 +113,8 @@ class Turns:
         storage, session_id = place
         while True:
             turn = self._local_or_remote(place)
+            if turn and not turn.message_id:
+                return None
             with self._lock:
                 ended = self._recent.get(place)
             if turn is None or ended is None or ended.turn is not turn:
@@ -231,11 +234,13 @@ class Turns:
             undo.callback(self._slots.release)
             self.models.check(request.model or session.model)
             take_over(place[0], locked)
-            attempt = begin_attempt(place[0], locked, request, self.models.agent.model)
+            begin = begin_compaction if request.compacts else begin_attempt
+            attempt = begin(place[0], locked, request, self.models.agent.model)
             undo.pop_all()
         span = observer.start_span(TurnSpan(locked.id, attempt.settings["model"], start.began_at))
         report = TurnReport(locked.id, span, start.began_at)
-        turn = LocalTurn(locked, request, attempt, report, functools.partial(self._on_end, place))
+        kind = CompactionTurn if request.compacts else LocalTurn
+        turn = kind(locked, request, attempt, report, functools.partial(self._on_end, place))
         turn.start()
         try:
             self._workers.run(functools.partial(turn.run, self.models.agent, attempt.history))
@@ -306,7 +311,7 @@ class Turns:
         now, size = time.monotonic(), turn.size
         with self._lock:
             del self._local[place]
-            until = self._recent.add(place, turn, version, size, now)
+            until = self._recent.add(place, turn, version, size, now) if turn.message_id else now
         self._slots.release()
         with contextlib.suppress(RuntimeError):  # the system gives no more threads: it is let go of later
             self._clock.wake_by(until)

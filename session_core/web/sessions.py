@@ -12,8 +12,10 @@ from pydantic import BaseModel, Field, model_validator
 from session_core.data.message import StoredMessage
 from session_core.data.strict_json import to_json
 from session_core.tools.functions import result_text
-from session_core.turns.imported import copied, imported
+from session_core.turns.event_log import Ended
+from session_core.turns.imported import copied, imported, imported_summary
 from session_core.turns.stored import last_failure, mark_waiting, session_usage
+from session_core.turns.turn import Turn
 from session_core.turns.turn_request import TurnRequest
 from session_core.turns.waiting import pending_calls
 from session_core.web.bodies import (
@@ -91,6 +93,7 @@ def native_dialect(responses: TurnResponses, *, show_reasoning: bool) -> Bluepri
         ("POST", "/sessions/<session_id>/run_stream", routes.run_stream),
         ("GET", "/sessions/<session_id>/files/<sha256>", routes.get_file),
         ("POST", "/sessions/<session_id>/cancel", routes.cancel),
+        ("POST", "/sessions/<session_id>/compact", routes.compact),
     ):
         blueprint.add_url_rule(rule, view_func=view, methods=[method])
     add_stream(blueprint, "/sessions/<session_id>/run_stream", routes.resume_stream)
@@ -125,8 +128,11 @@ class _Sessions:
             messages, state = copied(session, until)
             state["files"] = source
         elif "messages" in body:
-            messages, system_prompt = imported(messages)
+            given = messages
+            messages, system_prompt = imported(given)
             state["files"] = uploads.files
+            if body.get("compacted") is not None:
+                state["compacted"] = imported_summary(body["compacted"], given, messages)
             if system_prompt is not None:
                 settings = check_settings({"system_prompt": system_prompt}) | settings
         session_id = self._responses.sessions.create(messages or (), **state, **settings)
@@ -158,6 +164,7 @@ class _Sessions:
             "updated_at": session.updated_at,
             "running": running,
             **_set_settings(session),
+            **_compacted(session),
             **_state(session, running=running),
         }
         if limit or before is not None:
@@ -202,6 +209,17 @@ class _Sessions:
     def cancel(self, session_id: str) -> Response:
         json_body(optional=True)
         return json_response({"cancelled": self._responses.sessions.cancel(session_id)})
+
+    def compact(self, session_id: str) -> Response:
+        json_body(optional=True)
+        reader = self._responses.start(session_id, TurnRequest(compacts=True))
+
+        def render(_: Turn, last: Ended) -> Response:
+            done = last.status if last.complete_text or last.status == "cancelled" else "nothing_to_sum_up"
+            session = self._responses.sessions.session(session_id)
+            return json_response({"status": done, "compacted": None, **_compacted(session)})
+
+        return self._responses.whole(reader, render)
 
     def _parse_turn_request(self) -> TurnRequest:
         with body_with_files(self._responses.max_file_bytes) as (body, uploads):
@@ -265,6 +283,12 @@ def _state(session: Session, *, running: bool) -> dict[str, Any]:
         code, _, text = describe_error(failed.code)
         state["last_error"] = {"error": failed.text or text, "code": code}
     return state
+
+
+def _compacted(session: Session) -> dict[str, Any]:
+    """The summary that is in force, where there is one."""
+    made = session.current_compacted
+    return {"compacted": {name: made.get(name) for name in ("until", "content", "created_at")}} if made else {}
 
 
 def _set_settings(session: Session) -> dict[str, str]:

@@ -52,6 +52,7 @@ class Settings:
     timeout: float = 120.0
     keep_alive: float = 15.0
     max_history: int = 0
+    compact_at: int = 0
     max_file_bytes: int = 10 << 20
     auth_token: str = ""
     users: str = ""
@@ -103,6 +104,7 @@ FLAGS: dict[str, tuple[Callable[[str], Any], str, tuple[str, ...]]] = {
     "timeout": (seconds, "seconds that one turn may take, model and tools together", ()),
     "keep_alive": (seconds, "seconds of silence after which a stream sends a comment", ()),
     "max_history": (whole_number(0), "at most this many earlier messages go to the model; 0: all", ()),
+    "compact_at": (whole_number(0), "from so many tokens in a request on, what is old is summed up; 0: never", ()),
     "max_file_bytes": (whole_number(1, 1 << 30), "the largest picture or file in a message, in bytes", ()),
     "auth_token": (token, "callers must send Authorization: Bearer <token>", ("SESSION_SERVER_TOKEN",)),
     "users": (str, "a file of users and their tokens, each with sessions of their own", ()),

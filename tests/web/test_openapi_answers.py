@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from werkzeug.test import TestResponse
 
+from session_core.data.message import StoredMessage
 from session_core.stores.files import FileStorage
 from session_core.turns.turn import MAX_READERS
 from session_core.web.hardened_waitress import MAX_BODY_BYTES
 from session_core.web.ui_messages import UI_MESSAGES
-from storage import LockedSession, MemoryStorage
+from storage import LockedSession, MemoryStorage, timestamp
 from tests.support.client import Client, error_of
 from tests.support.model_server import BREAK, STALL, ReplyTo, answer, status, tool_call, tool_calls
 from tests.support.openapi import ALL_CASES, DOCUMENT, TEXT, TURNS, World, _check_headers, check, check_answer
@@ -283,6 +284,8 @@ def _(world: World, operation: str) -> TestResponse:
     "operation,code,error", ALL_CASES, ids=[f"{name}-{error or code}" for name, code, error in ALL_CASES]
 )
 def test_an_answer_is_as_the_document_says(world: World, operation: str, code: int, error: str) -> None:
+    if operation == "compact":
+        world.session_id = world.storage.create(old_messages())
     of_operation = CAUSES.get(f"{operation} {error}") or CAUSES.get(f"{operation} {code}")
     bring_about = of_operation or CAUSES.get(error) or CAUSES[str(code)]
     response = bring_about(world, operation)
@@ -290,6 +293,25 @@ def test_an_answer_is_as_the_document_says(world: World, operation: str, code: i
     if error:
         assert error_of(response) == (code, error)
     check_answer(operation, response.status_code, response.headers, response.text)
+
+
+def old_messages() -> list[StoredMessage]:
+    """Of which some are to be summed up."""
+    return [
+        {"id": f"msg-{n}", "role": role, "content": "word " * 99, "created_at": timestamp()}
+        for n, role in enumerate(["user", "assistant"] * 4)
+    ]
+
+
+@pytest.mark.parametrize("status", ["completed", "nothing_to_sum_up"])
+def test_what_a_summary_answers_is_as_the_document_says(world: World, status: str) -> None:
+    world.session_id = world.storage.create(old_messages() if status == "completed" else ())
+    app = world.app()
+    response = world.ask("compact", app=app)
+    assert json.loads(response.data)["status"] == status
+    check_answer("compact", 200, response.headers, response.text)
+    response = world.ask("get_session", app=app)
+    check_answer("get_session", 200, response.headers, response.text)
 
 
 @pytest.mark.parametrize("path", ["/", "/health", "/sessions", "/sessions/session-x", "/sessions/session-x/run"])
