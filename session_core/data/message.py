@@ -79,7 +79,6 @@ class QuestionFields(TypedDict, total=False):
     client_id: str
     terms: str
     history: list[StoredMessage]
-    parts: list[dict[str, Any]]
     response: dict[str, Any]
 
 
@@ -116,7 +115,8 @@ def message_text(message: Mapping[str, Any]) -> str:
 def content_text(content: object) -> str:
     """The text of a content, empty where it is none."""
     if isinstance(content, list):
-        return "".join(part.get("text", "") for part in content if part.get("type") == "text")
+        texts = (part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text")
+        return "".join(text for text in texts if isinstance(text, str))
     return content if isinstance(content, str) else ""
 
 
@@ -127,7 +127,8 @@ def as_parts(content: Content) -> list[ContentPart]:
 
 def file_parts(content: Content | None) -> list[ContentPart]:
     """The pictures and files of a content."""
-    return [part for part in content if "sha256" in part] if isinstance(content, list) else []
+    parts = content if isinstance(content, list) else []
+    return [part for part in parts if isinstance(part, dict) and "sha256" in part]
 
 
 def named_files(messages: Iterable[MessageFields]) -> set[str]:

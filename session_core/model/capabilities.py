@@ -36,6 +36,7 @@ _NAMES: dict[OptionalPart, re.Pattern[str]] = {
 _NOT_SERVED = re.compile(
     r"support|require|enable|jinja|available|allow|permit|implement|unknown|cannot|can't|can not", re.IGNORECASE
 )
+_TAKES_NONE = re.compile(r"\bcontent\b|at most 0\b|not an? \w{0,5}-?(modal|vision)", re.IGNORECASE)
 _BAD_FILE = re.compile(
     r"valid (image|file|pdf|base64)|(process|decode|read|load|download|identify|open|parse)\w{0,3}\b.{0,40}"
     r"(image|file|pdf)|(image|file|pdf).{0,40}(format|corrupt|broken|too |exceed|size|bytes|pixel|dimension)",
@@ -203,7 +204,7 @@ class Negotiation:
         none."""
         left = [part for part in ("pictures", "files") if part in self.sent and part not in self._tried]
         named = [part for part in left if _NAMES[part].search(failure.words)]
-        never = bool(_NOT_SERVED.search(failure.words) or re.search(r"content|at most 0\b", failure.words))
+        never = bool(_NOT_SERVED.search(failure.words) or _TAKES_NONE.search(failure.words))
         says_never = never and not _BAD_FILE.search(failure.words)
         statuses = (400, 404, 415, 422, 500, 501) if says_never else (400, 415, 422)
         if failure.code != "model_error" or failure.status not in statuses:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from session_core.data.message import StoredMessage, message_text
+from session_core.data.message import Content, StoredMessage, content_text, file_parts, message_text
 from session_core.data.text import unwrapped_forms
 from session_core.data.versions import BEGINNING, find_parents, find_path
 from session_core.turns.stored import without_failed_attempts
@@ -32,7 +32,7 @@ class ClientMessage(NamedTuple):
     """
 
     role: Literal["user", "assistant"]
-    text: str
+    content: Content
     id: str | None = None
 
 
@@ -82,10 +82,10 @@ def compare_histories(stored: _Messages, transcript: Sequence[ClientMessage]) ->
     return ClientIntent("replace", place, next_part.since, None if replaced is None else stored[replaced]["id"])
 
 
-def compare_question(conversation: _Messages, text: str) -> ClientIntent:
+def compare_question(conversation: _Messages, content: Content) -> ClientIntent:
     """Compares a question that a client sends alone, and that goes on with the conversation as it is now."""
     last = next((message for message in reversed(conversation) if message["role"] == "user"), None)
-    if last is not None and _words(text) in _question_keys(last):
+    if last is not None and _question_key(content) in _question_keys(last):
         return ClientIntent("retry", last["id"], 1)
     return ClientIntent("append")
 
@@ -115,9 +115,9 @@ def _parse_transcript(transcript: Sequence[ClientMessage]) -> list[_Part]:
     answer_begins = 0
     for index, message in enumerate(transcript):
         if message.role == "user":
-            parts.append(_Part("user", [_words(message.text)], index, message.id))
+            parts.append(_Part("user", [_question_key(message.content)], index, message.id))
             answer_begins = index + 1
-        elif key := _answer_key(message.text):
+        elif key := _answer_key(content_text(message.content)):
             if parts and parts[-1].role == "assistant":
                 parts[-1].keys.append(key)
             else:
@@ -237,8 +237,18 @@ def _join(masks: Iterator[int]) -> int:
 
 
 def _question_keys(message: StoredMessage) -> set[str]:
-    """What texts of a client agree with a stored question: also those with less before the question itself."""
-    return set(map(_words, unwrapped_forms(message_text(message))))
+    """What texts of a client agree with a stored question: also those with less before the question itself. The same
+    pictures and files stand beside them."""
+    files = _files_key(message["content"])
+    return {_words(text) + files for text in unwrapped_forms(message_text(message))}
+
+
+def _question_key(content: Content) -> str:
+    return _words(content_text(content)) + _files_key(content)
+
+
+def _files_key(content: Content) -> str:
+    return "".join(f" {part['sha256']}" for part in file_parts(content))
 
 
 def _answer_keys(answer: _Messages) -> list[str]:

@@ -9,11 +9,11 @@ from flask import Blueprint, Response, request
 from pydantic import BaseModel
 
 from agent import Agent
-from session_core.data.message import MessageFields, StoredMessage, message_text, tool_message
+from session_core.data.message import Content, MessageFields, StoredMessage, content_text, message_text, tool_message
 from session_core.model.outgoing_messages import read_tool_calls
 from session_core.turns.models import ModelRefused
 from session_core.turns.turn_request import TurnRequest
-from session_core.web.bodies import FailingFast, ModelName, check_question, idempotency_key, json_body, parse_body
+from session_core.web.bodies import FailingFast, ModelName, check_question, idempotency_key, parse_body
 from session_core.web.errors import ApiError, json_response, set_error_form
 from session_core.web.openai_events import CompletionRenderer, openai_error, render_completion
 from session_core.web.openai_history import ChatRequest, find_chat, start_in_session
@@ -27,6 +27,7 @@ from session_core.web.openai_tools import (
     with_call_ids,
 )
 from session_core.web.turn_responses import TurnReader, TurnResponses
+from session_core.web.uploads import Uploads, body_with_files, has_files
 from storage import new_id, timestamp
 
 # What is between the client and this server, and not passed on to the model server.
@@ -70,7 +71,8 @@ def openai_dialect(responses: TurnResponses, agent: Agent, session_headers: Sequ
 
     @blueprint.post("/chat/completions")
     def complete_chat() -> Response:
-        asked = _parse_request(json_body(), agent)
+        with body_with_files(responses.max_file_bytes) as (body, uploads):
+            asked = _parse_request(body, agent, uploads)
         with _model_errors():
             responses.sessions.models.check(asked.model)
             reader = start(asked)
@@ -85,8 +87,6 @@ def openai_dialect(responses: TurnResponses, agent: Agent, session_headers: Sequ
         chat = None if _is_task(asked) else find_chat(responses.sessions.storage, session_headers)
         if chat is None:
             return responses.start_one_shot(asked.messages, asked.turn_request(TurnRequest(continues=True)))
-        if any("parts" in message for message in asked.messages):
-            raise ApiError("invalid_request", "A session takes no pictures.")
         return start_in_session(responses, chat, asked, key)
 
     @blueprint.get("/models")
@@ -103,10 +103,10 @@ def openai_dialect(responses: TurnResponses, agent: Agent, session_headers: Sequ
     return blueprint
 
 
-def _parse_request(body: Mapping[str, Any], agent: Agent) -> ChatRequest:
+def _parse_request(body: Mapping[str, Any], agent: Agent, uploads: Uploads) -> ChatRequest:
     """The request in a body. Raises ApiError."""
     asked = parse_body(_Body, with_call_ids(body))
-    system, messages = _parse_messages(asked.messages)
+    system, messages = _parse_messages(asked.messages, uploads)
     prefix = ""
     while messages and messages[-1]["role"] == "assistant" and "tool_calls" not in messages[-1]:
         prefix = message_text(messages.pop()) + prefix
@@ -114,8 +114,8 @@ def _parse_request(body: Mapping[str, Any], agent: Agent) -> ChatRequest:
         raise ApiError(
             "invalid_request", "The last message must be the user's, or an answer that is to be continued."
         )
-    if messages[-1]["role"] == "user" and "parts" not in messages[-1]:
-        check_question(message_text(messages[-1]))
+    if messages[-1]["role"] == "user":
+        check_question(messages[-1]["content"])
     tools = client_tools(body)
     return ChatRequest(
         messages,
@@ -128,6 +128,7 @@ def _parse_request(body: Mapping[str, Any], agent: Agent) -> ChatRequest:
         tools,
         find_results(messages),
         functions=bool(asked.functions),
+        files=uploads.files,
     )
 
 
@@ -138,14 +139,15 @@ def _find_options(asked: _Body, *, any_tools: bool) -> dict[str, Any]:
     return {name: value for name, value in others.items() if name not in left_out and value is not None}
 
 
-def _parse_messages(sent: list[_Message]) -> tuple[list[str], list[StoredMessage]]:
+def _parse_messages(sent: list[_Message], uploads: Uploads) -> tuple[list[str], list[StoredMessage]]:
     """The texts of the system messages, and the messages of the conversation as they are stored."""
     system: list[str] = []
     messages: list[StoredMessage] = []
     calls: dict[str, str] = {}  # of the client's tools: by id the name
     for index, message in enumerate(sent):
-        text, pictures = _parse_content(message, index)
-        fields: MessageFields = {"role": message.role, "content": text}
+        content = _parse_content(message, f"messages[{index}]", uploads)
+        text = content_text(content)
+        fields: MessageFields = {"role": message.role, "content": content}
         if message.role in ("system", "developer"):
             system.append(text)
             continue
@@ -157,25 +159,26 @@ def _parse_messages(sent: list[_Message]) -> tuple[list[str], list[StoredMessage
             called = read_tool_calls({"role": "assistant", "content": "", "tool_calls": message.tool_calls})
             fields = stored_answer(text, called)
             calls |= {call.id: call.name for call in called}
-        if pictures:
-            fields["parts"] = pictures
         if message.role == "user" or text or "tool_calls" in fields or "tool_call_id" in fields:
             messages.append({**fields, "id": new_id("msg"), "created_at": timestamp()})
     return system, messages
 
 
-def _parse_content(message: _Message, index: int) -> tuple[str, list[dict[str, Any]]]:
-    """The text of a message, and its parts as they are sent, where it is the user's and has pictures.
+def _parse_content(message: _Message, where: str, uploads: Uploads) -> Content:
+    """The content of a message, with pictures and files where it is the user's.
 
-    Parts of an answer that are no text (thinking, a refusal) are the client's own copies of what the server has.
+    Parts of an answer that are no text (thinking, a refusal, a picture) are copies of what the server has.
     """
     if not isinstance(message.content, list):
-        return message.content or message.refusal or "", []
-    texts = [part.get("text") for part in message.content if part.get("type") != "image_url"]
+        return message.content or message.refusal or ""
+    if message.role == "user" and has_files(message.content):
+        return uploads.parse_content(message.content, f"{where}.content")
+    for part in message.content:
+        uploads.skip(part)
+    texts = [part.get("text") for part in message.content]
     if message.role not in ("assistant", "tool", "function") and not all(isinstance(text, str) for text in texts):
-        raise ApiError("invalid_request", f"messages[{index}] has a content that is no text.")
-    has_pictures = message.role == "user" and len(texts) < len(message.content)
-    return "".join(text for text in texts if isinstance(text, str)), message.content if has_pictures else []
+        raise ApiError("invalid_request", f"{where} has a content that is no text.")
+    return "".join(text for text in texts if isinstance(text, str))
 
 
 def _is_task(asked: ChatRequest) -> bool:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from flask import request
 
-from session_core.data.message import StoredMessage, message_text
+from session_core.data.message import StoredMessage
 from session_core.data.strict_json import to_json
 from session_core.tools.client_tools import ClientTools
 from session_core.turns.event_log import Ended
@@ -41,7 +41,8 @@ class ChatRequest:
     """A request. `messages` are those of its transcript, oldest first, as they are stored; the last is the question,
     or the result of a call. `prefix` is the beginning of the answer, which is to be continued. `instructions` are the
     texts of its system messages, None where it has none. `client_tools` are the client's own, and `results` are those
-    of its last calls, as answers to them. `functions` says that they are the old ones, which have no ids."""
+    of its last calls, as answers to them. `functions` says that they are the old ones, which have no ids. `files` are
+    the bytes of the pictures and files that the messages name."""
 
     messages: list[StoredMessage]
     prefix: str
@@ -53,6 +54,7 @@ class ChatRequest:
     client_tools: ClientTools = field(default_factory=ClientTools)
     results: dict[str, dict[str, str]] = field(default_factory=dict)
     functions: bool = False
+    files: dict[str, bytes] = field(default_factory=dict)
 
     @property
     def has_question(self) -> bool:
@@ -70,6 +72,7 @@ class ChatRequest:
             options=self.options or None,
             client_tools=self.client_tools,
             terms=self.terms,
+            files=self.files,
         )
 
     @property
@@ -176,14 +179,14 @@ def _answer(sessions: Sessions, session: Session, asked: ChatRequest, key: str |
 
 def _compare(session: Session, chat: ChatName, asked: ChatRequest) -> ClientIntent:
     if len(asked.messages) == 1 and not chat.whole_chats:
-        return compare_question(session.conversation, message_text(asked.messages[0]))
+        return compare_question(session.conversation, asked.messages[0]["content"])
     return compare_histories(expanded(session.messages), [_client_message(one) for one in asked.messages])
 
 
 def _client_message(message: StoredMessage) -> ClientMessage:
     """A message of the transcript as it is compared: results of calls are no texts of an answer."""
-    text = "" if message["role"] == "tool" else message_text(message)
-    return ClientMessage("user" if message["role"] == "user" else "assistant", text)
+    content = "" if message["role"] == "tool" else message["content"]
+    return ClientMessage("user" if message["role"] == "user" else "assistant", content)
 
 
 def _retry(

@@ -150,7 +150,8 @@ class _Sessions:
         if wanted == "text/markdown":
             return self._markdown(session)
         if wanted == UI_MESSAGES:
-            shown = to_json(self._ui_messages(session, running=running))
+            files_at = f"{request.script_root}/sessions/{session_id}/files"
+            shown = to_json(self._ui_messages(session, files_at, running=running))
             return Response(shown, mimetype=UI_MESSAGES, headers={"Vary": "Accept"})
         messages = expanded(session.messages) if with_replaced else session.conversation
         replaced = replaced_messages(messages) if with_replaced else {}

@@ -11,11 +11,11 @@ from typing import Any, ClassVar, Protocol
 
 from flask import Blueprint, Response, g, request
 
-from session_core.data.message import StoredMessage
+from session_core.data.message import StoredMessage, file_parts
 from session_core.turns.event_log import Ended, Failed, LoggedEvent
 from session_core.turns.sessions import Sessions, SessionsOfUsers
 from session_core.turns.turn import Overloaded, Role, Turn
-from session_core.turns.turn_request import TurnRequest
+from session_core.turns.turn_request import TurnRefused, TurnRequest
 from session_core.web.errors import error_response
 from session_core.web.settings import Settings
 from session_core.web.shown_turn import ShownTurn, without_reasoning
@@ -102,7 +102,10 @@ class TurnResponses:
 
     def start_one_shot(self, messages: Sequence[StoredMessage], asked: TurnRequest) -> TurnReader:
         """Reads a turn in a session in memory with these messages, which goes with its answer."""
-        session_id = self.one_shot.create(messages)
+        if any("media_type" not in part for message in messages for part in file_parts(message["content"])):
+            raise TurnRefused("A request without a session must have the data of its pictures and files.")
+        session_id = self.one_shot.create(messages, files=asked.files)
+        asked.files.clear()
 
         def forget() -> None:
             with contextlib.suppress(SessionNotFound):

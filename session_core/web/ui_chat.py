@@ -11,9 +11,10 @@ import hashlib
 from typing import Any, Literal
 
 from flask import Blueprint, Response
-from pydantic import BaseModel
+from pydantic import BaseModel, PrivateAttr
 
-from session_core.data.message import StoredMessage
+from session_core.data.file_kinds import MAX_FILES
+from session_core.data.message import Content, ContentPart, StoredMessage
 from session_core.data.strict_json import to_json
 from session_core.model.events import Reasoning
 from session_core.tools.client_tools import ClientTool, ClientTools
@@ -26,13 +27,13 @@ from session_core.web.bodies import (
     ModelName,
     check_question,
     idempotency_key,
-    json_body,
     parse_body,
 )
 from session_core.web.errors import ApiError, set_error_form
 from session_core.web.openai_tools import ClientsTool, FunctionName
 from session_core.web.turn_responses import TurnResponses, add_stream
 from session_core.web.ui_messages import ANSWER, UiRenderer, earlier_events
+from session_core.web.uploads import Uploads, body_with_files
 from storage import Session, expanded, new_id, timestamp
 
 
@@ -44,6 +45,9 @@ class _Approval(BaseModel, strict=True):
 class _Part(BaseModel, strict=True):
     type: str
     text: str = ""
+    url: str = ""
+    mediaType: str | None = None
+    filename: str | None = None
     toolCallId: str = ""
     state: str = ""
     output: Any = None
@@ -74,6 +78,17 @@ class _Message(BaseModel, strict=True):
     role: Literal["system", "user", "assistant"] = "user"
     id: str | None = None
     parts: FailingFast[_Part] = []
+    _files: dict[int, ContentPart] = PrivateAttr(default_factory=dict)  # by index among the parts
+
+    def take_files(self, uploads: Uploads) -> None:
+        """Takes the pictures and files of a user's message. Raises ApiError."""
+        for index, part in enumerate(self.parts):
+            if part.type == "file" and self.role == "user":
+                self._files[index] = uploads.add_url(f"parts[{index}]", part.url, part.mediaType, part.filename)
+            else:
+                uploads.taken += len(part.url)
+        if len(self._files) > MAX_FILES:
+            raise ApiError("invalid_request", f"A message has more than {MAX_FILES} pictures and files.")
 
     @property
     def text(self) -> str:
@@ -81,9 +96,21 @@ class _Message(BaseModel, strict=True):
         return "".join(part.text for part in self.parts if part.type == "text")
 
     @property
+    def content(self) -> Content:
+        """What it says: the text, or with pictures and files its parts."""
+        if not self._files:
+            return self.text
+        made: list[ContentPart] = []
+        for index, part in enumerate(self.parts):
+            made += [self._files[index]] if index in self._files else []
+            made += [{"type": "text", "text": part.text}] if part.type == "text" else []
+        return made
+
+    @property
     def said(self) -> list[Any]:
-        """What tells it from others of the same id: its text, and its answers to calls."""
-        return [self.text, sorted(self.answers.items())] if self.answers else [self.text]
+        """What tells it from others of the same id: its text, its pictures and files, and its answers to calls."""
+        files = [part["sha256"] for part in self._files.values()]
+        return [self.text, *([files] if files else []), *([sorted(self.answers.items())] if self.answers else [])]
 
     @property
     def answers(self) -> dict[str, dict[str, Any]]:
@@ -128,14 +155,18 @@ def ui_dialect(responses: TurnResponses, *, show_reasoning: bool) -> Blueprint:
 
     @blueprint.post("/chat")
     def chat() -> Response:
-        asked, sessions = parse_body(_Body, json_body()), responses.sessions
+        with body_with_files(responses.max_file_bytes) as (body, uploads):
+            asked, sessions = parse_body(_Body, body), responses.sessions
+            for message in [*asked.messages, *([asked.message] if asked.message else [])]:
+                message.take_files(uploads)
         question, key = _find_sent_question(asked), idempotency_key()
         sessions.models.check(asked.model)
         if answers := _find_earlier_answers(sessions.session(asked.id), asked):
             before = responses.start(asked.id, answers)
             before.turn.result()
             before.close()
-        reader = responses.start(asked.id, _find_request(sessions.session(asked.id), asked, question, key))
+        found = _find_request(sessions.session(asked.id), asked, question, key)
+        reader = responses.start(asked.id, dataclasses.replace(found, files=uploads.files))
         return responses.stream(reader, UiRenderer(reader.turn.message_id))
 
     def resume_chat(session_id: str) -> Response:
@@ -159,14 +190,12 @@ def _find_sent_question(asked: _Body) -> _Message | None:
     be tried again. Raises ApiError."""
     sent = asked.transcript
     question = sent[-1] if sent else None
-    if question is not None and any(part.type == "file" for part in question.parts):
-        raise ApiError("invalid_request", "A message must have no files.")
     if question is not None and question.role == "assistant" and question.answers:
         return question
     if asked.messages and asked.message is None and (question is None or question.role != "user"):
         raise ApiError("invalid_request", "The last message must be the user's.")
     if question is not None or asked.trigger != "regenerate-message":
-        check_question(question.text if question else None)
+        check_question(question.content if question else None)
     return question
 
 
@@ -175,7 +204,7 @@ def _find_request(session: Session, asked: _Body, question: _Message | None, key
     key = key or _find_key(session, asked, question)
     if known := find_turn(session, key):
         found = known.request(str(key))
-        found = found if found.goes_on or question is None else dataclasses.replace(found, content=question.text)
+        found = found if found.goes_on or question is None else dataclasses.replace(found, content=question.content)
     elif question is not None and question.role == "assistant" and question.answers:
         found = TurnRequest(answers=_answers_to(session, question))
     elif asked.messages and asked.message is None:
@@ -210,10 +239,11 @@ def _answers_to(session: Session, message: _Message) -> dict[str, dict[str, Any]
 def _compare(session: Session, sent: list[_Message]) -> TurnRequest:
     """What a transcript asks for."""
     transcript = [
-        ClientMessage("user" if one.role == "user" else "assistant", one.text, _question_id(one.id)) for one in sent
+        ClientMessage("user" if one.role == "user" else "assistant", one.content, _question_id(one.id))
+        for one in sent
     ]
     messages: list[StoredMessage] = [
-        {"id": new_id("msg"), "role": one.role, "content": one.text, "created_at": timestamp()} for one in sent
+        {"id": new_id("msg"), "role": one.role, "content": one.content, "created_at": timestamp()} for one in sent
     ]
     answers = _answers_to(session, sent[-2]) if len(sent) > 1 else {}
     found = compare_histories(expanded(session.messages), transcript).request(messages)
@@ -226,8 +256,8 @@ def _find_alone(session: Session, asked: _Body, question: _Message | None) -> Tu
     A known id with another text is an edit.
     """
     target = _find_question(session, asked.messageId) or _find_question(session, question.id if question else None)
-    text = None if question is None and target else check_question(question.text if question else None)
-    return TurnRequest(text, target["id"] if target else None)  # None: of a question that never arrived, too
+    content = None if question is None and target else check_question(question.content if question else None)
+    return TurnRequest(content, target["id"] if target else None)  # None: of a question that never arrived, too
 
 
 def _find_question(session: Session, id: str | None) -> StoredMessage | None:

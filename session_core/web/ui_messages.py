@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from session_core.data.message import INTERRUPTED_CALL, NOT_EXECUTED, StoredMessage, message_text
+from session_core.data.message import INTERRUPTED_CALL, NOT_EXECUTED, ContentPart, StoredMessage, as_parts
 from session_core.data.strict_json import from_json
 from session_core.model.events import Chunk, Reasoning, ToolCall, ToolResult
 from session_core.turns.event_log import Ended, Event, Failed, LoggedEvent, Started
@@ -144,9 +144,10 @@ class UiRenderer:
         yield {"type": "message-metadata", "messageMetadata": self._metadata | metadata}
 
 
-def ui_messages(session: Session, *, running: bool, show_reasoning: bool) -> list[_Json]:
+def ui_messages(session: Session, files_at: str, *, running: bool, show_reasoning: bool) -> list[_Json]:
     """The conversation as UI messages: one of the user and one of the assistant for each turn.
 
+    `files_at` is the address below which the session's pictures and files are.
     An answer that is being written is left out: `GET /ui/chat/{id}/stream` tells all of it.
     """
     session = with_messages(session, session.conversation)
@@ -156,13 +157,19 @@ def ui_messages(session: Session, *, running: bool, show_reasoning: bool) -> lis
         found.append(_answer(StoredTurn([greeting[0], *greeting], None, is_last=False), show_reasoning))
     for index in questions:
         question = session.messages[index]
-        found.append(
-            {"id": question["id"], "role": "user", "parts": [{"type": "text", "text": message_text(question)}]}
-        )
+        parts = [_user_part(part, files_at) for part in as_parts(question["content"])]
+        found.append({"id": question["id"], "role": "user", "parts": parts})
         turn = turn_at(session, index)
         if not (running and turn.is_last and turn.interrupted) and (turn.error or len(turn.messages) > 1):
             found.append(_answer(turn, show_reasoning))
     return found
+
+
+def _user_part(part: ContentPart, files_at: str) -> _Json:
+    if part["type"] == "text":
+        return {"type": "text", "text": part["text"]}
+    name = {"filename": part["name"]} if "name" in part else {}
+    return {"type": "file", "mediaType": part["media_type"], "url": f"{files_at}/{part['sha256']}", **name}
 
 
 def _answer(turn: StoredTurn, show_reasoning: bool) -> _Json:

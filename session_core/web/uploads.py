@@ -5,7 +5,6 @@ from __future__ import annotations
 import binascii
 import contextlib
 import re
-import secrets
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,7 +13,7 @@ from flask import request
 
 from session_core.data.file_kinds import MAX_FILES, file_part
 from session_core.data.message import SHA256, Content, ContentPart, content_text, file_parts
-from session_core.data.text import as_object
+from session_core.data.text import as_object, utf8_text
 from session_core.turns.turn import Overloaded
 from session_core.web.bodies import json_body, parse_json
 from session_core.web.errors import ApiError
@@ -31,17 +30,13 @@ _TOO_MUCH_ELSE = "The request is larger than 1 MiB without its pictures and file
 
 
 class Uploads:
-    """The pictures and files of one request. `files` are their bytes by SHA-256."""
+    """The pictures and files of one request. `files` are their bytes by SHA-256, and `taken` is how long their texts
+    were."""
 
-    def __init__(self, max_bytes: int, blobs: dict[str, memoryview] | None = None) -> None:
+    def __init__(self, max_bytes: int) -> None:
         self.files: dict[str, bytes] = {}
+        self.taken = 0
         self._max_bytes = max_bytes
-        self._blobs = blobs or {}  # texts that were set aside, by what stands in their place
-
-    @property
-    def all_taken(self) -> bool:
-        """Whether each text that was set aside was a picture or a file."""
-        return not self._blobs
 
     def parse_content(self, content: str | Sequence[Any] | None, where: str) -> Content:
         """The content that a text or a list of parts is. Without a picture or a file, a text. Raises ApiError."""
@@ -55,18 +50,34 @@ class Uploads:
 
     def add(self, where: str, data: str, label: Any = None, name: Any = None) -> ContentPart:
         """The part for a picture or a file in base64. Raises ApiError."""
-        return self._added(where, self._text(data), label, name)
+        self.taken += len(data)
+        if len(data) // 4 * 3 - data[-2:].count("=") > self._max_bytes:
+            raise ApiError("request_too_large", f"{where} is larger than {self._max_bytes} bytes.")
+        try:
+            decoded = binascii.a2b_base64(data, strict_mode=True)
+        except ValueError:
+            raise ApiError("invalid_request", f"{where} is not in base64.") from None
+        try:
+            made = file_part(decoded, utf8_text(label), utf8_text(name))
+        except ValueError as error:
+            raise ApiError("invalid_request", f"{where} {error}.") from None
+        self.files[made["sha256"]] = decoded
+        return made
 
     def add_url(self, where: str, url: str, label: Any = None, name: Any = None) -> ContentPart:
         """The part for a data URL, or for an address of this server, which names what the session has. No other
         address is taken. Raises ApiError."""
         if own := _OWN_ADDRESS.fullmatch(url):
             return {"type": "image", "sha256": own[1]}
-        blob = self._text(url)
-        found = _DATA_URL.match(bytes(blob[:1000]).decode("latin-1"))
+        found = _DATA_URL.match(url)
         if not found:
             raise ApiError("invalid_request", f"{where} must be a data URL in base64: no address is fetched.")
-        return self._added(where, blob[found.end() :], label or found[1], name)
+        return self.add(where, url[found.end() :], label or found[1], name)
+
+    def skip(self, part: Any) -> None:
+        """Takes nothing of a part that is a client's own copy."""
+        url = as_object(as_object(part).get("image_url")).get("url") or as_object(part).get("url")
+        self.taken += len(utf8_text(url))
 
     def parse_messages(self, messages: Any) -> Any:
         """The messages of a conversation, of which those with pictures and files have the content that is stored.
@@ -82,10 +93,6 @@ class Uploads:
         if any("media_type" not in part for part in file_parts(content)):
             raise ApiError("invalid_request", f"{where} names a picture or a file without its data.")
         return {**message, "content": content}
-
-    def _text(self, text: str) -> memoryview:
-        """A text of the body, in the bytes that stand there."""
-        return self._blobs.pop(text) if text in self._blobs else memoryview(text.encode())
 
     def _part(self, part: Any, where: str) -> ContentPart:
         match part:
@@ -105,20 +112,6 @@ class Uploads:
             case {"type": "image" | "file" | "image_url"}:
                 raise ApiError("invalid_request", f"{where} must have its data in base64: no address is fetched.")
         raise ApiError("invalid_request", f"{where} must be a part of the type text, image or file.")
-
-    def _added(self, where: str, base64: memoryview, label: Any, name: Any) -> ContentPart:
-        if len(base64) // 4 * 3 - bytes(base64[-2:]).count(b"=") > self._max_bytes:
-            raise ApiError("request_too_large", f"{where} is larger than {self._max_bytes} bytes.")
-        try:
-            data = binascii.a2b_base64(base64, strict_mode=True)
-        except binascii.Error:
-            raise ApiError("invalid_request", f"{where} is not in base64.") from None
-        try:
-            made = file_part(data, label if isinstance(label, str) else "", name if isinstance(name, str) else "")
-        except ValueError as error:
-            raise ApiError("invalid_request", f"{where} {error}.") from None
-        self.files[made["sha256"]] = data
-        return made
 
 
 def has_files(content: Any) -> bool:
@@ -140,52 +133,48 @@ def body_with_files(max_file_bytes: int, *, optional: bool = False) -> Iterator[
     if not _LARGE_BODIES.acquire(timeout=_WAIT_SECONDS):
         raise Overloaded
     try:
-        data, blobs = _set_aside(request.get_data(cache=False))
-        uploads = Uploads(max_file_bytes, blobs)
-        yield parse_json(data, optional=optional), uploads
-        if not uploads.all_taken:
+        data = request.get_data(cache=False)
+        others, size = _size_beside_base64(data), len(data)
+        body = parse_json(data, optional=optional)
+        del data
+        uploads = Uploads(max_file_bytes)
+        yield body, uploads
+        if max(others, size - uploads.taken) > MAX_BODY_BYTES:
             raise ApiError("request_too_large", _TOO_MUCH_ELSE)
     finally:
         _LARGE_BODIES.release()
 
 
-def _set_aside(data: bytes) -> tuple[bytes, dict[str, memoryview]]:
-    """A JSON text, in which a name stands in place of each long text in base64, and these texts.
+def _size_beside_base64(data: bytes) -> int:
+    """How many bytes a JSON text has beside long texts in base64, so that it takes little memory to read.
 
-    Raises ApiError where more than the largest body of other requests is left. Takes time in proportion to what is
-    left, and hardly any for the rest.
+    Raises ApiError where they are more than the largest body of other requests. Takes time in proportion to them, and
+    hardly any for the rest.
     """
-    view, token = memoryview(data), secrets.token_hex(16)
-    blobs: dict[str, memoryview] = {}
-    kept: list[bytes] = []
     size = start = end = 0
     while (begin := data.find(b'"', end)) >= 0:
         end = _end_of_text(data, begin + 1)
-        text = data[begin + 1 : end] if end - begin > _MIN_BLOB else b""
-        if text and _is_base64(text):
-            name = f"{token}-{len(blobs)}"
-            blobs[name] = view[begin + 1 : end] if b"\\" not in text else memoryview(text.replace(b"\\/", b"/"))
-            kept += [data[start : begin + 1], name.encode()]
+        if end - begin > _MIN_BLOB and _is_base64(data[begin + 1 : end]):
             size += begin - start
             start = end
         end += 1
         if size + end - start > MAX_BODY_BYTES:
-            raise ApiError("request_too_large", _TOO_MUCH_ELSE)
-    if size + len(data) - start > MAX_BODY_BYTES:
+            break
+    size += len(data) - start if begin < 0 else end - start
+    if size > MAX_BODY_BYTES:
         raise ApiError("request_too_large", _TOO_MUCH_ELSE)
-    return b"".join([*kept, data[start:]]), blobs
+    return size
 
 
 def _end_of_text(data: bytes, begin: int) -> int:
     """Where the text of JSON ends that begins here."""
-    end = data.find(b'"', begin)
-    while end >= 0:
-        at = end
-        while data[at - 1] == 92 and at > begin:  # a backslash
-            at -= 1
-        if (end - at) % 2 == 0:
+    end = begin - 1
+    while (end := data.find(b'"', end + 1)) >= 0:
+        width = 64
+        while not (tail := data[max(begin, end - width) : end]).strip(b"\\") and width < end - begin:
+            width *= 2
+        if (len(tail) - len(tail.rstrip(b"\\"))) % 2 == 0:
             return end
-        end = data.find(b'"', end + 1)
     return len(data)
 
 

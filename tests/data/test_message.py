@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent.parent
 SHOWN = {"yes", "with `-show_reasoning`"}
 TYPES = {str: "text", int: "number", bool: "boolean", dict: "object", list: "list", Content: "text or parts"}
 MESSAGE: dict[str, Any] = {
-    **{"id": "msg-1", "content": "Hi", "created_at": "2026-01-31T12:34:56Z", "parts": [], "idempotency_key": "k"},
+    **{"id": "msg-1", "content": "Hi", "created_at": "2026-01-31T12:34:56Z", "idempotency_key": "k"},
     **{
         "previous_error": "model_error",
         "previous_refused": True,

@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 
@@ -28,7 +29,7 @@ from tests.support.server import Server
 LARGE = 250_000  # bytes, a quarter of the largest body
 HEADER = 60_000  # the largest header that the server takes
 GROWTH = 36.0  # of eight times the size, on a busy machine; what is quadratic grows by 64
-HOLD = 0.2  # seconds, for a machine that is busy; a megabyte may take a tenth
+HOLD = 0.1  # seconds, which a megabyte may take
 HEADER_COST = 0.5  # seconds; what is quadratic takes ten and more
 
 
@@ -224,6 +225,36 @@ BODIES: dict[str, Callable[[int], bytes]] = {
 def test_a_body(client: Client, shape: str, path: str) -> None:
     path = f"/sessions/{client.create()}/run" if path == "run" else path
     holds(BODIES[shape], lambda made: _post(client, path, made))
+
+
+# --- what is searched, and what for ---
+
+SEARCHED = {
+    **TEXTS,
+    "marks in the wrong order": _repeat("\u0300\u0316", "x"),
+    "a letter and its marks": _repeat("e\u0301"),
+    "marks that become letters": _repeat("\u0345\u0301"),
+    "letters that become longer": _repeat("ß"),
+    "dotted letters": _repeat("İ "),
+    "syllables in parts": _repeat("\u1112\u1161\u11ab"),
+    "escapes": _repeat("\\u0065"),
+    "controls": _repeat("\0"),
+}
+
+
+@pytest.mark.parametrize("text", SEARCHED)
+def test_a_text_that_is_searched(text: str) -> None:
+    storage = MemoryStorage()
+    with Client(storage=storage) as client:
+
+        def use(made: str) -> None:
+            message = {"id": "msg-1", "role": "user", "content": made, "created_at": "t"}
+            session = storage.create([message], title="x")  # type: ignore[list-item]
+            for query in ("no such word", "x", made[:450], f"{made[:450]}\n{made[-450:]}z", '"a" ' * 200):
+                client.get("/sessions?" + urlencode({"q": query}))
+            client.request("DELETE", f"/sessions/{session}")
+
+        holds(SEARCHED[text], use)
 
 
 # --- headers and addresses ---

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from session_core.data.message import content_text
 from session_core.data.versions import BEGINNING, find_parents, find_path, replaced_messages
 from session_core.turns.transcripts import (
     ClientIntent,
@@ -163,7 +164,7 @@ def decorated(draw: st.DrawFn, message: ClientMessage) -> ClientMessage:
             ]
         )
     )
-    return message._replace(text=shown(message.text))
+    return message._replace(content=shown(content_text(message.content)))
 
 
 def shown(stored: Stored) -> list[ClientMessage]:
@@ -184,7 +185,7 @@ def test_what_reaches_the_model_is_what_the_person_sees(data: st.DataObject, sto
     seen = seen[trimmed:]
     if seen and data.draw(st.booleans()):
         edited = data.draw(st.integers(0, len(seen) - 1))
-        seen[edited] = seen[edited]._replace(text="edited")
+        seen[edited] = seen[edited]._replace(content="edited")
     if not seen or seen[-1].role != "user" or data.draw(st.booleans()):
         seen.append(ClientMessage("user", data.draw(TEXTS)))
     intent = compare_histories(stored, [decorated(data.draw, message) for message in seen])
