@@ -209,6 +209,11 @@ class Agent:
         """What the model may call now."""
         return list(self._tools().values())
 
+    @property
+    def server(self) -> str:
+        """The model server, as the messages that it wrote name it."""
+        return ModelId.at(self._base_url, "").server
+
     def list_models(self) -> list[str]:
         """The names of the models that the model server lists, as they were a minute ago at most. None where it
         lists none."""

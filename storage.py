@@ -24,7 +24,7 @@ from typing import Any, Self
 from session_core.data.kept_files import KeptFiles, MemoryFiles, Source
 from session_core.data.message import MessageFields, StoredMessage, are_messages, begins_turn, is_message, named_files
 from session_core.data.message_queue import ListQueue, MessageQueue, NotQueued, QueuedMessage, take_out
-from session_core.data.session import SESSION_ID, SETTINGS, STATE, Session, Summary, new_id, summarize, timestamp
+from session_core.data.session import CONFIGURABLE, SESSION_ID, STATE, Session, Summary, new_id, summarize, timestamp
 from session_core.data.store_errors import (
     FeedGap,
     LockLost,
@@ -38,8 +38,8 @@ from session_core.data.strict_json import to_json
 from session_core.data.turn_feed import TurnFeed, TurnLines
 
 __all__ = [
+    "CONFIGURABLE",
     "SESSION_ID",
-    "SETTINGS",
     "STATE",
     "FeedGap",
     "LockLost",
@@ -73,16 +73,15 @@ class Storage(ABC):
     def create(self, messages: Sequence[StoredMessage] = (), files: Source = "", **fields: Any) -> str:
         """Creates a session and returns its id. The session is durable when this returns.
 
-        `messages` are whole messages, with ids. What they name is in `files`: bytes by SHA-256, or a session's id.
-        `fields` are further ones of `Session`. Raises ValueError for what JSON in UTF-8 cannot hold, and for messages
-        without the fields that every message has.
+        `messages` are whole, with ids. What they name is in `files`: bytes by SHA-256, or a session's id. `fields`
+        are further ones of `Session`, also its `id` (see `_create`). Raises ValueError for what JSON cannot hold.
         """
         now = timestamp()
         copies = json.loads(to_json(list(messages)))
         if not are_messages(copies):
             raise ValueError("a message needs an id, a role and a time, all strings, and a content")
         to_json(fields)
-        session = Session(new_id("session"), now, now, messages=copies, **fields)
+        session = Session(fields.pop("id", "") or new_id("session"), now, now, messages=copies, **fields)
         self.files.take(session.id, named_files(copies), files)
         self._create(session)
         return session.id
@@ -291,12 +290,12 @@ class LockedSession(ABC):
         self._update(None, continues=json.loads(to_json(attempt)))
 
     def configure(self, **settings: Any) -> None:
-        """Sets `title`, `model`, `system_prompt` or `compacted`, or removes it with None. Durable when this returns.
+        """Sets fields of `CONFIGURABLE`, or removes them with None. Durable when this returns.
 
         Neither `updated_at` nor the place in the list changes. Raises TypeError for other names, and ValueError for
         what JSON in UTF-8 cannot hold.
         """
-        if unknown := settings.keys() - {*SETTINGS, "compacted"}:
+        if unknown := settings.keys() - set(CONFIGURABLE):
             raise TypeError(f"there is no setting {min(unknown)}")
         to_json(settings)
         changed = replace(self.session, **settings)

@@ -52,6 +52,8 @@ class TurnRequest:
 
     `client_id` is the client's own id of the question. `terms` tell what a client asked with, beside the transcript.
     `recovery` counts how often the server itself has gone on with an interrupted turn; 0 where a caller asks.
+    `response` is what a response of OpenAI's form keeps beside the messages. `behind` is the id of the message that
+    must be the session's last one.
     `if_busy` says what becomes of a question while another turn runs. `queued_id` is the id of the message as which
     it has waited in the session's queue.
 
@@ -76,6 +78,8 @@ class TurnRequest:
     client_id: str | None = None
     terms: str | None = None
     recovery: int = 0
+    response: Mapping[str, Any] | None = None
+    behind: str | None = None
     if_busy: IfBusy = "reject"
     queued_id: str | None = None
     files: dict[str, bytes] = field(default_factory=dict, compare=False, repr=False)

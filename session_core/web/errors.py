@@ -31,6 +31,7 @@ ERRORS: dict[str, tuple[int, str]] = {
     "method_not_allowed": (405, "This method is not allowed here."),
     "nothing_to_continue": (409, "The last turn of this session is complete, or there is none."),
     "turn_waiting": (409, "The last turn of this session waits for answers: send them, a new message, or a cancel."),
+    "conversation_locked": (409, "A turn is running in this conversation. Wait for its end, or cancel it."),
     "session_busy": (409, "A turn is running in this session. Wait for its end, or cancel it."),
     "event_gone": (410, "This event is no longer held. Read the session instead."),
     "request_too_large": (413, "The request is larger than 1 MiB."),
@@ -50,6 +51,7 @@ ERRORS: dict[str, tuple[int, str]] = {
 }
 
 _RETRY_AFTER_SECONDS = {
+    "conversation_locked": "1",
     "session_busy": "1",
     "queue_full": "1",
     "overloaded": "1",

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, model_validator
 
 from session_core.data.message import StoredMessage
 from session_core.data.message_queue import QueuedMessage
-from session_core.data.session import expanded
+from session_core.data.session import SETTINGS, expanded
 from session_core.data.strict_json import to_json
 from session_core.data.versions import replaced_messages
 from session_core.tools.functions import result_text
@@ -37,11 +37,12 @@ from session_core.web.errors import ApiError, describe_error, json_response
 from session_core.web.events import EventRenderer, find_resume_index, render_message
 from session_core.web.file_answers import serve_file
 from session_core.web.markdown import render_markdown
+from session_core.web.queued_streams import stream_queued
 from session_core.web.session_list import answer_list, session_details
 from session_core.web.turn_responses import TurnReader, TurnResponses, add_stream
 from session_core.web.ui_messages import UI_MESSAGES, ui_messages
 from session_core.web.uploads import Uploads, body_with_files
-from storage import SETTINGS, Session, SessionBusy, Storage
+from storage import Session, SessionBusy, Storage
 
 
 class _Answer(BaseModel, strict=True):
@@ -213,7 +214,7 @@ class _Sessions:
         renderer = functools.partial(EventRenderer, resumable=True)
         if turn is None and (message_id := message_id or sessions.next_message(session_id)):
             find = functools.partial(sessions.find_turn, session_id, message_id)
-            return self._responses.watch_queued(find, renderer, EventRenderer.comment)
+            return stream_queued(self._responses, find, renderer, EventRenderer.comment)
         event_id = request.headers.get("Last-Event-ID") or request.args.get("after", "")
         index = functools.partial(find_resume_index, event_id=event_id)
         return self._responses.watch(turn, index, renderer)

@@ -5,36 +5,24 @@ import dataclasses
 import functools
 import json
 import threading
-import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 from flask import Blueprint, Response, g, request
 
+from session_core.data.message import StoredMessage, file_parts
 from session_core.turns.event_log import Ended, Failed, LoggedEvent
-from session_core.turns.queueing import MessageNotFound
-from session_core.turns.remote import ShuttingDown
 from session_core.turns.sessions import Sessions, SessionsOfUsers
 from session_core.turns.turn import Overloaded, Role, Turn
-from session_core.turns.turn_request import TurnRequest
+from session_core.turns.turn_request import TurnRefused, TurnRequest
 from session_core.web.errors import error_response
 from session_core.web.settings import Settings
-from session_core.web.shown_turn import ShownTurn
-from storage import SessionBusy, SessionCorrupt, SessionNotFound, StorageUnavailable
+from session_core.web.shown_turn import ShownTurn, without_reasoning
+from storage import Session, SessionBusy, SessionNotFound, StorageUnavailable
 
 _BLOCK_BYTES = 1 << 16  # of events in one write, which is also what a client that stops reading holds up
 _ENDING_SECONDS = 5.0  # for which a retry of a closed completion waits for the end of a turn that is being ended
-_QUEUE_SECONDS = 0.5  # between two looks whether the turn of a message that waits has begun, maybe elsewhere
-_NO_TURN = (
-    MessageNotFound,
-    SessionNotFound,
-    SessionCorrupt,
-    StorageUnavailable,
-    SessionBusy,
-    ShuttingDown,
-    Overloaded,
-)
 _LOOK_SECONDS = 1.0  # between two looks whether a silent client has left
 
 # Gives text; to_json gives bytes, and takes twice as long.
@@ -76,7 +64,7 @@ class TurnResponses:
     thread, and a new turn a free place.
 
     `one_shot` are the sessions of requests that store nothing. `max_file_bytes` is the size of the largest picture or
-    file that a request may have.
+    file that a request may have. `keep_alive` is after how many seconds of silence a stream has a comment.
     """
 
     def __init__(self, sessions_of_users: SessionsOfUsers, one_shot: Sessions, settings: Settings) -> None:
@@ -84,7 +72,7 @@ class TurnResponses:
         self.max_file_bytes = settings.max_file_bytes
         self._sessions_of_users = sessions_of_users
         self._show_reasoning = settings.show_reasoning
-        self._keep_alive = settings.keep_alive
+        self.keep_alive = settings.keep_alive
         self._responses = threading.BoundedSemaphore(settings.max_responses)
         self._watchers = threading.BoundedSemaphore(settings.max_watchers)
 
@@ -112,6 +100,23 @@ class TurnResponses:
             self._take_further(turn, stack)
             return self._read(turn, headers, stack, "joined", keeps_running=keeps_running)
 
+    def start_one_shot(self, messages: Sequence[StoredMessage], asked: TurnRequest) -> TurnReader:
+        """Reads a turn in a session in memory with these messages, which goes with its answer."""
+        if any("media_type" not in part for message in messages for part in file_parts(message["content"])):
+            raise TurnRefused("A request without a session must have the data of its pictures and files.")
+        session_id = self.one_shot.create(messages, files=asked.files)
+        asked.files.clear()
+
+        def forget() -> None:
+            with contextlib.suppress(SessionNotFound):
+                self.one_shot.delete(session_id)
+
+        with contextlib.ExitStack() as stack:
+            stack.callback(forget)
+            reader = self.start(session_id, asked, keeps_running=False, sessions=self.one_shot)
+            stack.callback(reader.close)
+            return dataclasses.replace(reader, close=stack.pop_all().close)
+
     def join(self, turn: Turn) -> TurnReader:
         """Reads a turn that another request asked for, on behalf of a client that asks for the same."""
         with contextlib.ExitStack() as stack:
@@ -128,7 +133,7 @@ class TurnResponses:
                 stack.callback(self._watchers.release)
             elif turn is not None and not turn.ended:
                 raise Overloaded  # before `index`, which may wait for an event of another process
-            shown = turn if turn is None or self._show_reasoning else ShownTurn(turn)
+            shown = turn and self.show(turn)
             after = index(shown)
             if turn is None or shown is None or (turn.ended and not shown.read(after, 0)):
                 return Response(status=204)
@@ -137,46 +142,26 @@ class TurnResponses:
             reader = self._read(turn, {}, stack, "watching", keeps_running=None)
             return self.stream(dataclasses.replace(reader, turn=shown), renderer(shown), after)
 
-    def watch_queued(
-        self, find: Callable[[], Turn | None], renderer: Callable[[Turn], Renderer], comment: bytes
-    ) -> Response:
-        """A stream of comments until `find` gives a turn, and then of all its events. The stream ends where it can
-        give none any more."""
+    def watch_queued(self, blocks: Iterator[bytes]) -> Response:
+        """A stream of these blocks, which takes the place of one that watches."""
         with contextlib.ExitStack() as stack:
             _take_place(self._watchers, stack)
-            waiting = self._wait_for(find, self.sessions.wait_for_queues, comment)
-            response = event_stream(self._blocks_behind(waiting, renderer), {})
+            response = event_stream(blocks, {})
             response.call_on_close(stack.pop_all().close)
             return response
 
-    def _wait_for(
-        self, find: Callable[[], Turn | None], wait: Callable[[float], bool], comment: bytes
-    ) -> Generator[bytes, None, Turn | None]:
-        """Comments until a turn is found. Returns None where the wait ends without one."""
-        commented_at = -self._keep_alive
-        while (turn := find()) is None:
-            if time.monotonic() >= commented_at + self._keep_alive:
-                commented_at = time.monotonic()
-                yield comment
-            if not wait(min(_QUEUE_SECONDS, self._keep_alive)):
-                break
-        return turn
+    def show(self, turn: Turn) -> Turn:
+        """The turn as callers see it. For one reader."""
+        return turn if self._show_reasoning else ShownTurn(turn)
 
-    def _blocks_behind(
-        self, waiting: Generator[bytes, None, Turn | None], renderer: Callable[[Turn], Renderer]
-    ) -> Iterator[bytes]:
-        """What the wait for a turn gives, and then the events of the turn."""
-        with contextlib.suppress(*_NO_TURN), contextlib.ExitStack() as stack:
-            turn = yield from waiting
-            if turn is not None:
-                turn.readers.add("watching")
-                stack.callback(turn.leave, "watching")
-                shown = turn if self._show_reasoning else ShownTurn(turn)
-                yield from event_blocks(shown, 0, renderer(shown), self._keep_alive)
+    def session(self, session_id: str) -> Session:
+        """The session as callers see it. Raises what `Sessions.session` raises."""
+        session = self.sessions.session(session_id)
+        return session if self._show_reasoning else without_reasoning(session)
 
     def stream(self, reader: TurnReader, renderer: Renderer, after: int = 0) -> Response:
         """The turn's events behind the first `after` ones, as they come, until the last."""
-        blocks = event_blocks(reader.turn, after, renderer, self._keep_alive, self._client_left(reader.turn))
+        blocks = event_blocks(reader.turn, after, renderer, self.keep_alive, self._client_left(reader.turn))
         response = event_stream(blocks, {**reader.headers, **renderer.headers})
         response.call_on_close(reader.close)
         return response
@@ -228,7 +213,7 @@ class TurnResponses:
             if turn.tell_readers() and role == "joined" and not keeps_running:  # it may be cancelled, and go on then
                 turn.wait(_ENDING_SECONDS)
                 raise SessionBusy(turn.session_id)
-        return TurnReader(turn if self._show_reasoning else ShownTurn(turn), headers, stack.pop_all().close)
+        return TurnReader(self.show(turn), headers, stack.pop_all().close)
 
     def _client_left(self, turn: Turn) -> Callable[[], bool] | None:
         """A function that tells whether the client of this request has left, where that is of interest and the WSGI
