@@ -13,14 +13,12 @@ from itertools import chain, pairwise
 from typing import Any, cast
 
 from session_core.data.message import (
-    ERROR,
     AttemptFields,
     MessageFields,
     QuestionFields,
     StoredMessage,
     message_text,
     read_status,
-    tool_failed,
     tool_message,
     user_message,
 )
@@ -30,7 +28,7 @@ from session_core.model.outgoing_messages import read_tool_calls
 from session_core.model.reply import sum_usage
 from session_core.turns.event_log import Ended, Event, Failed, Started
 from session_core.turns.turn_request import Answers, TurnRefused, TurnRequest
-from session_core.turns.waiting import answers_left, settle
+from session_core.turns.waiting import answers_left, settle, stored_result
 from storage import Session, expanded, new_id, replaced_messages, timestamp
 
 INTERRUPTED_TEXT = "The turn was interrupted."
@@ -148,10 +146,7 @@ class StoredTurn:
         waited = {id: way for message in self.messages for id, way in message.get("pending", {}).items()}
         for message in self._answers():
             if message["role"] == "tool":
-                call_id, name = message.get("tool_call_id", ""), message.get("name", "")
-                text, failed = message_text(message), tool_failed(message)
-                result, error = (None, text.removeprefix(ERROR)) if failed else (text, None)
-                events.append(ToolResult(call_id, name, result, error, given=waited.get(call_id) == "client"))
+                events.append(stored_result(message, waited.get(message.get("tool_call_id", ""))))
                 continue
             if reasoning := message.get("reasoning"):
                 events.append(Reasoning(reasoning))
