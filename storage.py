@@ -70,7 +70,6 @@ __all__ = [
     "TurnLines",
     "checked_id",
     "expanded",
-    "is_message",
     "new_id",
     "replaced_messages",
     "session_from",
@@ -438,17 +437,18 @@ class MemoryStorage(Storage):
             yield session_id, b",".join([to_json(found.session.title if found else None), *lines])
 
     def _ids(self) -> list[str]:
-        with self._mutex:
-            sessions = list(self._sessions.items())
-        return [id for _, id in sorted((-found.order, id) for id, found in sessions)]
+        return [id for _, id in sorted((-found.order, id) for id, found in self._items())]
 
     def changed_at(self, session_id: str) -> float:
         with self._mutex:
             return self._find(session_id).order / 1e9
 
     def unchanged_since(self, when: float) -> Iterator[str]:
+        return (id for id, found in self._items() if found.order < when * 1e9)
+
+    def _items(self) -> list[tuple[str, _MemorySession]]:
         with self._mutex:
-            return iter([id for id, found in self._sessions.items() if found.order < when * 1e9])
+            return list(self._sessions.items())
 
     def _lock(self, session_id: str, turn: bool) -> LockedSession | None:
         with self._mutex:

@@ -34,7 +34,7 @@ def _messages(count: int) -> list[dict[str, Any]]:
     ]
 
 
-def _write_session(directory: Path, messages: list[dict[str, Any]]) -> str:
+def write_session(directory: Path, messages: list[dict[str, Any]]) -> str:
     """A session's file, as the server writes it; gives the id."""
     session_id = f"session-{secrets.token_hex(16)}"
     now = "2026-01-31T12:34:56Z"
@@ -60,7 +60,7 @@ def history(bench: Bench) -> None:
                     if number > 4 and server.name in TYPED:  # far off, and slow
                         continue
                     if server is ours:
-                        session_id = _write_session(directory, messages)
+                        session_id = write_session(directory, messages)
                         request = ours.turn(session_id, asking(2))
                     elif isinstance(server, Server):
                         request = server.turn(server.create(sent), asking(2))
@@ -92,7 +92,7 @@ def writes(bench: Bench) -> None:
     syncs: list[int] = []
     with bench.ours(sessions=directory, under=[*strace, "-o", str(trace)] if traced else ()) as server:
         run_streams(server, server.turns(1, asking(_CHUNKS)), _CHUNKS)
-        sessions = [_write_session(directory, _messages(length)) for length in lengths]
+        sessions = [write_session(directory, _messages(length)) for length in lengths]
         for session_id in sessions:
             before = server.written()
             (stream,) = run_streams(server, [server.turn(session_id, asking(_CHUNKS))], _CHUNKS)
@@ -148,7 +148,7 @@ def _list(bench: Bench, count: int, asked_cold: Asked | None, asked_warm: Asked)
     directory = bench.new_directory()
     messages = _messages(2)
     for _ in range(count):
-        _write_session(directory, messages)
+        write_session(directory, messages)
     os.sync()
     cold: list[float] = []
     after: list[float] = []

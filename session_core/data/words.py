@@ -14,6 +14,8 @@ _SNIPPET_BEFORE = 50  # characters of it that stand before the first word, at mo
 _FOLDED_AT_ONCE = 500  # characters
 _WORD = re.compile(r'"([^"]*)"?|(\S+)')
 _PLAIN = re.compile(r'[^\s"\\\x00-\x1f]+')  # what a JSON string holds as it is, unless it is written with escapes
+_ESCAPED = re.compile(rb"\\[u/]")  # what a JSON string may hold in place of any character
+_NO_TEXT = re.compile(r'"(?:id|role|type|created_at|updated_at|tool_call_id|model)":"[^"\\]*"|"\w+":')  # of a session
 _MARKS = re.compile(r"([^\w\s\x00-\x7f]{31,})")  # combining marks are among these characters
 
 
@@ -32,11 +34,14 @@ class Words:
 
     def may_stand_in(self, data: bytes) -> bool:
         """Whether the strings of this JSON in UTF-8 may hold all of them, taken together. Faster than parsing it."""
-        if b"\\u" in data or b"\\/" in data:
+        if _ESCAPED.search(data):
             return True
         text = data.decode(errors="replace")
-        if not unicodedata.is_normalized("NFC", text):  # a mark could join the letter of an escape
+        if not (text.isascii() or unicodedata.is_normalized("NFC", text)):  # a mark may join the letter of an escape
             return True
+        return self._have_pieces_in(text) and self._have_pieces_in(_NO_TEXT.sub('"', text))
+
+    def _have_pieces_in(self, text: str) -> bool:
         folded = _fold_letters(text)
         return all(piece in folded for piece in self.pieces)
 
@@ -48,9 +53,7 @@ class Words:
         first = max(0, at - _SNIPPET_BEFORE)
         first = line.find(" ", first, at) + 1 or first if first else 0
         end = first + _SNIPPET_LENGTH
-        if end >= len(line):
-            end = len(line)
-        elif (space := line.rfind(" ", at + _SNIPPET_LENGTH // 2, end + 1)) > 0:
+        if end < len(line) and (space := line.rfind(" ", at + _SNIPPET_LENGTH // 2, end + 1)) > 0:
             end = space
         return ("…" if first else "") + line[first:end] + ("…" if end < len(line) else "")
 

@@ -5,8 +5,9 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from session_core.stores.disk_access import read_file
 from session_core.stores.file_attachments import settle_files
 from session_core.stores.file_journal import remove_journal
 from storage import SESSION_ID
@@ -32,6 +33,22 @@ def scan(directory: str) -> Iterator[tuple[int, str]]:
                     yield found.st_mtime_ns, file[1]
     finally:
         os.close(opened)
+
+
+def read_contents(directory: str, ids: Sequence[str]) -> Iterator[tuple[str, bytes | None]]:
+    """These ids with the contents of their files. None where the file cannot be read, or a journal may hold more.
+
+    Raises OSError where the directory cannot be listed.
+    """
+    journaled = {found[1] for name in os.listdir(directory) if (found := _JOURNAL_FILE.fullmatch(name))}
+    return ((id, None if id in journaled else _read(os.path.join(directory, f"{id}.json"))) for id in ids)
+
+
+def _read(path: str) -> bytes | None:
+    try:  # suppress() is slower
+        return read_file(path)
+    except OSError:
+        return None
 
 
 def sweep(directory: str) -> None:

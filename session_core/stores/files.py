@@ -18,7 +18,6 @@ from session_core.stores.background_writer import BackgroundWriter
 from session_core.stores.disk_access import (
     make_directory,
     read_all,
-    read_file,
     rename_new,
     synced,
     unavailable,
@@ -38,7 +37,7 @@ from session_core.stores.file_locks import (
     release_in_children,
     turn_marked,
 )
-from session_core.stores.file_sweep import scan, sweep
+from session_core.stores.file_sweep import read_contents, scan, sweep
 from storage import (
     LockedSession,
     Session,
@@ -116,12 +115,8 @@ class FileStorage(Storage):
             return self._parsed(session_id, file)[0]
 
     def contents(self, after: str | None = None) -> Iterator[tuple[str, bytes | None]]:
-        for session_id in self.page(None, after)[0]:
-            data = None
-            if not os.path.lexists(self._journal_path(session_id)):  # which may hold what the file does not
-                with contextlib.suppress(OSError):
-                    data = read_file(self._path(session_id))
-            yield session_id, data
+        with unavailable("list", self._directory):
+            return read_contents(self._directory, self.page(None, after)[0])
 
     def _ids(self) -> list[str]:
         return [id for _, id in sorted((-modified, id) for modified, id in self._modified())]

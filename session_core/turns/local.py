@@ -99,7 +99,8 @@ class LocalTurn(Turn):
             settings = {**settings, "summary": summary}
         except (ModelError, StorageUnavailable) as error:
             log.warning("turn %s of %s goes on without a new summary: %r", self.id, self.session_id, error)
-        run = agent.run(history, self._cancellation, observer=self.report.span, **settings)
+        report = self.report
+        run = agent.run(history, self._cancellation, usage=report.usage, observer=report.span, **settings)
         with contextlib.closing(run) as events:
             for event in events:
                 self._handle(event)
@@ -177,22 +178,20 @@ class LocalTurn(Turn):
             self.report.saw(event)
             self._log.append(event)
         elif isinstance(event, Message):
-            self.report.count_run(event.usage)
+            self.report.usage = event.usage
             if event.data["role"] == "tool":
                 self.report.tool_answered()
             with self._storing:
                 if self._log.sealed:
                     raise TurnEnded
                 stored: MessageFields = {**event.data, **self._attempt.fields}
-                if "usage" in stored:
-                    stored["usage"] = self.report.usage or {}
                 if event.data["role"] == "assistant" and self.request.prefix:
                     stored["content"] = self._log.unstored(Chunk)  # with the prefix
                 self._recorder.append(stored)
                 if event.data["role"] == "assistant":
                     self._log.mark_stored()
         elif isinstance(event, Answer):
-            self.report.count_run(event.usage)
+            self.report.usage = event.usage
             status = "completed" if event.reason is None else "incomplete"
             self._end(status, event.reason, finish_reason=event.finish_reason, fields=event.fields)
         elif isinstance(event, Waiting):
