@@ -72,17 +72,11 @@ class Agent:
         """Answers the last user message of `history`, calling tools as the model asks.
 
         `model` and `system_prompt` stand in place of the agent's own. `summary` is one of what came before `history`.
-<<<<<<< HEAD
-        `options` are merged over the agent's. The `observer` sees the calls of the model and of tools. `client_tools`
-        are offered too, and run elsewhere. `answered` are the last calls of the history that have waited: those that
-        run now, and the results of others. With `results_only` the run ends when all are there. `files` are the
-        pictures and files that messages name, and keep those of tools.
-=======
         `usage` is what the turn has used of tokens by now. `options` are merged over the agent's. The `observer` sees
         the calls of the model and of tools. `client_tools` are offered too, and run elsewhere. `answered` are the
         last calls of the history that have waited: those that run now, and the results of others. With `results_only`
-        the run ends when all are there. `files` gives the bytes of the pictures and files that messages name.
->>>>>>> main
+        the run ends when all are there. `files` are the pictures and files that messages name, and
+        keep those of tools.
 
         `history` is the stored messages, oldest first. Whatever state they are in, the request is well formed. An
         assistant message with tool calls comes first as a `Message`, then all its `ToolCall`s, then for each call the
@@ -99,15 +93,10 @@ class Agent:
         own, budget, observer = self._tools(), Budget(cancellation, self._timeout), observer or Observer()
         client_tools = client_tools or ClientTools()
         tools = client_tools.beside(own)
-<<<<<<< HEAD
         keep = functools.partial(keep_pictures, files, self._max_file_bytes)
         run_tools = functools.partial(
             run_calls, budget=budget, timeout=self._tool_timeout, observer=observer, keep=keep
         )
-        usage = None
-=======
-        run_tools = functools.partial(run_calls, budget=budget, timeout=self._tool_timeout, observer=observer)
->>>>>>> main
         with self._completions.connect(budget, observer, options or {}, client_tools.tools) as completions:
             yield from _tell(outgoing, _settle(answered, functools.partial(run_tools, own)), usage)
             if results_only:
@@ -224,6 +213,11 @@ class Agent:
     def tools(self) -> list[AnyTool]:
         """What the model may call now."""
         return list(self._tools().values())
+
+    @property
+    def server(self) -> str:
+        """The model server, as the messages that it wrote name it."""
+        return ModelId.at(self._base_url, "").server
 
     def list_models(self) -> list[str]:
         """The names of the models that the model server lists, as they were a minute ago at most. None where it

@@ -6,14 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from session_core.data.message import (
-    ERROR,
     INTERRUPTED_CALL,
     NOT_EXECUTED,
     WENT_ON,
     StoredMessage,
-    file_parts,
-    message_text,
-    tool_failed,
 )
 from session_core.model.events import ToolCall, ToolResult
 from session_core.model.outgoing_messages import read_tool_calls
@@ -60,14 +56,6 @@ def answers_left(answers: Any) -> dict[str, Mapping[str, Any]]:
         else {}
     )
     return {id: {"error": INTERRUPTED_CALL} if answer.get("approve") else answer for id, answer in found.items()}
-
-
-def stored_result(message: StoredMessage, waited_for: str | None) -> ToolResult:
-    """The result that a tool's message holds, of a call that has waited for this, if for anything."""
-    text, failed = message_text(message), tool_failed(message)
-    result, error = (None, text.removeprefix(ERROR)) if failed else (text, None)
-    call_id, name = message.get("tool_call_id", ""), message.get("name", "")
-    return ToolResult(call_id, name, result, error, waited_for == "client", file_parts(message["content"]))
 
 
 def _settle(call: ToolCall, answer: Mapping[str, Any]) -> ToolCall | ToolResult:
