@@ -12,7 +12,6 @@ from session_core.data.message import (
     INTERRUPTED_CALL,
     WENT_ON,
     Content,
-    ContentPart,
     MessageFields,
     as_parts,
     content_text,
@@ -89,7 +88,7 @@ class OutgoingMessages:
             contents = [results[call.id].pop(0) if results.get(call.id) else missing[call.id] for call in calls]
             calling = {"role": "assistant", "content": text, "tool_calls": made}
             self._add_calls(message, calling, list(map(content_text, contents)))
-            self._add_pictures([part for content in contents for part in file_parts(content)])
+            self._add_pictures(contents)
         else:
             self._add_text("assistant", text)
             self._return_metadata(message, self.sent[-1])
@@ -114,8 +113,9 @@ class OutgoingMessages:
         for call, content in zip(calls, contents, strict=True):
             self.sent.append({"role": "tool", "tool_call_id": call["id"], "content": content})
 
-    def _add_pictures(self, pictures: Sequence[ContentPart]) -> None:
+    def _add_pictures(self, contents: Sequence[Content]) -> None:
         """Adds the pictures of results as a message of the user, since servers take none in those of tools."""
+        pictures = [part for content in contents for part in file_parts(content)]
         if not pictures or not self._form.has("pictures"):
             return
         if self._last_role == "tool":
