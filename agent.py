@@ -59,6 +59,7 @@ class Agent:
         model: str | None = None,
         system_prompt: str | None = None,
         summary: str = "",
+        usage: dict[str, Any] | None = None,
         options: Mapping[str, Any] | None = None,
         answered: Sequence[ToolCall | ToolResult] = (),
         results_only: bool = False,
@@ -69,10 +70,10 @@ class Agent:
         """Answers the last user message of `history`, calling tools as the model asks.
 
         `model` and `system_prompt` stand in place of the agent's own. `summary` is one of what came before `history`.
-        `options` are merged over the agent's. The `observer` sees the calls of the model and of tools. `client_tools`
-        are offered too, and run elsewhere. `answered` are the last calls of the history that have waited: those that
-        run now, and the results of others. With `results_only` the run ends when all are there. `files` gives the
-        bytes of the pictures and files that messages name.
+        `usage` is what the turn has used of tokens by now. `options` are merged over the agent's. The `observer` sees
+        the calls of the model and of tools. `client_tools` are offered too, and run elsewhere. `answered` are the
+        last calls of the history that have waited: those that run now, and the results of others. With `results_only`
+        the run ends when all are there. `files` gives the bytes of the pictures and files that messages name.
 
         `history` is the stored messages, oldest first. Whatever state they are in, the request is well formed. An
         assistant message with tool calls comes first as a `Message`, then all its `ToolCall`s, then for each call the
@@ -89,7 +90,6 @@ class Agent:
         client_tools = client_tools or ClientTools()
         tools = client_tools.beside(own)
         run_tools = functools.partial(run_calls, budget=budget, timeout=self._tool_timeout, observer=observer)
-        usage = None
         with self._completions.connect(budget, observer, options or {}, client_tools.tools) as completions:
             yield from _tell(outgoing, _settle(answered, functools.partial(run_tools, own)), usage)
             if results_only:
@@ -204,6 +204,11 @@ class Agent:
     def tools(self) -> list[AnyTool]:
         """What the model may call now."""
         return list(self._tools().values())
+
+    @property
+    def server(self) -> str:
+        """The model server, as the messages that it wrote name it."""
+        return ModelId.at(self._base_url, "").server
 
     def list_models(self) -> list[str]:
         """The names of the models that the model server lists, as they were a minute ago at most. None where it

@@ -16,9 +16,11 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Reasoning:
-    """A piece of what the model thinks before it says or does something, never empty."""
+    """A piece of what the model thinks before it says or does something, never empty. `name` is the field by which
+    the model server sends it, and wants it back."""
 
     content: str
+    name: str | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,7 @@ class CompletionRenderer:
                     yield self._chunk({"tool_calls": numbered} if numbered else calls)
                 yield self._chunk({}, _finish_reason(event, self._asked))
                 if self._asked.with_usage:
-                    yield {**self._fixed, "choices": [], "usage": event.message.get("usage")}
+                    yield {**self._fixed, "choices": [], "usage": _usage(event)}
             case Failed():
                 yield _error_of(event.code, event.text)
 
@@ -92,9 +92,16 @@ def render_completion(turn: Turn, last: Ended, *, asked: ChatRequest) -> Respons
         "created": int(time.time()),
         "model": last.message.get("model", ""),
         "choices": [choice],
+        "usage": _usage(last),
     }
-    completion |= {"usage": usage} if (usage := last.message.get("usage")) else {}
     return json_response(completion)
+
+
+def _usage(last: Ended) -> dict[str, Any]:
+    """The usage with all numbers that OpenAI's has, 0 where the model server tells none: clients need them."""
+    return dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), 0) | (
+        last.message.get("usage") or {}
+    )
 
 
 def _error_of(code: str, text: str | None = None) -> dict[str, Any]:

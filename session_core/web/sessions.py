@@ -155,18 +155,24 @@ class _Sessions:
             return Response(shown, mimetype=UI_MESSAGES, headers={"Vary": "Accept"})
         messages = expanded(session.messages) if with_replaced else session.conversation
         replaced = replaced_messages(messages) if with_replaced else {}
+        hidden = len(expanded(session.messages)) - len(session.conversation)
         messages = _cut_before(messages, before)
         newest = messages[-limit:] if limit else messages
-        by = {id: {"replaced_by": other} for id, other in replaced.items()}
+        places = {
+            message["id"]: {"after": message["after"]} for message in messages if with_replaced and "after" in message
+        }
+        for id, other in replaced.items():
+            places[id] = {**places.get(id, {}), "replaced_by": other}
         answer = {
             "id": session.id,
-            "messages": [{**self._render_message(message), **by.get(message["id"], {})} for message in newest],
+            "messages": [{**self._render_message(message), **places.get(message["id"], {})} for message in newest],
             "created_at": session.created_at,
             "updated_at": session.updated_at,
             "running": running,
             **_set_settings(session),
             **_compacted(session),
             **_state(session, running=running),
+            **({"replaced": hidden} if hidden else {}),
         }
         if limit or before is not None:
             answer["next"] = newest[0]["id"] if len(newest) < len(messages) else None

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Self
 
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.remote.webelement import WebElement
 
 from session_core.model.demo import ScriptedReply
 from tests.support.browser import Driver, Page
@@ -56,7 +55,14 @@ class OpenWebui:
         self._token = self.call("POST", "/api/v1/auths/signin", {"email": "", "password": ""})["token"]
         connection = {"OPENAI_API_BASE_URLS": [f"{server_url}/v1"], "OPENAI_API_KEYS": ["none"]}
         configs = {"OPENAI_API_CONFIGS": {"0": {"enable": True, "headers": HEADERS}}}
+        news = {"ui": {"version": self.version, "showChangelog": False}}  # as after a first visit
+        self.call("POST", "/api/v1/users/user/settings/update", news)
         self.call("POST", "/openai/config/update", {"ENABLE_OPENAI_API": True, **connection, **configs})
+
+    @property
+    def version(self) -> str:
+        found: str = self.call("GET", "/api/config")["version"]
+        return found
 
     def call(self, method: str, path: str, body: object = None) -> Any:
         """What its own API answers, as its page calls it."""
@@ -139,9 +145,6 @@ class Window(Page):
         self.driver.get(f"{self.url}/?{query}")
         self.wait_until(lambda: self.all("#chat-input"), "the input")
         self.wait_until(lambda: "gpt-3.5-turbo" in self.text("main, #model-selector-model-button"), "the model")
-        for one in self.all("[role=dialog] button"):
-            if "Okay" in one.text:
-                one.click()
 
     def ask(self, text: str) -> None:
         """Sends, and waits for the end of the answer."""
@@ -156,8 +159,14 @@ class Window(Page):
         self.wait_until(lambda: len(self.questions) > before, "the question")
 
     def settle(self) -> None:
-        """Waits for the end of all answers."""
-        self.wait_until(lambda: self.all("[id^=speak-button-]") and not self.stops, "the answer's end")
+        """Waits for the end of all answers, and of what Open WebUI asks for itself behind them."""
+        self.wait_until(lambda: self.idle and self.all("[aria-label^='Follow up']"), "the answer's end")
+
+    def attach(self, path: Path) -> None:
+        """Puts a file to the question that is asked next."""
+        self.all("input[type=file][multiple]")[0].send_keys(str(path))
+        self.wait_until(lambda: path.name in self.driver.page_source, "the file")
+        self.wait_until(lambda: not self.all("main [role=status], main .spinner_ajPY"), "the end of the upload")
 
     def edit_question(self, number: int, text: str) -> None:
         """Puts a text in place of a question, and asks that."""
@@ -195,9 +204,9 @@ class Window(Page):
         self.driver.execute_script("arguments[0].click()", self.driver.execute_script(script, text)[-1])
 
     @property
-    def stops(self) -> list[WebElement]:
-        """The button that stops an answer, where one is being written."""
-        return self.all("[aria-label^=Stop]")
+    def idle(self) -> bool:
+        """Whether no answer is being written."""
+        return bool(self.all("[id^=speak-button-]")) and not self.all("[aria-label^=Stop]")
 
     @property
     def questions(self) -> list[str]:

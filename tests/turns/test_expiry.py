@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from agent import tool
 from session_core.stores.files import FileStorage
 from session_core.turns.expiry import _delete, expire
 from storage import Storage
-from tests.support.client import Client, json_of
-from tests.support.model_server import STALL, answer
+from tests.support.client import Client, error_of, json_of
+from tests.support.model_server import STALL, answer, tool_call
 from tests.support.server import Server, wait_until
 
 
@@ -49,6 +50,26 @@ def test_what_did_not_change_for_long_is_deleted(store: Callable[[], Storage]) -
         assert expire(storage, 50) == 0
         client.cancel(running)
         stream.close()
+
+
+def test_a_session_that_waits_expires_like_any_other_and_is_answered_until_then(store: Callable[[], Storage]) -> None:
+    @tool(needs_approval=True)
+    def send() -> str:
+        """Sends a letter."""
+        return "sent"
+
+    storage, answers = store(), {"answers": {"call_1": {"approve": True}}}
+    with Client(storage=storage, tools=[send]) as client:
+        client.model.then(tool_call("send", {}), tool_call("send", {}))
+        forgotten, answered = (client.create() for _ in range(2))
+        for session in (forgotten, answered):
+            assert json_of(client.run(session))["message"]["status"] == "waiting"
+            age(client, storage, session, 100)
+        assert expire(storage, 200) == 0
+        assert client.request("POST", f"/sessions/{answered}/run", answers).status_code == 200
+        assert expire(storage, 50) == 1
+        assert error_of(client.request("POST", f"/sessions/{forgotten}/run", answers)) == (404, "session_not_found")
+        assert [one["content"] for one in client.messages(answered)][-2:] == ["sent", "OK"]
 
 
 def test_a_session_that_changes_while_it_is_swept_is_kept(store: Callable[[], Storage]) -> None:

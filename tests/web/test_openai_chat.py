@@ -94,6 +94,15 @@ def test_a_stream_has_openais_form(client: Client) -> None:
     assert (found[-1]["choices"], found[-1]["usage"]) == ([], USAGE)
 
 
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_usage_has_all_numbers_also_where_the_model_server_tells_less(client: Client, stream: bool) -> None:
+    client.model.then(answer("Hello", usage={"total_tokens": 3}))
+    for expected in (3, 0):
+        response = post(client, user("Hi"), stream=stream, stream_options={"include_usage": True})
+        usage = (chunks(response)[-1] if stream else json_of(response))["usage"]
+        assert usage == {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": expected}
+
+
 @pytest.mark.parametrize("headers", [None, SESSION])
 @pytest.mark.parametrize("stream", [True, False])
 def test_logprobs_come_back_with_the_texts_of_their_tokens(

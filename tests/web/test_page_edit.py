@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from selenium.webdriver.support.ui import Select
 
 from tests.support import browser
 from tests.support.browser import Page
-from tests.support.model_server import BREAK, STALL, ModelServer, answer, tool_calls, wait
+from tests.support.model_server import BREAK, STALL, ModelServer, answer, pause, tool_calls, wait
 from tests.support.server import TIMEOUT, Server
 from tests.web.conftest import Script
 
@@ -240,7 +241,7 @@ def test_the_list_is_filtered_by_words_of_all_titles(page: Page, tmp_path: Path)
         page.wait_until(lambda: page.shows("#no-match"), "the words that there is none")
         page.driver.execute_script("document.getElementById('filter').value = ''")
         page.type("#filter", " ")
-        page.wait_until(lambda: len(page.all("#list li")) == 120, "all of them")
+        page.wait_until(lambda: len(page.all("#list li")) == 50, "the first page again")
 
 
 def test_the_tokens_of_a_session_are_shown(here: Page, script: Script) -> None:
@@ -289,3 +290,65 @@ def test_every_new_control_has_a_name(here: Page, script: Script) -> None:
         ".filter((node) => !named(node)).map((node) => node.outerHTML)"
     )
     assert unnamed == []
+
+
+def forget_choices(page: Page) -> None:
+    """As another browser would be: nothing of this session was kept."""
+    page.run("localStorage.clear()")
+    page.reload()
+
+
+def test_another_browser_can_undo_an_edit(here: Page, script: Script) -> None:
+    script(*map(answer, ("One.", "Two.", "ONE.", "Three.")))
+    here.ask("first")
+    here.ask("second")
+    edit(here, 0, "FIRST")
+    here.wait_until(lambda: here.answers == ["ONE."], "the new answer")
+    here.settle()
+    forget_choices(here)
+    act(here, ".question", "older")
+    here.wait_until(lambda: here.questions == ["first", "second"], "what the edit has hidden")
+    here.ask("third")
+    assert here.answers == ["One.", "Two.", "Three."]
+    forget_choices(here)
+    here.wait_until(lambda: here.text(".place") == "1 / 2", "the version that stands behind no other")
+    act(here, ".question", "newer")
+    here.wait_until(lambda: here.questions == ["FIRST"], "the other one")
+
+
+def test_what_another_program_has_put_in_the_middle_can_be_undone(here: Page, server: Server, script: Script) -> None:
+    script(*map(answer, ("One.", "Two.", "Between.")))
+    here.ask("first")
+    here.ask("second")
+    between = {"message": "between", "after": server.messages(here.session)[1]["id"]}
+    assert server.request("POST", f"/sessions/{here.session}/run", between).status == 200
+    forget_choices(here)
+    here.wait_until(lambda: here.questions == ["first", "between"], "the other's question")
+    here.wait_until(lambda: here.text(".place") == "2 / 2", "the number of the version")
+    act(here, ".question", "older")
+    here.wait_until(lambda: here.questions == ["first", "second"], "what was hidden")
+
+
+def test_what_another_browser_hides_meanwhile_is_told_and_can_be_undone(
+    here: Page, server: Server, script: Script
+) -> None:
+    script(*map(answer, ("One.", "Two.", "ONE.")))
+    here.ask("first")
+    here.ask("second")
+    edited = {"message": "FIRST", "replaces": server.messages(here.session)[0]["id"]}
+    assert server.request("POST", f"/sessions/{here.session}/run", edited).status == 200
+    here.come_back()
+    here.wait_until(lambda: here.questions == ["FIRST"], "the other's question")
+    assert "hidden" in here.notice
+    here.click("#notice .notice-action")
+    here.wait_until(lambda: here.questions == ["first", "second"], "what was hidden")
+
+
+def test_an_answer_tells_its_seconds_and_tokens(here: Page, server: Server, script: Script) -> None:
+    script(answer("One.", pause(2.1), usage={"prompt_tokens": 5, "completion_tokens": 1234, "total_tokens": 1239}))
+    here.ask("first")
+    for _ in range(2):
+        facts = here.texts(".answer .facts")
+        assert re.search(r"[23] s · 1,234 tokens$", facts[0]), facts
+        here.reload()
+        here.wait_until(lambda: here.texts(".answer .facts"), "the same after a reload")

@@ -330,18 +330,6 @@ def test_who_asks_is_told_and_can_leave(page: Page, serve: Serve, tmp_path: Path
     page.wait_until(lambda: page.shows("#token-dialog"), "the question again")
 
 
-def test_a_text_file_that_is_dropped_comes_into_the_box(here: Page) -> None:
-    here.run(
-        """
-        const data = new DataTransfer();
-        data.items.add(new File(["x = 1\\n"], "one.py", { type: "text/x-python" }));
-        const drop = new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true });
-        document.getElementById("main").dispatchEvent(drop);
-        """
-    )
-    here.wait_until(lambda: "one.py\n```\nx = 1\n```" in value_of(here), "the text")
-
-
 def test_an_export_is_markdown_as_the_model_wrote_it(here: Page, script: Script, tmp_path: Path) -> None:
     here.driver.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
     script(answer("## Plan\n\n- one\n- two"))

@@ -1,5 +1,6 @@
 // What can be done with a message: copy, edit, try again, go on from here in a new session.
 
+import { contentOf } from "./attachments.js";
 import { copyWithButton } from "./copying.js";
 import { editQuestion } from "./editing.js";
 import { element, iconButton, textButton } from "./element.js";
@@ -11,6 +12,7 @@ import { drawSteps } from "./stepping.js";
 import { askInPlace } from "./turn.js";
 import { shownMessages, state } from "./view.js";
 
+const LONG = 600; // seconds
 const idsOf = (article) => article.dataset.ids.split(" ");
 
 /** Gives each message that is shown its row of actions. */
@@ -23,8 +25,7 @@ export function drawActions(view) {
     add("copy", "copy", "Copy", (button) => copyWithButton(button, source(view, article)));
     if (article.classList.contains("question")) {
       row.setAttribute("aria-label", "Actions of this question");
-      if (typeof messageOf(view, article).content === "string")
-        add("edit", "edit", "Edit", () => editQuestion(article, source(view, article), (text) => askInPlace(view, idsOf(article)[0], text)));
+      add("edit", "edit", "Edit", () => editQuestion(article, source(view, article), (text) => askEdited(view, article, text)));
     } else {
       row.setAttribute("aria-label", "Actions of this answer");
       add("again", "again", "Try again", () => tryAgain(view, article));
@@ -39,6 +40,13 @@ export function drawActions(view) {
 
 const messageOf = (view, article) => shownMessages(view).find(({ id }) => id === idsOf(article)[0]) ?? {};
 
+/** Asks in the place of a question with another text, and with the pictures and files that it had. */
+async function askEdited(view, article, text) {
+  const { id, content } = messageOf(view, article);
+  const parts = Array.isArray(content) ? content.filter(({ type }) => type !== "text") : [];
+  await askInPlace(view, id, contentOf(text, parts));
+}
+
 /** The message as its author wrote it. */
 function source(view, article) {
   const ids = idsOf(article);
@@ -46,10 +54,11 @@ function source(view, article) {
   return said.map(({ content }) => content && textOf(content)).filter(Boolean).join("\n\n");
 }
 
-/** Which model wrote an answer, and when. */
-function facts({ dataset: { model, at, tokens } }) {
-  const words = [model, at && shortTime(at), tokens && `${Number(tokens).toLocaleString()} tokens`].filter(Boolean).join(" · ");
-  return element("span", { class: "facts" }, words);
+/** Which model wrote an answer, when, in how many seconds and tokens. What took very long waited for somebody. */
+function facts({ dataset: { model, at, tokens, seconds = 0 } }) {
+  const took = seconds > 0 && seconds < LONG && `${seconds} s`;
+  const words = [model, at && shortTime(at), took, tokens && `${Number(tokens).toLocaleString()} tokens`];
+  return element("span", { class: "facts" }, words.filter(Boolean).join(" · "));
 }
 
 async function tryAgain(view, article, model) {

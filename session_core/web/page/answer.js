@@ -1,6 +1,7 @@
 // An answer that is being drawn, from stored messages or from events: reasoning, text and tool calls in their order.
 
 import { element, fill } from "./element.js";
+import { drawParts } from "./files.js";
 import { markdown, NEEDS_WHOLE } from "./markdown.js";
 import { renderLater } from "./rendered.js";
 import { textOf } from "./render.js";
@@ -8,7 +9,9 @@ import { textOf } from "./render.js";
 const QUIET = 2_000; // milliseconds of silence, after which the page says what is waited for
 
 export class Answer {
-  constructor(parent) {
+  /** `asked` is when its question was. */
+  constructor(parent, asked = null) {
+    this.asked = asked;
     this.body = element("div", { class: "body" });
     this.calls = new Map();
     this.text = null;
@@ -24,6 +27,7 @@ export class Answer {
     if (role !== "assistant") return;
     if (model) this.article.dataset.model = model;
     if (at) this.article.dataset.at = at;
+    if (at && this.asked) this.article.dataset.seconds = (Date.parse(at) - Date.parse(this.asked)) / 1000;
     if (usage) this.article.dataset.tokens = usage.completion_tokens ?? "";
   }
 
@@ -31,8 +35,10 @@ export class Answer {
     const { role, content, reasoning, name, tool_call_id: answers, tool_calls: calls, is_error: failed } = message;
     this.addId(message);
     if (role === "assistant" && reasoning) this.body.append(new Thought(textOf(reasoning)).node);
-    if (role === "tool") this.addResult({ id: answers, name, result: textOf(content), failed });
-    else if (content) this.write(textOf(content));
+    if (role === "tool") {
+      this.addResult({ id: answers, name, result: textOf(content), failed });
+      this.body.append(drawParts(content));
+    } else if (content) this.write(textOf(content));
     this.finish();
     for (const { id, function: called } of calls ?? []) this.addCall({ id, ...called });
   }

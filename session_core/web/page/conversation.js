@@ -3,21 +3,22 @@
 // What the server has stored is the truth. The messages on the page are made equal to it.
 
 import { drawApproval } from "./approval.js";
+import { drawParts } from "./attachments.js";
 import { element, textButton } from "./element.js";
 import { json } from "./http.js";
 import { keepDraft, recall, remember } from "./kept.js";
 import { fitBox, stay, toBottom } from "./layout.js";
+import { markdown } from "./markdown.js";
 import { drawMessages, drawNote, hasFailed, outcome } from "./messages.js";
-import { attempt } from "./notices.js";
 import { render, textOf } from "./render.js";
 import { box, isShown, PAGE_SIZE, scroller, shownMessages, state } from "./view.js";
-import { addToVersions, canGoOnFromAnywhere, keptVersion } from "./versions.js";
+import { addToVersions, keptVersion } from "./versions.js";
 
 const LATE = 24 * 3600_000; // milliseconds, after which a message that the server does not have is not sent any more
 
-let callbacks = { drawActions() {} };
+let callbacks = { drawActions() {}, tellHidden() {} };
 
-/** `drawActions` gives the messages of a view their buttons when they are on the page. */
+/** `drawActions` gives the messages of a view their buttons when they are on the page. `tellHidden` is called with questions that others have hidden. */
 export const setConversationCallbacks = (given) => (callbacks = given);
 
 /** The newest messages that are stored. What else the answer tells of the session is taken at once. */
@@ -32,16 +33,14 @@ export function renderMessages(view) {
   view.note = null;
   view.stored.replaceChildren(drawMessages(shownMessages(view)));
   if (view.earlier) {
-    const from = element("span");
-    view.stored.append(element("p", { class: "note" }, "This is an earlier version. ", from, " ", textButton("Show the newest", "newest")));
-    attempt(async () => {
-      from.textContent = (await canGoOnFromAnywhere()) ? "What you send goes on from here." : "What you send goes on from the newest.";
-    });
+    const words = "This is an earlier version. What you send goes on from here. ";
+    view.stored.append(element("p", { class: "note" }, words, textButton("Show the newest", "newest")));
   }
   finishDrawing(view);
 }
 
 function finishDrawing(view) {
+  drawSummary(view);
   render();
   callbacks.drawActions(view);
 }
@@ -57,6 +56,9 @@ export function merge(view, page, startedAt = null) {
     view.note = null;
   }
   const known = page.messages.findIndex(({ id }) => id === view.messages.at(-1)?.id);
+  const ids = new Set(page.messages.map(({ id }) => id));
+  const common = view.messages.findLastIndex(({ id }) => ids.has(id));
+  const hidden = known < 0 && view.session.replaced ? view.messages.slice(common + 1).filter(({ role }) => role === "user") : [];
   if (known < 0) {
     Object.assign(view, { messages: [], next: page.next, note: null, all: null });
     view.stored.replaceChildren();
@@ -71,6 +73,18 @@ export function merge(view, page, startedAt = null) {
   view.messages.push(...fresh);
   view.stored.append(drawMessages(fresh));
   finishDrawing(view);
+  if (hidden.length) callbacks.tellHidden(view, hidden);
+}
+
+/** Shows where the summary ends that the model gets in place of what is older, and what it says. */
+function drawSummary(view) {
+  view.stored.querySelector(".summary")?.remove();
+  const { until, content } = view.session.compacted ?? {};
+  const last = until && view.stored.querySelector(`article[data-ids~="${until}"]`);
+  if (!last) return;
+  const text = element("div", { class: "text" }, ...markdown(content).map(({ node }) => node));
+  const words = "The model gets this summary in place of what stands above. Nothing of it is lost here.";
+  last.after(element("details", { class: "summary" }, element("summary", {}, "What is older is summed up"), element("p", { class: "soft" }, words), text));
 }
 
 export async function showEarlier() {
@@ -106,11 +120,13 @@ export function settle(turn, last, page) {
     questions === Number(turn.bubble) &&
     (known >= 0 || !view.messages.length) &&
     !turn.answers &&
-    !fresh.slice(0, -1).some(({ status }) => status);
+    !fresh.slice(0, -1).some(({ status }) => status) &&
+    !fresh.some(({ role, content }) => role === "tool" && Array.isArray(content)); // Their pictures come with what is stored.
   if (seen) {
     addToVersions(view, fresh);
     view.messages.push(...fresh);
     if (turn.bubble) view.live.querySelector(".question").dataset.ids = fresh[0].id;
+    turn.answer.asked = view.messages.findLast(({ role }) => role === "user")?.created_at;
     for (const message of fresh.slice(questions)) turn.answer.addId(message);
     view.stored.append(...view.live.childNodes);
     finishDrawing(view);
@@ -173,10 +189,12 @@ export function drawEnd(view, error = "") {
 }
 
 /** Puts a message that the server does not have back into the box. */
-export function giveBack(view, { text, key, replaces, after }) {
-  if (!text) return;
-  view.returned = { text, key, replaces, after };
+export function giveBack(view, { text, content = text, key, replaces, after }) {
+  if (!content) return;
+  view.returned = { content, key, replaces, after };
+  if (Array.isArray(content)) view.parts.push(...content.filter(({ type }) => type !== "text"));
   if (!isShown(view)) return keepDraft(view.id, text);
+  drawParts(view);
   if (box.value !== text) box.value = [text, box.value].filter(Boolean).join("\n\n");
   keepDraft(view.id, box.value);
   fitBox();

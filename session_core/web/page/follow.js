@@ -30,9 +30,9 @@ export function pause(milliseconds) {
 
 /** A turn of a view. With a key it is asked for; without, the running turn is watched. `bubble` says whether its question is drawn with it. */
 export function newTurn(view, asked = {}) {
-  const { text = null, content = text, key = null, bubble = false, replaces, after, continues = false, answers = null, model, last } = asked;
+  const { text = null, content = text, key = null, bubble = false, replaces, after, continues = false, answers = null, model, last, queuedAs } = asked;
   return {
-    view, text, content, key, bubble, replaces, after, continues, answers, model, last,
+    view, text, content, key, bubble, replaces, after, continues, answers, model, last, queuedAs,
     answer: null,
     length: 0, // characters of text
     lastEvent: null,
@@ -50,7 +50,7 @@ const isWanted = (turn) => isShown(turn.view) || (turn.key !== null && !turn.las
 function openStream(turn, signal) {
   const path = `sessions/${turn.view.id}/run_stream`;
   if (turn.lastEvent) return request(path, { signal, headers: { "Last-Event-ID": turn.lastEvent } });
-  if (turn.key === null) return request(path, { signal });
+  if (turn.key === null) return request(turn.queuedAs ? `${path}?message=${turn.queuedAs}` : path, { signal });
   return request(path, { signal, method: "POST", body: bodyOf(turn), headers: { "Idempotency-Key": turn.key } });
 }
 
@@ -91,7 +91,7 @@ export async function follow(turn, handleEvent) {
         if (!isWanted(turn)) throw new ConnectionLost();
       }
     } catch (error) {
-      if (error.status === 410) return null;
+      if (error.status === 410 || (error.status === 404 && turn.queuedAs)) return null; // gone, or taken back
       const passing = error instanceof ConnectionLost || (turn.lastEvent && error.status >= 500);
       if (!passing || !isWanted(turn)) throw error;
       wait = Math.max(wait, 1000 * (error.retryAfter ?? 0));

@@ -32,12 +32,12 @@ let callbacks = { askToken: async () => false, onAnswer() {} };
 export const setHttpCallbacks = (given) => (callbacks = given);
 
 /** The answer to a request, if it is 2xx. Asks for the token where the server does, unless `quiet`. */
-export async function request(path, { method = "GET", body, headers = {}, signal, quiet = false } = {}) {
+export async function request(path, { method = "GET", body, headers = {}, signal, cache = "no-store", quiet = false } = {}) {
   for (;;) {
     const token = readToken();
     const sent = { ...headers, ...authorization(token) };
     if (body) sent["Content-Type"] = "application/json";
-    const settings = { method, headers: sent, signal, cache: "no-store", body: body && JSON.stringify(body) };
+    const settings = { method, headers: sent, signal, cache, body: body && JSON.stringify(body) };
     const response = await fetch(path, settings).catch(() => {
       throw new ConnectionLost();
     });

@@ -44,5 +44,4 @@ export function forgetSession(session) {
   remember(session, null);
   keepDraft(session, "");
   keepChoice(`version.${session}`, null);
-  keepChoice(`versions.${session}`, null);
 }

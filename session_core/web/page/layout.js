@@ -49,6 +49,21 @@ export function fitBox() {
   box.style.height = `${box.scrollHeight + 2}px`;
 }
 
+const acts = new WeakMap();
+const seen = new IntersectionObserver((entries) => {
+  for (const { isIntersecting, target } of entries) {
+    if (!isIntersecting) continue;
+    seen.unobserve(target);
+    acts.get(target)();
+  }
+}, { rootMargin: "50% 0px" });
+
+/** Does something once, when a node comes near to what is seen. */
+export function whenSeen(node, act) {
+  acts.set(node, act);
+  seen.observe(node);
+}
+
 export function setDrawer(open) {
   document.body.classList.toggle("drawer", open);
   $("open-list").setAttribute("aria-expanded", String(open));

@@ -2,6 +2,7 @@
 
 import { Answer } from "./answer.js";
 import { element } from "./element.js";
+import { drawParts } from "./files.js";
 import { textOf } from "./render.js";
 
 const REASONS = {
@@ -26,12 +27,14 @@ const STANDS = ["length", "content_filter", "no_finish_reason"];
 export function drawMessages(messages, next = null) {
   const fragment = document.createDocumentFragment();
   let answer = null;
+  let asked = null;
   messages.forEach((message, index) => {
     if (message.role === "user") {
       answer = null;
+      asked = message.created_at;
       fragment.append(drawQuestion(message.content, message.id));
     } else {
-      answer ??= new Answer(fragment);
+      answer ??= new Answer(fragment, asked);
       answer.addMessage(message);
     }
     const following = messages[index + 1] ?? next;
@@ -65,11 +68,7 @@ export function hasFailed({ role, status, reason, tool_calls: calls }) {
 export const drawNote = ({ words, failure }) => element("p", { class: failure ? "note failure" : "note" }, words);
 
 export function drawQuestion(content, id = null) {
-  const body = element("div", { class: "body plain", dir: "auto" }, textOf(content));
-  if (Array.isArray(content)) body.append(...content.filter(({ type }) => type !== "text").map(drawAttachment));
+  const body = element("div", { class: "body plain", dir: "auto" }, textOf(content), drawParts(content));
   return element("article", { class: "question", "data-ids": id }, element("h2", { class: "label" }, "You"), body);
 }
 
-function drawAttachment({ type, name, media_type: mediaType }) {
-  return element("span", { class: "attachment" }, name ?? (type === "image" ? `Picture (${mediaType})` : mediaType));
-}

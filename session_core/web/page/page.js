@@ -7,18 +7,19 @@ import { setConversationCallbacks, showEarlier } from "./conversation.js";
 import { deleteAtOnce, undoDelete } from "./deleting.js";
 import { $, drawIcons } from "./element.js";
 import { hurry, SILENCE } from "./follow.js";
-import { json, setHttpCallbacks } from "./http.js";
+import { markIn } from "./found.js";
+import { json, knows, setHttpCallbacks } from "./http.js";
 import { keepDraft, readChoice, readDraft, recall, remember } from "./kept.js";
 import { closeMenu, fitBox, focusBox, setDrawer, setTheme, toBottom, toggleList, toggleMenu } from "./layout.js";
 import { attempt, setSessionLost, setUnreachable } from "./notices.js";
-import { render, renderClock } from "./render.js";
-import { closeRename, leaveLostSession, load, openRename, openSession, poll, remove, rename, showAddressed, startNew } from "./session.js";
+import { render, renderClock, renderComposer } from "./render.js";
+import { closeRename, compact, leaveLostSession, load, openRename, openSession, poll, remove, rename, showAddressed, startNew } from "./session.js";
 import { filterList, refreshList, setListCallbacks, showMoreSessions } from "./session_list.js";
 import { chooseModel, followPrompt, openSettings, saveSettings } from "./settings.js";
 import { leaveVersion } from "./stepping.js";
 import { askToken, readUser, signIn, signOut } from "./token.js";
 import { exportJson, exportMarkdown, importFile } from "./transfer.js";
-import { answerPending, askAgain, continueTurn, send, stop } from "./turn.js";
+import { answerPending, askAgain, continueTurn, send, sendMeanwhile, stop, takeBack, tellHidden } from "./turn.js";
 import { box, narrow, state, touch } from "./view.js";
 
 const POLL = 5_000; // milliseconds between looks at what other tabs and programs have done
@@ -31,7 +32,7 @@ setHttpCallbacks({
   },
 });
 setSessionLost(leaveLostSession);
-setConversationCallbacks({ drawActions });
+setConversationCallbacks({ drawActions, tellHidden });
 setAnswerPending(answerPending);
 setListCallbacks({ remove, rename: async (id) => (id === state.view.id || (location.hash = id), await openForRename(id)) });
 
@@ -64,6 +65,7 @@ document.addEventListener("keydown", (event) => {
 
 box.addEventListener("input", () => {
   fitBox();
+  renderComposer(state.view);
   keepDraft(state.view.id, box.value);
 });
 box.addEventListener("keydown", (event) => {
@@ -111,6 +113,10 @@ const onClick = (id, action) => $(id).addEventListener("click", () => attempt(ac
 
 onSubmit("composer", send);
 onClick("stop", stop);
+onClick("now", () => sendMeanwhile("steer"));
+onClick("instead", () => sendMeanwhile("interrupt"));
+onClick("compact", compact);
+onClick("file-close", () => $("file-dialog").close());
 onClick("new", startNew);
 onClick("more", showMoreSessions);
 onClick("earlier", showEarlier);
@@ -119,7 +125,10 @@ onClick("skip", () => box.focus());
 onClick("open-list", toggleList);
 onClick("close-list", () => (setDrawer(false), $("open-list").focus()));
 onClick("shade", () => setDrawer(false));
-onClick("menu", () => toggleMenu($("menu"), $("actions")));
+onClick("menu", async () => {
+  toggleMenu($("menu"), $("actions"));
+  $("compact").hidden = !state.view.id || !(await knows("compacted"));
+});
 onClick("page-menu", () => toggleMenu($("page-menu"), $("page-actions")));
 onClick("rename", openRename);
 onClick("rename-cancel", closeRename);
@@ -143,19 +152,32 @@ $("model-choice").addEventListener("change", () => attempt(() => chooseModel($("
 $("import-file").addEventListener("change", () => takeFiles($("import-file"), ([file]) => importFile(file)));
 $("attach-files").addEventListener("change", () => takeFiles($("attach-files"), addFiles));
 for (const button of document.querySelectorAll("[data-theme-name]")) button.onclick = () => setTheme(button.dataset.themeName);
-$("filter").addEventListener("input", () => attempt(() => filterList($("filter").value)));
+const search = () => attempt(() => filterList($("filter").value));
+$("filter").addEventListener("input", search);
+$("filter").addEventListener("keydown", (event) => {
+  if (event.key === "Enter") $("list").querySelector("a")?.click();
+  else if (event.key !== "Escape" || !$("filter").value) return;
+  event.stopPropagation();
+  if (event.key === "Enter") return;
+  $("filter").value = "";
+  markIn(null);
+  search();
+});
 $("list").addEventListener("click", (event) => event.target.closest("a")?.hash === location.hash && showAddressed());
 
 const DELEGATED = {
   ".retry": askAgain,
   ".continue": continueTurn,
   ".newest": () => leaveVersion(state.view),
+  ".take-back": (button) => takeBack(button.dataset.id),
   ".sign-in": async () => (await signIn()) && (refreshAll(), state.view.id && (await load(state.view))),
 };
 
 $("main").addEventListener("click", (event) => {
-  const found = Object.entries(DELEGATED).find(([selector]) => event.target.closest(selector));
-  if (found) attempt(found[1]);
+  for (const [selector, action] of Object.entries(DELEGATED)) {
+    const button = event.target.closest(selector);
+    if (button) attempt(() => action(button));
+  }
   const example = event.target.closest(".example");
   if (!example) return;
   box.value = example.textContent;
@@ -170,8 +192,16 @@ function takeFiles(field, action) {
   if (files.length) attempt(() => action(files));
 }
 
-addEventListener("dragover", (event) => event.dataTransfer.types.includes("Files") && event.preventDefault());
+const setDropping = (dropping) => document.body.classList.toggle("dropping", dropping);
+
+addEventListener("dragover", (event) => {
+  if (!event.dataTransfer.types.includes("Files")) return;
+  event.preventDefault();
+  setDropping(true);
+});
+addEventListener("dragleave", (event) => event.relatedTarget || setDropping(false));
 addEventListener("drop", (event) => {
+  setDropping(false);
   const files = [...event.dataTransfer.files];
   if (!files.length) return;
   event.preventDefault();

@@ -3,8 +3,8 @@
 // Whoever changes a view calls `render()`. Messages and the list are too many to be drawn each time: `conversation.js`
 // and `session_list.js` draw those when they change.
 
-import { $, element, textButton } from "./element.js";
-import { isShown, narrow, shownMessages, state, touch } from "./view.js";
+import { $, element, iconButton, textButton } from "./element.js";
+import { box, isShown, narrow, shownMessages, state, touch } from "./view.js";
 
 export function render() {
   const { view } = state;
@@ -12,6 +12,7 @@ export function render() {
   renderHeader(view);
   renderConversation(view);
   renderNotice(view);
+  renderQueue(view);
   renderComposer(view);
 }
 
@@ -111,9 +112,27 @@ function renderNotice(view) {
   if (state.signedOut) node.append(" ", textButton("Give the token", "sign-in"));
 }
 
-function renderComposer(view) {
+/** What waits its turn, each with a button to take it back. */
+function renderQueue({ session: { queued = [] } }) {
+  const drawing = JSON.stringify(queued.map(({ id }) => id));
+  $("queue").hidden = !queued.length;
+  if ($("queue").dataset.drawing === drawing) return;
+  $("queue").dataset.drawing = drawing;
+  $("queue").replaceChildren(...queued.map(({ id, content }) => {
+    const words = textOf(content).trim() || "A file";
+    const back = iconButton("close", `Take back: ${words.slice(0, 40)}`, "take-back", () => {});
+    back.dataset.id = id;
+    return element("li", {}, element("bdi", {}, words.slice(0, 300)), back);
+  }));
+}
+
+/** Draws what depends on what is in the message box. */
+export function renderComposer(view) {
   const { turn } = view;
-  const queues = Boolean(turn) && state.queues === true && view.phase === "ready";
+  const queues = Boolean(turn) && state.queues && view.phase === "ready";
+  const canInterrupt = queues && Boolean(box.value.trim() || view.parts.length);
+  for (const id of ["now", "instead"]) $(id).hidden = !canInterrupt;
+  $("keys").textContent = queues ? "Enter puts the message in line, Escape stops the answer." : "Enter sends, Shift+Enter begins a new line, Escape stops an answer.";
   const focusLost = document.activeElement === $(turn ? "send" : "stop");
   $("send").hidden = Boolean(turn) && !queues;
   $("send").disabled = view.phase !== "ready" && !turn;

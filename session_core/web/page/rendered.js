@@ -1,8 +1,9 @@
 // Colours of code and mathematics, which the server draws where it can: a tree of elements, from which nodes are made.
 
 import { element } from "./element.js";
+import { markAgain } from "./found.js";
 import { json } from "./http.js";
-import { replaceInPlace } from "./layout.js";
+import { replaceInPlace, whenSeen } from "./layout.js";
 import { webLink } from "./inline.js";
 import { codeFigure } from "./markdown.js";
 
@@ -17,20 +18,11 @@ const MATH_ATTRIBUTES = ["display", "mathvariant", "stretchy", "fence", "form", 
 const CLASS = /^[a-z][a-z0-9 -]*$/;
 
 let refused = !("render" in document.documentElement.dataset); // the server does not draw
-const seen = new IntersectionObserver((entries) => {
-  for (const { isIntersecting, target } of entries) {
-    if (!isIntersecting) continue;
-    seen.unobserve(target);
-    draw(target, texts.get(target));
-  }
-}, { rootMargin: "50% 0px" });
-const texts = new WeakMap();
 
 /** Has the server draw a text when it comes near to what is seen. Until then, and without the server, it stays as it is. */
 export function renderLater(node, text) {
   if (refused || !GAINS.test(text) || new Blob([text]).size > LONGEST) return;
-  texts.set(node, text);
-  seen.observe(node);
+  whenSeen(node, () => draw(node, text));
 }
 
 async function draw(node, text) {
@@ -38,6 +30,7 @@ async function draw(node, text) {
   try {
     const { tree } = await json("render", { method: "POST", body: { text }, quiet: true });
     replaceInPlace(node, () => node.replaceChildren(...tree.map(build)));
+    markAgain();
   } catch (error) {
     refused ||= error.status === 404; // What else fails leaves the page's own drawing, which is all there.
   }

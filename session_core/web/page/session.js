@@ -1,12 +1,14 @@
 // The session that is shown: opened, kept up to date, renamed, left.
 
+import { drawParts } from "./attachments.js";
 import { drawEnd, giveBack, merge, readPage, restoreVersion, showEarlier, unsentMessage } from "./conversation.js";
 import { deleteLater } from "./deleting.js";
 import { $ } from "./element.js";
+import { markIn, patternOf } from "./found.js";
 import { hurry, newTurn, pause } from "./follow.js";
 import { ConnectionLost, json, Refused } from "./http.js";
 import { forgetSession, keepDraft, readDraft, recall } from "./kept.js";
-import { closeMenu, fitBox, focusBox, setDrawer, toBottom } from "./layout.js";
+import { closeMenu, fitBox, focusBox, setDrawer, stay, toBottom } from "./layout.js";
 import { announce, attempt, setUnreachable, showNotice } from "./notices.js";
 import { render } from "./render.js";
 import { drawList, findDetails, refreshList, updateSession } from "./session_list.js";
@@ -24,8 +26,10 @@ export async function openSession(id, place = null) {
   else left.turn?.release();
   hurry();
   box.value = readDraft(id);
+  drawParts(view);
   fitBox();
   announce("");
+  markIn(null);
   closeMenu();
   if (!$("rename-form").hidden) closeRename();
   render();
@@ -98,8 +102,11 @@ async function showPlace(view, place) {
   while (isShown(view) && view.next && !find()) await showEarlier();
   const article = isShown(view) && find();
   if (!article) return;
-  article.scrollIntoView({ block: "center" });
+  const first = markIn(article, patternOf(state.filter));
+  first?.startContainer.parentElement.closest("details")?.setAttribute("open", "");
   article.classList.add("found");
+  stay();
+  (first?.startContainer.parentElement ?? article).scrollIntoView({ block: "center" });
 }
 
 /** Looks whether another tab or program has changed this session. */
@@ -109,6 +116,17 @@ export async function poll() {
   const { messages, running } = await json(`sessions/${view.id}?limit=1`, { quiet: true });
   if (!isShown(view) || view.turn || view.phase !== "ready") return;
   if (running || messages.at(-1)?.id !== view.messages.at(-1)?.id) await refresh(view);
+}
+
+/** Has the model sum up now what is old. */
+export async function compact() {
+  const { view } = state;
+  showNotice(view, "The model sums up what is old …");
+  const { status } = await json(`sessions/${view.id}/compact`, { method: "POST", signal: null });
+  if (!isShown(view)) return;
+  showNotice(view, status === "nothing_to_sum_up" ? "There is nothing to sum up yet." : "");
+  if (!view.turn) merge(view, await readPage(view));
+  view.stored.querySelector(".summary")?.scrollIntoView({ block: "center" });
 }
 
 export async function rename(title) {

@@ -1,9 +1,10 @@
 // The list of sessions: by day, filtered by words of titles and texts, with a menu for each.
 
 import { $, element, iconButton, textButton } from "./element.js";
-import { json, knows } from "./http.js";
+import { marked, patternOf, wordsOf } from "./found.js";
+import { json } from "./http.js";
 import { closeMenu, toggleMenu } from "./layout.js";
-import { attempt } from "./notices.js";
+import { announce, attempt } from "./notices.js";
 import { render, shortTime, titleOf } from "./render.js";
 import { PAGE_SIZE, state } from "./view.js";
 
@@ -35,6 +36,7 @@ function addSessions(page) {
 }
 
 export async function showMoreSessions() {
+  if (state.found) return readFound(state.filter, state.nextFound);
   const page = await json(`sessions?details=true&limit=${PAGE_SIZE}&after=${state.nextSessions}`).catch((error) => {
     if (error.status !== 400) throw error;
     return { sessions: [], next: null }; // The session that the cursor names was deleted.
@@ -43,23 +45,23 @@ export async function showMoreSessions() {
   if (first) $("list").querySelector(`a[href="#${first.id}"]`).focus();
 }
 
-/** Shows only sessions that have all these words: in their texts where the server can search those, else in their titles, for which the whole list is read. */
+/** Shows only sessions that have all these words, at once those of the list that have them in their titles. */
 export async function filterList(words) {
-  state.filter = words;
-  state.found = null;
+  Object.assign(state, { filter: words, found: null, nextFound: null });
   drawList();
-  if (words.trim().length > 1 && (await knows("snippet"))) return searchTexts(words);
-  while (state.filter.trim() && state.nextSessions)
-    addSessions(await json(`sessions?details=true&limit=1000&after=${state.nextSessions}`));
+  await new Promise((resolve) => setTimeout(resolve, 200)); // Somebody may still be typing.
+  if (state.filter === words && wordsOf(words).length) await readFound(words, "");
 }
 
-async function searchTexts(words) {
-  await new Promise((resolve) => setTimeout(resolve, 200)); // Somebody may still be typing.
+/** Adds sessions that have the words. The search stops after a while, and tells from where it goes on. */
+async function readFound(words, after) {
+  const { sessions, next } = await json(`sessions?details=true&limit=${PAGE_SIZE}&q=${encodeURIComponent(words)}${after && `&after=${after}`}`);
   if (state.filter !== words) return;
-  const { sessions } = await json(`sessions?details=true&limit=${PAGE_SIZE}&q=${encodeURIComponent(words)}`);
-  if (state.filter !== words) return;
-  state.found = sessions.filter(({ id }) => !state.hidden.has(id));
+  const fresh = sessions.filter(({ id }) => !state.hidden.has(id));
+  state.found = after ? [...state.found, ...fresh] : fresh;
+  state.nextFound = next;
   drawList();
+  if (!after) announce(fresh.length ? `${fresh.length}${next ? " or more" : ""} found.` : "Nothing is found.");
 }
 
 /** Puts these details of a session in place of the older ones in the list. */
@@ -82,10 +84,10 @@ let drawnList = "";
 
 export function drawList() {
   render();
-  const words = state.filter.toLocaleLowerCase().split(/\s+/).filter(Boolean);
+  const words = wordsOf(state.filter.toLocaleLowerCase());
   const titled = state.sessions.filter((session) => words.every((word) => titleOf(session).toLocaleLowerCase().includes(word)));
   const shown = state.found ?? titled;
-  const drawing = JSON.stringify([shown, state.view.id, state.nextSessions, state.filter, new Date().getDate()]);
+  const drawing = JSON.stringify([shown, state.view.id, state.nextSessions, Boolean(state.found), state.nextFound, state.filter, new Date().getDate()]);
   if (drawing === drawnList) return;
   drawnList = drawing;
   const focused = document.activeElement?.closest("#list a")?.hash;
@@ -96,8 +98,9 @@ export function drawList() {
     if (its !== day) row.prepend(element("p", { class: "day" }, (day = its)));
     return row;
   }));
-  $("more").hidden = !state.nextSessions || words.length > 0;
-  $("no-match").hidden = shown.length > 0 || !words.length;
+  $("more").hidden = !(state.found ? state.nextFound : state.nextSessions && !words.length);
+  $("more").textContent = state.found ? "Search further" : "More sessions";
+  $("no-match").hidden = !state.found || shown.length > 0 || !$("more").hidden;
   if (focused) $("list").querySelector(`a[href="${focused}"]`)?.focus();
 }
 
@@ -118,7 +121,8 @@ function sessionRow(session) {
   const facts = element("span", { class: "facts" }, element("time", { datetime: session.updated_at }, shortTime(session.updated_at)));
   facts.append(session.running ? ", answering" : `, ${session.message_count} message${session.message_count === 1 ? "" : "s"}`);
   const link = element("a", { href: place ? `#${id}/${place}` : `#${id}`, class: session.running ? "running" : null });
-  link.append(element("bdi", { class: "name" }, titleOf(session)), snippet ? element("span", { class: "snippet" }, snippet) : facts);
+  const pattern = patternOf(state.filter);
+  link.append(element("bdi", { class: "name" }, ...marked(titleOf(session), pattern)), snippet ? element("span", { class: "snippet" }, ...marked(snippet, pattern)) : facts);
   if (id === state.view.id) link.setAttribute("aria-current", "page");
   return element("li", {}, link, rowMenu(session));
 }

@@ -3,12 +3,12 @@
 import { drawEnd, renderMessages } from "./conversation.js";
 import { element, iconButton } from "./element.js";
 import { announce, attempt } from "./notices.js";
-import { branch, hasVersions, keepVersion, readVersions, versionsOf } from "./versions.js";
+import { branch, keepVersion, readVersions, versionsOf } from "./versions.js";
 import { isShown, shownMessages } from "./view.js";
 
 /** Puts the number of the version beside each question that has several. */
 export async function drawSteps(view) {
-  if (!hasVersions(view) && !shownMessages(view).some(({ replaces, replaced_by: by }) => replaces || by)) return;
+  if (!view.session.replaced) return;
   const messages = await readVersions(view);
   for (const article of view.stored.querySelectorAll(".question[data-ids]")) {
     const [id] = article.dataset.ids.split(" ");

@@ -1,6 +1,7 @@
 // A session as a file: exported as Markdown or JSON, and imported from JSON.
 
 import { $ } from "./element.js";
+import { saveBytes, withData } from "./files.js";
 import { json, Refused } from "./http.js";
 import { announce, showNotice } from "./notices.js";
 import { textOf } from "./render.js";
@@ -9,11 +10,18 @@ import { state } from "./view.js";
 /** Saves the conversation as a Markdown document in which each answer is what the model wrote. */
 export async function exportMarkdown() {
   const session = await json(`sessions/${state.view.id}`);
-  save(asMarkdown(session, $("title").textContent), "md", "text/markdown");
+  save(asMarkdown(session, $("title").textContent), "md");
 }
 
+/** Saves the session with the bytes of its pictures and files, so that an import needs nothing else. */
 export async function exportJson() {
-  save(JSON.stringify(await json(`sessions/${state.view.id}`), null, 2), "json", "application/json");
+  const { id } = state.view;
+  const session = await json(`sessions/${id}`);
+  for (const message of session.messages) {
+    if (!Array.isArray(message.content)) continue;
+    message.content = await Promise.all(message.content.map((part) => (part.sha256 ? withData(part, id) : part)));
+  }
+  save(JSON.stringify(session, null, 2), "json");
 }
 
 function asMarkdown({ messages }, title) {
@@ -33,18 +41,15 @@ function asMarkdown({ messages }, title) {
   return `${parts.join("\n\n")}\n`;
 }
 
+/** A text as a block of code that it cannot end. */
 function fenced(text) {
   const fence = "`".repeat(1 + Math.max(2, ...[...text.matchAll(/`{3,}/g)].map(({ 0: run }) => run.length)));
   return `${fence}\n${text}\n${fence}`;
 }
 
-function save(text, extension, type) {
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([text], { type }));
+function save(text, extension) {
   const name = $("title").textContent.replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-|-$/g, "").slice(0, 60);
-  link.download = `${name || "session"}.${extension}`;
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+  saveBytes(text, `${name || "session"}.${extension}`);
 }
 
 /** Makes a session of an exported one, and shows it. */

@@ -1,51 +1,89 @@
 // A turn on the page: sent, drawn from its events, stopped, settled.
 
 import { Answer } from "./answer.js";
+import { contentOf, takeParts } from "./attachments.js";
 import { drawEnd, endNote, giveBack, merge, readPage, renderMessages, settle } from "./conversation.js";
 import { follow, newTurn, pause } from "./follow.js";
-import { ConnectionLost, json, knows, newKey, Refused } from "./http.js";
+import { ConnectionLost, json, knows, newKey, Refused, request } from "./http.js";
 import { keepDraft, remember } from "./kept.js";
 import { fitBox, focusBox, toBottom } from "./layout.js";
 import { drawQuestion } from "./messages.js";
 import { announce, attempt, setUnreachable, showNotice, tell } from "./notices.js";
 import { render, textOf } from "./render.js";
 import { refreshList } from "./session_list.js";
-import { takeParts } from "./attachments.js";
 import { showVersion } from "./stepping.js";
-import { canGoOnFromAnywhere, keepHasVersions, keepVersion } from "./versions.js";
+import { keepVersion } from "./versions.js";
 import { box, isShown, state } from "./view.js";
 
 const BUSY = "An answer is being written. Stop it, or send this when it is complete.";
 
 const cancel = (view) => json(`sessions/${view.id}/cancel`, { method: "POST" });
 
+const isSame = (returned, content) => Boolean(returned) && JSON.stringify(returned.content) === JSON.stringify(content);
+
 export async function send() {
   const { view } = state;
-  const text = box.value.trimEnd();
   if (view.phase !== "ready") return;
-  if (view.turn) return sendMeanwhile(view, text);
-  const parts = takeParts();
-  if (!text.trim() && !parts.length) return;
-  const after = view.earlier && (await canGoOnFromAnywhere()) ? view.earlier.at(-1).id : undefined;
-  box.value = "";
-  keepDraft(view.id, "");
-  fitBox();
+  if (view.turn || view.session.queued?.length) return sendMeanwhile("queue");
+  const text = box.value.trimEnd();
+  if (!text.trim() && !view.parts.length) return;
+  const after = view.earlier?.at(-1).id;
+  const content = contentOf(text, takeParts(view));
+  emptyBox(view);
   // A message that came back unsent, and is sent unchanged, is the same turn. The server may have it after all.
-  const { key, replaces } = view.returned?.text === text ? view.returned : { key: newKey() };
-  const content = parts.length ? [...(text.trim() ? [{ type: "text", text }] : []), ...parts] : text;
+  const { key, replaces } = isSame(view.returned, content) && view.returned.key ? view.returned : { key: newKey() };
   await ask(view, { text, content, key, bubble: true, replaces, after: replaces ? undefined : after });
 }
 
-/** A message while an answer is written waits its turn, where the server has queues. */
-async function sendMeanwhile(view, text) {
-  if (!text.trim()) return;
-  state.queues ??= await knows("if_busy");
-  if (!state.queues) return showNotice(view, BUSY, { turn: view.turn });
-  await json(`sessions/${view.id}/run_stream`, { method: "POST", body: { message: text, if_busy: "queue" }, headers: { "Idempotency-Key": newKey() } });
+/** Sends a message while an answer is written, where the server can do that: it waits its turn (`queue`), goes into this one (`steer`), or takes its place (`interrupt`). */
+export async function sendMeanwhile(how) {
+  const { view } = state;
+  const text = box.value.trimEnd();
+  if (!text.trim() && !view.parts.length) return;
+  if (!view.id || !state.queues) return showNotice(view, BUSY, { turn: view.turn });
+  const content = contentOf(text, view.parts);
+  const key = isSame(view.returned, content) && view.returned.key ? view.returned.key : newKey();
+  view.returned = { content, key };
+  const body = { message: content, if_busy: how };
+  const response = await request(`sessions/${view.id}/run_stream`, { method: "POST", body, headers: { "Idempotency-Key": key } });
+  view.returned = null;
+  takeParts(view);
+  if (isShown(view) && box.value.trimEnd() === text) emptyBox(view);
+  if (response.status === 202) addToQueue(view, { id: (await response.json()).id, content }, how);
+  else response.body.cancel(); // Its turn has begun.
+  if (!view.turn) await run(newTurn(view, nextTurn(view)));
+}
+
+const MEANWHILE = { queue: "The message is in line.", steer: "The model gets the message next.", interrupt: "The message takes the place of this answer." };
+
+function addToQueue(view, message, how) {
+  const queued = view.session.queued ?? [];
+  view.session.queued = how === "queue" ? [...queued, message] : [message, ...queued];
+  announce(MEANWHILE[how]);
+  render();
+}
+
+/** Takes a message that waits back into the box. */
+export async function takeBack(id) {
+  const { view } = state;
+  const message = view.session.queued?.find((one) => one.id === id);
+  await json(`sessions/${view.id}/queued/${id}`, { method: "DELETE" });
+  view.session.queued = view.session.queued?.filter((one) => one.id !== id);
+  if (view.turn?.queuedAs === id) view.turn.release();
+  giveBack(view, { text: textOf(message.content), content: message.content });
+  focusBox();
+  render();
+}
+
+/** What is to be watched next: the first message that waits. While somebody is asked, none begins. */
+function nextTurn({ session: { queued = [], pending = [] } }) {
+  return queued.length && !pending.length ? { queuedAs: queued[0].id } : {};
+}
+
+function emptyBox(view) {
   box.value = "";
   keepDraft(view.id, "");
   fitBox();
-  showNotice(view, "Your message is in line. It is asked when this answer is complete.", { turn: view.turn });
 }
 
 /** Asks for a turn, in a session that is made first where there is none. `bubble` says whether its question is still to be drawn. */
@@ -57,7 +95,6 @@ export function ask(view, asked) {
     renderMessages(view);
   }
   if (view.id) keepVersion(view);
-  if (replaces || after) keepHasVersions(view);
   const before = replaces ? view.messages.findIndex(({ id }) => id === replaces) : view.messages.length;
   const last = view.messages.slice(0, before < 0 ? undefined : before).at(-1)?.id;
   view.notice = null;
@@ -72,15 +109,19 @@ export async function askInPlace(view, id, content, model) {
   if (view.turn) return showNotice(view, BUSY, { turn: view.turn });
   const shown = view.earlier ?? view.messages;
   const index = shown.findIndex((message) => message.id === id);
-  const hidden = shown.slice(index + 1).filter(({ role }) => role === "user").length;
+  const hidden = shown.slice(index + 1).filter(({ role }) => role === "user");
   Object.assign(view, { earlier: null, all: null, messages: shown.slice(0, index) });
   renderMessages(view);
   const done = ask(view, { text: textOf(content), content, key: newKey(), bubble: true, replaces: id, model });
-  if (hidden) {
-    const words = hidden > 1 ? `${hidden} later questions are hidden now.` : "A later question is hidden now.";
-    showNotice(view, words, { action: ["Undo", () => attempt(() => undoReplace(view, id))] });
-  }
+  tellHidden(view, hidden, id);
   return done;
+}
+
+/** Says that others stand in the place of questions, and shows them again on request: the version that has this one. */
+export function tellHidden(view, hidden, id = hidden[0]?.id) {
+  if (!hidden.length) return;
+  const words = hidden.length > 1 ? `${hidden.length} later questions are hidden now.` : "A later question is hidden now.";
+  showNotice(view, words, { action: ["Undo", () => attempt(() => undoReplace(view, id))] });
 }
 
 /** Goes back to what was shown before a question was asked anew. */
@@ -134,6 +175,10 @@ export async function run(turn) {
   if (turn.bubble) drawTurn(turn);
   render();
   announce("Waiting for the answer.");
+  attempt(async () => {
+    state.queues ||= await knows("if_busy");
+    render();
+  });
   let page = null;
   try {
     page = await runToEnd(turn);
@@ -148,7 +193,8 @@ export async function run(turn) {
   }
   if (!isShown(view) || !page) return;
   attempt(refreshList);
-  if (page.running && (turn.key !== null || view.session.queued?.length)) await run(newTurn(view));
+  const next = nextTurn(view);
+  if (next.queuedAs || (page.running && turn.key !== null)) await run(newTurn(view, next));
 }
 
 async function runToEnd(turn) {
@@ -248,9 +294,12 @@ function addResult({ answer, answers }, data) {
 
 /** A message that came in between, while the answer was written. */
 function addMessage(turn, { content, message_id: id }) {
+  const { view } = turn;
   turn.answer.finish();
-  turn.view.live.append(drawQuestion(content, id));
-  turn.answer = new Answer(turn.view.live);
+  view.live.append(drawQuestion(content, id));
+  turn.answer = new Answer(view.live);
+  view.session.queued = view.session.queued?.filter((one) => one.id !== id);
+  render();
 }
 
 function drawTurn(turn) {

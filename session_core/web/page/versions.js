@@ -1,6 +1,6 @@
 // The versions of a conversation: the questions that others have replaced, and what was said under each.
 
-import { json, knows } from "./http.js";
+import { json } from "./http.js";
 import { keepChoice, readChoice } from "./kept.js";
 
 /**
@@ -19,29 +19,26 @@ export function addToVersions(view, fresh) {
   view.all?.push(...fresh.filter(({ id }) => !known.has(id)));
 }
 
-/** The questions that stood in one another's place, this one among them, oldest first. */
+/** The message behind which each one stands, by their ids: the one before it, unless it names another. */
+function placesOf(messages) {
+  const places = new Map();
+  messages.forEach(({ id, role, replaces, after }, index) => {
+    const replaced = role === "user" && places.has(replaces) ? places.get(replaces) : null;
+    places.set(id, replaced ?? after ?? messages[index - 1]?.id ?? "beginning");
+  });
+  return places;
+}
+
+/** The questions that stand behind the same message as this one, itself among them, oldest first. */
 export function versionsOf(messages, id) {
-  const byId = new Map(messages.map((message) => [message.id, message]));
-  const first = (message) => {
-    let one = message;
-    while (byId.has(one?.replaces)) one = byId.get(one.replaces);
-    return one?.id;
-  };
-  const root = first(byId.get(id));
-  return messages.filter((message) => message.role === "user" && first(message) === root);
+  const places = placesOf(messages);
+  return messages.filter((message) => message.role === "user" && places.get(message.id) === places.get(id));
 }
 
 /** What was said from this question on, in its version of the conversation. */
 export function branch(messages, question) {
   return messages.slice(messages.indexOf(question)).filter(({ replaced_by: by }) => by === question.replaced_by);
 }
-
-/** Whether a question of this session was asked anew from this browser, or another version went on. The first version does not tell of those after it. */
-export const hasVersions = (view) => readChoice(`versions.${view.id}`) !== null;
-export const keepHasVersions = (view) => keepChoice(`versions.${view.id}`, "yes");
-
-/** Whether the server can go on behind any message of any version. */
-export const canGoOnFromAnywhere = () => knows("after");
 
 /** Keeps which version is shown, so that it is shown again after a reload. */
 export const keepVersion = (view) =>

@@ -26,6 +26,7 @@ export const newView = (id) => ({
   retry: null, // the turn that "Try again" asks for
   returned: null, // a message that the server does not have, back in the box
   notice: null, // what is said above the box: words, kind, the turn that it is about, a button
+  parts: [], // pictures and files that go with the next message
   chosen: {}, // settings, until the session is made
 });
 
@@ -37,6 +38,8 @@ export const state = {
   hidden: new Set(), // sessions that are deleted as soon as their time to be brought back is over
   filter: "",
   found: null, // sessions that have the words of the filter in their texts
+  nextFound: null, // the cursor for more of them
+  queues: false, // whether a message may wait while another is answered
   models: null, // what the server offers
   tools: null,
   user: "", // who the token belongs to
