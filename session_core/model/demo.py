@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
+from session_core.model.summarizing import ASK, INTRODUCTION
+
 
 @dataclass(frozen=True)
 class ScriptedReply:
@@ -207,6 +209,9 @@ def _demo_message(request: Mapping[str, Any]) -> dict[str, Any]:
     """The next message of the demo."""
     messages = request["messages"]
     said = [str(message.get("content", "")) for message in messages if message["role"] == "user"]
+    if said and said[-1].endswith(ASK):
+        before = str(messages[0].get("content", "")).partition(INTRODUCTION)[2].strip()
+        return {"content": "\n".join([before or "The user wrote:", *(f"- {text}" for text in said[:-1])])}
     if messages[-1]["role"] == "tool":
         call = next(message["tool_calls"][0] for message in reversed(messages) if message.get("tool_calls"))
         expression = json.loads(call["function"]["arguments"]).get("expression")
