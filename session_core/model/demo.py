@@ -14,7 +14,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
@@ -176,7 +176,7 @@ def demo_script(delay: float = 0.03) -> Script:
     """
 
     def script(request: dict[str, Any]) -> ScriptedReply:
-        message = _demo_message(request)
+        message = _demo_summary(request["messages"]) or _demo_message(request)
         words = len(re.findall(r"\S+", message.get("content", "")))
         prompt = sum(len(str(sent.get("content", "")).split()) for sent in request["messages"])
         usage = {"prompt_tokens": prompt, "completion_tokens": words, "total_tokens": prompt + words}
@@ -205,13 +205,19 @@ def _streamed(
     yield event("[DONE]")
 
 
+def _demo_summary(messages: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """What the user has written, where the last message asks for a summary."""
+    *said, asking = ["", *(str(message.get("content", "")) for message in messages if message["role"] == "user")]
+    if not asking.endswith(ASK):
+        return None
+    before = str(messages[0].get("content", "")).partition(INTRODUCTION)[2].strip()
+    return {"content": "\n".join([before or "The user wrote:", *(f"- {text}" for text in said[1:])])}
+
+
 def _demo_message(request: Mapping[str, Any]) -> dict[str, Any]:
     """The next message of the demo."""
     messages = request["messages"]
     said = [str(message.get("content", "")) for message in messages if message["role"] == "user"]
-    if said and said[-1].endswith(ASK):
-        before = str(messages[0].get("content", "")).partition(INTRODUCTION)[2].strip()
-        return {"content": "\n".join([before or "The user wrote:", *(f"- {text}" for text in said[:-1])])}
     if messages[-1]["role"] == "tool":
         call = next(message["tool_calls"][0] for message in reversed(messages) if message.get("tool_calls"))
         expression = json.loads(call["function"]["arguments"]).get("expression")
