@@ -38,6 +38,8 @@ from session_core.web.hardened_waitress import MAX_BODY_BYTES
 from session_core.web.logs import one_line, set_up_logging
 from session_core.web.observing import add_metrics_route, load_metrics, load_traces, observe_requests
 from session_core.web.openai_chat import openai_dialect
+from session_core.web.openai_conversations import conversations_dialect
+from session_core.web.openai_responses import responses_dialect
 from session_core.web.service import service_routes
 from session_core.web.serving import listen, serve, tune_interpreter
 from session_core.web.sessions import native_dialect
@@ -95,6 +97,8 @@ def create_app(
     app.register_blueprint(native_dialect(responses, show_reasoning=settings.show_reasoning))
     app.register_blueprint(ui_dialect(responses, show_reasoning=settings.show_reasoning))
     app.register_blueprint(openai_dialect(responses, agent, settings.session_headers))
+    app.register_blueprint(responses_dialect(responses, agent))
+    app.register_blueprint(conversations_dialect(responses))
     if metrics:
         add_metrics_route(app, metrics)
     return app
@@ -147,6 +151,7 @@ def _assemble(settings: Settings, at_end: Callable[[Callable[[], object]], objec
             tool_sources=tool_sources,
             tool_timeout=settings.tool_timeout,
             max_history=settings.max_history,
+            max_file_bytes=settings.max_file_bytes,
             compact_at=settings.compact_at,
             timeout=settings.timeout,
         )

@@ -24,6 +24,7 @@ from typing import Any, Self
 from session_core.data.kept_files import KeptFiles, MemoryFiles, Source
 from session_core.data.message import MessageFields, StoredMessage, are_messages, is_message, named_files
 from session_core.data.session import (
+    CONFIGURABLE,
     SESSION_ID,
     SETTINGS,
     STATE,
@@ -50,6 +51,7 @@ from session_core.data.turn_feed import TurnFeed, TurnLines
 from session_core.data.versions import replaced_messages
 
 __all__ = [
+    "CONFIGURABLE",
     "SESSION_ID",
     "SETTINGS",
     "STATE",
@@ -89,16 +91,15 @@ class Storage(ABC):
     def create(self, messages: Sequence[StoredMessage] = (), files: Source = "", **fields: Any) -> str:
         """Creates a session and returns its id. The session is durable when this returns.
 
-        `messages` are whole messages, with ids. What they name is in `files`: bytes by SHA-256, or a session's id.
-        `fields` are further ones of `Session`. Raises ValueError for what JSON in UTF-8 cannot hold, and for messages
-        without the fields that every message has.
+        `messages` are whole, with ids. What they name is in `files`: bytes by SHA-256, or a session's id. `fields`
+        are further ones of `Session`, also its `id` (see `_create`). Raises ValueError for what JSON cannot hold.
         """
         now = timestamp()
         copies = json.loads(to_json(list(messages)))
         if not are_messages(copies):
             raise ValueError("a message needs an id, a role and a time, all strings, and a content")
         to_json(fields)
-        session = Session(new_id("session"), now, now, messages=copies, **fields)
+        session = Session(fields.pop("id", "") or new_id("session"), now, now, messages=copies, **fields)
         self.files.take(session.id, named_files(copies), files)
         self._create(session)
         return session.id
@@ -295,12 +296,12 @@ class LockedSession(ABC):
         self._update(None, json.loads(to_json(attempt)))
 
     def configure(self, **settings: Any) -> None:
-        """Sets `title`, `model`, `system_prompt` or `compacted`, or removes it with None. Durable when this returns.
+        """Sets fields of `CONFIGURABLE`, or removes them with None. Durable when this returns.
 
         Neither `updated_at` nor the place in the list changes. Raises TypeError for other names, and ValueError for
         what JSON in UTF-8 cannot hold.
         """
-        if unknown := settings.keys() - {*SETTINGS, "compacted"}:
+        if unknown := settings.keys() - set(CONFIGURABLE):
             raise TypeError(f"there is no setting {min(unknown)}")
         to_json(settings)
         changed = replace(self.session, **settings)
@@ -407,7 +408,7 @@ class MemoryStorage(Storage):
 
     def __init__(self) -> None:
         self.files: MemoryFiles = MemoryFiles()
-        self._sessions: dict[str, _MemorySession] = {}
+        self._sessions: dict[str, _MemorySession] = {}  # most recently updated last
         self._mutex = threading.Lock()
 
     def for_user(self, name: str) -> Storage:
@@ -437,18 +438,17 @@ class MemoryStorage(Storage):
             yield session_id, b",".join([to_json(found.session.title if found else None), *lines])
 
     def _ids(self) -> list[str]:
-        return [id for _, id in sorted((-found.order, id) for id, found in self._items())]
+        with self._mutex:
+            return list(reversed(self._sessions))
 
     def changed_at(self, session_id: str) -> float:
         with self._mutex:
             return self._find(session_id).order / 1e9
 
     def unchanged_since(self, when: float) -> Iterator[str]:
-        return (id for id, found in self._items() if found.order < when * 1e9)
-
-    def _items(self) -> list[tuple[str, _MemorySession]]:
         with self._mutex:
-            return list(self._sessions.items())
+            sessions = list(self._sessions.items())
+        return (id for id, found in sessions if found.order < when * 1e9)
 
     def _lock(self, session_id: str, turn: bool) -> LockedSession | None:
         with self._mutex:
@@ -482,6 +482,7 @@ class _LockedMemory(LockedSession):
         with self._storage._mutex:
             self._memory.session = replace(session, messages=[])
             self._memory.order = time.time_ns()
+            self._storage._sessions[self.id] = self._storage._sessions.pop(self.id)
             if line is not None:
                 self._memory.lines.append(line)
 

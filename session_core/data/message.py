@@ -42,12 +42,15 @@ Content = str | list[ContentPart]  # a text, or parts of which at least one is n
 class AttemptFields(TypedDict, total=False):
     """What the messages of a second or later attempt at a turn have, beside `continues` where that attempt goes on
     with the one before, and the `idempotency_key` that asked for that. `answers_digest` is of the answers that it
-    goes on with."""
+    goes on with. `recovery` counts the attempts that the server itself has begun. The first message has the
+    `response` that the attempt belongs to."""
 
     attempt: int
     continues: bool
     idempotency_key: str
     answers_digest: str
+    recovery: int
+    response: dict[str, Any]  # see `session_core/web/response_object.py`
 
 
 class AnswerFields(AttemptFields, total=False):
@@ -63,6 +66,7 @@ class AnswerFields(AttemptFields, total=False):
     leaves_out: list[str]  # ids of earlier questions without which alone the model server answers
     request: dict[str, Any]  # that it answers: its `tokens`, and the id of the `first` message in it
     pending: dict[str, str]  # by id of a call that waits: what for, "approval" or "client"
+    deltas: list[int]  # the lengths of the pieces in which it was told, those of reasoning below zero
 
 
 class QuestionFields(TypedDict, total=False):
@@ -75,6 +79,7 @@ class QuestionFields(TypedDict, total=False):
     client_id: str
     terms: str
     history: list[StoredMessage]
+    response: dict[str, Any]
 
 
 class MessageFields(AnswerFields, QuestionFields, total=False):
@@ -118,6 +123,11 @@ def content_text(content: object) -> str:
 def as_parts(content: Content) -> list[ContentPart]:
     """The content as parts."""
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+def with_files(text: str, files: Sequence[ContentPart]) -> Content:
+    """The content that has this text, and behind it these pictures and files."""
+    return [{"type": "text", "text": text}, *files] if files else text
 
 
 def file_parts(content: Content | None) -> list[ContentPart]:

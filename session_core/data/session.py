@@ -8,17 +8,19 @@ from typing import Any
 
 from session_core.data.compacted import Compacted, read_compacted
 from session_core.data.message import StoredMessage, are_messages, message_text, normalize, read_error
+from session_core.data.removed import without_removed
 from session_core.data.text import unwrap_question
 from session_core.data.versions import replaced_messages
 
 SETTINGS = ("title", "model", "system_prompt")  # of a session
+CONFIGURABLE = (*SETTINGS, "compacted", "responses")
 STATE = ("last_error", "last_refused", "continues")  # of its last turn
 TITLE_LENGTH = 200  # characters at most
 SESSION_ID = re.compile(r"session-[0-9a-z-]{1,64}")
 
 _SHOWN_TITLE_LENGTH = 80  # characters of a title that is made from the first user message
 _OLD_NAMES = ("note", "continuation")  # of `last_error` and `continues`
-_KNOWN_FIELDS = {"id", "created_at", "updated_at", "messages", "compacted", *STATE, *_OLD_NAMES, *SETTINGS}
+_KNOWN_FIELDS = {"id", "created_at", "updated_at", "messages", *STATE, *_OLD_NAMES, *CONFIGURABLE}
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,9 @@ class Session:
     `last_error` is the code of the error that ended the last turn, where that left no message, and `last_refused`
     says that the model server refused the question. `continues` tells of the attempt that goes on with the last turn
     (see `LockedSession.set_continues`). `model` and `system_prompt` are the session's own, if it has any. `compacted`
-    is the newest summary, in force or not (see `current_compacted`). `extra` are fields that this version does not
-    know.
+    is the newest summary, in force or not (see `current_compacted`). `responses` is what OpenAI's Conversations keep
+    beside the messages: their `metadata`, the `deleted` responses, and what was `removed` of messages (see
+    `session_core/data/removed.py`). `extra` are fields that this version does not know.
     """
 
     id: str
@@ -43,15 +46,17 @@ class Session:
     continues: dict[str, Any] | None = None
     model: str | None = None
     system_prompt: str | None = None
+    responses: dict[str, Any] | None = None
     compacted: Compacted | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property
     def conversation(self) -> list[StoredMessage]:
-        """The messages that no later question has replaced."""
+        """The messages that no later question has replaced, without what was removed of them."""
         messages = expanded(self.messages)
         replaced = replaced_messages(messages)
-        return [message for message in messages if message["id"] not in replaced] if replaced else messages
+        kept = [message for message in messages if message["id"] not in replaced] if replaced else messages
+        return without_removed(kept, self.responses)
 
     @property
     def current_compacted(self) -> Compacted | None:
@@ -119,9 +124,7 @@ def session_from(session_id: str, value: Any) -> Session:
     note = texts.pop("note")
     if "note" in value:  # an earlier version wrote it, after this one
         last_error, refused = read_error(note)
-    continues = value.get("continuation", value.get("continues"))
-    if not isinstance(continues, dict | None):
-        raise ValueError("what tells of the attempt that continues its last turn is no object")
+    continues, responses = _objects(value.get("continuation", value.get("continues")), value.get("responses"))
     updated = value.get("updated_at", messages[-1]["created_at"] if messages else created)
     if not isinstance(created, str) or not isinstance(updated, str):
         raise ValueError("its times are missing")
@@ -134,7 +137,14 @@ def session_from(session_id: str, value: Any) -> Session:
         last_error=last_error,
         last_refused=refused,
         continues=continues,
+        responses=responses,
         compacted=read_compacted(value.get("compacted")),
         extra=extra,
         **texts,
     )
+
+
+def _objects(*values: Any) -> tuple[dict[str, Any] | None, ...]:
+    if not all(isinstance(value, dict | None) for value in values):
+        raise ValueError("what tells of the attempt that continues its last turn, or of its responses, is no object")
+    return values

@@ -191,7 +191,7 @@ class Reply:
             if whole:
                 self._budget.use(len(whole.encode()))
                 self._pieces[kind].append(whole)
-                events.append(kind(whole))
+                events.append(Chunk(whole) if kind is Chunk else Reasoning(whole, self.reasoning_field))
         return events
 
     def _add_calls(self, pieces: Any) -> None:

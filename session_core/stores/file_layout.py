@@ -14,7 +14,7 @@ from typing import Any
 
 from session_core.data.message import StoredMessage, is_message
 from session_core.data.strict_json import JSON_DECODER, from_json, to_json
-from storage import SETTINGS, STATE, Session, session_from
+from storage import CONFIGURABLE, STATE, Session, session_from
 
 _SECTOR_BYTES = 512  # a disk writes whole sectors, so zeros in place of lost data end at a multiple of this
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -56,8 +56,7 @@ def parse(session_id: str, data: bytes) -> tuple[Session, int | None]:
 
 def _head(session: Session) -> bytes:
     head: dict[str, Any] = {"id": session.id, "created_at": session.created_at}
-    head |= {name: text for name in SETTINGS if (text := getattr(session, name)) is not None}
-    head |= {"compacted": session.compacted} if session.compacted else {}
+    head |= {name: text for name in CONFIGURABLE if (text := getattr(session, name)) is not None}
     return to_json(head | session.extra)[:-1] + b',"messages":['
 
 

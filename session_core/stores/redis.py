@@ -16,7 +16,7 @@ from session_core.stores.redis_feed import Lease, Publisher, RedisTurnFeed, publ
 from session_core.stores.redis_files import RedisFiles
 from session_core.stores.redis_scripts import LEASE_MILLISECONDS, SHORT_LEASE_MILLISECONDS
 from storage import (
-    SETTINGS,
+    CONFIGURABLE,
     STATE,
     LockedSession,
     LockLost,
@@ -35,7 +35,7 @@ from storage import (
 
 log = logging.getLogger(__name__)
 
-_JSON_FIELDS = (*SETTINGS, *STATE, "compacted", "note", "continuation", "replaced")  # of the hash, in all versions
+_JSON_FIELDS = (*CONFIGURABLE, *STATE, "note", "continuation", "replaced")  # of a session's hash, in all versions
 _LISTED_AT_ONCE = 500
 _READ_AT_ONCE = 200  # sessions, for which Redis lets nobody else wait longer than for a turn
 _BATCH_BYTES = 1 << 20  # after which no further one of these is read
@@ -88,7 +88,7 @@ class RedisStorage(Storage):
             session, count = self._find(checked_id(session_id), 0, 0)
         except SessionCorrupt:
             return Summary(session_id)
-        replaced = session.extra.get("replaced")
+        replaced = session.extra.get("replaced") or session.responses
         if replaced or (session.title is None and count > 1 and session.messages[0]["role"] != "user"):
             return super().summary(session_id)
         return Summary(**{**vars(summarize(session)), "message_count": count})
@@ -199,7 +199,7 @@ class RedisStorage(Storage):
 
 def _fields(session: Session) -> dict[str, str]:
     """The fields of a session's hash."""
-    values = {name: to_json(getattr(session, name)).decode() for name in (*SETTINGS, *STATE, "compacted")}
+    values = {name: to_json(getattr(session, name)).decode() for name in (*CONFIGURABLE, *STATE)}
     return {"updated_at": session.updated_at, **values}
 
 

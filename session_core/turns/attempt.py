@@ -4,13 +4,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from session_core.data.message import AttemptFields, StoredMessage
+from session_core.data.removed import without_removed
 from session_core.model.events import ToolCall, ToolResult
 from session_core.turns.attachments import SessionFiles, keep_question_files
 from session_core.turns.compaction import behind_summary
 from session_core.turns.stored import StoredTurn, find_turn, last_turn, outgoing_messages, question_message
 from session_core.turns.turn_request import Answers, NothingToContinue, TurnRequest, TurnWaiting
 from session_core.turns.waiting import answers_left, check_answers, settle
-from storage import LockedSession, Storage, timestamp
+from storage import LockedSession, SessionBusy, Storage, timestamp
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,8 @@ class Attempt:
     """An attempt at a turn, whose question is stored.
 
     `number` counts the attempts from 1. `fields` are in each message that it stores. `settings` are the arguments of
-    `Agent.run`, and `history` are the messages that go to the model.
+    `Agent.run`, and `history` are the messages that go to the model. With `keeps_deltas`, each answer is stored with
+    the lengths of its pieces.
     """
 
     message_id: str
@@ -26,17 +28,21 @@ class Attempt:
     fields: AttemptFields
     settings: dict[str, Any]
     history: list[StoredMessage]
+    keeps_deltas: bool = False
 
 
 def begin_attempt(storage: Storage, session: LockedSession, request: TurnRequest, default_model: str) -> Attempt:
     """Stores the user's message, or that the last turn is continued. Another attempt at a failed turn finds the
     user's message stored.
 
-    Raises TurnRefused, NothingToContinue, TurnWaiting, StorageUnavailable and SessionCorrupt; then nothing has begun.
+    Raises TurnRefused, NothingToContinue, TurnWaiting, StorageUnavailable, SessionCorrupt, and SessionBusy where the
+    message that the request is to be `behind` is not the last one; then nothing has begun.
     """
     fields: AttemptFields = {}
     answered: list[ToolCall | ToolResult] = []
     stored = find_turn(session.session, request.key)
+    if stored is None and request.behind not in (None, *(one["id"] for one in session.session.messages[-1:])):
+        raise SessionBusy(session.id)
     if request.goes_on:
         stored, fields, answers = _go_on(session, request)
         message, answered = stored.messages[0], settle(stored.unanswered, answers)
@@ -50,7 +56,7 @@ def begin_attempt(storage: Storage, session: LockedSession, request: TurnRequest
     instructions = found.system_prompt if request.system_prompt is None else request.system_prompt
     number = fields.get("attempt", 1)
     outgoing = outgoing_messages(found.messages, number, continues=request.goes_on)
-    history, summary = behind_summary(found, outgoing)
+    history, summary = behind_summary(found, without_removed(outgoing, found.responses))
     settings = {
         "model": request.model or found.model or default_model,
         "system_prompt": instructions,
@@ -64,7 +70,8 @@ def begin_attempt(storage: Storage, session: LockedSession, request: TurnRequest
     if request.prefix:
         now = timestamp()
         history.append({"id": "", "role": "assistant", "content": request.prefix, "created_at": now})
-    return Attempt(message["id"], number, fields, settings, history)
+    keeps_deltas = request.response is not None or "response" in message
+    return Attempt(message["id"], number, fields, settings, history, keeps_deltas)
 
 
 def _go_on(session: LockedSession, request: TurnRequest) -> tuple[StoredTurn, AttemptFields, Answers]:
@@ -88,6 +95,9 @@ def _go_on(session: LockedSession, request: TurnRequest) -> tuple[StoredTurn, At
         fields["idempotency_key"] = request.key
     if request.answers_digest:
         fields["answers_digest"] = request.answers_digest
-    beside = {"answers": answers} if answers else {}
-    session.set_continues({**fields, "recovery": request.recovery, **beside})
+    if request.recovery:
+        fields["recovery"] = request.recovery
+    if request.response is not None:
+        fields["response"] = dict(request.response)
+    session.set_continues({**fields, **({"answers": answers} if answers else {})})
     return stored, fields, answers

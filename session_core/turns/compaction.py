@@ -47,7 +47,7 @@ def sum_up(
     last: SummedUp | None = None
     for event in agent.sum_up(messages, cancellation, if_due=if_due, observer=report.span, **asked):
         if isinstance(event, SummedUp):
-            report.count_summary(event.usage)
+            report.usage = sum_usage(report.usage, event.usage)
             last = event
     return {"until": last.until, "content": last.content, "created_at": timestamp()} if last else None
 

@@ -10,10 +10,10 @@ import sys
 import threading
 import time
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from session_core.data.message import Status, StoredMessage, message_text, read_status
 from session_core.data.strict_json import from_json, to_json
@@ -191,6 +191,11 @@ class EventLog:
         """The text, or the reasoning, that is in no stored message yet."""
         return self._joined(kind, self._stored_until)
 
+    def unstored_lengths(self) -> list[int]:
+        """The lengths of the pieces of text that are in no stored message yet, and of reasoning, below zero."""
+        events = (entry.event for entry in self._entries[self._stored_until :])
+        return [signed_length(event) for event in events if isinstance(event, Chunk | Reasoning)]
+
     @property
     def text(self) -> str:
         """All text."""
@@ -252,10 +257,25 @@ _EVENTS: dict[str, type[Event]] = {
 }
 
 
-def encode_event(entry: LoggedEvent) -> bytes:
-    """The entry as one line, as servers publish it to one another."""
+def signed_length(piece: Chunk | Reasoning) -> int:
+    """The length of a piece of text, or that of a piece of reasoning below zero."""
+    return len(piece.content) if isinstance(piece, Chunk) else -len(piece.content)
+
+
+def encode_event(entry: LoggedEvent, lengths: Sequence[int] = ()) -> bytes:
+    """The entry as one line, as servers publish it to one another. With `lengths`, several were joined to it."""
     fields = [getattr(entry.event, name) for name in entry.event.__slots__]
+    fields += [lengths] if lengths else []
     return to_json([entry.number, entry.created_at, entry.sequence, type(entry.event).__name__, *fields])
+
+
+def decode_lengths(line: bytes) -> list[int]:
+    """The lengths of the pieces that were joined to the entry on a line, see `signed_length`. Raises what
+    `decode_event` raises."""
+    _, _, _, kind, text, *others = from_json(line)
+    if others and isinstance(others[-1], list):
+        return list(others[-1])
+    return [signed_length(Chunk(text) if kind == "Chunk" else Reasoning(text))]
 
 
 def decode_event(line: bytes) -> LoggedEvent | None:
@@ -277,8 +297,9 @@ def journal_lines(entries: Iterable[LoggedEvent]) -> Iterator[bytes]:
     for kind, group in groupby(entries, key=lambda entry: type(entry.event)):
         first, *rest = group
         if kind in (Chunk, Reasoning):
-            text = "".join(entry.event.content for entry in (first, *rest))  # type: ignore[union-attr]
-            yield encode_event(first._replace(event=kind(text)))
+            pieces: list[Any] = [entry.event for entry in (first, *rest)]
+            text = "".join(piece.content for piece in pieces)
+            yield encode_event(first._replace(event=kind(text)), [signed_length(piece) for piece in pieces])
         elif kind is ToolCall:
             yield encode_event(first._replace(event=ToolCall("", "", "")))
         elif kind is ToolResult:

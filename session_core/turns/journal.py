@@ -12,7 +12,7 @@ from typing import Any
 from session_core.data.message import StoredMessage, answer_fields, assistant_message
 from session_core.data.strict_json import from_json, to_json
 from session_core.model.events import Chunk, Reasoning, ToolCall
-from session_core.turns.event_log import Ended, Failed, decode_event
+from session_core.turns.event_log import Ended, Failed, decode_event, decode_lengths
 from session_core.turns.stored import last_turn
 from storage import LockedSession, Session, Storage
 
@@ -38,12 +38,13 @@ def partial_answer(session: Session, lines: Sequence[bytes]) -> StoredMessage | 
         return None
     if attempt < turn.attempt or (attempt == turn.attempt and not turn.interrupted):
         return None
-    rounds, reasoning, text, created_at = _last_round(lines[1:])
+    rounds, reasoning, text, deltas, created_at = _last_round(lines[1:])
     stored = [one for one in turn.messages if one.get("tool_calls") and one.get("attempt", 1) == attempt]
     if len(stored) > rounds or not (reasoning or text):
         return None  # the text was stored with the tool calls behind it
     digest = hashlib.sha256(lines[0] + b"%d" % rounds).hexdigest()
     beside = answer_fields(fields) | {"reasoning": reasoning, "status": "incomplete", "reason": "interrupted"}
+    beside["deltas"] = deltas
     return {**assistant_message(text, **beside), "id": f"msg-{digest[:32]}", "created_at": created_at}
 
 
@@ -75,10 +76,12 @@ def with_partial_answer(storage: Storage, session_id: str) -> Session:
     return session
 
 
-def _last_round(lines: Iterable[bytes]) -> tuple[int, str, str, str]:
-    """How often tools were called, the reasoning and the text behind that, and the time of the last of it."""
+def _last_round(lines: Iterable[bytes]) -> tuple[int, str, str, list[int], str]:
+    """How often tools were called, the reasoning and the text behind that, the lengths of its pieces, and the time of
+    the last of it."""
     rounds, calling, created_at = 0, False, ""
     pieces: list[Reasoning | Chunk] = []
+    deltas: list[int] = []
     for line in lines:
         try:
             entry = decode_event(line)
@@ -91,10 +94,11 @@ def _last_round(lines: Iterable[bytes]) -> tuple[int, str, str, str]:
             break
         if isinstance(event, ToolCall) and not calling:
             rounds += 1
-            pieces = []
+            pieces, deltas = [], []
         calling = isinstance(event, ToolCall)
         if isinstance(event, Reasoning | Chunk) and isinstance(event.content, str):
             pieces.append(event)
+            deltas += decode_lengths(line)
             created_at = entry.created_at
     texts = {kind: "".join(one.content for one in pieces if type(one) is kind) for kind in (Reasoning, Chunk)}
-    return rounds, texts[Reasoning], texts[Chunk], created_at
+    return rounds, texts[Reasoning], texts[Chunk], deltas, created_at

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any, assert_never
 
 from agent import Agent
-from session_core.data.message import AnswerFields, MessageFields, StoredMessage, assistant_message
+from session_core.data.message import AnswerFields, AttemptFields, MessageFields, StoredMessage, assistant_message
 from session_core.model.cancellation import Cancellation
 from session_core.model.events import (
     Answer,
@@ -99,7 +99,8 @@ class LocalTurn(Turn):
             settings = {**settings, "summary": summary}
         except (ModelError, StorageUnavailable) as error:
             log.warning("turn %s of %s goes on without a new summary: %r", self.id, self.session_id, error)
-        run = agent.run(history, self._cancellation, observer=self.report.span, **settings)
+        report = self.report
+        run = agent.run(history, self._cancellation, usage=report.usage, observer=report.span, **settings)
         with contextlib.closing(run) as events:
             for event in events:
                 self._handle(event)
@@ -177,22 +178,22 @@ class LocalTurn(Turn):
             self.report.saw(event)
             self._log.append(event)
         elif isinstance(event, Message):
-            self.report.count_run(event.usage)
+            self.report.usage = event.usage
             if event.data["role"] == "tool":
                 self.report.tool_answered()
             with self._storing:
                 if self._log.sealed:
                     raise TurnEnded
-                stored: MessageFields = {**event.data, **self._attempt.fields}
-                if "usage" in stored:
-                    stored["usage"] = self.report.usage or {}
-                if event.data["role"] == "assistant" and self.request.prefix:
-                    stored["content"] = self._log.unstored(Chunk)  # with the prefix
+                stored: MessageFields = {**event.data, **self._next_fields()}
+                if event.data["role"] == "assistant":
+                    stored = {**stored, **self._deltas()}
+                    if self.request.prefix:
+                        stored["content"] = self._log.unstored(Chunk)  # with the prefix
                 self._recorder.append(stored)
                 if event.data["role"] == "assistant":
                     self._log.mark_stored()
         elif isinstance(event, Answer):
-            self.report.count_run(event.usage)
+            self.report.usage = event.usage
             status = "completed" if event.reason is None else "incomplete"
             self._end(status, event.reason, finish_reason=event.finish_reason, fields=event.fields)
         elif isinstance(event, Waiting):
@@ -219,7 +220,8 @@ class LocalTurn(Turn):
         if status == "cancelled" or failure:
             self._cancellation.cancel()
         with self._storing:
-            beside: AnswerFields = {**(self._partial_fields() if fields is None else fields), **self._attempt.fields}
+            beside: AnswerFields = {**(self._partial_fields() if fields is None else fields), **self._next_fields()}
+            beside |= self._deltas()
             if status != "completed":
                 beside |= {"status": status, "reason": reason or ""}
             if self.request.key is not None:
@@ -233,6 +235,22 @@ class LocalTurn(Turn):
         self._on_end(self, version)
         self._log.close(last)
         return True
+
+    def _next_fields(self) -> AttemptFields:
+        """What the next message has beside its own fields. The first one alone has the response."""
+        fields = self._attempt.fields
+        rest: AttemptFields = {**fields}
+        rest.pop("response", None)
+        self._attempt = replace(self._attempt, fields=rest)
+        return fields
+
+    def _deltas(self) -> AnswerFields:
+        return {"deltas": self._log.unstored_lengths()} if self._attempt.keeps_deltas else {}
+
+    @property
+    def attempt(self) -> int:
+        """See Turn.attempt."""
+        return self._attempt.number
 
     def _partial_fields(self) -> AnswerFields:
         """What is stored beside the text of a partial answer."""

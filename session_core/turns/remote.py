@@ -62,10 +62,16 @@ class RemoteTurn(Turn):
         identity, *lines = feed.read(_READ_SECONDS) or [b""]
         if not identity:
             raise FeedGap(f"nothing is published of the turn of {session_id}")
+        self._attempt: int
         self.id, self.message_id, self._attempt, *_ = from_json(identity)
         if not (isinstance(self.id, str) and isinstance(self.message_id, str) and isinstance(self._attempt, int)):
             raise TypeError("the identity of the turn is none")
         self._copy(lines)
+
+    @property
+    def attempt(self) -> int:
+        """See Turn.attempt."""
+        return self._attempt
 
     def follow(self) -> None:
         """Copies the feed, on the calling thread, until the turn has ended or can be followed no more."""

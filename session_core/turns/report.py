@@ -5,7 +5,6 @@ import time
 from typing import Any
 
 from session_core.model.events import Chunk, ToolCall, ToolResult
-from session_core.model.reply import sum_usage
 from session_core.telemetry.spans import Observer, Result
 from session_core.turns.event_log import Ended, Event, Failed, status_of
 
@@ -19,20 +18,11 @@ class TurnReport:
         self.span = span
         self.started_at = started_at
         self.usage: dict[str, Any] | None = None
-        self._summary_usage: dict[str, Any] | None = None
         self._session_id = session_id
         self._silent = True  # until the first text
         self._open_calls = 0  # tool calls without a result
         self._tool_started_at = 0.0
         self._tool_seconds = 0.0
-
-    def count_summary(self, usage: Any) -> None:
-        """Counts the tokens of a summary that is made before the model answers."""
-        self.usage = self._summary_usage = sum_usage(self._summary_usage, usage)
-
-    def count_run(self, usage: dict[str, Any] | None) -> None:
-        """Counts the tokens that the answer has used so far."""
-        self.usage = sum_usage(self._summary_usage, usage)
 
     def saw(self, event: Event) -> None:
         """Tells of the next event."""

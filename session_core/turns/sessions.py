@@ -7,11 +7,11 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from session_core.data.message import StoredMessage, assistant_message
+from session_core.data.message import MessageFields, StoredMessage, assistant_message
 from session_core.telemetry.spans import Observer
 from session_core.turns.expiry import Sweeps
 from session_core.turns.journal import with_partial_answer
-from session_core.turns.stored import last_failure, last_turn, settled_messages
+from session_core.turns.stored import last_failure, last_turn, question_message, settled_messages
 from session_core.turns.turn import Turn
 from session_core.turns.turn_request import TurnRequest
 from session_core.turns.turns import Turns
@@ -41,6 +41,21 @@ class Sessions:
         self.models.check(settings.get("model"))
         with self.storage.lock(session_id) as session:
             session.configure(**settings)
+
+    def append(self, session_id: str, messages: Sequence[StoredMessage]) -> None:
+        """Adds messages that come in to the session, durably, one after the other.
+
+        Raises SessionNotFound, SessionBusy where a turn runs, SessionCorrupt and StorageUnavailable.
+        """
+        with self.storage.lock(session_id) as session:
+            for message in messages:
+                turn = last_turn(session.session)
+                stored: MessageFields = {**message}  # type: ignore[typeddict-unknown-key]
+                if message["role"] == "user":
+                    stored = question_message(session.session, TurnRequest(message["content"]))
+                elif turn is not None:
+                    stored = {**stored, **turn.fields}
+                session.append({**stored, "imported": True}, message["id"], message["created_at"])
 
     def session(self, session_id: str) -> Session:
         """The session, with the partial answer that an interrupted turn has left. Raises SessionNotFound,

@@ -13,22 +13,21 @@ from itertools import chain, pairwise
 from typing import Any, cast
 
 from session_core.data.message import (
-    ERROR,
     AttemptFields,
     MessageFields,
     QuestionFields,
     StoredMessage,
     message_text,
     read_status,
-    tool_failed,
     tool_message,
     user_message,
 )
 from session_core.data.versions import BEGINNING
-from session_core.model.events import Chunk, Reasoning, ToolCall, ToolResult
+from session_core.model.events import ToolCall, ToolResult
 from session_core.model.outgoing_messages import read_tool_calls
 from session_core.model.reply import sum_usage
 from session_core.turns.event_log import Ended, Event, Failed, Started
+from session_core.turns.told import read_result, told_pieces
 from session_core.turns.turn_request import Answers, TurnRefused, TurnRequest
 from session_core.turns.waiting import answers_left, settle
 from storage import Session, expanded, new_id, replaced_messages, timestamp
@@ -148,15 +147,10 @@ class StoredTurn:
         waited = {id: way for message in self.messages for id, way in message.get("pending", {}).items()}
         for message in self._answers():
             if message["role"] == "tool":
-                call_id, name = message.get("tool_call_id", ""), message.get("name", "")
-                text, failed = message_text(message), tool_failed(message)
-                result, error = (None, text.removeprefix(ERROR)) if failed else (text, None)
-                events.append(ToolResult(call_id, name, result, error, given=waited.get(call_id) == "client"))
+                given = waited.get(message.get("tool_call_id", "")) == "client"
+                events.append(replace(read_result(message), given=given))
                 continue
-            if reasoning := message.get("reasoning"):
-                events.append(Reasoning(reasoning))
-            if text := message_text(message):
-                events.append(Chunk(text))
+            events += told_pieces(message)
             events += [replace(call, waits_for=waited.get(call.id)) for call in read_tool_calls(message)]
         return [*events, self.last_event()]
 
@@ -247,6 +241,7 @@ def question_message(session: Session, request: TurnRequest) -> MessageFields:
         "previous_refused": session.last_refused,
         "client_id": request.client_id or "",
         "terms": request.terms or "",
+        "response": dict(request.response or {}),
     }
     known = {message["id"]: message for message in expanded(session.messages)}
     place: QuestionFields = {}

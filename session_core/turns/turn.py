@@ -84,6 +84,11 @@ class Turn:
         turn._log.close(last)
         return turn
 
+    @property
+    def attempt(self) -> int:
+        """The number of the attempt that runs, 0 where only what is stored tells."""
+        return 0
+
     def read(self, after: int, seconds: float) -> list[LoggedEvent]:
         """Some of the next events behind the first `after` ones (0: from the first). The last is Ended or Failed.
 

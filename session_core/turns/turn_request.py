@@ -49,6 +49,8 @@ class TurnRequest:
 
     `client_id` is the client's own id of the question. `terms` tell what a client asked with, beside the transcript.
     `recovery` counts how often the server itself has gone on with an interrupted turn; 0 where a caller asks.
+    `response` is what a response of OpenAI's form keeps beside the messages. `behind` is the id of the message that
+    must be the session's last one.
 
     `files` are the bytes, by SHA-256, of what the question and its `history` name, until they are stored. A part may
     also name what the session has, by its `sha256` alone.
@@ -71,6 +73,8 @@ class TurnRequest:
     client_id: str | None = None
     terms: str | None = None
     recovery: int = 0
+    response: Mapping[str, Any] | None = None
+    behind: str | None = None
     files: dict[str, bytes] = field(default_factory=dict, compare=False, repr=False)
     stored_digest: str = ""  # of the answers, where they are those of an earlier request
 

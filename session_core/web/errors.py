@@ -29,6 +29,7 @@ ERRORS: dict[str, tuple[int, str]] = {
     "method_not_allowed": (405, "This method is not allowed here."),
     "nothing_to_continue": (409, "The last turn of this session is complete, or there is none."),
     "turn_waiting": (409, "The last turn of this session waits for answers: send them, a new message, or a cancel."),
+    "conversation_locked": (409, "A turn is running in this conversation. Wait for its end, or cancel it."),
     "session_busy": (409, "A turn is running in this session. Wait for its end, or cancel it."),
     "event_gone": (410, "This event is no longer held. Read the session instead."),
     "request_too_large": (413, "The request is larger than 1 MiB."),
@@ -46,7 +47,13 @@ ERRORS: dict[str, tuple[int, str]] = {
     "model_timeout": (504, "The model server did not answer in time."),
 }
 
-_RETRY_AFTER_SECONDS = {"session_busy": "1", "overloaded": "1", "shutting_down": "5", "storage_unavailable": "5"}
+_RETRY_AFTER_SECONDS = {
+    "conversation_locked": "1",
+    "session_busy": "1",
+    "overloaded": "1",
+    "shutting_down": "5",
+    "storage_unavailable": "5",
+}
 _CODES: dict[type[Exception], str] = {
     SessionNotFound: "session_not_found",
     SessionBusy: "session_busy",

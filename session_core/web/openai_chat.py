@@ -12,10 +12,11 @@ from agent import Agent
 from session_core.data.message import Content, MessageFields, StoredMessage, content_text, message_text, tool_message
 from session_core.model.outgoing_messages import read_tool_calls
 from session_core.turns.models import ModelRefused
+from session_core.turns.turn_request import TurnRequest
 from session_core.web.bodies import FailingFast, ModelName, check_question, idempotency_key, parse_body
 from session_core.web.errors import ApiError, json_response, set_error_form
 from session_core.web.openai_events import CompletionRenderer, openai_error, render_completion
-from session_core.web.openai_history import ChatRequest, find_chat, start_in_session, start_one_shot
+from session_core.web.openai_history import ChatRequest, find_chat, start_in_session
 from session_core.web.openai_tools import (
     ClientsTool,
     Function,
@@ -85,7 +86,7 @@ def openai_dialect(responses: TurnResponses, agent: Agent, session_headers: Sequ
         key = idempotency_key()
         chat = None if _is_task(asked) else find_chat(responses.sessions.storage, session_headers)
         if chat is None:
-            return start_one_shot(responses, asked)
+            return responses.start_one_shot(asked.messages, asked.turn_request(TurnRequest(continues=True)))
         return start_in_session(responses, chat, asked, key)
 
     @blueprint.get("/models")

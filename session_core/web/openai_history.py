@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from flask import request
 
-from session_core.data.message import StoredMessage, file_parts
+from session_core.data.message import StoredMessage
 from session_core.data.strict_json import to_json
 from session_core.tools.client_tools import ClientTools
 from session_core.turns.event_log import Ended
@@ -109,26 +109,6 @@ def find_chat(storage: Storage, headers: Sequence[str]) -> ChatName | None:
     return ChatName(f"session-{hashlib.sha256(value.encode()).hexdigest()[:32]}", whole_chats=name != _SESSION_HEADER)
 
 
-def start_one_shot(responses: TurnResponses, asked: ChatRequest) -> TurnReader:
-    """Reads a turn in a session in memory, which goes with its answer."""
-    parts = [part for message in asked.messages for part in file_parts(message["content"])]
-    if any("media_type" not in part for part in parts):
-        raise ApiError("invalid_request", "A request without a session must have the data of its pictures and files.")
-    session_id = responses.one_shot.create(asked.messages, files=asked.files)
-    asked.files.clear()
-
-    def forget() -> None:
-        with contextlib.suppress(SessionNotFound):
-            responses.one_shot.delete(session_id)
-
-    with contextlib.ExitStack() as stack:
-        stack.callback(forget)
-        continues = asked.turn_request(TurnRequest(continues=True))
-        reader = responses.start(session_id, continues, keeps_running=False, sessions=responses.one_shot)
-        stack.callback(reader.close)
-        return dataclasses.replace(reader, close=stack.pop_all().close)
-
-
 def start_in_session(responses: TurnResponses, chat: ChatName, asked: ChatRequest, key: str | None) -> TurnReader:
     """Reads the turn that a request means in a session, which is made where it does not exist.
 
@@ -154,7 +134,7 @@ def start_in_session(responses: TurnResponses, chat: ChatName, asked: ChatReques
                 raise
             with contextlib.suppress(SessionBusy):
                 sessions.attach(chat.session_id)  # which waits until the question of a turn that starts is stored
-    return start_one_shot(responses, asked)
+    return responses.start_one_shot(asked.messages, asked.turn_request(TurnRequest(continues=True)))
 
 
 def _look(

@@ -1,10 +1,25 @@
 """A turn as callers see it where the model's reasoning is hidden."""
 
 import time
+from dataclasses import replace
+from typing import cast
 
+from session_core.data.message import StoredMessage
 from session_core.model.events import Reasoning
 from session_core.turns.event_log import Ended, Failed, LoggedEvent
 from session_core.turns.turn import Turn
+from storage import Session
+
+
+def without_reasoning(session: Session) -> Session:
+    """The session without what the model thought."""
+    return replace(session, messages=[_shown(message) for message in session.messages])
+
+
+def _shown(message: StoredMessage) -> StoredMessage:
+    shown = {**message, "deltas": [length for length in message.get("deltas", ()) if length > 0]}
+    shown.pop("reasoning", None)
+    return cast(StoredMessage, shown)
 
 
 class ShownTurn(Turn):
@@ -16,6 +31,11 @@ class ShownTurn(Turn):
         self._turn, self._log = turn, turn._log
         self._position = 0  # so many events were read, hidden ones included
         self._hidden = 0  # of those
+
+    @property
+    def attempt(self) -> int:
+        """See Turn.attempt."""
+        return self._turn.attempt
 
     def read(self, after: int, seconds: float) -> list[LoggedEvent]:
         """See Turn.read."""

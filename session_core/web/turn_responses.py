@@ -5,20 +5,21 @@ import dataclasses
 import functools
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 from flask import Blueprint, Response, g, request
 
+from session_core.data.message import StoredMessage, file_parts
 from session_core.turns.event_log import Ended, Failed, LoggedEvent
 from session_core.turns.sessions import Sessions, SessionsOfUsers
 from session_core.turns.turn import Overloaded, Role, Turn
-from session_core.turns.turn_request import TurnRequest
+from session_core.turns.turn_request import TurnRefused, TurnRequest
 from session_core.web.errors import error_response
 from session_core.web.settings import Settings
-from session_core.web.shown_turn import ShownTurn
-from storage import SessionBusy, StorageUnavailable
+from session_core.web.shown_turn import ShownTurn, without_reasoning
+from storage import Session, SessionBusy, SessionNotFound, StorageUnavailable
 
 _BLOCK_BYTES = 1 << 16  # of events in one write, which is also what a client that stops reading holds up
 _ENDING_SECONDS = 5.0  # for which a retry of a closed completion waits for the end of a turn that is being ended
@@ -99,6 +100,23 @@ class TurnResponses:
             self._take_further(turn, stack)
             return self._read(turn, headers, stack, "joined", keeps_running=keeps_running)
 
+    def start_one_shot(self, messages: Sequence[StoredMessage], asked: TurnRequest) -> TurnReader:
+        """Reads a turn in a session in memory with these messages, which goes with its answer."""
+        if any("media_type" not in part for message in messages for part in file_parts(message["content"])):
+            raise TurnRefused("A request without a session must have the data of its pictures and files.")
+        session_id = self.one_shot.create(messages, files=asked.files)
+        asked.files.clear()
+
+        def forget() -> None:
+            with contextlib.suppress(SessionNotFound):
+                self.one_shot.delete(session_id)
+
+        with contextlib.ExitStack() as stack:
+            stack.callback(forget)
+            reader = self.start(session_id, asked, keeps_running=False, sessions=self.one_shot)
+            stack.callback(reader.close)
+            return dataclasses.replace(reader, close=stack.pop_all().close)
+
     def join(self, turn: Turn) -> TurnReader:
         """Reads a turn that another request asked for, on behalf of a client that asks for the same."""
         with contextlib.ExitStack() as stack:
@@ -115,7 +133,7 @@ class TurnResponses:
                 stack.callback(self._watchers.release)
             elif turn is not None and not turn.ended:
                 raise Overloaded  # before `index`, which may wait for an event of another process
-            shown = turn if turn is None or self._show_reasoning else ShownTurn(turn)
+            shown = turn and self.show(turn)
             after = index(shown)
             if turn is None or shown is None or (turn.ended and not shown.read(after, 0)):
                 return Response(status=204)
@@ -123,6 +141,15 @@ class TurnResponses:
                 raise Overloaded
             reader = self._read(turn, {}, stack, "watching", keeps_running=None)
             return self.stream(dataclasses.replace(reader, turn=shown), renderer(shown), after)
+
+    def show(self, turn: Turn) -> Turn:
+        """The turn as callers see it. For one reader."""
+        return turn if self._show_reasoning else ShownTurn(turn)
+
+    def session(self, session_id: str) -> Session:
+        """The session as callers see it. Raises what `Sessions.session` raises."""
+        session = self.sessions.session(session_id)
+        return session if self._show_reasoning else without_reasoning(session)
 
     def stream(self, reader: TurnReader, renderer: Renderer, after: int = 0) -> Response:
         """The turn's events behind the first `after` ones, as they come, until the last."""
@@ -180,7 +207,7 @@ class TurnResponses:
             if turn.tell_readers() and role == "joined" and not keeps_running:  # it may be cancelled, and go on then
                 turn.wait(_ENDING_SECONDS)
                 raise SessionBusy(turn.session_id)
-        return TurnReader(turn if self._show_reasoning else ShownTurn(turn), headers, stack.pop_all().close)
+        return TurnReader(self.show(turn), headers, stack.pop_all().close)
 
     def _client_left(self, turn: Turn) -> Callable[[], bool] | None:
         """A function that tells whether the client of this request has left, where that is of interest and the WSGI

@@ -33,11 +33,13 @@ EXTRAS = {
 }  # library: the room, with its neighbours of the same prefix, that may import it
 MAX_LINES = {"storage": 500}  # of a room; 350 for all others
 ROOM_LINES = 350
-HOUSE_STATEMENTS = 10000  # of all rooms; 8,000 is what the house shall come down to
+HOUSE_STATEMENTS = 11400  # of all rooms; 8,000 is what the house shall come down to
 EXTRA_STATEMENTS = 1500  # of the rooms that need an extra, among them
 TEST_LINES = 700  # of a file of tests, or of what they share
 FILE_BYTES = 128 << 10  # of a file that is kept in the repository
-LARGE_FILES: dict[str, str] = {}  # those that may be larger: the path, and why
+LARGE_FILES = {  # those that may be larger: the path, and why
+    "session_core/web/page/openapi.json": "it describes every answer of the server, in one document",
+}
 BUILT = (".whl", ".gz", ".zip", ".pyc", ".so", ".log")  # what is made from something else, and read by nobody
 _NOT_KEPT = (".git", ".venv", "node_modules", "__pycache__", "build", "dist", "sessions", "_cache", ".egg-info")
 NO_SUBJECT = {"utils", "helpers", "common", "constants", "types"}

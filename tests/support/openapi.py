@@ -1,5 +1,6 @@
 """Answers of the server held against `GET /openapi.json`."""
 
+import contextlib
 import copy
 import json
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from werkzeug.datastructures import Headers
 from werkzeug.test import TestResponse
 
 from agent import tool
+from session_core.data.message import assistant_message, user_message
 from session_core.stores.files import FileStorage
 from storage import Storage
 from tests.support.client import Client, Stream
@@ -147,6 +149,15 @@ def _cases() -> Iterator[tuple[str, int, str]]:
 ALL_CASES = list(_cases())
 
 
+RESPONSE_BODIES: dict[str, dict[str, Any]] = {
+    "create_response": {"input": "Hello"},
+    "compact_response": {"model": "gpt-3.5-turbo"},
+    "create_conversation": {"metadata": {"topic": "sums"}},
+    "update_conversation": {"metadata": {"topic": "sums"}},
+    "create_items": {"items": [{"role": "user", "content": "Hello"}]},
+}
+
+
 class World:
     """A session in a directory, a model server, and apps over both."""
 
@@ -177,6 +188,8 @@ class World:
             body = {"messages": [{"role": "user", "content": text}], **(body or {})}
         if operation == "complete_chat":
             headers.setdefault("X_Session_Id", self.session_id)
+        if operation in RESPONSE_BODIES and (body is None or isinstance(body, dict)):
+            body = self._response_body(operation, body or {})
         if operation == "get_openai_model":
             path = path.replace("{model}", (body or {}).get("model", "gpt-3.5-turbo"))
             body = None
@@ -187,9 +200,34 @@ class World:
         if body is None and operation == "create_session":
             body = {"copy_of": self.session_id}
         sent = {name.replace("_", "-"): value for name, value in headers.items()}
-        return (app or self.app()).request(
-            method, path.format(session_id=self.session_id, sha256=sha256(TEXT)) + query, body, sent
-        )
+        suffix = self.session_id.removeprefix("session-")
+        named = {"session_id": self.session_id, "item_id": f"msg_{suffix}_1", "id": f"conv_{suffix}"}
+        named["sha256"] = sha256(TEXT)
+        if "/conversations/" in path or "/responses/{" in path:
+            named["id"] = named["id"] if "/conversations/" in path else f"resp_{suffix}_{self._ask_before()}"
+        return (app or self.app()).request(method, path.format(**named) + query, body, sent)
+
+    def _ask_before(self) -> str:
+        """The last question of the session, which has one from now on, where it can be written."""
+        question = "1"
+        with contextlib.suppress(Exception):
+            if not self.storage.get(self.session_id).messages:
+                with self.storage.lock(self.session_id) as session:
+                    session.append(user_message("Hello"), "msg-1")
+                    session.append(assistant_message("Hello"))
+            asked = [one for one in self.storage.get(self.session_id).messages if one["role"] == "user"]
+            question = asked[-1]["id"].removeprefix("msg-")
+        return question
+
+    def _response_body(self, operation: str, body: dict[str, Any]) -> dict[str, Any]:
+        """A body in order for an operation of OpenAI's Responses or Conversations."""
+        sent = {**RESPONSE_BODIES[operation], **{name: body[name] for name in body if name != "message"}}
+        if operation == "create_response":
+            sent |= {"conversation": f"conv_{self.session_id.removeprefix('session-')}"}
+            sent |= {"input": body["message"]} if "message" in body else {}
+        if operation == "compact_response" and self.storage is not None:
+            sent |= {"previous_response_id": f"resp_{self.session_id.removeprefix('session-')}_{self._ask_before()}"}
+        return sent
 
     def begin_turn(self, app: Client) -> Stream:
         """A turn that has begun and stays silent."""

@@ -98,6 +98,36 @@ def _(world: World, operation: str) -> TestResponse:
         return world.ask(operation)
 
 
+@cause("conversation_locked")
+def _(world: World, operation: str) -> TestResponse:
+    world.ask("get_response")  # which there is from now on
+    with FileStorage(str(world.directory)).lock_for_turn(world.session_id):
+        return world.ask(operation)
+
+
+@cause("get_item 200")
+@cause("delete_item 200")
+def _(world: World, operation: str) -> TestResponse:
+    world.ask("get_response")  # with whose question the session begins
+    return world.ask(operation)
+
+
+@cause("get_response invalid_request")
+def _(world: World, operation: str) -> TestResponse:
+    return world.ask(operation, query="?starting_after=-1")
+
+
+@cause("get_response overloaded")
+def _(world: World, operation: str) -> TestResponse:
+    app = world.app()
+    turn = world.begin_turn(app)
+    watchers = [app.watch(world.session_id) for _ in range(MAX_READERS["watching"])]
+    response = world.ask(operation, app=app, query="?stream=true")
+    for stream in (turn, *watchers):
+        stream.close()
+    return response
+
+
 @cause("model_not_found")
 def _(world: World, operation: str) -> TestResponse:
     return world.ask(operation, body={"model": "gpt-9"})
@@ -256,7 +286,8 @@ def _(world: World, operation: str) -> TestResponse:
 def test_an_answer_is_as_the_document_says(world: World, operation: str, code: int, error: str) -> None:
     if operation == "compact":
         world.session_id = world.storage.create(old_messages())
-    bring_about = CAUSES.get(f"{operation} {code}") or CAUSES.get(error) or CAUSES[str(code)]
+    of_operation = CAUSES.get(f"{operation} {error}") or CAUSES.get(f"{operation} {code}")
+    bring_about = of_operation or CAUSES.get(error) or CAUSES[str(code)]
     response = bring_about(world, operation)
     assert response.status_code == code
     if error:

@@ -1,0 +1,133 @@
+"""The Conversations dialect: sessions as conversations, and their messages as items."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+from flask import Blueprint, Response
+from pydantic import BaseModel
+
+from session_core.data.removed import removed_parts
+from session_core.model.outgoing_messages import read_tool_calls
+from session_core.web.bodies import json_body, parse_body
+from session_core.web.errors import ApiError, json_response
+from session_core.web.openai_responses import answer_in_openai_words, items_page
+from session_core.web.response_ids import conversation_id, session_of
+from session_core.web.response_input import ResponseInput
+from session_core.web.response_object import seconds
+from session_core.web.response_request import Metadata
+from session_core.web.stored_responses import find_item, list_items, list_page, placed_item
+from session_core.web.turn_responses import TurnResponses
+from storage import Session
+
+_MAX_ITEMS = 20  # of one request, as at OpenAI
+
+
+class _Body(BaseModel, strict=True):
+    """What the routes of conversations take."""
+
+    metadata: Metadata | None = None
+    items: list[Any] | None = None  # see `ResponseInput`
+
+
+def conversations_dialect(responses: TurnResponses) -> Blueprint:
+    """The routes of conversations."""
+    routes = _Conversations(responses)
+    blueprint = Blueprint("conversations", __name__, url_prefix="/v1/conversations")
+    answer_in_openai_words(blueprint)
+    for method, rule, view in (
+        ("POST", "", routes.create_conversation),
+        ("GET", "/<id>", routes.get_conversation),
+        ("POST", "/<id>", routes.update_conversation),
+        ("DELETE", "/<id>", routes.delete_conversation),
+        ("POST", "/<id>/items", routes.create_items),
+        ("GET", "/<id>/items", routes.list_conversation_items),
+        ("GET", "/<id>/items/<item_id>", routes.get_item),
+        ("DELETE", "/<id>/items/<item_id>", routes.delete_item),
+    ):
+        blueprint.add_url_rule(rule, view_func=view, methods=[method])
+    return blueprint
+
+
+class _Conversations:
+    """The routes, as methods. Each returns a response, or raises what `answer_error` answers."""
+
+    def __init__(self, responses: TurnResponses) -> None:
+        self._responses = responses
+
+    def create_conversation(self) -> Response:
+        asked = parse_body(_Body, json_body(optional=True))
+        read = self._read_items(asked, {})
+        kept = {"metadata": asked.metadata} if asked.metadata else None
+        prompt = "\n\n".join(read.system) or None
+        sessions = self._responses.sessions
+        session_id = sessions.create(responses=kept, system_prompt=prompt)
+        sessions.append(session_id, read.messages)
+        return _render(sessions.session(session_id))
+
+    def get_conversation(self, id: str) -> Response:
+        return _render(self._session(id))
+
+    def update_conversation(self, id: str) -> Response:
+        asked = parse_body(_Body, json_body())
+        self._change(session_of(id), {"metadata": asked.metadata or {}})
+        return _render(self._session(id))
+
+    def delete_conversation(self, id: str) -> Response:
+        self._responses.sessions.delete(session_of(id))
+        return json_response({"id": id, "object": "conversation.deleted", "deleted": True})
+
+    def create_items(self, id: str) -> Response:
+        asked = parse_body(_Body, json_body())
+        if not asked.items:
+            raise ApiError("invalid_request", "items must be given, and must not be empty.")
+        session = self._session(id)
+        called = (call for message in session.conversation for call in read_tool_calls(message))
+        read = self._read_items(asked, {call.id: call.name for call in called})
+        if read.system:
+            raise ApiError("invalid_request", "System messages come with a new conversation, or with a response.")
+        self._responses.sessions.append(session.id, read.messages)
+        ids = {message["id"] for message in read.messages}
+        added = [placed.item for placed in list_items(self._session(id)) if placed.of in ids]
+        return json_response(list_page(added, None, len(added)))
+
+    def list_conversation_items(self, id: str) -> Response:
+        return items_page([placed.item for placed in list_items(self._session(id))])
+
+    def get_item(self, id: str, item_id: str) -> Response:
+        return json_response(placed_item(self._session(id), item_id).item)
+
+    def delete_item(self, id: str, item_id: str) -> Response:
+        session = self._session(id)
+        kept = (session.responses or {}).get("removed", {})
+        parts = {
+            message_id: [*removed_parts(session.responses, message_id), part]
+            for message_id, part in placed_item(session, item_id).parts.items()
+        }
+        self._change(session.id, {"removed": {**kept, **parts}})
+        return _render(self._session(id))
+
+    def _read_items(self, asked: _Body, names: Mapping[str, str]) -> ResponseInput:
+        if len(asked.items or ()) > _MAX_ITEMS:
+            raise ApiError("invalid_request", f"items must have at most {_MAX_ITEMS} items.")
+        find = functools.partial(find_item, self._responses.sessions)
+        read = ResponseInput(find, names=names).read(asked.items or ())
+        if read.answers:
+            raise ApiError("invalid_request", "items has an output of a call that the conversation has not.")
+        return read
+
+    def _session(self, id: str) -> Session:
+        return self._responses.session(session_of(id))
+
+    def _change(self, session_id: str, fields: Mapping[str, Any]) -> None:
+        """Stores these fields of `Session.responses`."""
+        with self._responses.sessions.storage.lock(session_id) as session:
+            session.configure(responses={**(session.session.responses or {}), **fields})
+
+
+def _render(session: Session) -> Response:
+    metadata = (session.responses or {}).get("metadata", {})
+    shown = {"id": conversation_id(session.id), "object": "conversation", "created_at": seconds(session.created_at)}
+    return json_response({**shown, "metadata": metadata})

@@ -1,0 +1,314 @@
+"""The Responses dialect: the routes of responses, and the turns that they are."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from flask import Blueprint, Response, request
+
+from agent import Agent
+from session_core.data.message import StoredMessage, message_text, user_message
+from session_core.model.events import ToolCall
+from session_core.model.outgoing_messages import read_tool_calls
+from session_core.turns.imported import copied
+from session_core.turns.models import ModelRefused
+from session_core.turns.stored import find_turn, last_turn, turn_at
+from session_core.turns.turn import Turn
+from session_core.turns.turn_request import NothingToContinue, TurnRequest
+from session_core.web.bodies import (
+    check_question,
+    flag_argument,
+    idempotency_key,
+    json_body,
+    number_argument,
+    parse_body,
+)
+from session_core.web.errors import ApiError, error_response, json_response, set_error_form
+from session_core.web.openai_events import openai_error
+from session_core.web.response_compaction import SUM_UP, CompactBody, render_compaction
+from session_core.web.response_events import ResponseRenderer
+from session_core.web.response_ids import (
+    ResponseId,
+    conversation_id,
+    parse_response_id,
+    response_not_found,
+    session_of,
+)
+from session_core.web.response_input import ResponseInput
+from session_core.web.response_request import ResponseBody
+from session_core.web.stored_responses import (
+    StoredResponse,
+    find_item,
+    find_response,
+    input_items,
+    last_response_id,
+    list_page,
+    new_renderer,
+)
+from session_core.web.turn_responses import TurnReader, TurnResponses
+from storage import SETTINGS, Session, SessionBusy, SessionExists, SessionNotFound, new_id, timestamp
+
+_MAX_ITEMS = 100  # of one page
+_ITEMS = 20  # of a page, where no limit is given
+_NO_CALL = "input has an output, and no call waits for one."
+
+
+def responses_dialect(responses: TurnResponses, agent: Agent) -> Blueprint:
+    """The routes of responses."""
+    routes = _Responses(responses, agent)
+    blueprint = Blueprint("responses", __name__, url_prefix="/v1")
+    set_error_form(blueprint, openai_error)
+    answer_in_openai_words(blueprint)
+    for method, rule, view in (
+        ("POST", "/responses", routes.create_response),
+        ("POST", "/responses/compact", routes.compact_response),
+        ("GET", "/responses/<id>", routes.get_response),
+        ("DELETE", "/responses/<id>", routes.delete_response),
+        ("POST", "/responses/<id>/cancel", routes.cancel_response),
+        ("GET", "/responses/<id>/input_items", routes.list_input_items),
+    ):
+        blueprint.add_url_rule(rule, view_func=view, methods=[method])
+    return blueprint
+
+
+def answer_in_openai_words(blueprint: Blueprint) -> None:
+    """Has the errors of sessions told in the words of this API."""
+    blueprint.register_error_handler(SessionBusy, lambda _: error_response("conversation_locked"))
+    blueprint.register_error_handler(ModelRefused, lambda error: error_response("model_not_found", str(error)))
+    blueprint.register_error_handler(NothingToContinue, lambda _: error_response("invalid_request", _NO_CALL))
+    blueprint.register_error_handler(
+        SessionNotFound, lambda error: error_response("not_found", f"{conversation_id(str(error))} was not found.")
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """Where a response takes place: a session, or what a one-shot one has of it. `behind` is the message that is to
+    be its last one. `is_new` says that it was made for this response."""
+
+    session: Session
+    behind: str | None = None
+    is_new: bool = False
+
+    @property
+    def waiting(self) -> dict[str, ToolCall]:
+        """The calls that wait for answers, by id."""
+        turn = last_turn(self.session)
+        waiting = turn.waiting if turn else None
+        return (
+            {call.id: call for call in read_tool_calls(waiting) if call.id in waiting["pending"]} if waiting else {}
+        )
+
+
+class _Responses:
+    """The routes, as methods. Each returns a response, or raises what `answer_error` answers."""
+
+    def __init__(self, responses: TurnResponses, agent: Agent) -> None:
+        self._responses = responses
+        self._agent = agent
+
+    def create_response(self) -> Response:
+        asked = parse_body(ResponseBody, json_body())
+        asked.check()
+        self._responses.sessions.models.check(asked.model)
+        reader, renderer = self._start(asked) if asked.is_stored else self._start_one_shot(asked)
+        if asked.stream:
+            return self._responses.stream(reader, renderer)
+        if asked.background:
+            reader.close()
+            return json_response(renderer.response((), "queued"))
+        return self._responses.whole(reader, lambda turn, _: json_response(renderer.response(turn.read_all())))
+
+    def compact_response(self) -> Response:
+        asked = parse_body(CompactBody, json_body())
+        asked.check()
+        self._responses.sessions.models.check(asked.model)
+        messages, wish = self._find_one_shot(asked)
+        question: StoredMessage = {"id": new_id("msg"), "created_at": timestamp(), **user_message(SUM_UP)}
+        options = {"tool_choice": "none"} if self._agent.tools else None
+        wish = dataclasses.replace(wish, options=options, response=None, continues=True, answers=None)
+        reader = self._responses.start_one_shot([*messages, question], wish)
+        return self._responses.whole(reader, lambda _, last: json_response(render_compaction(messages, last)))
+
+    def get_response(self, id: str) -> Response:
+        after = number_argument("starting_after", 0, 10**9)
+        stream = flag_argument("stream")
+        found, turn = self._find(parse_response_id(id))
+        renderer = found.renderer(turn.attempt, -1 if after is None else after)
+        if stream:
+            return self._responses.watch(turn, lambda _: 0, lambda _: renderer)
+        return json_response(renderer.response(self._responses.show(turn).read_all()))
+
+    def delete_response(self, id: str) -> Response:
+        parsed = parse_response_id(id)
+        self._find(parsed)
+        with self._responses.sessions.storage.lock(parsed.session_id) as session:
+            kept = session.session.responses or {}
+            session.configure(responses={**kept, "deleted": [*kept.get("deleted", ()), str(parsed)]})
+        return json_response({"id": str(parsed), "object": "response", "deleted": True})
+
+    def cancel_response(self, id: str) -> Response:
+        json_body(optional=True)
+        parsed = parse_response_id(id)
+        self._find(parsed)[1].cancel()
+        found, turn = self._find(parsed)
+        return json_response(found.renderer(turn.attempt).response(self._responses.show(turn).read_all()))
+
+    def list_input_items(self, id: str) -> Response:
+        parsed = parse_response_id(id)
+        session = self._responses.session(parsed.session_id)
+        return items_page(list(input_items(session, find_response(session, parsed))))
+
+    def _find(self, id: ResponseId) -> tuple[StoredResponse, Turn]:
+        """The response, and its turn: one that runs, or one with the events that are stored. Raises ApiError."""
+        sessions = self._responses.sessions
+        try:
+            turn = sessions.attach(id.session_id)
+            found = find_response(self._responses.session(id.session_id), id)
+        except SessionNotFound:
+            raise response_not_found(id) from None
+        runs = turn is not None and not turn.ended and turn.message_id == id.message_id
+        return found, turn if turn is not None and runs and turn.attempt in found.attempts else found.replay()
+
+    def _start(self, asked: ResponseBody) -> tuple[TurnReader, ResponseRenderer]:
+        """A turn in a session."""
+        key, sessions = idempotency_key(), self._responses.sessions
+        place = self._find_place(asked, key)
+        session_id, waiting = place.session.id, place.waiting
+        with contextlib.ExitStack() as undo:
+            if place.is_new and key is None:
+                undo.callback(sessions.delete, session_id)
+            find = functools.partial(find_item, sessions)
+            read = ResponseInput(find, _names(waiting.values()), server=self._agent.server).read(asked.input or "")
+            wish = dataclasses.replace(self._turn_request(asked, place.session, read), key=key, behind=place.behind)
+            wish = self._complete(place.session, read, wish)
+            reader = self._responses.start(session_id, wish)
+            undo.pop_all()
+        if reader.turn.request is wish:
+            id = ResponseId(session_id, reader.turn.message_id, reader.turn.attempt)
+            return reader, new_renderer(id, wish.response or {}, waiting)
+        session = self._responses.session(session_id)
+        ids = [message["id"] for message in session.messages]
+        stored = turn_at(session, ids.index(reader.turn.message_id))
+        return reader, find_response(session, last_response_id(stored, session_id)).renderer(reader.turn.attempt)
+
+    def _start_one_shot(self, asked: ResponseBody) -> tuple[TurnReader, ResponseRenderer]:
+        """A turn of which nothing is stored."""
+        messages, wish = self._find_one_shot(asked)
+        _check_end(messages, wish)
+        reader = self._responses.start_one_shot(messages, wish)
+        id = ResponseId(reader.turn.session_id, reader.turn.message_id, reader.turn.attempt)
+        calls = {call.id: call for message in messages for call in read_tool_calls(message)}
+        return reader, new_renderer(id, wish.response or {}, calls)
+
+    def _find_one_shot(self, asked: ResponseBody) -> tuple[list[StoredMessage], TurnRequest]:
+        """The whole conversation of a request of which nothing is stored, and what it asks for."""
+        place = self._find_place(asked, None)
+        waiting = _names(place.waiting.values())
+        find = functools.partial(find_item, self._responses.sessions)
+        read = ResponseInput(find, waiting, waiting, self._agent.server).read(asked.input or ())
+        wish = self._turn_request(asked, place.session, read)
+        wish = dataclasses.replace(wish, continues=not read.answers, answers=read.answers or None)
+        return [*place.session.messages, *read.messages], wish
+
+    def _find_place(self, asked: ResponseBody, key: str | None) -> _Place:
+        """The session of a response; of one that is not stored, a copy of the conversation that it follows."""
+        sessions, previous = self._responses.sessions, asked.previous_response_id
+        if asked.conversation_id is not None:
+            session = sessions.session(session_of(asked.conversation_id))
+            return _Place(session if asked.is_stored else _copy(session, None))
+        if previous is None:
+            return self._make_place(asked, key, Session("", "", ""))
+        id = parse_response_id(previous)
+        try:
+            session = sessions.session(id.session_id)
+        except SessionNotFound:
+            raise response_not_found(id) from None
+        if key and find_turn(session, key):
+            return _Place(session)
+        found = find_response(session, id)
+        last = session.messages[-1]["id"]
+        if asked.is_stored and found.is_last and any(one["id"] == last for one in session.conversation):
+            return _Place(session, last)
+        return self._make_place(asked, key, _copy(session, found.last_message["id"]))
+
+    def _make_place(self, asked: ResponseBody, key: str | None, copy: Session) -> _Place:
+        """A session of its own with this content. That of a key is always the same."""
+        if not asked.is_stored:
+            return _Place(copy)
+        fields: dict[str, Any] = {name: getattr(copy, name) for name in (*SETTINGS, "last_error", "last_refused")}
+        if key is not None:
+            name = f"{key} {asked.previous_response_id}"
+            fields["id"] = f"session-{hashlib.sha256(name.encode()).hexdigest()[:32]}"
+        id = fields.get("id", "")
+        with contextlib.suppress(SessionExists):
+            id = self._responses.sessions.create(copy.messages, **fields)
+        return _Place(self._responses.sessions.session(id), is_new=True)
+
+    def _turn_request(self, asked: ResponseBody, session: Session, read: ResponseInput) -> TurnRequest:
+        """What the body sets for this turn alone."""
+        earlier = [text for one in session.conversation for text in one.get("response", {}).get("system", ())]
+        own = [text for text in (asked.instructions, session.system_prompt) if text]
+        texts = [*own, *earlier, *read.system] if asked.instructions or earlier or read.system else []
+        tools = asked.client_tools
+        model = asked.model or session.model or self._agent.model
+        return TurnRequest(
+            model=asked.model,
+            system_prompt="\n\n".join(texts) if texts else None,
+            options=asked.options(any_tools=bool(tools.tools or self._agent.tools)) or None,
+            client_tools=tools,
+            response=asked.record(model, input=len(read.messages), system=read.system),
+        )
+
+    def _complete(self, session: Session, read: ResponseInput, wish: TurnRequest) -> TurnRequest:
+        """The wish with what the input asks for: a question, answers, or that the model goes on behind what the
+        client has, which is stored before."""
+        answers = read.answers or None
+        if read.has_question:
+            if any(answer.get("approve") for answer in read.answers.values()):
+                self._run_approved(session.id, read.answers)
+                answers, wish = None, dataclasses.replace(wish, behind=None)
+            *history, question = read.messages
+            check_question(message_text(question))
+            return dataclasses.replace(wish, content=question["content"], history=tuple(history), answers=answers)
+        if not read.messages:
+            return dataclasses.replace(wish, answers=answers or {})
+        if wish.key is None or find_turn(session, wish.key) is None:
+            _check_end(read.messages, wish)
+            self._responses.sessions.append(session.id, read.messages)
+        return dataclasses.replace(wish, continues=True, behind=None)
+
+    def _run_approved(self, session_id: str, answers: Mapping[str, Mapping[str, Any]]) -> None:
+        """Has the calls run that the client has approved, before its new question."""
+        before = self._responses.start(session_id, TurnRequest(answers=answers, results_only=True))
+        before.turn.result()
+        before.close()
+
+
+def items_page(items: list[dict[str, Any]]) -> Response:
+    """The page of a list that a request asks for, newest first."""
+    limit = number_argument("limit", 1, _MAX_ITEMS) or _ITEMS
+    ordered = items if request.args.get("order") == "asc" else items[::-1]
+    return json_response(list_page(ordered, request.args.get("after"), limit))
+
+
+def _names(calls: Iterable[ToolCall]) -> dict[str, str]:
+    """The names of the tools that are called, by the ids of the calls."""
+    return {call.id: call.name for call in calls}
+
+
+def _copy(session: Session, until: str | None) -> Session:
+    """The session up to and with a message, for a session of its own."""
+    messages, state = copied(session, until)
+    return dataclasses.replace(session, messages=messages, **state)
+
+
+def _check_end(messages: list[StoredMessage], wish: TurnRequest) -> None:
+    """Raises ApiError where there is nothing to answer."""
+    if not wish.answers and messages[-1]["role"] == "assistant":
+        raise ApiError("invalid_request", "input must end with a question, or with the result of a call.")

@@ -1,0 +1,128 @@
+"""A response as an object: what it was asked with, what came of it, and the specification's defaults.
+
+What it was asked with is stored as `response` in the first message of its turn, in the names of the API, as far as it
+is not the default. Beside that stand:
+
+    created_at    seconds since 1970
+    model         the model that was asked
+    conversation  whether a conversation was named
+    input         how many messages it brought, which end with the question, or before its answer
+    system        the texts of its system messages, which later requests have too
+    sealed        whether reasoning comes with `encrypted_content`
+"""
+
+from __future__ import annotations
+
+import calendar
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from session_core.turns.event_log import Ended, Failed
+from session_core.turns.stored import INTERRUPTED_TEXT
+from session_core.web.errors import describe_error
+from session_core.web.response_ids import ResponseId, conversation_id
+
+DEFAULTS: dict[str, Any] = {
+    "background": False,
+    "frequency_penalty": 0,
+    "instructions": None,
+    "max_output_tokens": None,
+    "max_tool_calls": None,
+    "metadata": {},
+    "parallel_tool_calls": True,
+    "presence_penalty": 0,
+    "previous_response_id": None,
+    "prompt_cache_key": None,
+    "reasoning": {"effort": None, "summary": None},
+    "safety_identifier": None,
+    "service_tier": "default",
+    "store": True,
+    "temperature": 1,
+    "text": {"format": {"type": "text"}},
+    "tool_choice": "auto",
+    "tools": [],
+    "top_logprobs": 0,
+    "top_p": 1,
+    "truncation": "disabled",
+}
+_ERROR_CODES = {
+    "model_rate_limited": "rate_limit_exceeded",
+    "context_length_exceeded": "invalid_prompt",
+    "invalid_request": "invalid_prompt",
+}
+
+
+def render_response(
+    id: ResponseId,
+    record: Mapping[str, Any],
+    output: Sequence[Mapping[str, Any]],
+    last: Ended | Failed | None = None,
+    status: str = "in_progress",
+) -> dict[str, Any]:
+    """The response, with the last event of its turn, or with this status where the turn has not ended."""
+    message = last.message if isinstance(last, Ended) else None
+    if last is not None:
+        ends = {
+            "completed": "completed",
+            "waiting": "completed",
+            "incomplete": "incomplete",
+            "cancelled": "cancelled",
+        }
+        status = "failed" if isinstance(last, Failed) else ends[last.status]
+    reason = message.get("reason") if message and status == "incomplete" else None
+    return {
+        "id": str(id),
+        "object": "response",
+        "created_at": record["created_at"],
+        "completed_at": seconds(message["created_at"]) if message and status == "completed" else None,
+        "status": status,
+        "error": _error(last) if isinstance(last, Failed) else None,
+        "incomplete_details": {"reason": _incomplete_reason(reason)} if reason else None,
+        **{name: record.get(name, default) for name, default in DEFAULTS.items()},
+        "conversation": {"id": conversation_id(id.session_id)} if record.get("conversation") else None,
+        "model": record["model"],
+        "output": list(output),
+        "usage": render_usage(message.get("usage")) if message else None,
+    }
+
+
+def render_usage(usage: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The use of tokens in the names of this API. None where the model server told nothing."""
+    if not usage:
+        return None
+    cached = _number(usage.get("prompt_tokens_details"), "cached_tokens")
+    thought = _number(usage.get("completion_tokens_details"), "reasoning_tokens")
+    sent, answered = _number(usage, "prompt_tokens"), _number(usage, "completion_tokens")
+    return {
+        "input_tokens": sent,
+        "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},
+        "output_tokens": answered,
+        "output_tokens_details": {"reasoning_tokens": thought},
+        "total_tokens": _number(usage, "total_tokens") or sent + answered,
+    }
+
+
+def seconds(created_at: str) -> int:
+    """A stored time in seconds since 1970, 0 for one that another hand has written."""
+    try:
+        return calendar.timegm(time.strptime(created_at, "%Y-%m-%dT%H:%M:%SZ"))
+    except ValueError:
+        return 0
+
+
+def _number(fields: Any, name: str) -> int:
+    value = fields.get(name) if isinstance(fields, Mapping) else None
+    return value if isinstance(value, int) else 0
+
+
+def _incomplete_reason(reason: str) -> str:
+    """Of the reasons that clients know, the one for an answer that was cut short, whatever cut it."""
+    return "content_filter" if reason == "content_filter" else "max_output_tokens"
+
+
+def _error(failed: Failed) -> dict[str, str]:
+    """The error, in words that do not change when the response is had again: more of them are not stored."""
+    code, _, text = describe_error(failed.code)
+    message = failed.text if failed.text == INTERRUPTED_TEXT else text
+    return {"code": _ERROR_CODES.get(code, "server_error"), "message": message or text}
