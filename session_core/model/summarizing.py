@@ -11,7 +11,7 @@ from session_core.data.message import MessageFields, StoredMessage, file_parts, 
 from session_core.model.chat_completions import Completions, OfferedTool
 from session_core.model.events import Event, ModelError
 from session_core.model.history import OutgoingHistory, text_size
-from session_core.model.outgoing_files import FileReader
+from session_core.model.outgoing_files import Files
 from session_core.model.provider_metadata import ModelId
 
 MAX_SUMMARY_CHARACTERS = 64 << 10
@@ -67,7 +67,7 @@ def sum_up(
     model_id: ModelId,
     instructions: str,
     summary: str,
-    files: FileReader | None,
+    files: Files | None,
 ) -> Generator[Event | SummedUp, None, None]:
     """Has the model sum up these messages, and the `summary` of those before them: at once, or piece by piece where
     they are too long for it. Each piece gives a `SummedUp` of all up to there.
@@ -88,7 +88,7 @@ class _Piece(OutgoingHistory):
     """The beginning of some messages, and the request to sum it up."""
 
     def __init__(
-        self, messages: Sequence[MessageFields], model_id: ModelId, instructions: str, files: FileReader | None
+        self, messages: Sequence[MessageFields], model_id: ModelId, instructions: str, files: Files | None
     ) -> None:
         super().__init__([*messages, {"role": "user", "content": _ASK}], 0, model_id, instructions, files)
         self._begin = 0  # also where earlier requests were cut

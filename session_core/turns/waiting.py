@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from session_core.data.message import INTERRUPTED_CALL, NOT_EXECUTED, WENT_ON, StoredMessage
+from session_core.data.message import (
+    INTERRUPTED_CALL,
+    NOT_EXECUTED,
+    WENT_ON,
+    StoredMessage,
+)
 from session_core.model.events import ToolCall, ToolResult
 from session_core.model.outgoing_messages import read_tool_calls
 from session_core.turns.turn_request import Answers, TurnRefused
