@@ -149,8 +149,10 @@ class Sessions:
         return not self._turns.closing
 
     def attach(self, session_id: str) -> Turn | None:
-        """See `Turns.attach`."""
-        return self._turns.attach((self.storage, session_id))
+        """See `Turns.attach`. Where none runs, that of a message that waits begins soon."""
+        turn = self._turns.attach((self.storage, session_id))
+        self.begin_next(session_id)
+        return turn
 
     def cancel(self, session_id: str) -> bool:
         """Cancels the turn as `Turns.cancel` does, or denies what it waits for. Returns whether it did."""
