@@ -81,8 +81,9 @@ class Sessions:
         """Whether a turn runs in the session, in any process, or a message waits whose turn is the next. Raises
         SessionNotFound and StorageUnavailable."""
         with contextlib.suppress(SessionCorrupt):
-            return self.storage.running(session_id) or self.next_message(session_id) is not None
-        return False
+            if self.next_message(session_id):
+                return True
+        return self.storage.running(session_id)  # looked at last: what has left the queue runs
 
     def next_message(self, session_id: str) -> str | None:
         """The id of the message whose turn begins next, of those that wait. Raises what `session` raises."""
