@@ -8,7 +8,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from session_core.data.message import NOT_EXECUTED, StoredMessage, message_text, read_status
+from flask import request
+
+from session_core.data.message import (
+    NOT_EXECUTED,
+    Content,
+    ContentPart,
+    StoredMessage,
+    as_parts,
+    message_text,
+    read_status,
+)
 from session_core.data.removed import REASONING, TEXT, removed_parts
 from session_core.model.events import ToolCall
 from session_core.model.outgoing_messages import read_tool_calls
@@ -227,7 +237,7 @@ class _Items:
 
     def _add_question(self, message: StoredMessage) -> None:
         session_id = self._id.session_id
-        item = message_item(message_item_id("msg", session_id, message["id"]), "user", message_text(message))
+        item = message_item(message_item_id("msg", session_id, message["id"]), "user", message["content"], session_id)
         self.placed.append(PlacedItem(item, message["id"], {message["id"]: TEXT}))
 
     def _add_answer(self, message: StoredMessage) -> None:
@@ -265,10 +275,19 @@ class _Items:
             self._running[call_id].parts.update(parts)
 
 
-def message_item(id: str, role: str, text: str) -> dict[str, Any]:
-    """A message of the client as an item."""
-    content = [{"type": "input_text", "text": text}]
-    return {"id": id, "type": "message", "role": role, "status": "completed", "content": content}
+def message_item(id: str, role: str, content: Content, session_id: str = "") -> dict[str, Any]:
+    """A message of the client as an item. Its pictures and files are those of this session."""
+    parts = [_render_part(part, session_id) for part in as_parts(content)]
+    return {"id": id, "type": "message", "role": role, "status": "completed", "content": parts}
+
+
+def _render_part(part: ContentPart, session_id: str) -> dict[str, Any]:
+    if part["type"] == "text":
+        return {"type": "input_text", "text": part["text"]}
+    address = f"{request.url_root}sessions/{session_id}/files/{part['sha256']}"
+    if part["type"] == "image":
+        return {"type": "input_image", "detail": "auto", "file_id": None, "image_url": address}
+    return {"type": "input_file", "filename": part.get("name", ""), "file_url": address}
 
 
 def input_items(session: Session, found: StoredResponse) -> Iterator[dict[str, Any]]:
