@@ -21,7 +21,7 @@ from session_core.data.strict_json import to_json
 from session_core.tools.functions import result_text
 from session_core.web.bodies import parse_body
 from session_core.web.errors import ApiError
-from session_core.web.response_items import APPROVAL, CUSTOM_INPUT, full_tool_name
+from session_core.web.response_items import APPROVAL, CUSTOM_INPUT, full_tool_name, qualified_name
 from session_core.web.sealed import unseal
 from session_core.web.uploads import Uploads
 from storage import new_id, timestamp
@@ -65,6 +65,7 @@ class InputItem(BaseModel, strict=True):
     encrypted_content: str | None = None
     call_id: str = ""
     name: str = ""
+    namespace: str | None = None
     arguments: str = ""
     input: str = ""
     output: Any = None
@@ -148,7 +149,7 @@ class ResponseInput:
     def _add_client_call(self, item: InputItem) -> None:
         custom = item.type == "custom_tool_call"
         arguments = to_json({CUSTOM_INPUT: item.input}).decode() if custom else item.arguments
-        self._add_call(item.call_id, item.name, arguments, "client")
+        self._add_call(item.call_id, qualified_name(item.namespace, item.name), arguments, "client")
 
     def _add_output(self, item: InputItem) -> None:
         if item.call_id in self._names:

@@ -29,7 +29,7 @@ from session_core.turns.told import read_result, told_pieces
 from session_core.turns.turn import Turn
 from session_core.web.response_events import ResponseRenderer
 from session_core.web.response_ids import ResponseId, item_not_found, message_item_id, response_not_found
-from session_core.web.response_items import APPROVAL, ResponseItems
+from session_core.web.response_items import APPROVAL, ResponseItems, client_tools_of
 from session_core.web.response_object import seconds
 from storage import Session, expanded, replaced_messages
 
@@ -105,7 +105,7 @@ def new_renderer(
     items = ResponseItems(
         id,
         earlier=calls,
-        custom=custom_tools(record),
+        tools=client_tools_of(record),
         sealed=record["model"] if record.get("sealed") else "",
         pieces=deltas,
     )
@@ -142,11 +142,6 @@ def _attempts_of(turn: StoredTurn, first: int) -> list[int]:
     later = [number for number in sorted(numbers) if number > first]
     end = next((number for number in later if number not in recovered), turn.attempt + 1)
     return [first, *(number for number in later if number < end)]
-
-
-def custom_tools(record: Mapping[str, Any]) -> frozenset[str]:
-    """The names of the client's tools that take a text, of those that a response was asked with."""
-    return frozenset(tool["name"] for tool in record.get("tools", ()) if tool["type"] == "custom")
 
 
 def _recovered(turn: StoredTurn) -> set[int]:
@@ -226,7 +221,7 @@ class _Items:
             anchor = message["id"] if is_question or not self._id.message_id else self._id.message_id
             self._id = ResponseId(self._id.session_id, anchor, attempt)
             self._output = ResponseItems(
-                self._id, earlier=self._called.copy(), custom=custom_tools(message.get("response", {}))
+                self._id, earlier=self._called.copy(), tools=client_tools_of(message.get("response", {}))
             )
         if is_question:
             self._add_question(message)
