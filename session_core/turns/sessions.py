@@ -59,7 +59,7 @@ class Sessions:
                     keep_question_files(self.storage, session.session, asked, stored)
                 elif turn is not None:
                     stored = {**stored, **turn.fields}
-                session.append({**stored, "imported": True}, message["id"], message["created_at"])
+                session.append({**stored, "imported": True, "added": True}, message["id"], message["created_at"])
 
     def session(self, session_id: str) -> Session:
         """The session, with the partial answer that an interrupted turn has left. Raises SessionNotFound,

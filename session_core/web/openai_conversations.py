@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,9 +15,9 @@ from session_core.web.errors import ApiError, json_response
 from session_core.web.openai_responses import answer_in_openai_words, items_page
 from session_core.web.response_ids import conversation_id, session_of
 from session_core.web.response_input import ResponseInput
+from session_core.web.response_listing import ItemFinder, list_items, list_page, placed_item
 from session_core.web.response_object import seconds
 from session_core.web.response_request import Metadata
-from session_core.web.stored_responses import find_item, list_items, list_page, placed_item
 from session_core.web.turn_responses import TurnResponses
 from session_core.web.uploads import Uploads, body_with_files
 from storage import Session
@@ -116,8 +115,7 @@ class _Conversations:
     def _read_items(self, asked: _Body, uploads: Uploads, names: Mapping[str, str]) -> ResponseInput:
         if len(asked.items or ()) > _MAX_ITEMS:
             raise ApiError("invalid_request", f"items must have at most {_MAX_ITEMS} items.")
-        find = functools.partial(find_item, self._responses.sessions)
-        read = ResponseInput(uploads, find, names=names).read(asked.items or ())
+        read = ResponseInput(uploads, ItemFinder(self._responses).find, names=names).read(asked.items or ())
         if read.answers:
             raise ApiError("invalid_request", "items has an output of a call that the conversation has not.")
         return read

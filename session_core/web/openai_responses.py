@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -40,17 +39,10 @@ from session_core.web.response_ids import (
     session_of,
 )
 from session_core.web.response_input import ResponseInput
+from session_core.web.response_listing import ItemFinder, input_items, list_page
 from session_core.web.response_request import ResponseBody
-from session_core.web.stored_responses import (
-    StoredResponse,
-    find_item,
-    find_response,
-    input_items,
-    last_response_id,
-    list_page,
-    new_renderer,
-)
-from session_core.web.turn_responses import TurnReader, TurnResponses
+from session_core.web.stored_responses import StoredResponse, find_response, last_response_id, new_renderer
+from session_core.web.turn_responses import TurnReader, TurnResponses, add_stream
 from session_core.web.uploads import Uploads, body_with_files
 from storage import SETTINGS, Session, SessionBusy, SessionExists, SessionNotFound, new_id, timestamp
 
@@ -68,12 +60,12 @@ def responses_dialect(responses: TurnResponses, agent: Agent) -> Blueprint:
     for method, rule, view in (
         ("POST", "/responses", routes.create_response),
         ("POST", "/responses/compact", routes.compact_response),
-        ("GET", "/responses/<id>", routes.get_response),
         ("DELETE", "/responses/<id>", routes.delete_response),
         ("POST", "/responses/<id>/cancel", routes.cancel_response),
         ("GET", "/responses/<id>/input_items", routes.list_input_items),
     ):
         blueprint.add_url_rule(rule, view_func=view, methods=[method])
+    add_stream(blueprint, "/responses/<id>", routes.get_response)
     return blueprint
 
 
@@ -172,12 +164,17 @@ class _Responses:
 
     def _find(self, id: ResponseId) -> tuple[StoredResponse, Turn]:
         """The response, and its turn: one that runs, or one with the events that are stored. Raises ApiError."""
-        sessions = self._responses.sessions
+        turn, busy = None, None
         try:
-            turn = sessions.attach(id.session_id)
+            try:
+                turn = self._responses.sessions.attach(id.session_id)
+            except SessionBusy as error:  # a turn runs where it cannot be followed
+                busy = error
             found = find_response(self._responses.session(id.session_id), id)
         except SessionNotFound:
             raise response_not_found(id) from None
+        if busy is not None and found.is_last:
+            raise busy
         runs = turn is not None and not turn.ended and turn.message_id == id.message_id
         return found, turn if turn is not None and runs and turn.attempt in found.attempts else found.replay()
 
@@ -186,7 +183,7 @@ class _Responses:
         place = self._find_place(asked, key)
         with self._undone(place):
             waiting = _names(place.waiting.values())
-            find, names = functools.partial(find_item, self._responses.sessions), {} if asked.is_stored else waiting
+            find, names = ItemFinder(self._responses).find, {} if asked.is_stored else waiting
             read = ResponseInput(uploads, find, waiting, names, self._agent.server).read(asked.input or ())
         return place, read
 

@@ -151,7 +151,10 @@ class ResponseBody(BaseModel, strict=True):
     @property
     def client_tools(self) -> ClientTools:
         """The tools of the client."""
-        return ClientTools({name: ClientTool(tool.offered(name)) for name, tool in self._functions})
+        choice = self.tool_choice if isinstance(self.tool_choice, dict) else {}
+        allowed = [tool.get("name") for tool in choice.get("tools", ())] if "mode" in choice else None
+        functions = [one for one in self._functions if allowed is None or one[0] in allowed]
+        return ClientTools({name: ClientTool(tool.offered(name)) for name, tool in functions})
 
     @property
     def _functions(self) -> list[tuple[str, _Tool]]:

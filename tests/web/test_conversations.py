@@ -159,6 +159,18 @@ def test_a_call_and_its_output_may_be_added_one_after_the_other(client: Client) 
     assert [role for role, _ in told(client)] == ["user", "assistant", "tool", "assistant", "user"]
 
 
+def test_what_is_added_is_in_no_response(client: Client) -> None:
+    conversation = create(client, USER)
+    response = respond(client, conversation)
+    client.request("POST", f"{PATH}/{conversation}/items", {"items": [ANSWER, USER]})
+    path = f"/v1/responses/{response['id']}"
+    assert checked(client.get(path)) == response
+    respond(client, conversation, "And?")
+    assert checked(client.get(path)) == response
+    added = items(client, conversation)[-3]["id"].replace("msg_", "resp_")
+    assert error_of(client.get(f"/v1/responses/{added}")) == (404, "not_found")
+
+
 def test_what_is_added_is_no_turn_that_has_failed(client: Client) -> None:
     conversation = create(client, USER)
     assert "last_error" not in client.session(session_of(conversation))
