@@ -21,6 +21,7 @@ from session_core.data.message import (
     assistant_message,
     tool_call,
     tool_message,
+    with_files,
 )
 from session_core.data.strict_json import to_json
 from session_core.data.text import utf8_text
@@ -29,7 +30,7 @@ from session_core.model.cancellation import Cancellation
 from session_core.model.chat_completions import ChatCompletions
 from session_core.model.events import Answer, Event, Message, ModelError, ToolCall, ToolResult, Waiting
 from session_core.model.history import OutgoingHistory
-from session_core.model.outgoing_files import FileReader
+from session_core.model.outgoing_files import Files, FilesOfRun
 from session_core.model.provider_metadata import ModelId
 from session_core.model.reply import sum_usage
 from session_core.model.summarizing import SummedUp, add_summary, count_old, sum_up
@@ -37,8 +38,9 @@ from session_core.telemetry.spans import Observer
 from session_core.tools.calls import run_calls
 from session_core.tools.client_tools import ClientTools, find_pending, runnable_tools
 from session_core.tools.functions import AnyTool, CallId, Tool, tool
+from session_core.tools.pictures import Picture, keep_pictures
 
-__all__ = ["Agent", "CallId", "Cancellation", "Tool", "tool"]
+__all__ = ["Agent", "CallId", "Cancellation", "Picture", "Tool", "tool"]
 
 FORBIDDEN_OPTIONS = ("model", "messages", "stream", "stream_options", "tools", "n")
 
@@ -64,7 +66,7 @@ class Agent:
         answered: Sequence[ToolCall | ToolResult] = (),
         results_only: bool = False,
         client_tools: ClientTools | None = None,
-        files: FileReader | None = None,
+        files: Files | None = None,
         observer: Observer | None = None,
     ) -> Generator[Event, None, None]:
         """Answers the last user message of `history`, calling tools as the model asks.
@@ -73,7 +75,8 @@ class Agent:
         `usage` is what the turn has used of tokens by now. `options` are merged over the agent's. The `observer` sees
         the calls of the model and of tools. `client_tools` are offered too, and run elsewhere. `answered` are the
         last calls of the history that have waited: those that run now, and the results of others. With `results_only`
-        the run ends when all are there. `files` gives the bytes of the pictures and files that messages name.
+        the run ends when all are there. `files` are the pictures and files that messages name, and
+        keep those of tools.
 
         `history` is the stored messages, oldest first. Whatever state they are in, the request is well formed. An
         assistant message with tool calls comes first as a `Message`, then all its `ToolCall`s, then for each call the
@@ -85,11 +88,15 @@ class Agent:
         """
         instructions = add_summary(self._instructions(system_prompt), summary)
         model_id = ModelId.at(self._base_url, model or self.model)
+        files = files or FilesOfRun()
         outgoing = OutgoingHistory(history, self._max_history, model_id, instructions, files)
         own, budget, observer = self._tools(), Budget(cancellation, self._timeout), observer or Observer()
         client_tools = client_tools or ClientTools()
         tools = client_tools.beside(own)
-        run_tools = functools.partial(run_calls, budget=budget, timeout=self._tool_timeout, observer=observer)
+        keep = functools.partial(keep_pictures, files, self._max_file_bytes)
+        run_tools = functools.partial(
+            run_calls, budget=budget, timeout=self._tool_timeout, observer=observer, keep=keep
+        )
         with self._completions.connect(budget, observer, options or {}, client_tools.tools) as completions:
             yield from _tell(outgoing, _settle(answered, functools.partial(run_tools, own)), usage)
             if results_only:
@@ -125,7 +132,7 @@ class Agent:
         system_prompt: str | None = None,
         summary: str = "",
         client_tools: ClientTools | None = None,
-        files: FileReader | None = None,
+        files: Files | None = None,
         observer: Observer | None = None,
     ) -> Generator[Event | SummedUp, None, None]:
         """Sums up what is old in `history`, and the `summary` of what came before, in one or more requests that begin
@@ -161,6 +168,7 @@ class Agent:
         tool_timeout: float = 60.0,
         max_history: int = 0,
         compact_at: int = 0,
+        max_file_bytes: int = 10 << 20,
         timeout: float = 120.0,
         options: Mapping[str, Any] | None = None,
     ) -> None:
@@ -197,6 +205,7 @@ class Agent:
             raise ValueError(f"the option {forbidden[0]} is set by the agent itself")
         self._max_history = max_history
         self._compact_at = compact_at
+        self._max_file_bytes = max_file_bytes
         self._timeout = timeout
         self._completions = ChatCompletions(api_key, self._base_url, stream=stream, options=options or {})
 
@@ -252,6 +261,7 @@ def _tell(
 ) -> Iterator[Message | ToolResult]:
     """For each result the tool's message, which goes into the history, and then the result itself."""
     for result in results:
-        told = tool_message(result.id, result.name, result.content, result.error is not None)
+        content = with_files(result.content, result.files)
+        told = tool_message(result.id, result.name, content, result.error is not None)
         yield Message(outgoing.add(told), usage)
         yield result

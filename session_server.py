@@ -151,6 +151,7 @@ def _assemble(settings: Settings, at_end: Callable[[Callable[[], object]], objec
             tool_sources=tool_sources,
             tool_timeout=settings.tool_timeout,
             max_history=settings.max_history,
+            max_file_bytes=settings.max_file_bytes,
             compact_at=settings.compact_at,
             timeout=settings.timeout,
         )

@@ -408,7 +408,7 @@ class MemoryStorage(Storage):
 
     def __init__(self) -> None:
         self.files: MemoryFiles = MemoryFiles()
-        self._sessions: dict[str, _MemorySession] = {}
+        self._sessions: dict[str, _MemorySession] = {}  # most recently updated last
         self._mutex = threading.Lock()
 
     def for_user(self, name: str) -> Storage:
@@ -438,18 +438,17 @@ class MemoryStorage(Storage):
             yield session_id, b",".join([to_json(found.session.title if found else None), *lines])
 
     def _ids(self) -> list[str]:
-        return [id for _, id in sorted((-found.order, id) for id, found in self._items())]
+        with self._mutex:
+            return list(reversed(self._sessions))
 
     def changed_at(self, session_id: str) -> float:
         with self._mutex:
             return self._find(session_id).order / 1e9
 
     def unchanged_since(self, when: float) -> Iterator[str]:
-        return (id for id, found in self._items() if found.order < when * 1e9)
-
-    def _items(self) -> list[tuple[str, _MemorySession]]:
         with self._mutex:
-            return list(self._sessions.items())
+            sessions = list(self._sessions.items())
+        return (id for id, found in sessions if found.order < when * 1e9)
 
     def _lock(self, session_id: str, turn: bool) -> LockedSession | None:
         with self._mutex:
@@ -483,6 +482,7 @@ class _LockedMemory(LockedSession):
         with self._storage._mutex:
             self._memory.session = replace(session, messages=[])
             self._memory.order = time.time_ns()
+            self._storage._sessions[self.id] = self._storage._sessions.pop(self.id)
             if line is not None:
                 self._memory.lines.append(line)
 

@@ -126,6 +126,11 @@ def as_parts(content: Content) -> list[ContentPart]:
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
+def with_files(text: str, files: Sequence[ContentPart]) -> Content:
+    """The content that has this text, and behind it these pictures and files."""
+    return [{"type": "text", "text": text}, *files] if files else text
+
+
 def file_parts(content: Content | None) -> list[ContentPart]:
     """The pictures and files of a content."""
     parts = content if isinstance(content, list) else []

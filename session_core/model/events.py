@@ -1,9 +1,10 @@
 """What a run of the agent says, event by event."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from session_core.data.message import ERROR, NOT_EXECUTED, AnswerFields, MessageFields
+from session_core.data.message import ERROR, NOT_EXECUTED, AnswerFields, ContentPart, MessageFields
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +37,15 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class ToolResult:
-    """The outcome of a call: a result, or an error. The model gets either. `given` says that it is the client's."""
+    """The outcome of a call: a result, or an error. The model gets either. `given` says that it is the client's.
+    `files` are pictures, which are kept."""
 
     id: str
     name: str
     result: str | None = None
     error: str | None = None
     given: bool = False
+    files: Sequence[ContentPart] = ()
 
     @property
     def content(self) -> str:

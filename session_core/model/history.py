@@ -11,7 +11,7 @@ from typing import Any
 from session_core.data.message import AnswerFields, MessageFields, file_parts, message_text
 from session_core.data.text import utf8_text
 from session_core.model.capabilities import RequestForm
-from session_core.model.outgoing_files import FileReader, NoFiles, render_content
+from session_core.model.outgoing_files import Files, FilesOfRun, render_content
 from session_core.model.outgoing_messages import PORTABLE_ID, OutgoingMessages, add_id, read_tool_calls
 from session_core.model.provider_metadata import ModelId, provider_metadata
 from session_core.model.reply import Reply
@@ -34,13 +34,13 @@ class OutgoingHistory:
         max_history: int,
         model_id: ModelId,
         instructions: str = "",
-        files: FileReader | None = None,
+        files: Files | None = None,
     ) -> None:
         self._messages = list(history)
         self._begin = 0  # of the messages that go out, at the beginning of a turn
         self._model_id = model_id
         self._instructions = utf8_text(instructions)
-        self._files = files or NoFiles()
+        self._files = files or FilesOfRun()
         self._trims = 0
         self._ids: set[str] = set()
         self._first: str | None = None  # id of the first message that fits, where earlier ones do not

@@ -13,23 +13,32 @@ from session_core.model.capabilities import RequestForm
 _PART_KINDS = {"image_url": "pictures", "file": "files"}  # by the type of a part of a request
 
 
-class FileReader(Protocol):
-    """What gives the bytes of pictures and files."""
+class Files(Protocol):
+    """The pictures and files that the messages of a run name."""
 
     def read(self, part: ContentPart) -> bytes | None:
         """The bytes that a part names, None where they are not there."""
 
+    def keep(self, files: Mapping[str, bytes]) -> None:
+        """Keeps further ones, by their SHA-256."""
 
-class NoFiles:
-    """Files that are not there."""
+
+class FilesOfRun:
+    """Files that are kept for one run alone."""
+
+    def __init__(self) -> None:
+        self._files: dict[str, bytes] = {}
 
     def read(self, part: ContentPart) -> bytes | None:
-        """None."""
+        """See `Files`."""
+        return self._files.get(part["sha256"])
+
+    def keep(self, files: Mapping[str, bytes]) -> None:
+        """See `Files`."""
+        self._files.update(files)
 
 
-def render_content(
-    content: Sequence[ContentPart], files: FileReader, form: RequestForm
-) -> str | list[dict[str, Any]]:
+def render_content(content: Sequence[ContentPart], files: Files, form: RequestForm) -> str | list[dict[str, Any]]:
     """A user's content as the API has it: a text, unless a picture or a PDF goes out. A word stands in place of what
     the model does not take, or what is not there."""
     parts = [rendered for part in content if (rendered := _render_part(part, files, form))]
@@ -44,7 +53,7 @@ def sent_parts(messages: Sequence[Mapping[str, Any]]) -> set[str]:
     return {_PART_KINDS[part["type"]] for content in contents for part in content if part["type"] in _PART_KINDS}
 
 
-def _render_part(part: ContentPart, files: FileReader, form: RequestForm) -> dict[str, Any] | None:
+def _render_part(part: ContentPart, files: Files, form: RequestForm) -> dict[str, Any] | None:
     if part["type"] == "text":
         return {"type": "text", "text": part["text"]} if part["text"] else None
     if "sha256" not in part:  # of a type that a later version has written

@@ -14,10 +14,12 @@ from session_core.data.message import (
     Content,
     MessageFields,
     as_parts,
+    content_text,
     file_parts,
     message_text,
     read_status,
     tool_call,
+    with_files,
 )
 from session_core.data.text import json_object, utf8_text
 from session_core.model.capabilities import ForeignCalls, RequestForm
@@ -68,7 +70,7 @@ class OutgoingMessages:
             content = _join_contents(self.sent.pop()["content"], content)
         self._add_text("user", content)
 
-    def _add_assistant(self, message: MessageFields, results: dict[str, list[str]]) -> None:
+    def _add_assistant(self, message: MessageFields, results: dict[str, list[Content]]) -> None:
         text = utf8_text(message_text(message))
         calls = read_tool_calls(message)
         if not calls and (not text or text.isspace()):
@@ -84,7 +86,9 @@ class OutgoingMessages:
             pending = message.get("pending", {})
             missing = {call.id: WENT_ON if call.id in pending else f"{ERROR}{INTERRUPTED_CALL}" for call in calls}
             contents = [results[call.id].pop(0) if results.get(call.id) else missing[call.id] for call in calls]
-            self._add_calls(message, {"role": "assistant", "content": text, "tool_calls": made}, contents)
+            calling = {"role": "assistant", "content": text, "tool_calls": made}
+            self._add_calls(message, calling, list(map(content_text, contents)))
+            self._add_pictures(contents)
         else:
             self._add_text("assistant", text)
             self._return_metadata(message, self.sent[-1])
@@ -108,6 +112,15 @@ class OutgoingMessages:
         self.sent.append(calling)
         for call, content in zip(calls, contents, strict=True):
             self.sent.append({"role": "tool", "tool_call_id": call["id"], "content": content})
+
+    def _add_pictures(self, contents: Sequence[Content]) -> None:
+        """Adds the pictures of results as a message of the user, since servers take none in those of tools."""
+        pictures = [part for content in contents for part in file_parts(content)]
+        if not pictures or not self._form.has("pictures"):
+            return
+        if self._last_role == "tool":
+            self._add_text("assistant", "(The results have pictures.)")
+        self._add_text("user", with_files("(These are the pictures of the results.)", pictures))
 
     def _keeps_id(self, id: str, message: MessageFields) -> bool:
         """Whether an id goes out as it came: its own server gets it back, as far as that is known."""
@@ -161,12 +174,13 @@ def _short_id(id: str) -> str:
     return hashlib.sha256(id.encode()).hexdigest()[:9]
 
 
-def _results_by_id(turn: Sequence[MessageFields]) -> dict[str, list[str]]:
+def _results_by_id(turn: Sequence[MessageFields]) -> dict[str, list[Content]]:
     """The results of a turn's tools, by the ids of their calls."""
-    results: dict[str, list[str]] = {}
+    results: dict[str, list[Content]] = {}
     for message in turn:
         if message.get("role") == "tool":
-            results.setdefault(utf8_text(message.get("tool_call_id")), []).append(utf8_text(message_text(message)))
+            content = with_files(utf8_text(message_text(message)), file_parts(message.get("content")))
+            results.setdefault(utf8_text(message.get("tool_call_id")), []).append(content)
     return results
 
 

@@ -26,6 +26,7 @@ from session_core.stores.disk_access import (
 )
 from session_core.stores.file_attachments import DirectoryFiles
 from session_core.stores.file_cache import FileCache, ParsedFile, is_large
+from session_core.stores.file_index import FileIndex
 from session_core.stores.file_journal import FileJournal, read_journal, remove_journal
 from session_core.stores.file_layout import closing, layout, parse
 from session_core.stores.file_locks import (
@@ -78,6 +79,7 @@ class FileStorage(Storage):
             raise StorageUnavailable("sessions on disk need flock, which this system does not have")
         self._directory = os.path.abspath(directory)
         self.files: DirectoryFiles = DirectoryFiles(self._directory)
+        self._index = FileIndex(self._directory)
         self._cache: FileCache = beside._cache if beside else FileCache()
         self._writer: BackgroundWriter = beside._writer if beside else BackgroundWriter(_FLUSH_SECONDS)
         with unavailable("open", self._directory, logging.DEBUG):  # the error is shown at the start
@@ -115,23 +117,23 @@ class FileStorage(Storage):
             return self._parsed(session_id, file)[0]
 
     def contents(self, after: str | None = None) -> Iterator[tuple[str, bytes | None]]:
+        ids = self.page(None, after)[0]
         with unavailable("list", self._directory):
-            return read_contents(self._directory, self.page(None, after)[0])
+            journaled = self._index.journaled()  # which may hold what the files do not
+        found = read_contents(self._directory, ids)
+        return ((id, None if id in journaled else content) for id, content in found)
 
     def _ids(self) -> list[str]:
-        return [id for _, id in sorted((-modified, id) for modified, id in self._modified())]
+        with unavailable("list", self._directory):
+            return self._index.ids()
 
     def unchanged_since(self, when: float) -> Iterator[str]:
-        for number, (modified, session_id) in enumerate(self._modified(), 1):
-            if number % _SCANNED_AT_ONCE == 0:
-                time.sleep(0.005)  # so that requests go on beside a scan of a hundred thousand files
-            if modified < when * 1e9:
-                yield session_id
-
-    def _modified(self) -> Iterator[tuple[int, str]]:
-        """When each session last changed, in nanoseconds, and its id."""
         with unavailable("list", self._directory):
-            yield from scan(self._directory)
+            for number, (modified, session_id) in enumerate(scan(self._directory), 1):
+                if number % _SCANNED_AT_ONCE == 0:
+                    time.sleep(0.005)  # so that requests go on beside a scan of a hundred thousand files
+                if modified < when * 1e9:
+                    yield session_id
 
     def changed_at(self, session_id: str) -> float:
         return self._at(checked_id(session_id), lambda _, found: found.st_mtime)

@@ -7,8 +7,10 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import replace
 
+from session_core.data.message import ContentPart
 from session_core.data.text import utf8_text
 from session_core.model.budget import Budget
 from session_core.model.cancellation import Cancellation
@@ -31,11 +33,13 @@ def run_calls(
     budget: Budget,
     timeout: float,
     observer: Observer | None = None,
+    keep: Callable[[Sequence[bytes]], list[ContentPart]] | None = None,
 ) -> Generator[ToolResult, None, None]:
     """The results of the calls, in the order of the calls.
 
     A call that takes longer than `timeout` seconds is abandoned: it is told so, and its result is dropped. A function
-    cannot hear that, and its thread goes on. Raises Cancelled or ModelError when the turn has ended or its time is
+    cannot hear that, and its thread goes on. `keep` keeps the pictures of a result, and returns the parts that name
+    them. Raises Cancelled or ModelError when the turn has ended or its time is
     up, and abandons all calls then.
     """
     pending: queue.SimpleQueue[_Call] = queue.SimpleQueue()
@@ -56,7 +60,7 @@ def run_calls(
                     break
             budget.remaining()
             assert call.result is not None
-            yield call.result
+            yield replace(call.result, files=keep(call.pictures)) if keep and call.pictures else call.result
     finally:
         for call in started:
             if not call.done.is_set():
@@ -73,6 +77,7 @@ class _Call:
         self.began_at: float | None = None
         self.cancellation = Cancellation()
         self.result: ToolResult | None = None
+        self.pictures: Sequence[bytes] = ()
         self._tools = tools
         self._observer = observer
         self._observed: Observer | None = None  # while it runs
@@ -107,7 +112,11 @@ class _Call:
             return ToolResult(id, name, error=f"there is no tool of this name; the tools are: {known}")
         try:
             with _responsive:
-                return ToolResult(id, name, result=tool(self.call.arguments, id, self.cancellation))
+                output = tool(self.call.arguments, id, self.cancellation)
+            if isinstance(output, str):
+                return ToolResult(id, name, result=output)
+            self.pictures = output.pictures
+            return ToolResult(id, name, result=output.text)
         except ValueError as error:
             text = utf8_text(str(error))[:MAX_RESULT_CHARACTERS]
             return ToolResult(id, name, error=text or "the tool failed")

@@ -15,6 +15,7 @@ import pydantic_core
 
 from session_core.data.text import json_object, utf8_text
 from session_core.model.cancellation import Cancellation
+from session_core.tools.pictures import ToolOutput, split_pictures
 
 MAX_RESULT_CHARACTERS = 1 << 20  # of one tool's result or error
 
@@ -30,8 +31,8 @@ _FENCE = "```"
 class AnyTool(Protocol):
     """What the agent and `GET /tools` need of a tool, wherever it comes from.
 
-    A call gets a JSON object of arguments, and returns its result as text for the model. It raises ValueError in
-    words for the model. A call that can be interrupted hears of that by `cancellation`.
+    A call gets a JSON object of arguments, and returns its result as text for the model, or with pictures. It raises
+    ValueError in words for the model. A call that can be interrupted hears of that by `cancellation`.
 
     `may_need_approval` says whether a person must agree to calls, or to some of them, before they run.
     """
@@ -46,7 +47,9 @@ class AnyTool(Protocol):
     def needs_approval(self, arguments: str) -> bool:
         """Whether a person must agree to a call with this JSON object of arguments. Never raises."""
 
-    def __call__(self, arguments: str, call_id: str = "", cancellation: Cancellation | None = None) -> str: ...
+    def __call__(
+        self, arguments: str, call_id: str = "", cancellation: Cancellation | None = None
+    ) -> str | ToolOutput: ...
 
 
 def tool_schema(name: str, description: str, parameters: dict[str, Any]) -> dict[str, Any]:
@@ -113,8 +116,11 @@ class Tool:
         except Exception:  # noqa: BLE001  the function is anybody's code
             return True
 
-    def __call__(self, arguments: str, call_id: str = "", cancellation: Cancellation | None = None) -> str:
-        """Calls the function with a JSON object of arguments. Returns its result as text for the model.
+    def __call__(
+        self, arguments: str, call_id: str = "", cancellation: Cancellation | None = None
+    ) -> str | ToolOutput:
+        """Calls the function with a JSON object of arguments. Returns its result as text for the model, and its
+        pictures.
 
         A function cannot be interrupted: it does not hear of `cancellation`. Raises ValueError, in words for the
         model, if the arguments do not fit, and whatever the function raises.
@@ -129,7 +135,9 @@ class Tool:
             raise ValueError("invalid arguments: " + "; ".join(faults)) from None
         if self._async:
             result = asyncio.run(result)
-        return bounded(result_text(result))
+        text, pictures = split_pictures(result)
+        text = bounded(result_text(text))
+        return ToolOutput(text, [picture.data for picture in pictures]) if pictures else text
 
 
 def bounded(text: str) -> str:

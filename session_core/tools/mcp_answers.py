@@ -1,5 +1,6 @@
 """What MCP servers answer, read as loosely as can be without guessing."""
 
+import binascii
 import json
 import re
 from contextlib import suppress
@@ -8,6 +9,7 @@ from typing import Any
 import mcp_types
 import pydantic_core
 
+from session_core.data.file_kinds import PICTURES, detect_kind
 from session_core.data.text import as_object, utf8_text
 
 MAX_MESSAGE_BYTES = 8 << 20  # of one message of an MCP server
@@ -155,6 +157,16 @@ def mcp_result_text(result: mcp_types.CallToolResult) -> str:
     for data, name in names.items():
         text = text.replace(data, name) if len(data) > 32 else text
     return without_base64(text)
+
+
+def mcp_pictures(result: mcp_types.CallToolResult) -> list[bytes]:
+    """The bytes of the pictures of a result, as far as they are what a message may have."""
+    found = []
+    for part in result.content:
+        if isinstance(part, mcp_types.ImageContent):
+            with suppress(ValueError):
+                found.append(binascii.a2b_base64(part.data))
+    return [data for data in found if detect_kind(data) in PICTURES]
 
 
 def without_base64(text: str) -> str:

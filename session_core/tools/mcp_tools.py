@@ -14,8 +14,9 @@ import pydantic
 from session_core.data.text import as_object, utf8_text
 from session_core.model.cancellation import Cancellation
 from session_core.tools.functions import bounded, read_arguments, tool_schema
-from session_core.tools.mcp_answers import mcp_result_text
+from session_core.tools.mcp_answers import mcp_pictures, mcp_result_text
 from session_core.tools.mcp_config import McpServer
+from session_core.tools.pictures import ToolOutput
 
 Call = Callable[[str, dict[str, Any], str], Coroutine[Any, Any, mcp_types.CallToolResult]]
 
@@ -48,8 +49,11 @@ class McpTool:
         """Whether a person must agree to a call with these arguments."""
         return self.may_need_approval
 
-    def __call__(self, arguments: str, call_id: str = "", cancellation: Cancellation | None = None) -> str:
-        """Asks the server, and returns its result as text for the model. A cancel is passed on to the server.
+    def __call__(
+        self, arguments: str, call_id: str = "", cancellation: Cancellation | None = None
+    ) -> str | ToolOutput:
+        """Asks the server, and returns its result as text for the model, and its pictures. A cancel is passed on to
+        the server.
 
         Raises ValueError in words for the model.
         """
@@ -68,7 +72,8 @@ class McpTool:
         text = bounded(mcp_result_text(result))
         if result.is_error:
             raise ValueError(text or "the tool failed")
-        return text
+        pictures = mcp_pictures(result)
+        return ToolOutput(text, pictures) if pictures else text
 
 
 def tool_name(server: str, tool: str, taken: set[str]) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from session_core.data.message import ERROR, StoredMessage, message_text, tool_failed
+from session_core.data.message import ERROR, StoredMessage, file_parts, message_text, tool_failed
 from session_core.model.events import Chunk, Reasoning, ToolResult
 
 
@@ -28,7 +28,8 @@ def read_result(message: StoredMessage) -> ToolResult:
     """The outcome of a call that a tool's message tells of."""
     text, failed = message_text(message), tool_failed(message)
     result, error = (None, text.removeprefix(ERROR)) if failed else (text, None)
-    return ToolResult(message.get("tool_call_id", ""), message.get("name", ""), result, error)
+    call_id, name = message.get("tool_call_id", ""), message.get("name", "")
+    return ToolResult(call_id, name, result, error, files=file_parts(message["content"]))
 
 
 def _fit(lengths: Sequence[int], thought: int, said: int) -> bool:

@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from session_core.data.message import INTERRUPTED_CALL, NOT_EXECUTED, WENT_ON, StoredMessage
+from session_core.data.message import (
+    INTERRUPTED_CALL,
+    NOT_EXECUTED,
+    WENT_ON,
+    StoredMessage,
+)
 from session_core.model.events import ToolCall, ToolResult
 from session_core.model.outgoing_messages import read_tool_calls
 from session_core.turns.turn_request import Answers, TurnRefused
@@ -36,6 +41,11 @@ def check_answers(waiting: StoredMessage, answers: Answers) -> None:
             faults.append(f"{id} waits for {' or '.join(sorted(_WAYS[pending[id]]))}")
     if faults:
         raise TurnRefused(f"answers must answer all that waits, and nothing else: {'; '.join(faults[:_MAX_FAULTS])}.")
+
+
+def fitting_answers(waited: Mapping[str, str], answers: Answers | None) -> Answers:
+    """Those of the answers that calls wait, or waited, for, in the way that they do (by their ids)."""
+    return {id: one for id, one in (answers or {}).items() if one.keys() & _WAYS.get(waited.get(id, ""), set())}
 
 
 def settle(calls: Sequence[ToolCall], answers: Answers) -> list[ToolCall | ToolResult]:

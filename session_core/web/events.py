@@ -71,7 +71,8 @@ def render_event(
             kind, data = "stream_tool_call", {"id": event.id, "name": event.name, "arguments": event.arguments}
         case ToolResult():
             outcome = {"result": event.result} if event.error is None else {"error": event.error}
-            kind, data = "stream_tool_result", {"id": event.id, "name": event.name, **outcome}
+            files = {"files": event.files} if event.files else {}
+            kind, data = "stream_tool_result", {"id": event.id, "name": event.name, **outcome, **files}
         case Ended():
             kind, data = "stream_end", _render_end(event)
         case Failed():

@@ -18,6 +18,7 @@ import pytest
 
 from session_server import main
 from tests.support.model_server import ModelServer, ReplyTo, answer, tool_call, tool_calls
+from tests.support.pictures import data_url, encoded, png, stored
 from tests.support.server import ROOT, TIMEOUT, Server, environment, wait_until
 
 pytest.importorskip("mcp", reason="needs the MCP SDK")
@@ -296,3 +297,15 @@ def test_another_wsgi_server_offers_the_tools_too(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=2 * TIMEOUT)
     assert (done.returncode, done.stderr) == (0, "")
     assert "'from': 'MCP server one'" in done.stdout
+
+
+def test_a_picture_of_a_server_is_kept_and_shown_to_the_model(
+    start: Start, tmp_path: Path, model: ModelServer
+) -> None:
+    model.then(tool_call("one__image", {"data": encoded(png())}), answer("A dot."))
+    server = start(one=script(tmp_path))
+    session = server.create()
+    assert server.say(session, "Draw").text
+    result = server.messages(session)[2]
+    assert result["content"][1] == stored(png())
+    assert model.requests[-1]["messages"][-1]["content"][1]["image_url"]["url"] == data_url(png())

@@ -79,6 +79,7 @@ class Client:
             system_prompt=self.settings.system_prompt,
             tools=tools,
             max_history=self.settings.max_history,
+            max_file_bytes=self.settings.max_file_bytes,
             compact_at=self.settings.compact_at,
             timeout=self.settings.timeout,
             options=self.settings.model_options,

@@ -86,7 +86,8 @@ def call(id: object, params: dict[str, Any]) -> dict[str, Any] | None:
         case "big":
             return text("x" * (50 << 20))
         case "image":
-            image = {"type": "image", "mimeType": "image/png", "data": "AAAA"}
+            data = params.get("arguments", {}).get("data", "AAAA")
+            image = {"type": "image", "mimeType": "image/png", "data": data}
             return {"content": [{"type": "text", "text": "Here:"}, image]}
         case "structured":
             return {"content": [], "structuredContent": {"degrees": 21.5, "where": "Zürich"}}

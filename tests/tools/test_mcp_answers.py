@@ -15,8 +15,10 @@ pytest.importorskip("mcp", reason="needs the MCP SDK")
 
 from session_core.tools.mcp import McpServers
 from session_core.tools.mcp_answers import without_base64
+from session_core.tools.pictures import ToolOutput
 from tests.support.mcp_http_server import McpHttpServer
 from tests.support.mcp_servers import McpServer, call, script
+from tests.support.pictures import encoded, png
 
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n" + os.urandom(50_000)).decode()
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -194,12 +196,27 @@ def test_a_line_of_a_log_is_no_answer(both: McpServers) -> None:
     ],
 )
 def test_nothing_in_base64_reaches_the_model(answer: Any, fields: dict[str, Any]) -> None:
-    said = answer(result(**fields))
+    output = answer(result(**fields))
+    said = getattr(output, "text", output)  # one picture among the parts is kept beside the text
     assert len(said) < 200
     assert " bytes]" in said
     with pytest.raises(ValueError, match=r" bytes\]") as caught:
         answer(result(isError=True, **fields))
     assert len(str(caught.value)) < 200
+
+
+def test_a_picture_is_given_beside_its_name(answer: Any) -> None:
+    picture = {"type": "image", "data": encoded(png()), "mimeType": "image/png"}
+    resource = {"type": "resource", "resource": {"mimeType": "image/png", "blob": encoded(png(1))}}
+    word = f"[image, image/png, {len(png())} bytes]"
+    expected = ToolOutput(f"Here:\n{word}\n{word}", [png(), png(1)])
+    assert answer(result(content=[text("Here:"), picture, resource])) == expected
+
+
+def test_what_says_that_it_is_a_picture_and_is_none_is_named_alone(answer: Any) -> None:
+    for data in ("AAAA", "###", encoded(b"<svg/>")):
+        output = answer(result(content=[{"type": "image", "data": data, "mimeType": "image/png"}]))
+        assert isinstance(output, str) and output.startswith("[image, image/png, ")
 
 
 def test_a_picture_is_named_by_type_and_size(answer: Any) -> None:
