@@ -7,7 +7,7 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from session_core.data.message import MessageFields, StoredMessage, file_parts, message_text
+from session_core.data.message import MessageFields, StoredMessage, begins_turn, file_parts, message_text
 from session_core.model.chat_completions import Completions, OfferedTool
 from session_core.model.events import Event, ModelError
 from session_core.model.history import OutgoingHistory, text_size
@@ -55,7 +55,7 @@ def count_old(history: Sequence[MessageFields], limit: int | None, beside: int, 
     if first < 0 or (limit is not None and tokens < limit):
         return 0
     room = (beside + _size(history[first:end])) * (limit / tokens if limit else 1) / 2
-    begins = [0, *(at for at in range(1, len(history)) if history[at]["role"] == "user"), len(history)]
+    begins = [0, *(at for at in range(1, len(history)) if begins_turn(history[at])), len(history)]
     newest = [_size(history[begin:end]) for begin, end in itertools.pairwise(begins)][::-1]
     kept = sum(size <= room for size in itertools.accumulate(newest))
     old = max(begins[-1 - kept], first)
