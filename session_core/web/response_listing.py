@@ -17,10 +17,13 @@ from session_core.data.message import (
     ContentPart,
     StoredMessage,
     as_parts,
+    begins_turn,
     message_text,
     read_status,
 )
 from session_core.data.removed import REASONING, TEXT, removed_parts
+from session_core.data.session import expanded
+from session_core.data.versions import replaced_messages
 from session_core.model.events import ToolCall
 from session_core.model.outgoing_messages import read_tool_calls
 from session_core.turns.told import read_result, told_pieces
@@ -28,7 +31,7 @@ from session_core.web.response_ids import ResponseId, item_not_found, message_it
 from session_core.web.response_items import APPROVAL, ResponseItems, client_tools_of
 from session_core.web.stored_responses import StoredResponse
 from session_core.web.turn_responses import TurnResponses
-from storage import Session, SessionNotFound, expanded, replaced_messages
+from storage import Session, SessionNotFound
 
 
 class ItemFinder:
@@ -110,14 +113,14 @@ class _Items:
             id = f"{message_item_id('sys', self._id.session_id, message['id'])}_{index}"
             self.placed.append(PlacedItem(message_item(id, "system", text), message["id"]))
         attempt = message.get("attempt", 1)
-        is_question = message["role"] == "user"
+        is_question = begins_turn(message)
         if is_question or not self._id.message_id or (attempt != self._id.attempt and "recovery" not in message):
             anchor = message["id"] if is_question or not self._id.message_id else self._id.message_id
             self._id = ResponseId(self._id.session_id, anchor, attempt)
             self._called = {} if is_question else dict(self._called)
             tools = client_tools_of(message.get("response", {}))
             self._output = ResponseItems(self._id, earlier=dict(self._called), tools=tools)
-        if is_question:
+        if message["role"] == "user":
             self._add_question(message)
         elif message["role"] == "assistant":
             self._add_answer(message)

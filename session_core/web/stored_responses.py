@@ -7,9 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from session_core.data.message import (
-    StoredMessage,
-)
+from session_core.data.message import StoredMessage, begins_turn
 from session_core.model.events import ToolCall
 from session_core.model.outgoing_messages import read_tool_calls
 from session_core.turns.event_log import Event
@@ -104,7 +102,7 @@ def new_renderer(
 
 def find_response(session: Session, id: ResponseId) -> StoredResponse:
     """The response of this id. Raises ApiError where the session has none, or it was deleted."""
-    ids = [message["id"] if message["role"] == "user" else "" for message in session.messages]
+    ids = [message["id"] if begins_turn(message) else "" for message in session.messages]
     deleted = (session.responses or {}).get("deleted", ())
     if id.message_id in ids and str(id) not in deleted:
         turn = turn_at(session, ids.index(id.message_id))

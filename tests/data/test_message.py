@@ -29,15 +29,8 @@ MESSAGE: dict[str, Any] = {
     **{"reasoning": "hm", "model": "m", "provider_metadata": {}, "status": "cancelled", "reason": "cancelled"},
     **{"usage": {}, "finish_reason": "stop", "tool_call_id": "c", "name": "n", "is_error": True, "attempt": 2},
     **{"continues": True, "leaves_out": [], "after": "msg-1", "client_id": "m1", "terms": "t", "imported": True},
-    **{
-        "pending": {},
-        "answers_digest": "d",
-        "request": {},
-        "deltas": [2],
-        "response": {},
-        "recovery": 1,
-        "added": True,
-    },
+    **{"pending": {}, "answers_digest": "d", "request": {}, "deltas": [2], "response": {}, "recovery": 1},
+    **{"steered": True, "added": True},
 }
 
 
