@@ -29,7 +29,7 @@ from session_core.model.reply import sum_usage
 from session_core.turns.event_log import Ended, Event, Failed, Started
 from session_core.turns.told import read_result, told_pieces
 from session_core.turns.turn_request import Answers, TurnRefused, TurnRequest
-from session_core.turns.waiting import answers_left, settle
+from session_core.turns.waiting import answers_left, fitting_answers, settle
 from storage import Session, expanded, new_id, replaced_messages, timestamp
 
 INTERRUPTED_TEXT = "The turn was interrupted."
@@ -109,6 +109,11 @@ class StoredTurn:
         return {**calling, "status": "waiting", "pending": pending}
 
     @property
+    def waited(self) -> dict[str, str]:
+        """For what each call waits, or waited, that did not run at once, by its id."""
+        return {id: way for message in self.messages for id, way in message.get("pending", {}).items()}
+
+    @property
     def unanswered(self) -> list[ToolCall]:
         """The calls that wait for answers, or that have no result because the turn was interrupted meanwhile."""
         kept = without_failed_attempts(self.messages, 1 + self.attempt, continues=True)
@@ -144,7 +149,7 @@ class StoredTurn:
     def events(self) -> list[Event]:
         """The events of the last attempt, made from what is stored."""
         events: list[Event] = [Started()]
-        waited = {id: way for message in self.messages for id, way in message.get("pending", {}).items()}
+        waited = self.waited
         for message in self._answers():
             if message["role"] == "tool":
                 given = waited.get(message.get("tool_call_id", "")) == "client"
@@ -270,8 +275,8 @@ def settled_messages(session: Session, answers: Answers | None = None) -> list[S
     turn = last_turn(session)
     if turn is None:
         return []
-    left = answers_left(turn.continues.get("answers"))
-    results = (one for one in settle(turn.unanswered, answers or left) if isinstance(one, ToolResult))
+    given = fitting_answers(turn.waited, answers) or answers_left(turn.continues.get("answers"))
+    results = (one for one in settle(turn.unanswered, given) if isinstance(one, ToolResult))
     made = (tool_message(one.id, one.name, one.content, one.error is not None) for one in results)
     return [{**one, **turn.fields, "id": new_id("msg"), "created_at": timestamp()} for one in made]
 

@@ -219,14 +219,16 @@ def _find_request(session: Session, asked: _Body, question: _Message | None, key
 
 def _find_earlier_answers(session: Session, asked: _Body) -> TurnRequest | None:
     """That what the client has approved runs before the new message that it has sent with that."""
-    sent = asked.transcript
-    if len(sent) < 2 or sent[-1].role != "user" or not any(one.get("approve") for one in sent[-2].answers.values()):
+    sent, turn = asked.transcript, last_turn(session)
+    asking = [message["pending"] for message in turn.messages if "pending" in message] if turn else []
+    if not turn or not asking or len(sent) < 2 or sent[-1].role != "user":
         return None
-    answers, turn = _answers_to(session, sent[-2]), last_turn(session)
-    if turn is None or turn.waiting is None or answers.keys() != turn.waiting["pending"].keys():
+    answers = {id: one for id, one in sent[-2].answers.items() if id in asking[-1]}
+    if answers.keys() != asking[-1].keys() or not any(one.get("approve") for one in answers.values()):
         return None
     key = _digest(sent[-2].id, sorted(answers))
-    return TurnRequest(answers=answers, key=key, results_only=True)
+    runs = turn.waiting is not None or find_turn(session, key) is not None  # then it is a retry
+    return TurnRequest(answers=answers, key=key, results_only=True) if runs else None
 
 
 def _answers_to(session: Session, message: _Message) -> dict[str, dict[str, Any]]:
