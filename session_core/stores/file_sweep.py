@@ -7,13 +7,14 @@ import stat
 import time
 from collections.abc import Iterator, Sequence
 
-from session_core.stores.disk_access import read_file
+from session_core.stores.disk_access import read_file, unavailable
 from session_core.stores.file_attachments import settle_files
 from session_core.stores.file_journal import remove_journal
 from storage import SESSION_ID
 
 SESSION_FILE = re.compile(rf"({SESSION_ID.pattern})\.json")
 JOURNAL_FILE = re.compile(rf"\.({SESSION_ID.pattern})\.journal")
+_QUEUE_FILE = re.compile(rf"\.({SESSION_ID.pattern})\.queue")
 _FILES_DIRECTORY = re.compile(rf"\.({SESSION_ID.pattern})\.files")
 _TEMPORARY_FILE = re.compile(rf"\.({SESSION_ID.pattern}\.)?[0-9a-f]{{16}}\.tmp")
 _ORPHAN_SECONDS = 3600.0  # after which a temporary file is the rest of a crash
@@ -53,12 +54,12 @@ def _read(path: str) -> bytes | None:
 
 def sweep(directory: str) -> None:
     """Removes temporary files that a crash has left, empty files of sessions that it has kept from being made,
-    journals without a session, and pictures and files that no message names. Raises OSError where the directory
-    cannot be listed."""
+    journals and queues without a session, and pictures and files that no message names. Raises OSError where the
+    directory cannot be listed."""
     with os.scandir(directory) as entries:
         for entry in entries:
-            journal = JOURNAL_FILE.fullmatch(entry.name)
-            if journal and not os.path.exists(os.path.join(directory, f"{journal[1]}.json")):
+            beside = JOURNAL_FILE.fullmatch(entry.name) or _QUEUE_FILE.fullmatch(entry.name)
+            if beside and not os.path.exists(os.path.join(directory, f"{beside[1]}.json")):
                 remove_journal(entry.path)
             with contextlib.suppress(OSError):
                 if files := _FILES_DIRECTORY.fullmatch(entry.name):
@@ -66,6 +67,13 @@ def sweep(directory: str) -> None:
                     settle_files(entry.path, told_in, time.time() - _ORPHAN_SECONDS)
                 if _is_left(entry):
                     os.unlink(entry.path)
+
+
+def queued_sessions(directory: str) -> Iterator[str]:
+    """The ids of the sessions in whose queue there may be messages. Raises StorageUnavailable."""
+    with unavailable("list", directory):
+        found = map(_QUEUE_FILE.fullmatch, os.listdir(directory))
+    yield from (file[1] for file in found if file)
 
 
 def _is_left(entry: os.DirEntry[str]) -> bool:

@@ -8,18 +8,19 @@ import logging
 import os
 import secrets
 import stat
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TypeVar
 
+from session_core.data.store_errors import SessionCorrupt, SessionExists, SessionNotFound, StorageUnavailable
 from session_core.stores.background_writer import BackgroundWriter
 from session_core.stores.disk_access import (
     make_directory,
     read_all,
     rename_new,
     synced,
+    try_writing,
     unavailable,
     version_of,
     write_all,
@@ -38,27 +39,15 @@ from session_core.stores.file_locks import (
     release_in_children,
     turn_marked,
 )
-from session_core.stores.file_sweep import read_contents, scan, sweep
-from storage import (
-    LockedSession,
-    Session,
-    SessionCorrupt,
-    SessionExists,
-    SessionNotFound,
-    Storage,
-    StorageUnavailable,
-    Summary,
-    TurnLines,
-    checked_id,
-    timestamp,
-)
+from session_core.stores.file_queue import FileQueue
+from session_core.stores.file_sweep import queued_sessions, read_contents, scan, sweep
+from storage import LockedSession, Session, Storage, Summary, TurnLines, checked_id, timestamp
 
 log = logging.getLogger(__name__)
 
 _FLUSH_SECONDS = 0.15  # between two writes of a journal; callers are promised 0.2
 _END_SECONDS = 3.0  # to wait for the thread that writes journals
 _SCANNED_AT_ONCE = 200  # files
-
 T = TypeVar("T")
 
 
@@ -87,14 +76,14 @@ class FileStorage(Storage):
             release_in_children(self._directory)
             with synced(self._directory):  # which also makes the renames of a killed process durable
                 sweep(self._directory)
-            self._try_writing()
+            try_writing(self._directory)
 
     def for_user(self, name: str) -> Storage:
         return FileStorage(os.path.join(self._directory, name), beside=self)
 
     def check(self) -> None:
         with unavailable("write", self._directory):
-            self._try_writing()
+            try_writing(self._directory)
 
     def summary(self, session_id: str) -> Summary:
         found = self._at(checked_id(session_id), lambda _, found: found)
@@ -106,6 +95,12 @@ class FileStorage(Storage):
     def journal(self, session_id: str) -> list[bytes]:
         with unavailable("read the journal of", session_id):
             return read_journal(self._journal_path(checked_id(session_id)))
+
+    def queue(self, session_id: str) -> FileQueue:
+        return self._at(checked_id(session_id), lambda *_: FileQueue(self._directory, session_id))
+
+    def with_queue(self) -> Iterator[str]:
+        return queued_sessions(self._directory)
 
     def _create(self, session: Session) -> None:
         with unavailable("create", session.id), contextlib.ExitStack() as stack, synced(self._directory):
@@ -245,10 +240,6 @@ class FileStorage(Storage):
             raise
         return file
 
-    def _try_writing(self) -> None:
-        with tempfile.TemporaryFile(dir=self._directory, buffering=0) as file:
-            file.write(b"the store can be written\n")
-
 
 class _LockedFile(LockedSession):
     def __init__(self, storage: FileStorage, session_id: str, file: int, turn: bool) -> None:
@@ -282,7 +273,11 @@ class _LockedFile(LockedSession):
         self._end = self._parsed.end
         return self._parsed.copy()
 
-    def _append(self, session: Session, line: bytes | None) -> None:
+    def _append(self, session: Session, line: bytes | None, taken: str | None) -> None:
+        with contextlib.nullcontext() if taken is None else self._storage.queue(self.id).taking(taken):
+            self._add(session, line)
+
+    def _add(self, session: Session, line: bytes | None) -> None:
         if self._end is None:
             log.warning("%s.json is torn or has another layout: it is rewritten before a message is added", self.id)
             self._rewrite(self.session)
@@ -316,6 +311,7 @@ class _LockedFile(LockedSession):
     def _delete(self) -> None:
         with unavailable("delete", self.id), synced(self._storage._directory), contextlib.suppress(FileNotFoundError):
             os.unlink(self._path)
+        FileQueue(self._storage._directory, self.id).clear()
         self._storage.files.remove(self.id)
         self.drop_journal()
 

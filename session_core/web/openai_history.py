@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from flask import request
 
 from session_core.data.message import StoredMessage, message_text
+from session_core.data.session import expanded
 from session_core.data.strict_json import to_json
 from session_core.data.text import unwrapped_forms
 from session_core.tools.client_tools import ClientTools
@@ -30,7 +31,7 @@ from session_core.turns.turn_request import NothingToContinue, TurnRequest
 from session_core.web.errors import ApiError
 from session_core.web.openai_tools import answer_calls
 from session_core.web.turn_responses import TurnReader, TurnResponses
-from storage import SESSION_ID, Session, SessionBusy, SessionNotFound, Storage, expanded
+from storage import SESSION_ID, Session, SessionBusy, SessionNotFound, Storage
 
 _SESSION_HEADER = "X-Session-Id"
 _NOT_KEPT = re.compile(r"(?:temporary|local|channel):|\{\{")  # what Open WebUI does not save; an unfilled template
