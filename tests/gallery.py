@@ -245,7 +245,9 @@ def _summary(page: Page, world: World) -> Iterator[str]:
     world.model.then(answer("They planned a **garden**: spinach and beans, in the evening water."))
     page.choose("compact")
     page.wait_until(lambda: page.all(".summary"), "the summary")
-    page.run("document.querySelector('.summary').open = true; document.getElementById('scroller').scrollTop = 0")
+    page.run(
+        "const one = document.querySelector('.summary'); one.open = true; one.scrollIntoView({ block: 'center' })"
+    )
     yield "summary"
 
 

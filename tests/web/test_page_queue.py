@@ -20,8 +20,9 @@ pytestmark = browser.NEEDED
 
 def begin(page: Page, text: str = "Count") -> None:
     """Asks, and waits for the first word, and for the page to know that messages may wait."""
+    before = len(page.questions)
     page.send(text)
-    page.wait_until(lambda: page.answers[-1:] == ["one"], "the beginning")
+    page.wait_until(lambda: page.answers[-1:] == ["one"] and len(page.questions) > before, "the beginning")
     page.wait_until(lambda: page.shows("#send") and page.shows("#stop"), "the way to go on typing")
 
 
@@ -183,10 +184,12 @@ def test_a_message_with_a_line_that_is_full_stays_in_the_box(here: Page, script:
     here.driver.execute_script("document.getElementById('message').value = ''")
 
 
-def test_on_a_phone_all_buttons_have_their_place(page: Page, server: Server, script: Script) -> None:
+def test_on_a_phone_all_buttons_have_their_place(
+    page: Page, serve: Serve, model: ModelServer, script: Script
+) -> None:
     script(answer("one", STALL))
     browser.resize(page.driver, 390, 780)
-    page.open(server.url)
+    page.open(serve(f"-base_url={model.base_url}", "-models=a-large-model-with-a-long-name").url)
     begin(page)
     page.type("#message", "Something else")
     page.wait_until(lambda: page.shows("#now") and page.shows("#instead"), "the buttons")
@@ -198,3 +201,15 @@ def test_on_a_phone_all_buttons_have_their_place(page: Page, server: Server, scr
     assert ends[-1][1] <= 390
     page.press(Keys.ESCAPE)
     page.settle()
+
+
+def test_the_end_stays_in_view_when_the_box_grows_and_shrinks(here: Page, script: Script) -> None:
+    script(answer("line\n\n" * 60 + "one"), answer("one", STALL))
+    here.ask("A long one")
+    begin(here)
+    left = "const s = document.getElementById('scroller'); return s.scrollHeight - s.scrollTop - s.clientHeight"
+    for _ in range(3):
+        here.type("#message", "Two", Keys.SHIFT + Keys.ENTER, Keys.NULL, "lines", Keys.ENTER)
+        here.wait_until(lambda: value(here) == "" and here.run(left) < 1, "the end in view")
+        assert not here.shows("#latest")
+    here.press(Keys.ESCAPE)
