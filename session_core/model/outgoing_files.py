@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from session_core.data.file_kinds import PDF, describe_part
-from session_core.data.message import ContentPart
+from session_core.data.message import ContentPart, message_text
 from session_core.model.capabilities import RequestForm
 
 _PART_KINDS = {"image_url": "pictures", "file": "files"}  # by the type of a part of a request
@@ -51,6 +51,13 @@ def sent_parts(messages: Sequence[Mapping[str, Any]]) -> set[str]:
     """The optional parts of a request, `pictures` and `files`, that stand in these messages."""
     contents = [message["content"] for message in messages if isinstance(message["content"], list)]
     return {_PART_KINDS[part["type"]] for content in contents for part in content if part["type"] in _PART_KINDS}
+
+
+def forget_files(messages: Sequence[dict[str, Any]]) -> None:
+    """Leaves of messages that were sent the texts alone."""
+    for message in messages:
+        if isinstance(message["content"], list):
+            message["content"] = message_text(message)
 
 
 def _render_part(part: ContentPart, files: Files, form: RequestForm) -> dict[str, Any] | None:
