@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 import openai
-import pydantic_core
 
 from session_core.data.message import message_text
 from session_core.model.budget import Budget
@@ -23,7 +22,7 @@ from session_core.model.events import Cancelled, Chunk, Event, ModelError, Reaso
 from session_core.model.failures import Failure, broken_off, classify_failure
 from session_core.model.history import OutgoingHistory
 from session_core.model.model_list import ModelList
-from session_core.model.outgoing_files import forget_files, sent_parts
+from session_core.model.outgoing_files import RequestBody, forget_files, sent_parts
 from session_core.model.reply import Reply
 from session_core.model.stream import Body, read_tail, sse_data, whole
 from session_core.telemetry.spans import ModelSpan, Observer, Result
@@ -43,16 +42,6 @@ class OfferedTool(Protocol):
     @property
     def schema(self) -> dict[str, Any]:
         """Its name, what it does, and its parameters, as the API has them."""
-
-
-class _Body:
-    """The bytes of a request, as long as they are needed: the HTTP library keeps what it has sent for longer."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-
-    def __iter__(self) -> Iterator[bytes]:
-        yield self.data
 
 
 class ChatCompletions:
@@ -208,8 +197,8 @@ class Completions:
         left = self._budget.remaining() * self._share
         log.debug("Asking %s with %d messages, %.0f s left", request["model"], len(request["messages"]), left)
         client = self._server.client
-        body = _Body(pydantic_core.to_json(request))  # four times as fast as the SDK's own encoder
-        length = {"Content-Length": str(len(body.data))}
+        body = RequestBody(request)
+        length = {"Content-Length": str(body.size)}
         stream: Any = client.over(self._connection).post(
             client.chat_url,
             content=body,
@@ -221,7 +210,7 @@ class Completions:
                 "headers": {**headers, **length},
             },
         )
-        body.data = b""
+        body.clear()
         forget_files(request["messages"])
         return stream
 
