@@ -66,6 +66,7 @@ class Agent:
         answered: Sequence[ToolCall | ToolResult] = (),
         results_only: bool = False,
         client_tools: ClientTools | None = None,
+        steer: Callable[[], Iterable[MessageFields]] = tuple,
         files: Files | None = None,
         observer: Observer | None = None,
     ) -> Generator[Event, None, None]:
@@ -75,8 +76,9 @@ class Agent:
         `usage` is what the turn has used of tokens by now. `options` are merged over the agent's. The `observer` sees
         the calls of the model and of tools. `client_tools` are offered too, and run elsewhere. `answered` are the
         last calls of the history that have waited: those that run now, and the results of others. With `results_only`
-        the run ends when all are there. `files` are the pictures and files that messages name, and
-        keep those of tools.
+        the run ends when all are there. `files` are the pictures and files that messages name, and keep those of
+        tools. `steer` gives the messages of the user that have come since, each time before the model is asked with
+        results: they go out behind those.
 
         `history` is the stored messages, oldest first. Whatever state they are in, the request is well formed. An
         assistant message with tool calls comes first as a `Message`, then all its `ToolCall`s, then for each call the
@@ -102,6 +104,7 @@ class Agent:
             if results_only:
                 return
             for finished_rounds in itertools.count():
+                outgoing.steer(steer)
                 reply = yield from completions.ask(outgoing, tools)
                 usage = sum_usage(usage, reply.usage)
                 calls = reply.calls(outgoing.unique_id)

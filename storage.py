@@ -4,7 +4,7 @@
 Reading needs no lock. To change a session, a caller locks it first, and is then the only one that can change it,
 between threads and between processes alike.
 
-A store has `files`, and writes eight primitives of `Storage` and five of `LockedSession`.
+A store has `files`, and writes nine primitives of `Storage` and five of `LockedSession`.
 `tests/support/storage_conformance.py` checks it. A store whose turns survive the process, or can be followed by other
 servers, also has `LockedSession.record`, `Storage.journal` and `Storage.turn_feed`.
 """
@@ -18,25 +18,13 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from session_core.data.kept_files import KeptFiles, MemoryFiles, Source
-from session_core.data.message import MessageFields, StoredMessage, are_messages, is_message, named_files
-from session_core.data.session import (
-    CONFIGURABLE,
-    SESSION_ID,
-    SETTINGS,
-    STATE,
-    TITLE_LENGTH,
-    Session,
-    Summary,
-    expanded,
-    new_id,
-    session_from,
-    summarize,
-    timestamp,
-)
+from session_core.data.message import MessageFields, StoredMessage, are_messages, begins_turn, is_message, named_files
+from session_core.data.message_queue import ListQueue, MessageQueue, NotQueued, QueuedMessage, take_out
+from session_core.data.session import CONFIGURABLE, SESSION_ID, STATE, Session, Summary, new_id, summarize, timestamp
 from session_core.data.store_errors import (
     FeedGap,
     LockLost,
@@ -48,14 +36,11 @@ from session_core.data.store_errors import (
 )
 from session_core.data.strict_json import to_json
 from session_core.data.turn_feed import TurnFeed, TurnLines
-from session_core.data.versions import replaced_messages
 
 __all__ = [
     "CONFIGURABLE",
     "SESSION_ID",
-    "SETTINGS",
     "STATE",
-    "TITLE_LENGTH",
     "FeedGap",
     "LockLost",
     "LockedSession",
@@ -71,10 +56,7 @@ __all__ = [
     "TurnFeed",
     "TurnLines",
     "checked_id",
-    "expanded",
     "new_id",
-    "replaced_messages",
-    "session_from",
     "summarize",
     "timestamp",
 ]
@@ -193,6 +175,10 @@ class Storage(ABC):
         """
         return self._running(checked_id(session_id))
 
+    def with_queue(self) -> Iterator[str]:
+        """The ids of sessions in which messages wait, where those outlive the process."""
+        return iter(())
+
     def turn_feed(self, session_id: str) -> TurnFeed | None:
         """The session's newest turn, if another process records it (see `LockedSession.record`). Waits a moment for
         one that is only starting. Raises SessionNotFound and StorageUnavailable."""
@@ -205,6 +191,10 @@ class Storage(ABC):
 
     def flush(self) -> None:
         """Waits, for some seconds at most, until what ended turns have recorded is written."""
+
+    @abstractmethod
+    def queue(self, session_id: str) -> MessageQueue:
+        """The messages that wait in the session until their turn begins. Deleting the session deletes them."""
 
     @abstractmethod
     def check(self) -> None:
@@ -257,25 +247,29 @@ class LockedSession(ABC):
         return self._session
 
     def append(
-        self, fields: MessageFields, message_id: str | None = None, created_at: str | None = None
+        self,
+        fields: MessageFields,
+        message_id: str | None = None,
+        created_at: str | None = None,
+        queued: bool = False,
     ) -> StoredMessage:
         """Adds a message of these fields. Returns a copy with `id` and `created_at`, new ones where none are given.
+        A `queued` one is taken out of the session's queue in the same write: raises NotQueued where it waits no more.
 
         A user's message may have `replaces`, the id of another one, or `after`, the id of any message: it stands in
         place of that one, or behind it, and what stood there leaves the conversation in the same write, and stays
-        stored. It may have `history`, whole messages that stand before it. Then the first of them has the `replaces`
-        or `after`.
+        stored. It may have `history`, whole messages that stand before it, of which the first has these then.
 
-        The message is durable when this returns. Where this raises StorageUnavailable, the session is as it was
-        before. Raises ValueError or TypeError for what JSON in UTF-8 cannot hold (NaN, lone
-        surrogates), or where `role` or `content` is not of its type.
+        The message is durable when this returns. Where this raises StorageUnavailable, the session is as before.
+        Raises ValueError or TypeError for what JSON in UTF-8 cannot hold (NaN, lone surrogates), and for no message.
         """
         own = {"id": message_id or new_id("msg"), "created_at": created_at or timestamp()}
         line = to_json({"id": None, **fields} | own)
         message = json.loads(line)
         if not is_message(message):
             raise ValueError("a message needs a role, which is a string, and a content")
-        self._update(line, None if message["role"] == "user" else self.session.continues)
+        taken = message["id"] if queued else None
+        self._update(line, taken=taken, continues=None if begins_turn(message) else self.session.continues)
         return message
 
     def set_last_error(self, code: str, *, refused: bool = False) -> None:
@@ -285,7 +279,7 @@ class LockedSession(ABC):
         Durable when this returns. Raises ValueError for what JSON in UTF-8 cannot hold.
         """
         to_json(code)
-        self._update(None, self.session.continues, code, refused)
+        self._update(None, last_error=code, last_refused=refused)
 
     def set_continues(self, attempt: Mapping[str, Any]) -> None:
         """Stores what tells of an attempt that goes on with the last turn, in force until the next user's message.
@@ -293,7 +287,7 @@ class LockedSession(ABC):
         It ends the force of `last_error`. Durable when this returns. Raises ValueError for what JSON in UTF-8 cannot
         hold.
         """
-        self._update(None, json.loads(to_json(attempt)))
+        self._update(None, continues=json.loads(to_json(attempt)))
 
     def configure(self, **settings: Any) -> None:
         """Sets fields of `CONFIGURABLE`, or removes them with None. Durable when this returns.
@@ -351,8 +345,8 @@ class LockedSession(ABC):
         """What is stored, as an object of its own."""
 
     @abstractmethod
-    def _append(self, session: Session, line: bytes | None) -> None:
-        """Adds a message, given as JSON on one line (if any), and the `updated_at` and the `STATE` of `session`."""
+    def _append(self, session: Session, line: bytes | None, taken: str | None) -> None:
+        """Adds a line of JSON (if any), `updated_at`, `STATE`. Takes `taken` from the queue, or raises NotQueued."""
 
     @abstractmethod
     def _rewrite(self, session: Session) -> None:
@@ -366,13 +360,11 @@ class LockedSession(ABC):
     def _release(self) -> None:
         """Unlocks. Is called once."""
 
-    def _update(
-        self, line: bytes | None, continues: dict[str, Any] | None, error: str | None = None, refused: bool = False
-    ) -> None:
+    def _update(self, line: bytes | None, *, taken: str | None = None, **state: Any) -> None:
         """Stores a message (if any), and this state of the last turn."""
-        state: dict[str, Any] = {"last_error": error, "last_refused": refused, "continues": continues}
-        changed = replace(self.session, updated_at=timestamp(), **state)
-        self._append(changed, line)
+        cleared: dict[str, Any] = {"last_error": None, "last_refused": False}
+        changed = replace(self.session, updated_at=timestamp(), **{**cleared, **state})
+        self._append(changed, line, taken)
         if line is not None:
             changed.messages.append(json.loads(line))
         self._session = changed
@@ -401,6 +393,7 @@ class _MemorySession:
     order: int  # when it was last updated, in nanoseconds
     locked: bool = False
     turn: bool = False
+    queue: list[QueuedMessage] = field(default_factory=list)
 
 
 class MemoryStorage(Storage):
@@ -408,7 +401,7 @@ class MemoryStorage(Storage):
 
     def __init__(self) -> None:
         self.files: MemoryFiles = MemoryFiles()
-        self._sessions: dict[str, _MemorySession] = {}
+        self._sessions: dict[str, _MemorySession] = {}  # most recently updated last
         self._mutex = threading.Lock()
 
     def for_user(self, name: str) -> Storage:
@@ -416,6 +409,10 @@ class MemoryStorage(Storage):
 
     def check(self) -> None:
         pass
+
+    def queue(self, session_id: str) -> MessageQueue:
+        with self._mutex:
+            return ListQueue(self._find(checked_id(session_id)).queue, self._mutex)
 
     def _create(self, session: Session) -> None:
         lines = [to_json(message) for message in session.messages]
@@ -438,18 +435,17 @@ class MemoryStorage(Storage):
             yield session_id, b",".join([to_json(found.session.title if found else None), *lines])
 
     def _ids(self) -> list[str]:
-        return [id for _, id in sorted((-found.order, id) for id, found in self._items())]
+        with self._mutex:
+            return list(reversed(self._sessions))
 
     def changed_at(self, session_id: str) -> float:
         with self._mutex:
             return self._find(session_id).order / 1e9
 
     def unchanged_since(self, when: float) -> Iterator[str]:
-        return (id for id, found in self._items() if found.order < when * 1e9)
-
-    def _items(self) -> list[tuple[str, _MemorySession]]:
         with self._mutex:
-            return list(self._sessions.items())
+            sessions = list(self._sessions.items())
+        return (id for id, found in sessions if found.order < when * 1e9)
 
     def _lock(self, session_id: str, turn: bool) -> LockedSession | None:
         with self._mutex:
@@ -479,10 +475,13 @@ class _LockedMemory(LockedSession):
     def _load(self) -> Session:
         return self._storage._read(self.id)
 
-    def _append(self, session: Session, line: bytes | None) -> None:
+    def _append(self, session: Session, line: bytes | None, taken: str | None) -> None:
         with self._storage._mutex:
+            if taken is not None and not take_out(self._memory.queue, taken):
+                raise NotQueued
             self._memory.session = replace(session, messages=[])
             self._memory.order = time.time_ns()
+            self._storage._sessions[self.id] = self._storage._sessions.pop(self.id)
             if line is not None:
                 self._memory.lines.append(line)
 

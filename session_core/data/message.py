@@ -79,6 +79,7 @@ class QuestionFields(TypedDict, total=False):
     client_id: str
     terms: str
     history: list[StoredMessage]
+    steered: bool  # it has come into a turn that ran, and begins none
     response: dict[str, Any]
 
 
@@ -157,6 +158,11 @@ def _said(content: Content) -> tuple[str, list[str]]:
 def user_message(content: Content, key: str | None = None, **fields: Unpack[QuestionFields]) -> MessageFields:
     """A question, with the idempotency key of its turn. Fields that are empty are left out, here and below."""
     return _message("user", content, {"idempotency_key": key, **fields})
+
+
+def begins_turn(message: Mapping[str, Any]) -> bool:
+    """Whether a message is a question, with which a turn begins: a user's, that has not come into one that ran."""
+    return message.get("role") == "user" and not message.get("steered")
 
 
 def assistant_message(

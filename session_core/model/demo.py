@@ -14,10 +14,12 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
+
+from session_core.model.summarizing import ASK, INTRODUCTION
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,7 @@ def demo_script(delay: float = 0.03) -> Script:
     """
 
     def script(request: dict[str, Any]) -> ScriptedReply:
-        message = _demo_message(request)
+        message = _demo_summary(request["messages"]) or _demo_message(request)
         words = len(re.findall(r"\S+", message.get("content", "")))
         prompt = sum(len(str(sent.get("content", "")).split()) for sent in request["messages"])
         usage = {"prompt_tokens": prompt, "completion_tokens": words, "total_tokens": prompt + words}
@@ -201,6 +203,15 @@ def _streamed(
     if usage:
         yield event({**chunk({}), "choices": [], "usage": usage})
     yield event("[DONE]")
+
+
+def _demo_summary(messages: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """What the user has written, where the last message asks for a summary."""
+    *said, asking = ["", *(str(message.get("content", "")) for message in messages if message["role"] == "user")]
+    if not asking.endswith(ASK):
+        return None
+    before = str(messages[0].get("content", "")).partition(INTRODUCTION)[2].strip()
+    return {"content": "\n".join([before or "The user wrote:", *(f"- {text}" for text in said[1:])])}
 
 
 def _demo_message(request: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,10 +5,10 @@ The stored history stays as it happened. It is cut and mended on its way out.
 
 import bisect
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from session_core.data.message import AnswerFields, MessageFields, file_parts, message_text
+from session_core.data.message import AnswerFields, MessageFields, begins_turn, file_parts, message_text
 from session_core.data.text import utf8_text
 from session_core.model.capabilities import RequestForm
 from session_core.model.outgoing_files import Files, FilesOfRun, render_content
@@ -63,6 +63,11 @@ class OutgoingHistory:
         """Adds a message to the current turn. Returns it."""
         self._messages.append(message)
         return message
+
+    def steer(self, messages: Callable[[], Iterable[MessageFields]]) -> None:
+        """Adds what the user has sent since, where the history ends with the results of all calls."""
+        if self._messages[-1].get("role") == "tool":
+            self._messages += messages()
 
     def unique_id(self, id: str) -> str:
         """This id of a tool call, or a new one where it is empty or in use."""
@@ -139,7 +144,7 @@ class OutgoingHistory:
     def _turns(self) -> list[int]:
         """Where the turns begin that go out. The last one is the current turn."""
         later = range(self._begin + 1, len(self._messages))
-        return [self._begin, *(at for at in later if self._messages[at].get("role") == "user")]
+        return [self._begin, *(at for at in later if begins_turn(self._messages[at]))]
 
     def _turns_to_answer(self) -> list[int]:
         """Where the turns begin that have no answer yet. The last one is the current turn."""

@@ -14,6 +14,7 @@ from session_core.data.message import (
     Content,
     MessageFields,
     as_parts,
+    begins_turn,
     content_text,
     file_parts,
     message_text,
@@ -64,7 +65,7 @@ class OutgoingMessages:
         content: Content = utf8_text(message_text(message))
         if file_parts(message.get("content")):
             content = message["content"]
-        if self._last_role == "tool":
+        if self._last_role == "tool" and begins_turn(message):
             self._add_text("assistant", "(interrupted)")
         elif self._last_role == "user":
             content = _join_contents(self.sent.pop()["content"], content)

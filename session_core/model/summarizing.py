@@ -7,7 +7,7 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from session_core.data.message import MessageFields, StoredMessage, file_parts, message_text
+from session_core.data.message import MessageFields, StoredMessage, begins_turn, file_parts, message_text
 from session_core.model.chat_completions import Completions, OfferedTool
 from session_core.model.events import Event, ModelError
 from session_core.model.history import OutgoingHistory, text_size
@@ -18,8 +18,8 @@ MAX_SUMMARY_CHARACTERS = 64 << 10
 _MIN_SHORTENED = 2000  # characters of a text that is not shortened further
 _MESSAGE_CHARACTERS = 16  # about what a message takes beside its texts
 _FILE_CHARACTERS = 6000  # of text take about as many tokens as a picture or a PDF, however many bytes that has
-_INTRODUCTION = "Summary of this conversation so far. The messages that it sums up are not sent again:"
-_ASK = """\
+INTRODUCTION = "Summary of this conversation so far. The messages that it sums up are not sent again:"
+ASK = """\
 Sum up our conversation up to here. Its messages will not be sent to you again: whoever reads the summary alone must
 be able to go on as if nothing were missing.
 Quote word for word what the user asked for, decided and forbade, as far as it still holds, and all names, numbers,
@@ -39,7 +39,7 @@ class SummedUp:
 
 def add_summary(instructions: str, summary: str) -> str:
     """The instructions with the summary at their end, if there is one."""
-    return "\n\n".join(filter(None, (instructions, summary and f"{_INTRODUCTION}\n\n{summary}")))
+    return "\n\n".join(filter(None, (instructions, summary and f"{INTRODUCTION}\n\n{summary}")))
 
 
 def count_old(history: Sequence[MessageFields], limit: int | None, beside: int) -> int:
@@ -54,7 +54,7 @@ def count_old(history: Sequence[MessageFields], limit: int | None, beside: int) 
     if first < 0 or (limit is not None and tokens < limit):
         return 0
     room = (beside + _size(history[first:end])) * (limit / tokens if limit else 1) / 2
-    begins = [0, *(at for at in range(1, len(history)) if history[at]["role"] == "user"), len(history)]
+    begins = [0, *(at for at in range(1, len(history)) if begins_turn(history[at])), len(history)]
     newest = [_size(history[begin:end]) for begin, end in itertools.pairwise(begins)][::-1]
     kept = sum(size <= room for size in itertools.accumulate(newest))
     return max(begins[-1 - kept], first)
@@ -90,7 +90,7 @@ class _Piece(OutgoingHistory):
     def __init__(
         self, messages: Sequence[MessageFields], model_id: ModelId, instructions: str, files: Files | None
     ) -> None:
-        super().__init__([*messages, {"role": "user", "content": _ASK}], 0, model_id, instructions, files)
+        super().__init__([*messages, {"role": "user", "content": ASK}], 0, model_id, instructions, files)
         self._begin = 0  # also where earlier requests were cut
 
     @property

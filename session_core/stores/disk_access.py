@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import tempfile
 from collections.abc import Iterator
 
 from session_core.stores.file_locks import close_unlocked, lock_waiting
@@ -42,6 +43,12 @@ def make_directory(path: str) -> None:
         make_directory(parent)
         with synced(parent), contextlib.suppress(FileExistsError):
             os.mkdir(path, 0o700)
+
+
+def try_writing(directory: str) -> None:
+    """Writes something there that is gone at once. Raises OSError where that fails."""
+    with tempfile.TemporaryFile(dir=directory, buffering=0) as file:
+        file.write(b"the store can be written\n")
 
 
 def read_all(file: int) -> bytes:

@@ -13,8 +13,9 @@ import re
 from typing import Any
 
 from session_core.data.message import StoredMessage, is_message
+from session_core.data.session import session_from
 from session_core.data.strict_json import JSON_DECODER, from_json, to_json
-from storage import CONFIGURABLE, STATE, Session, session_from
+from storage import CONFIGURABLE, STATE, Session
 
 _SECTOR_BYTES = 512  # a disk writes whole sectors, so zeros in place of lost data end at a multiple of this
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"

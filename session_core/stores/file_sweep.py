@@ -7,13 +7,14 @@ import stat
 import time
 from collections.abc import Iterator, Sequence
 
-from session_core.stores.disk_access import read_file
+from session_core.stores.disk_access import read_file, unavailable
 from session_core.stores.file_attachments import settle_files
 from session_core.stores.file_journal import remove_journal
 from storage import SESSION_ID
 
-_SESSION_FILE = re.compile(rf"({SESSION_ID.pattern})\.json")
-_JOURNAL_FILE = re.compile(rf"\.({SESSION_ID.pattern})\.journal")
+SESSION_FILE = re.compile(rf"({SESSION_ID.pattern})\.json")
+JOURNAL_FILE = re.compile(rf"\.({SESSION_ID.pattern})\.journal")
+_QUEUE_FILE = re.compile(rf"\.({SESSION_ID.pattern})\.queue")
 _FILES_DIRECTORY = re.compile(rf"\.({SESSION_ID.pattern})\.files")
 _TEMPORARY_FILE = re.compile(rf"\.({SESSION_ID.pattern}\.)?[0-9a-f]{{16}}\.tmp")
 _ORPHAN_SECONDS = 3600.0  # after which a temporary file is the rest of a crash
@@ -24,24 +25,24 @@ def scan(directory: str) -> Iterator[tuple[int, str]]:
     opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         for name in os.listdir(opened):
-            if file := _SESSION_FILE.fullmatch(name):
-                try:  # suppress() is slower, and there may be a hundred thousand files
-                    found = os.stat(name, dir_fd=opened, follow_symlinks=False)  # faster than a DirEntry's
-                except FileNotFoundError:  # deleted meanwhile
-                    continue
-                if stat.S_ISREG(found.st_mode):
-                    yield found.st_mtime_ns, file[1]
+            if (file := SESSION_FILE.fullmatch(name)) and (modified := modified_at(name, opened)) is not None:
+                yield modified, file[1]
     finally:
         os.close(opened)
 
 
-def read_contents(directory: str, ids: Sequence[str]) -> Iterator[tuple[str, bytes | None]]:
-    """These ids with the contents of their files. None where the file cannot be read, or a journal may hold more.
+def modified_at(name: str, directory: int | None = None) -> int | None:
+    """When a session's file was last changed, in nanoseconds. None where there is none. Raises OSError."""
+    try:  # suppress() is slower, and there may be a hundred thousand files; so is a path
+        found = os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return None
+    return found.st_mtime_ns if stat.S_ISREG(found.st_mode) else None
 
-    Raises OSError where the directory cannot be listed.
-    """
-    journaled = {found[1] for name in os.listdir(directory) if (found := _JOURNAL_FILE.fullmatch(name))}
-    return ((id, None if id in journaled else _read(os.path.join(directory, f"{id}.json"))) for id in ids)
+
+def read_contents(directory: str, ids: Sequence[str]) -> Iterator[tuple[str, bytes | None]]:
+    """These ids with the contents of their files, None where a file cannot be read."""
+    return ((id, _read(os.path.join(directory, f"{id}.json"))) for id in ids)
 
 
 def _read(path: str) -> bytes | None:
@@ -53,12 +54,12 @@ def _read(path: str) -> bytes | None:
 
 def sweep(directory: str) -> None:
     """Removes temporary files that a crash has left, empty files of sessions that it has kept from being made,
-    journals without a session, and pictures and files that no message names. Raises OSError where the directory
-    cannot be listed."""
+    journals and queues without a session, and pictures and files that no message names. Raises OSError where the
+    directory cannot be listed."""
     with os.scandir(directory) as entries:
         for entry in entries:
-            journal = _JOURNAL_FILE.fullmatch(entry.name)
-            if journal and not os.path.exists(os.path.join(directory, f"{journal[1]}.json")):
+            beside = JOURNAL_FILE.fullmatch(entry.name) or _QUEUE_FILE.fullmatch(entry.name)
+            if beside and not os.path.exists(os.path.join(directory, f"{beside[1]}.json")):
                 remove_journal(entry.path)
             with contextlib.suppress(OSError):
                 if files := _FILES_DIRECTORY.fullmatch(entry.name):
@@ -68,8 +69,15 @@ def sweep(directory: str) -> None:
                     os.unlink(entry.path)
 
 
+def queued_sessions(directory: str) -> Iterator[str]:
+    """The ids of the sessions in whose queue there may be messages. Raises StorageUnavailable."""
+    with unavailable("list", directory):
+        found = map(_QUEUE_FILE.fullmatch, os.listdir(directory))
+    yield from (file[1] for file in found if file)
+
+
 def _is_left(entry: os.DirEntry[str]) -> bool:
-    named, temporary = _SESSION_FILE.fullmatch(entry.name), _TEMPORARY_FILE.fullmatch(entry.name)
+    named, temporary = SESSION_FILE.fullmatch(entry.name), _TEMPORARY_FILE.fullmatch(entry.name)
     if not (named or temporary):
         return False
     found = entry.stat(follow_symlinks=False)

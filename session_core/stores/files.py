@@ -8,24 +8,26 @@ import logging
 import os
 import secrets
 import stat
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TypeVar
 
+from session_core.data.store_errors import SessionCorrupt, SessionExists, SessionNotFound, StorageUnavailable
 from session_core.stores.background_writer import BackgroundWriter
 from session_core.stores.disk_access import (
     make_directory,
     read_all,
     rename_new,
     synced,
+    try_writing,
     unavailable,
     version_of,
     write_all,
 )
 from session_core.stores.file_attachments import DirectoryFiles
 from session_core.stores.file_cache import FileCache, ParsedFile, is_large
+from session_core.stores.file_index import FileIndex
 from session_core.stores.file_journal import FileJournal, read_journal, remove_journal
 from session_core.stores.file_layout import closing, layout, parse
 from session_core.stores.file_locks import (
@@ -37,27 +39,15 @@ from session_core.stores.file_locks import (
     release_in_children,
     turn_marked,
 )
-from session_core.stores.file_sweep import read_contents, scan, sweep
-from storage import (
-    LockedSession,
-    Session,
-    SessionCorrupt,
-    SessionExists,
-    SessionNotFound,
-    Storage,
-    StorageUnavailable,
-    Summary,
-    TurnLines,
-    checked_id,
-    timestamp,
-)
+from session_core.stores.file_queue import FileQueue
+from session_core.stores.file_sweep import queued_sessions, read_contents, scan, sweep
+from storage import LockedSession, Session, Storage, Summary, TurnLines, checked_id, timestamp
 
 log = logging.getLogger(__name__)
 
 _FLUSH_SECONDS = 0.15  # between two writes of a journal; callers are promised 0.2
 _END_SECONDS = 3.0  # to wait for the thread that writes journals
 _SCANNED_AT_ONCE = 200  # files
-
 T = TypeVar("T")
 
 
@@ -78,6 +68,7 @@ class FileStorage(Storage):
             raise StorageUnavailable("sessions on disk need flock, which this system does not have")
         self._directory = os.path.abspath(directory)
         self.files: DirectoryFiles = DirectoryFiles(self._directory)
+        self._index = FileIndex(self._directory)
         self._cache: FileCache = beside._cache if beside else FileCache()
         self._writer: BackgroundWriter = beside._writer if beside else BackgroundWriter(_FLUSH_SECONDS)
         with unavailable("open", self._directory, logging.DEBUG):  # the error is shown at the start
@@ -85,14 +76,14 @@ class FileStorage(Storage):
             release_in_children(self._directory)
             with synced(self._directory):  # which also makes the renames of a killed process durable
                 sweep(self._directory)
-            self._try_writing()
+            try_writing(self._directory)
 
     def for_user(self, name: str) -> Storage:
         return FileStorage(os.path.join(self._directory, name), beside=self)
 
     def check(self) -> None:
         with unavailable("write", self._directory):
-            self._try_writing()
+            try_writing(self._directory)
 
     def summary(self, session_id: str) -> Summary:
         found = self._at(checked_id(session_id), lambda _, found: found)
@@ -105,6 +96,12 @@ class FileStorage(Storage):
         with unavailable("read the journal of", session_id):
             return read_journal(self._journal_path(checked_id(session_id)))
 
+    def queue(self, session_id: str) -> FileQueue:
+        return self._at(checked_id(session_id), lambda *_: FileQueue(self._directory, session_id))
+
+    def with_queue(self) -> Iterator[str]:
+        return queued_sessions(self._directory)
+
     def _create(self, session: Session) -> None:
         with unavailable("create", session.id), contextlib.ExitStack() as stack, synced(self._directory):
             file = self._write_new(session, time.time_ns(), turn=False, new=True)
@@ -115,23 +112,23 @@ class FileStorage(Storage):
             return self._parsed(session_id, file)[0]
 
     def contents(self, after: str | None = None) -> Iterator[tuple[str, bytes | None]]:
+        ids = self.page(None, after)[0]
         with unavailable("list", self._directory):
-            return read_contents(self._directory, self.page(None, after)[0])
+            journaled = self._index.journaled()  # which may hold what the files do not
+        found = read_contents(self._directory, ids)
+        return ((id, None if id in journaled else content) for id, content in found)
 
     def _ids(self) -> list[str]:
-        return [id for _, id in sorted((-modified, id) for modified, id in self._modified())]
+        with unavailable("list", self._directory):
+            return self._index.ids()
 
     def unchanged_since(self, when: float) -> Iterator[str]:
-        for number, (modified, session_id) in enumerate(self._modified(), 1):
-            if number % _SCANNED_AT_ONCE == 0:
-                time.sleep(0.005)  # so that requests go on beside a scan of a hundred thousand files
-            if modified < when * 1e9:
-                yield session_id
-
-    def _modified(self) -> Iterator[tuple[int, str]]:
-        """When each session last changed, in nanoseconds, and its id."""
         with unavailable("list", self._directory):
-            yield from scan(self._directory)
+            for number, (modified, session_id) in enumerate(scan(self._directory), 1):
+                if number % _SCANNED_AT_ONCE == 0:
+                    time.sleep(0.005)  # so that requests go on beside a scan of a hundred thousand files
+                if modified < when * 1e9:
+                    yield session_id
 
     def changed_at(self, session_id: str) -> float:
         return self._at(checked_id(session_id), lambda _, found: found.st_mtime)
@@ -243,10 +240,6 @@ class FileStorage(Storage):
             raise
         return file
 
-    def _try_writing(self) -> None:
-        with tempfile.TemporaryFile(dir=self._directory, buffering=0) as file:
-            file.write(b"the store can be written\n")
-
 
 class _LockedFile(LockedSession):
     def __init__(self, storage: FileStorage, session_id: str, file: int, turn: bool) -> None:
@@ -280,7 +273,11 @@ class _LockedFile(LockedSession):
         self._end = self._parsed.end
         return self._parsed.copy()
 
-    def _append(self, session: Session, line: bytes | None) -> None:
+    def _append(self, session: Session, line: bytes | None, taken: str | None) -> None:
+        with contextlib.nullcontext() if taken is None else self._storage.queue(self.id).taking(taken):
+            self._add(session, line)
+
+    def _add(self, session: Session, line: bytes | None) -> None:
         if self._end is None:
             log.warning("%s.json is torn or has another layout: it is rewritten before a message is added", self.id)
             self._rewrite(self.session)
@@ -314,6 +311,7 @@ class _LockedFile(LockedSession):
     def _delete(self) -> None:
         with unavailable("delete", self.id), synced(self._storage._directory), contextlib.suppress(FileNotFoundError):
             os.unlink(self._path)
+        FileQueue(self._storage._directory, self.id).clear()
         self._storage.files.remove(self.id)
         self.drop_journal()
 

@@ -9,11 +9,14 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from session_core.data.message_queue import MessageQueue, NotQueued
+from session_core.data.session import session_from
 from session_core.data.strict_json import from_json, to_json
 from session_core.stores.background_writer import BackgroundWriter
 from session_core.stores.redis_connection import RETRY_SECONDS, Argument, RedisConnection, RedisKeys
 from session_core.stores.redis_feed import Lease, Publisher, RedisTurnFeed, published_lines
 from session_core.stores.redis_files import RedisFiles
+from session_core.stores.redis_queue import RedisQueue
 from session_core.stores.redis_scripts import LEASE_MILLISECONDS, SHORT_LEASE_MILLISECONDS
 from storage import (
     CONFIGURABLE,
@@ -29,7 +32,6 @@ from storage import (
     TurnFeed,
     TurnLines,
     checked_id,
-    session_from,
     summarize,
 )
 
@@ -134,6 +136,12 @@ class RedisStorage(Storage):
     def flush(self) -> None:
         self._writer.flush(RETRY_SECONDS)
 
+    def queue(self, session_id: str) -> MessageQueue:
+        return RedisQueue(self._keys, checked_id(session_id))
+
+    def with_queue(self) -> Iterator[str]:
+        yield from (id.decode() for id in self._keys.run("list", "queues", ""))
+
     def _create(self, session: Session) -> None:
         fields = [part for pair in _fields(session).items() for part in pair] + ["created_at", session.created_at]
         lines = [to_json(message) for message in session.messages]
@@ -221,13 +229,13 @@ class _LockedRedis(LockedSession):
     def _load(self) -> Session:
         return self._storage._read(self.id)
 
-    def _append(self, session: Session, line: bytes | None) -> None:
-        self._write(session, line or b"", self.id)
+    def _append(self, session: Session, line: bytes | None, taken: str | None) -> None:
+        self._write(session, line or b"", self.id, taken or "")
 
     def _rewrite(self, session: Session) -> None:
-        self._write(session, b"", "")
+        self._write(session, b"", "", "")
 
-    def _write(self, session: Session, line: bytes, touched: str) -> None:
+    def _write(self, session: Session, line: bytes, touched: str, taken: str) -> None:
         self._changes += 1
         fields = _fields(session)
         if touched:  # a summary is long, and does not change with a message
@@ -235,7 +243,7 @@ class _LockedRedis(LockedSession):
         if any(name in line for name in (b'"replaces"', b'"after"', b'"history"')):
             fields["replaced"] = "true"  # so that the summary counts what is in the conversation
         pairs = [part for pair in fields.items() for part in pair]
-        self._change("write", self._changes, len(session.messages), line, touched, *pairs)
+        self._change("write", self._changes, len(session.messages), line, touched, taken, *pairs)
 
     def _delete(self) -> None:
         self._change("delete", self.id)
@@ -249,6 +257,8 @@ class _LockedRedis(LockedSession):
     def _change(self, script: str, *arguments: Argument) -> None:
         fence = self.lease.fence
         found = self._storage._keys.run(script, script, self.id, fence, *arguments, retry_seconds=RETRY_SECONDS)
+        if found == b"taken":
+            raise NotQueued
         if found in (b"lost", b"vanished"):
             why = "another process has locked it since" if found == b"lost" else "Redis has it no more"
             log.error("the lock of %s is lost: %s", self.id, why)

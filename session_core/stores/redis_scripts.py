@@ -24,13 +24,15 @@ whose lease has run out, and whose session another one has locked, can change no
 says.
 """
 
+from session_core.stores.redis_queue_scripts import QUEUE_BODIES, QUEUE_NAMES
+
 LEASE_MILLISECONDS = 5000  # after which a lock for a turn is free whose process does not renew it
 SHORT_LEASE_MILLISECONDS = 2000  # the same for a short lock, which is not renewed
 READER_MILLISECONDS = 5000  # for which another process reads a turn that does not say so again
 KEEP_MILLISECONDS = 60_000  # for which a turn's events are kept after its end
 DELETED_MILLISECONDS = 5000  # the same after the session's deletion, so that who watches gets its end
 FILE_MILLISECONDS = 3_600_000  # for which a file is kept that no message names
-DURABLE = ("create", "write", "delete", "keep_file")  # scripts that wait for replicas
+DURABLE = ("create", "write", "delete", "queue", "unqueue", "keep_file")  # scripts that wait for replicas
 
 # All scripts begin with this. A session exists if its hash does.
 _NAMES = """
@@ -76,6 +78,7 @@ _BODIES = {
     "create": """
 local id, count = unpack(ARGV, 1, 2)
 if redis.call('HEXISTS', session, 'created_at') == 1 then return 'exists' end
+redis.call('UNLINK', queue)
 redis.call('HSET', session, unpack(ARGV, 3, 2 + count))
 for line = 3 + count, #ARGV do
     redis.call('RPUSH', messages, ARGV[line])
@@ -150,11 +153,16 @@ return {redis.call('GET', lease), newest}
     # Changes are numbered, so that one that arrives twice, or after the next one, does nothing. `count` is how many
     # messages there should be. One more is the rest of a try that was reported as failed.
     "write": """
-local fence, number, count, line, id = unpack(ARGV, 1, 5)
+local fence, number, count, line, id, taken = unpack(ARGV, 1, 6)
 if redis.call('HGET', session, 'token') ~= fence then
     return redis.call('EXISTS', session) == 1 and 'lost' or 'vanished'
 end
 if tonumber(number) <= tonumber(redis.call('HGET', session, 'written') or 0) then return end
+if taken ~= '' then
+    local place, entry = queued(taken)
+    if not place then return 'taken' end
+    unqueue(entry)
+end
 if line ~= '' then
     local found = redis.call('LLEN', messages)
     if found > tonumber(count) then redis.call('LTRIM', messages, -found, count - found - 1) end
@@ -162,7 +170,7 @@ if line ~= '' then
     hold(id, line)
 end
 redis.call('HDEL', session, 'note', 'continuation')
-redis.call('HSET', session, 'written', number, unpack(ARGV, 6))
+redis.call('HSET', session, 'written', number, unpack(ARGV, 7))
 if id ~= '' then touch(id) end
 """,
     "delete": f"""
@@ -185,7 +193,8 @@ for _, name in ipairs(redis.call('SMEMBERS', prefix .. 'files:' .. id)) do
         redis.call('PEXPIRE', holders, {FILE_MILLISECONDS})
     end
 end
-redis.call('UNLINK', session, messages, prefix .. 'files:' .. id)
+redis.call('SREM', queues, id)
+redis.call('UNLINK', session, messages, queue, prefix .. 'files:' .. id)
 redis.call('ZREM', list, id)
 """,
     # Without data, a file that another session has. Nothing names it yet for this one.
@@ -307,4 +316,4 @@ if redis.call('HGET', session, 'token') == fence then redis.call('HSET', session
 """,
 }
 
-SCRIPTS = {name: _NAMES + body for name, body in _BODIES.items()}
+SCRIPTS = {name: _NAMES + QUEUE_NAMES + body for name, body in {**_BODIES, **QUEUE_BODIES}.items()}

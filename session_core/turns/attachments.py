@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from session_core.data.message import Content, ContentPart, MessageFields, file_parts, named_files
+from session_core.data.session import expanded
 from session_core.turns.turn_request import TurnRefused, TurnRequest
-from storage import Session, Storage, expanded
+from storage import Session, Storage
 
 
 @dataclass(frozen=True)

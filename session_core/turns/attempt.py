@@ -8,6 +8,7 @@ from session_core.data.removed import without_removed
 from session_core.model.events import ToolCall, ToolResult
 from session_core.turns.attachments import SessionFiles, keep_question_files
 from session_core.turns.compaction import behind_summary
+from session_core.turns.queued import check_order
 from session_core.turns.stored import StoredTurn, find_turn, last_turn, outgoing_messages, question_message
 from session_core.turns.turn_request import Answers, NothingToContinue, TurnRequest, TurnWaiting
 from session_core.turns.waiting import answers_left, check_answers, settle
@@ -35,8 +36,9 @@ def begin_attempt(storage: Storage, session: LockedSession, request: TurnRequest
     """Stores the user's message, or that the last turn is continued. Another attempt at a failed turn finds the
     user's message stored.
 
-    Raises TurnRefused, NothingToContinue, TurnWaiting, StorageUnavailable, SessionCorrupt, and SessionBusy where the
-    message that the request is to be `behind` is not the last one; then nothing has begun.
+    Raises TurnRefused, NothingToContinue, TurnWaiting, NotQueued, StorageUnavailable, SessionCorrupt, and SessionBusy
+    where another message waits before this one, or the message that the request is to be `behind` is not the last
+    one; then nothing has begun.
     """
     fields: AttemptFields = {}
     answered: list[ToolCall | ToolResult] = []
@@ -47,9 +49,11 @@ def begin_attempt(storage: Storage, session: LockedSession, request: TurnRequest
         stored, fields, answers = _go_on(session, request)
         message, answered = stored.messages[0], settle(stored.unanswered, answers)
     elif stored is None:
+        check_order(storage.queue(session.id), session.session, request)
         question = question_message(session.session, request)
-        keep_question_files(storage, session.session, request, question)
-        message = session.append(question)
+        if request.queued_id is None:  # else they were kept when the message came
+            keep_question_files(storage, session.session, request, question)
+        message = session.append(question, request.queued_id, queued=request.queued_id is not None)
     else:
         message, fields = stored.messages[0], {"attempt": 1 + stored.attempt}
     found = session.session

@@ -7,7 +7,7 @@ from typing import Any
 
 from agent import Agent
 from session_core.data.compacted import Compacted
-from session_core.data.message import StoredMessage
+from session_core.data.message import StoredMessage, begins_turn
 from session_core.model.cancellation import Cancellation
 from session_core.model.reply import sum_usage
 from session_core.model.summarizing import SummedUp
@@ -28,7 +28,7 @@ def behind_summary(session: Session, messages: Sequence[StoredMessage]) -> tuple
 
 def before_last_turn(messages: Sequence[StoredMessage]) -> Sequence[StoredMessage]:
     """Those of these messages that stand before the last question."""
-    questions = (at for at in reversed(range(len(messages))) if messages[at]["role"] == "user")
+    questions = (at for at in reversed(range(len(messages))) if begins_turn(messages[at]))
     return messages[: next(questions, 0)]
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from agent import Agent
 from session_core.data.message import MessageFields, StoredMessage
+from session_core.data.message_queue import MessageQueue
 from session_core.turns.attachments import SessionFiles
 from session_core.turns.attempt import Attempt
 from session_core.turns.compaction import before_last_turn, behind_summary, store, sum_up
@@ -39,7 +40,7 @@ class CompactionTurn(LocalTurn):
     """A turn that sums up what is old. Its `message_id` is empty. The text of its end is that of the summary, empty
     where nothing was summed up."""
 
-    def _run(self, agent: Agent, history: Sequence[StoredMessage]) -> None:
+    def _run(self, agent: Agent, history: Sequence[StoredMessage], _: MessageQueue) -> None:
         settings = self._attempt.settings
         made = sum_up(agent, history, settings, self._cancellation, self.report, if_due=False)
         self._attempt = replace(self._attempt, settings={**settings, "compacted": made})

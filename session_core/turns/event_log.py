@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from session_core.data.message import Status, StoredMessage, message_text, read_status
+from session_core.data.message import Content, Status, StoredMessage, message_text, read_status
 from session_core.data.strict_json import from_json, to_json
 from session_core.model.events import Chunk, Reasoning, ToolCall, ToolResult
 from storage import timestamp
@@ -32,6 +32,14 @@ class TurnEnded(Exception):
 @dataclass(frozen=True, slots=True)
 class Started:
     """The first event of a turn: the user's message is stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Steered:
+    """A message of the user has come into the turn, and is stored."""
+
+    message_id: str
+    content: Content
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +79,7 @@ def status_of(last: Ended | Failed) -> str:
     return last.code if isinstance(last, Failed) else last.status
 
 
-Event = Started | Reasoning | Chunk | ToolCall | ToolResult | Ended | Failed
+Event = Started | Reasoning | Chunk | ToolCall | ToolResult | Steered | Ended | Failed
 
 
 class LoggedEvent(NamedTuple):
@@ -253,7 +261,7 @@ def _size(event: Event) -> int:
 
 
 _EVENTS: dict[str, type[Event]] = {
-    kind.__name__: kind for kind in (Started, Reasoning, Chunk, ToolCall, ToolResult, Ended, Failed)
+    kind.__name__: kind for kind in (Started, Reasoning, Chunk, ToolCall, ToolResult, Steered, Ended, Failed)
 }
 
 

@@ -20,12 +20,13 @@ from session_core.data.message import (
     tool_message,
     user_message,
 )
+from session_core.data.session import expanded
 from session_core.data.text import as_object, utf8_text
 from session_core.data.versions import find_parents, find_path
 from session_core.model.reply import sum_usage
 from session_core.model.summarizing import MAX_SUMMARY_CHARACTERS
 from session_core.turns.stored import with_messages
-from storage import Session, expanded, new_id, timestamp
+from storage import Session, new_id, timestamp
 
 _MESSAGE_ID = re.compile(r"msg-[0-9a-z-]{1,64}")
 _TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")

@@ -17,6 +17,7 @@ from typing import Any, assert_never
 
 from agent import Agent
 from session_core.data.message import AnswerFields, AttemptFields, MessageFields, StoredMessage, assistant_message
+from session_core.data.message_queue import MessageQueue, NotQueued
 from session_core.model.cancellation import Cancellation
 from session_core.model.events import (
     Answer,
@@ -31,13 +32,14 @@ from session_core.model.events import (
 )
 from session_core.turns.attempt import Attempt
 from session_core.turns.compaction import before_last_turn, behind_summary, store, sum_up
-from session_core.turns.event_log import MAX_EVENTS, Ended, Failed, Started, TurnEnded
+from session_core.turns.event_log import MAX_EVENTS, Ended, Failed, Started, Steered, TurnEnded
 from session_core.turns.journal import identity
+from session_core.turns.queued import steered_message, steering
 from session_core.turns.report import TurnReport
 from session_core.turns.stored import INTERRUPTED_TEXT, last_turn, version_of
 from session_core.turns.turn import Turn
 from session_core.turns.turn_request import TurnRequest
-from storage import LockedSession, LockLost, StorageUnavailable
+from storage import LockedSession, LockLost, SessionCorrupt, StorageUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -78,10 +80,10 @@ class LocalTurn(Turn):
         if self.request.prefix:
             self._log.append(Chunk(self.request.prefix))
 
-    def run(self, agent: Agent, history: Sequence[StoredMessage]) -> None:
-        """Runs the turn to its end, on the calling thread."""
+    def run(self, agent: Agent, history: Sequence[StoredMessage], queue: MessageQueue) -> None:
+        """Runs the turn to its end, on the calling thread. Messages of the queue may come into it."""
         try:
-            self._run(agent, history)
+            self._run(agent, history, queue)
         except (TurnEnded, Cancelled):
             pass  # the caller that ended the turn does the rest
         except ModelError as error:
@@ -92,15 +94,16 @@ class LocalTurn(Turn):
             log.exception("turn %s of %s failed", self.id, self.session_id)
             self.fail("internal_error")
 
-    def _run(self, agent: Agent, history: Sequence[StoredMessage]) -> None:
+    def _run(self, agent: Agent, history: Sequence[StoredMessage], queue: MessageQueue) -> None:
         settings = self._attempt.settings
         try:
             history, summary = self._compact(agent, history)
             settings = {**settings, "summary": summary}
         except (ModelError, StorageUnavailable) as error:
             log.warning("turn %s of %s goes on without a new summary: %r", self.id, self.session_id, error)
-        report = self.report
-        run = agent.run(history, self._cancellation, usage=report.usage, observer=report.span, **settings)
+        report, steer = self.report, functools.partial(self._take_steered, queue)
+        settings = {**settings, "usage": report.usage, "steer": steer}
+        run = agent.run(history, self._cancellation, observer=report.span, **settings)
         with contextlib.closing(run) as events:
             for event in events:
                 self._handle(event)
@@ -203,6 +206,20 @@ class LocalTurn(Turn):
             self.report.saw(event)
         else:
             assert_never(event)
+
+    def _take_steered(self, queue: MessageQueue) -> list[StoredMessage]:
+        """Stores the messages of the queue that go into the turn now, and returns them."""
+        found, taken = [], []
+        with contextlib.suppress(StorageUnavailable, SessionCorrupt):  # which was logged; they wait on
+            found = steering(queue, self.message_id)
+        for message in found:
+            with self._storing, contextlib.suppress(NotQueued):
+                if self._log.sealed:
+                    raise TurnEnded
+                fields: MessageFields = {**self._attempt.fields, **steered_message(message)}
+                taken.append(self._recorder.append(fields, message["id"], queued=True))
+                self._log.append(Steered(message["id"], message["content"]))
+        return taken
 
     def _end(
         self,

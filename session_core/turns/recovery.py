@@ -1,4 +1,4 @@
-"""Continuing turns that a crash has cut off, when the server starts."""
+"""Continuing turns that a crash has cut off, and beginning those that wait, when the server starts."""
 
 import logging
 import threading
@@ -29,7 +29,12 @@ def continue_interrupted(sessions: Callable[[], Iterable[Sessions]], seconds: fl
 
 def _work(sessions: Callable[[], Iterable[Sessions]], seconds: float) -> None:
     give_up = time.monotonic() + _WAIT_SECONDS
-    left = [(store, id) for store in sessions() for id in _changed_within(store.storage, seconds)]
+    left = []
+    for store in sessions():
+        left += [(store, id) for id in _changed_within(store.storage, seconds)]
+        for id in _find(store.storage.with_queue):
+            if (store, id) not in left:
+                store.begin_next(id)
     while left := [(store, id) for store, id in left if not _continue(store, id)]:
         if time.monotonic() > give_up:
             return
@@ -37,9 +42,14 @@ def _work(sessions: Callable[[], Iterable[Sessions]], seconds: float) -> None:
 
 
 def _changed_within(storage: Storage, seconds: float) -> list[str]:
-    """The sessions that have changed within so many seconds, as far as they can be found."""
+    """The sessions that have changed within so many seconds."""
+    return _find(lambda: storage.changed_since(storage.clock() - seconds))
+
+
+def _find(ids: Callable[[], Iterable[str]]) -> list[str]:
+    """The sessions, as far as they can be found."""
     try:
-        return list(storage.changed_since(storage.clock() - seconds))
+        return list(ids())
     except StorageUnavailable:
         log.error("interrupted turns could not be found, and are left as they are")
     except Exception:
@@ -48,7 +58,15 @@ def _changed_within(storage: Storage, seconds: float) -> list[str]:
 
 
 def _continue(sessions: Sessions, session_id: str) -> bool:
-    """Continues the last turn if that is interrupted. Returns False where it may be worth another look."""
+    """Continues the last turn if that is interrupted, and begins what waits behind it. Returns False where it may be
+    worth another look."""
+    done = _continue_last(sessions, session_id)
+    if done:
+        sessions.begin_next(session_id)
+    return done
+
+
+def _continue_last(sessions: Sessions, session_id: str) -> bool:
     storage = sessions.storage
     try:
         session = storage.get(session_id)

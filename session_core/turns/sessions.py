@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -11,6 +12,8 @@ from session_core.data.message import MessageFields, StoredMessage, assistant_me
 from session_core.telemetry.spans import Observer
 from session_core.turns.expiry import Sweeps
 from session_core.turns.journal import with_partial_answer
+from session_core.turns.queued import next_request, still_waiting
+from session_core.turns.queueing import Accepted, accept, find_turn
 from session_core.turns.stored import last_failure, last_turn, question_message, settled_messages
 from session_core.turns.turn import Turn
 from session_core.turns.turn_request import TurnRequest
@@ -40,6 +43,8 @@ class Sessions:
         """
         self.models.check(settings.get("model"))
         with self.storage.lock(session_id) as session:
+            if self.next_message(session_id):
+                raise SessionBusy(session_id)
             session.configure(**settings)
 
     def append(self, session_id: str, messages: Sequence[StoredMessage]) -> None:
@@ -73,8 +78,16 @@ class Sessions:
         return session, running
 
     def running(self, session_id: str) -> bool:
-        """Whether a turn runs in the session, in any process. Raises SessionNotFound and StorageUnavailable."""
-        return self.storage.running(session_id)
+        """Whether a turn runs in the session, in any process, or a message waits whose turn is the next. Raises
+        SessionNotFound and StorageUnavailable."""
+        with contextlib.suppress(SessionCorrupt):
+            return self.storage.running(session_id) or self.next_message(session_id) is not None
+        return False
+
+    def next_message(self, session_id: str) -> str | None:
+        """The id of the message whose turn begins next, of those that wait. Raises what `session` raises."""
+        request = next_request(self.storage, session_id)
+        return request.queued_id if request else None
 
     def delete(self, session_id: str) -> None:
         """Deletes the session, durably. Cancels a turn that runs in it, which has ended when this returns.
@@ -82,6 +95,9 @@ class Sessions:
         Raises what `cancel` does, and SessionBusy where one turn after the other starts.
         """
         for last_try in (False, False, False, True):
+            with contextlib.suppress(SessionCorrupt):  # first, so that no turn of one begins meanwhile
+                for message in self.storage.queue(session_id).read():
+                    self.storage.queue(session_id).remove(message["id"])
             if self._turns.cancel((self.storage, session_id)):
                 self.storage.flush()  # so that those who watch from elsewhere get the turn's end
             try:
@@ -104,6 +120,34 @@ class Sessions:
         """See `Turns.start`."""
         return self._turns.start((self.storage, session_id), request, admit=admit, observer=observer)
 
+    def accept(self, session_id: str, request: TurnRequest) -> Accepted:
+        """See `queueing.accept`. An interrupt also denies what the last turn waits for."""
+        accepted = accept(self._turns, (self.storage, session_id), request)
+        if request.if_busy == "interrupt":
+            with contextlib.suppress(SessionBusy):
+                self._cancel_waiting(session_id)
+        return accepted
+
+    def take_back(self, session_id: str, message_id: str) -> bool:
+        """Takes a message out of the queue, durably. Returns whether it has waited. Raises what `session` raises."""
+        queue = self.storage.queue(session_id)
+        waiting = still_waiting(queue.read(), self.storage.get(session_id))
+        return any(message["id"] == message_id for message in waiting) and queue.remove(message_id)
+
+    def find_turn(self, session_id: str, message_id: str) -> Turn | None:
+        """See `queueing.find_turn`."""
+        return find_turn(self._turns, (self.storage, session_id), message_id)
+
+    def begin_next(self, session_id: str) -> None:
+        """Begins the turn of the message that waits first, soon, if one waits and no turn runs. Never raises."""
+        self._turns.queues.look((self.storage, session_id))
+
+    def wait_for_queues(self, seconds: float) -> bool:
+        """Waits until the turn of a message that has waited begins, in any session, at most so long. Returns whether
+        more can begin."""
+        self._turns.queues.wait(seconds)
+        return not self._turns.closing
+
     def attach(self, session_id: str) -> Turn | None:
         """See `Turns.attach`."""
         return self._turns.attach((self.storage, session_id))
@@ -124,6 +168,7 @@ class Sessions:
                 session.append(message, message["id"], message["created_at"])
             session.append(assistant_message("", status="cancelled", reason="cancelled", **turn.fields))
         self._turns.forget((self.storage, session_id))
+        self.begin_next(session_id)
         return True
 
 

@@ -17,26 +17,26 @@ from session_core.data.message import (
     MessageFields,
     QuestionFields,
     StoredMessage,
+    begins_turn,
     message_text,
     read_status,
     tool_message,
     user_message,
 )
-from session_core.data.versions import BEGINNING
+from session_core.data.session import expanded
+from session_core.data.versions import BEGINNING, replaced_messages
 from session_core.model.events import ToolCall, ToolResult
 from session_core.model.outgoing_messages import read_tool_calls
 from session_core.model.reply import sum_usage
-from session_core.turns.event_log import Ended, Event, Failed, Started
+from session_core.turns.event_log import Ended, Event, Failed, Started, Steered
 from session_core.turns.told import read_result, told_pieces
 from session_core.turns.turn_request import Answers, TurnRefused, TurnRequest
-from session_core.turns.waiting import answers_left, settle
-from storage import Session, expanded, new_id, replaced_messages, timestamp
+from session_core.turns.waiting import answers_left, fitting_answers, settle
+from storage import Session, new_id, timestamp
 
 INTERRUPTED_TEXT = "The turn was interrupted."
 
-_FIELDS_THAT_LEAVE_OUT = frozenset(
-    ("attempt", "previous_refused", "leaves_out", "replaces", "after", "history")
-)  # see `outgoing_messages`
+_FIELDS_THAT_LEAVE_OUT = frozenset(("attempt", "previous_refused", "leaves_out", "replaces", "after", "history"))
 _INCOMPLETE = ("length", "content_filter", "no_finish_reason")  # the model ended here, and nothing failed
 
 
@@ -109,6 +109,11 @@ class StoredTurn:
         return {**calling, "status": "waiting", "pending": pending}
 
     @property
+    def waited(self) -> dict[str, str]:
+        """For what each call waits, or waited, that did not run at once, by its id."""
+        return {id: way for message in self.messages for id, way in message.get("pending", {}).items()}
+
+    @property
     def unanswered(self) -> list[ToolCall]:
         """The calls that wait for answers, or that have no result because the turn was interrupted meanwhile."""
         kept = without_failed_attempts(self.messages, 1 + self.attempt, continues=True)
@@ -144,14 +149,16 @@ class StoredTurn:
     def events(self) -> list[Event]:
         """The events of the last attempt, made from what is stored."""
         events: list[Event] = [Started()]
-        waited = {id: way for message in self.messages for id, way in message.get("pending", {}).items()}
+        waited = self.waited
         for message in self._answers():
             if message["role"] == "tool":
                 given = waited.get(message.get("tool_call_id", "")) == "client"
                 events.append(replace(read_result(message), given=given))
-                continue
-            events += told_pieces(message)
-            events += [replace(call, waits_for=waited.get(call.id)) for call in read_tool_calls(message)]
+            elif message["role"] == "user":
+                events.append(Steered(message["id"], message["content"]))
+            else:
+                events += told_pieces(message)
+                events += [replace(call, waits_for=waited.get(call.id)) for call in read_tool_calls(message)]
         return [*events, self.last_event()]
 
     def _open_calls(self, messages: Sequence[StoredMessage]) -> list[ToolCall]:
@@ -171,18 +178,13 @@ def find_turn(session: Session, key: str | None) -> StoredTurn | None:
     if session.continues and session.continues.get("idempotency_key") == key:
         return last_turn(session)
     keys = [message.get("idempotency_key") for message in session.messages]
-    if key not in keys:
-        return None
-    index = keys.index(key)
-    while index > 0 and session.messages[index]["role"] != "user":
-        index -= 1
-    return turn_at(session, index)
+    return turn_at(session, keys.index(key)) if key in keys else None
 
 
 def last_turn(session: Session) -> StoredTurn | None:
     """The session's last turn, if it has one."""
     for index in range(len(session.messages) - 1, -1, -1):
-        if session.messages[index]["role"] == "user":
+        if begins_turn(session.messages[index]):
             return turn_at(session, index)
     return None
 
@@ -202,13 +204,13 @@ def with_messages(session: Session, way: Sequence[StoredMessage]) -> Session:
     state: QuestionFields = {"previous_error": session.last_error or "", "previous_refused": session.last_refused}
     told: dict[str, Any] = {message["id"]: state for message in session.messages[-1:]}
     for before, message in pairwise(session.messages):
-        if message["role"] == "user":
+        if begins_turn(message):
             told[before["id"]] = {name: message.get(name) for name in state}
     messages: list[StoredMessage] = []
     last: dict[str, Any] = {}
     for message in way:
         own = {name: value for name, value in message.items() if name not in state}
-        own |= {name: value for name, value in last.items() if value and message["role"] == "user"}
+        own |= {name: value for name, value in last.items() if value and begins_turn(message)}
         messages.append(cast(StoredMessage, own))
         last = told.get(message["id"], {})
     error, refused = last.get("previous_error") or None, bool(last.get("previous_refused"))
@@ -216,10 +218,12 @@ def with_messages(session: Session, way: Sequence[StoredMessage]) -> Session:
 
 
 def turn_at(session: Session, index: int) -> StoredTurn:
-    """The turn that begins with the message at this index."""
+    """The turn that has the message at this index."""
+    while index > 0 and not begins_turn(session.messages[index]):
+        index -= 1
     for end in range(index + 1, len(session.messages)):
         message = session.messages[end]
-        if message["role"] == "user":
+        if begins_turn(message):
             return StoredTurn(session.messages[index:end], message.get("previous_error"), is_last=False)
     return StoredTurn(session.messages[index:], session.last_error, is_last=True, continues=session.continues or {})
 
@@ -270,8 +274,8 @@ def settled_messages(session: Session, answers: Answers | None = None) -> list[S
     turn = last_turn(session)
     if turn is None:
         return []
-    left = answers_left(turn.continues.get("answers"))
-    results = (one for one in settle(turn.unanswered, answers or left) if isinstance(one, ToolResult))
+    given = fitting_answers(turn.waited, answers) or answers_left(turn.continues.get("answers"))
+    results = (one for one in settle(turn.unanswered, given) if isinstance(one, ToolResult))
     made = (tool_message(one.id, one.name, one.content, one.error is not None) for one in results)
     return [{**one, **turn.fields, "id": new_id("msg"), "created_at": timestamp()} for one in made]
 
@@ -311,7 +315,7 @@ def _without_refused_turns(kept: list[StoredMessage]) -> list[StoredMessage]:
     found: list[StoredMessage] = []
     turn: list[StoredMessage] = []
     for message in kept:
-        if message["role"] == "user":
+        if begins_turn(message):
             refused = message.get("previous_refused") or (turn and turn[0]["id"] in left_out)
             found += [one for first in turn[:1] for one in first.get("history", ())] if refused else turn
             turn = []
@@ -331,9 +335,9 @@ def without_failed_attempts(
         return list(messages)
     kept = []
     for message in reversed(messages):
-        if message["role"] == "user":
+        if begins_turn(message):
             attempt, continues = 1, False
-        else:
+        elif message["role"] != "user":
             own = message.get("attempt", 1)
             followed = own < attempt
             if followed and not continues:

@@ -13,7 +13,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from session_core.data.message import Content, StoredMessage, content_text, file_parts, message_text
+from session_core.data.message import (
+    Content,
+    StoredMessage,
+    begins_turn,
+    content_text,
+    file_parts,
+    message_text,
+)
 from session_core.data.text import unwrapped_forms
 from session_core.data.versions import BEGINNING, find_parents, find_path
 from session_core.turns.stored import without_failed_attempts
@@ -84,7 +91,7 @@ def compare_histories(stored: _Messages, transcript: Sequence[ClientMessage]) ->
 
 def compare_question(conversation: _Messages, content: Content) -> ClientIntent:
     """Compares a question that a client sends alone, and that goes on with the conversation as it is now."""
-    last = next((message for message in reversed(conversation) if message["role"] == "user"), None)
+    last = next((message for message in reversed(conversation) if begins_turn(message)), None)
     if last is not None and _question_key(content) in _question_keys(last):
         return ClientIntent("retry", last["id"], 1)
     return ClientIntent("append")
@@ -135,14 +142,14 @@ class _Tree:
         self.questions: dict[int, int] = {}  # behind each message: the one of the conversation, or the newest
         self._continued: set[int] = set()  # behind which an answer goes on
         for index, parent in enumerate(self.parents):
-            if stored[index]["role"] != "user":
+            if not begins_turn(stored[index]):
                 self._continued.add(parent)
             elif self.questions.get(parent) not in self.current:
                 self.questions[parent] = index
 
     def question_of(self, index: int) -> int:
         """The question that this message is, or answers. -1 where there is none."""
-        while index >= 0 and self.stored[index]["role"] != "user":
+        while index >= 0 and not begins_turn(self.stored[index]):
             index = self.parents[index]
         return index
 
@@ -156,7 +163,7 @@ class _Tree:
         """The messages of the answer that ends with this one. None where an answer does not end here."""
         found = []
         if index not in self._continued or index in self.questions:
-            while index >= 0 and self.stored[index]["role"] != "user":
+            while index >= 0 and not begins_turn(self.stored[index]):
                 found.append(self.stored[index])
                 index = self.parents[index]
         return found[::-1]
@@ -204,7 +211,7 @@ def _follow(tree: _Tree, parts: Sequence[_Part]) -> Iterator[tuple[int, int, int
     before: dict[int, tuple[int, int]] = {}  # by message of an answer: what has agreed before that answer
     for index, parent in enumerate(tree.parents):
         message = tree.stored[index]
-        if message["role"] == "user":
+        if begins_turn(message):
             ways, whole = agreed[parent]
             mask, skipped = _join(masks[("user", key)] for key in _question_keys(message)), 0
         else:

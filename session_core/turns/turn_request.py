@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from session_core.data.message import Content, StoredMessage, same_content
 from session_core.data.strict_json import to_json
 from session_core.tools.client_tools import ClientTools
 
 Answers = Mapping[str, Mapping[str, Any]]  # by id of a call: what it waits for, see `TurnRequest`
+
+
+IfBusy = Literal["reject", "queue", "steer", "interrupt"]
 
 
 class TurnRefused(Exception):
@@ -51,6 +54,8 @@ class TurnRequest:
     `recovery` counts how often the server itself has gone on with an interrupted turn; 0 where a caller asks.
     `response` is what a response of OpenAI's form keeps beside the messages. `behind` is the id of the message that
     must be the session's last one.
+    `if_busy` says what becomes of a question while another turn runs. `queued_id` is the id of the message as which
+    it has waited in the session's queue.
 
     `files` are the bytes, by SHA-256, of what the question and its `history` name, until they are stored. A part may
     also name what the session has, by its `sha256` alone.
@@ -75,6 +80,8 @@ class TurnRequest:
     recovery: int = 0
     response: Mapping[str, Any] | None = None
     behind: str | None = None
+    if_busy: IfBusy = "reject"
+    queued_id: str | None = None
     files: dict[str, bytes] = field(default_factory=dict, compare=False, repr=False)
     stored_digest: str = ""  # of the answers, where they are those of an earlier request
 

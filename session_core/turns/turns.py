@@ -17,6 +17,7 @@ from session_core.turns.event_log import Failed
 from session_core.turns.journal import take_over
 from session_core.turns.local import LocalTurn, fail_all
 from session_core.turns.models import ModelChoice
+from session_core.turns.queue_runner import QueueRunner
 from session_core.turns.recent import Place, RecentTurns
 from session_core.turns.remote import SILENT_SECONDS, RemoteTurn, RemoteTurns, ShuttingDown
 from session_core.turns.report import TurnReport
@@ -69,6 +70,7 @@ class Turns:
         self._timeout = timeout
         self._slots = threading.Semaphore(max_turns)
         self._workers = Workers()
+        self.queues = QueueRunner(self.start, self._workers)
         self._lock = threading.Lock()
         self._local: dict[Place, _Start] = {}  # from before a turn starts until it has ended
         self._recent = RecentTurns()
@@ -127,8 +129,7 @@ class Turns:
             self.forget(place)  # another process has added to the session
 
     def cancel(self, place: Place) -> bool:
-        """Cancels the session's turn and waits until it has ended. Returns False if none runs. Raises what `attach`
-        does."""
+        """Cancels the session's turn and waits for its end. Returns False if none runs. Raises what `attach` does."""
         turn = self._local_or_remote(place)
         return turn is not None and turn.cancel()
 
@@ -148,6 +149,7 @@ class Turns:
             self._closing = True
             starts = list(self._local.values())
         self._remote.close()
+        self.queues.close()
         turns = [turn for start in starts if (turn := start.wait())]
         for turn in turns:
             turn.wait(until - time.monotonic())
@@ -218,6 +220,8 @@ class Turns:
         else:
             start.decided.set_result(outcome)
         start.looked.set()
+        if not isinstance(outcome, LocalTurn) and start.request.queued_id is None:
+            self.queues.look(place)
 
     def _start_in(
         self, place: Place, locked: LockedSession, start: _Start, admit: _Admit | None, observer: Observer
@@ -225,14 +229,14 @@ class Turns:
         """The turn, None where its key is that of a turn that has ended, and the session as it was found."""
         with contextlib.ExitStack() as undo:
             undo.callback(locked.release)
-            session, request = locked.session, start.request
+            session, queue, request = locked.session, place[0].queue(locked.id), start.request
             stored = _turn_of_key(session, request)
             if stored is not None and not stored.can_be_retried:
                 return None, session
             start.looked.set()
             self._admit(start, admit)
             undo.callback(self._slots.release)
-            self.models.check(request.model or session.model)
+            self.models.check(None if request.queued_id else request.model or session.model)
             take_over(place[0], locked)
             begin = begin_compaction if request.compacts else begin_attempt
             attempt = begin(place[0], locked, request, self.models.agent.model)
@@ -243,7 +247,7 @@ class Turns:
         turn = kind(locked, request, attempt, report, functools.partial(self._on_end, place))
         turn.start()
         try:
-            self._workers.run(functools.partial(turn.run, self.models.agent, attempt.history))
+            self._workers.run(functools.partial(turn.run, self.models.agent, attempt.history, queue))
         except RuntimeError:  # the system gives no more threads
             turn.fail("overloaded")
         return turn, session
@@ -269,8 +273,8 @@ class Turns:
         if stored is None:
             return None
         message_id = stored.messages[0]["id"]
-        if running is not None and running.message_id == message_id and running.request.goes_on:
-            return running, False  # another caller, or the server itself, continues it
+        if running is not None and running.message_id == message_id:
+            return running, False  # which another caller, or the server itself, continues, or that it has steered
         remote = self._remote.turn(*place)
         if remote is not None and remote.message_id == message_id:
             ended = not place[0].running(place[1])
@@ -313,6 +317,7 @@ class Turns:
             del self._local[place]
             until = self._recent.add(place, turn, version, size, now) if turn.message_id else now
         self._slots.release()
+        self.queues.look(place)
         with contextlib.suppress(RuntimeError):  # the system gives no more threads: it is let go of later
             self._clock.wake_by(until)
 

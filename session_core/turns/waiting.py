@@ -43,6 +43,11 @@ def check_answers(waiting: StoredMessage, answers: Answers) -> None:
         raise TurnRefused(f"answers must answer all that waits, and nothing else: {'; '.join(faults[:_MAX_FAULTS])}.")
 
 
+def fitting_answers(waited: Mapping[str, str], answers: Answers | None) -> Answers:
+    """Those of the answers that calls wait, or waited, for, in the way that they do (by their ids)."""
+    return {id: one for id, one in (answers or {}).items() if one.keys() & _WAYS.get(waited.get(id, ""), set())}
+
+
 def settle(calls: Sequence[ToolCall], answers: Answers) -> list[ToolCall | ToolResult]:
     """The calls that run now by these answers, and the results of all others. Without an answer a call is denied."""
     return [_settle(call, answers.get(call.id, {})) for call in calls]

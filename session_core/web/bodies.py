@@ -8,10 +8,10 @@ from flask import request
 from pydantic import AfterValidator, BaseModel, FailFast, StringConstraints, ValidationError
 
 from session_core.data.message import Content, content_text, file_parts
+from session_core.data.session import TITLE_LENGTH
 from session_core.data.strict_json import from_json
 from session_core.data.words import Words, parse_words
 from session_core.web.errors import ApiError
-from storage import TITLE_LENGTH
 
 MODEL_NAME_LENGTH = 200  # characters
 SYSTEM_PROMPT_BYTES = 64 << 10

@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping
 from flask import Blueprint, Response, current_app, g, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
+from session_core.data.message_queue import QueueFull
 from session_core.data.strict_json import to_json
 from session_core.turns.imported import ImportRefused
 from session_core.turns.models import ModelRefused
+from session_core.turns.queueing import MessageNotFound
 from session_core.turns.remote import ShuttingDown
 from session_core.turns.turn import Overloaded
 from session_core.turns.turn_request import KeyReused, NothingToContinue, TurnRefused, TurnWaiting
@@ -35,6 +37,7 @@ ERRORS: dict[str, tuple[int, str]] = {
     "request_too_large": (413, "The request is larger than 1 MiB."),
     "unsupported_media_type": (415, "The body must be JSON: send Content-Type: application/json."),
     "idempotency_key_reused": (422, "This Idempotency-Key was used for another message."),
+    "queue_full": (429, "As many messages wait in this session as may. Take one back, or wait until one begins."),
     "model_rate_limited": (429, "The model server asks to slow down."),
     "internal_error": (500, "Something went wrong inside the server. Its log says what."),
     "session_corrupt": (500, "What is stored of this session cannot be understood. The server's log says why."),
@@ -50,6 +53,7 @@ ERRORS: dict[str, tuple[int, str]] = {
 _RETRY_AFTER_SECONDS = {
     "conversation_locked": "1",
     "session_busy": "1",
+    "queue_full": "1",
     "overloaded": "1",
     "shutting_down": "5",
     "storage_unavailable": "5",
@@ -58,6 +62,8 @@ _CODES: dict[type[Exception], str] = {
     SessionNotFound: "session_not_found",
     SessionBusy: "session_busy",
     SessionCorrupt: "session_corrupt",
+    QueueFull: "queue_full",
+    MessageNotFound: "not_found",
     StorageUnavailable: "storage_unavailable",
     KeyReused: "idempotency_key_reused",
     NothingToContinue: "nothing_to_continue",

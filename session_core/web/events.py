@@ -6,7 +6,7 @@ from typing import Any, ClassVar, cast
 
 from session_core.data.message import StoredMessage, tool_failed
 from session_core.model.events import Chunk, Reasoning, ToolCall, ToolResult
-from session_core.turns.event_log import Ended, Failed, LoggedEvent, Started
+from session_core.turns.event_log import Ended, Failed, LoggedEvent, Started, Steered
 from session_core.turns.turn import Turn
 from session_core.turns.waiting import pending_calls
 from session_core.web.errors import ApiError, describe_error
@@ -14,7 +14,7 @@ from session_core.web.turn_responses import encode_json, sse_data
 
 _PUBLIC_FIELDS = (
     *("id", "role", "content", "reasoning", "tool_calls", "tool_call_id", "name", "status", "reason"),
-    *("is_error", "model", "usage", "replaces", "created_at"),
+    *("is_error", "model", "usage", "replaces", "steered", "created_at"),
 )
 _SUBSTITUTED = "-s"  # ends the id of an event that stands in place of events of a server that is gone
 
@@ -58,7 +58,7 @@ def find_resume_index(turn: Turn | None, event_id: str) -> int:
 
 
 def render_event(
-    event: Started | Reasoning | ToolCall | ToolResult | Ended | Failed, sequence: int
+    event: Started | Reasoning | ToolCall | ToolResult | Steered | Ended | Failed, sequence: int
 ) -> tuple[str, dict[str, Any]]:
     """The `type` of an event, and an object that holds its `data`, if it has any."""
     data: dict[str, Any]
@@ -73,6 +73,8 @@ def render_event(
             outcome = {"result": event.result} if event.error is None else {"error": event.error}
             files = {"files": event.files} if event.files else {}
             kind, data = "stream_tool_result", {"id": event.id, "name": event.name, **outcome, **files}
+        case Steered():
+            kind, data = "stream_message", {"message_id": event.message_id, "content": event.content}
         case Ended():
             kind, data = "stream_end", _render_end(event)
         case Failed():

@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 
 from flask import request
 
-from session_core.data.message import StoredMessage
+from session_core.data.message import StoredMessage, message_text
+from session_core.data.session import expanded
 from session_core.data.strict_json import to_json
+from session_core.data.text import unwrapped_forms
 from session_core.tools.client_tools import ClientTools
 from session_core.turns.event_log import Ended
 from session_core.turns.local import LocalTurn
@@ -29,7 +31,7 @@ from session_core.turns.turn_request import NothingToContinue, TurnRequest
 from session_core.web.errors import ApiError
 from session_core.web.openai_tools import answer_calls
 from session_core.web.turn_responses import TurnReader, TurnResponses
-from storage import SESSION_ID, Session, SessionBusy, SessionNotFound, Storage, expanded
+from storage import SESSION_ID, Session, SessionBusy, SessionNotFound, Storage
 
 _SESSION_HEADER = "X-Session-Id"
 _NOT_KEPT = re.compile(r"(?:temporary|local|channel):|\{\{")  # what Open WebUI does not save; an unfilled template
@@ -151,7 +153,7 @@ def _look(
         result = next(message for message in reversed(asked.messages) if message["role"] == "tool")
         asked = dataclasses.replace(asked, results=answer_calls(last_turn(session), result) or asked.results)
     if not asked.has_question:
-        return _answer(sessions, session, asked, key)
+        return _answer(sessions, session, chat, asked, key)
     if key is not None and (known := find_turn(session, key)):
         stored = known.request(key)
         stored = TurnRequest() if stored.stored_digest else stored  # that was no question
@@ -164,17 +166,36 @@ def _look(
     return asked.turn_request(dataclasses.replace(intent.request(asked.messages), answers=asked.results or None), key)
 
 
-def _answer(sessions: Sessions, session: Session, asked: ChatRequest, key: str | None) -> Turn | TurnRequest | None:
+def _answer(
+    sessions: Sessions, session: Session, chat: ChatName, asked: ChatRequest, key: str | None
+) -> Turn | TurnRequest | None:
     """What a transcript asks for that ends with results of the client's tools."""
     answers, last = asked.turn_request(TurnRequest(answers=asked.results), key), last_turn(session)
-    if find_turn(session, key) or (last and last.waiting and last.waiting["pending"].keys() & asked.results.keys()):
+    if find_turn(session, key):
         return answers
-    if last is None or last.answers_digest != answers.answers_digest:
+    if last is None or not _has_question(session, chat, asked, last.messages[0]):
+        return None
+    if last.waiting and last.waiting["pending"].keys() & asked.results.keys():
+        return answers
+    if last.answers_digest != answers.answers_digest:
         return None
     turn = _find_turn(sessions, session.id, last)
     if turn is not None and _has_an_answer(turn, sessions):
         return turn
     return Turn.replay(session.id, last) if last.complete else asked.turn_request(TurnRequest(continues=True), key)
+
+
+def _has_question(session: Session, chat: ChatName, asked: ChatRequest, question: StoredMessage) -> bool:
+    """Whether the last question of a transcript is this one, which a front end may wrap in a request with results."""
+    at = max((index for index, message in enumerate(asked.messages) if message["role"] == "user"), default=None)
+    if at is None:  # a client that trims from the front
+        return True
+    for content in (asked.messages[at]["content"], *unwrapped_forms(message_text(asked.messages[at]))[1:]):
+        form: StoredMessage = {**asked.messages[at], "content": content}
+        intent = _compare(session, chat, dataclasses.replace(asked, messages=[*asked.messages[:at], form]))
+        if intent.kind == "retry" and intent.id == question["id"]:
+            return True
+    return False
 
 
 def _compare(session: Session, chat: ChatName, asked: ChatRequest) -> ClientIntent:

@@ -13,6 +13,7 @@ from flask import Blueprint, Response, request
 
 from agent import Agent
 from session_core.data.message import StoredMessage, message_text, user_message
+from session_core.data.session import SETTINGS
 from session_core.model.events import ToolCall
 from session_core.model.outgoing_messages import read_tool_calls
 from session_core.turns.imported import copied
@@ -51,7 +52,7 @@ from session_core.web.stored_responses import (
     new_renderer,
 )
 from session_core.web.turn_responses import TurnReader, TurnResponses
-from storage import SETTINGS, Session, SessionBusy, SessionExists, SessionNotFound, new_id, timestamp
+from storage import Session, SessionBusy, SessionExists, SessionNotFound, new_id, timestamp
 
 _MAX_ITEMS = 100  # of one page
 _ITEMS = 20  # of a page, where no limit is given

@@ -10,13 +10,17 @@ from flask import Blueprint, Response, request
 from pydantic import BaseModel, Field, model_validator
 
 from session_core.data.message import StoredMessage
+from session_core.data.message_queue import QueuedMessage
+from session_core.data.session import SETTINGS, expanded
 from session_core.data.strict_json import to_json
+from session_core.data.versions import replaced_messages
 from session_core.tools.functions import result_text
 from session_core.turns.event_log import Ended
 from session_core.turns.imported import copied, imported, imported_summary
+from session_core.turns.queued import render_queued, still_waiting
 from session_core.turns.stored import last_failure, mark_waiting, session_usage
 from session_core.turns.turn import Turn
-from session_core.turns.turn_request import TurnRequest
+from session_core.turns.turn_request import IfBusy, TurnRequest
 from session_core.turns.waiting import pending_calls
 from session_core.web.bodies import (
     ModelName,
@@ -33,17 +37,12 @@ from session_core.web.errors import ApiError, describe_error, json_response
 from session_core.web.events import EventRenderer, find_resume_index, render_message
 from session_core.web.file_answers import export_json, export_zip, serve_file
 from session_core.web.markdown import render_markdown
+from session_core.web.queued_streams import stream_queued
 from session_core.web.session_list import answer_list, session_details
-from session_core.web.turn_responses import TurnResponses, add_stream
+from session_core.web.turn_responses import TurnReader, TurnResponses, add_stream
 from session_core.web.ui_messages import UI_MESSAGES, ui_messages
 from session_core.web.uploads import Uploads, body_with_files
-from storage import (
-    SETTINGS,
-    Session,
-    Storage,
-    expanded,
-    replaced_messages,
-)
+from storage import Session, SessionBusy, Storage
 
 _ZIP = "application/zip"  # of the Markdown document, beside a folder of its pictures and files
 
@@ -79,6 +78,7 @@ class _TurnBody(BaseModel, strict=True):
     continues: bool = Field(False, alias="continue")
     answers: dict[str, _Answer] | None = None
     model: ModelName | None = None
+    if_busy: IfBusy = "reject"
 
 
 def native_dialect(responses: TurnResponses, *, show_reasoning: bool) -> Blueprint:
@@ -95,6 +95,7 @@ def native_dialect(responses: TurnResponses, *, show_reasoning: bool) -> Bluepri
         ("POST", "/sessions/<session_id>/run_stream", routes.run_stream),
         ("GET", "/sessions/<session_id>/files/<sha256>", routes.get_file),
         ("POST", "/sessions/<session_id>/cancel", routes.cancel),
+        ("DELETE", "/sessions/<session_id>/queued/<message_id>", routes.take_back),
         ("POST", "/sessions/<session_id>/compact", routes.compact),
     ):
         blueprint.add_url_rule(rule, view_func=view, methods=[method])
@@ -146,6 +147,7 @@ class _Sessions:
     def get_session(self, session_id: str) -> Response:
         limit, before = number_argument("limit", 1, 1000), request.args.get("before")
         with_replaced, with_files = flag_argument("replaced"), flag_argument("files")
+        queued = self._storage.queue(session_id).read()  # before the session, in which one may stand by then
         session, running = self._responses.sessions.look(session_id)
         session = mark_waiting(session)
         wanted = request.accept_mimetypes.best_match(["application/json", "text/markdown", UI_MESSAGES, _ZIP])
@@ -173,7 +175,7 @@ class _Sessions:
             "running": running,
             **_set_settings(session),
             **_compacted(session),
-            **_state(session, running=running),
+            **_state(session, queued, running=running),
             **({"replaced": hidden} if hidden else {}),
         }
         if limit or before is not None:
@@ -196,20 +198,34 @@ class _Sessions:
         return json_response({"success": True, "message": f"Session {session_id} deleted"})
 
     def run(self, session_id: str) -> Response:
-        reader = self._responses.start(session_id, self._parse_turn_request())
+        reader = self._start(session_id)
+        if isinstance(reader, Response):
+            return reader
         return self._responses.whole(
             reader, lambda _, last: json_response({"message": self._render_message(last.message)})
         )
 
     def run_stream(self, session_id: str) -> Response:
-        reader = self._responses.start(session_id, self._parse_turn_request())
-        return self._responses.stream(reader, EventRenderer(reader.turn))
+        reader = self._start(session_id)
+        return reader if isinstance(reader, Response) else self._responses.stream(reader, EventRenderer(reader.turn))
 
     def resume_stream(self, session_id: str) -> Response:
-        turn = self._responses.sessions.attach(session_id)
+        sessions, named = self._responses.sessions, request.args.get("message")
+        message_id = None if named is None else check_id(named, "message", "msg")
+        turn = sessions.attach(session_id) if message_id is None else sessions.find_turn(session_id, message_id)
+        renderer = functools.partial(EventRenderer, resumable=True)
+        if turn is None and (message_id := message_id or sessions.next_message(session_id)):
+            find = functools.partial(sessions.find_turn, session_id, message_id)
+            return stream_queued(self._responses, find, renderer, EventRenderer.comment)
         event_id = request.headers.get("Last-Event-ID") or request.args.get("after", "")
         index = functools.partial(find_resume_index, event_id=event_id)
-        return self._responses.watch(turn, index, functools.partial(EventRenderer, resumable=True))
+        return self._responses.watch(turn, index, renderer)
+
+    def take_back(self, session_id: str, message_id: str) -> Response:
+        json_body(optional=True)
+        if not self._responses.sessions.take_back(session_id, message_id):
+            raise ApiError("not_found", f"No message {message_id} waits in this session.")
+        return json_response({"success": True, "message": f"Message {message_id} taken back"})
 
     def get_file(self, session_id: str, sha256: str) -> Response:
         self._storage.running(session_id)  # there is such a session
@@ -218,6 +234,17 @@ class _Sessions:
     def cancel(self, session_id: str) -> Response:
         json_body(optional=True)
         return json_response({"cancelled": self._responses.sessions.cancel(session_id)})
+
+    def _start(self, session_id: str) -> TurnReader | Response:
+        """A reader of the turn that the request asks for, or the answer that its message waits."""
+        asked = self._parse_turn_request()
+        try:
+            return self._responses.start(session_id, asked)
+        except SessionBusy:
+            if asked.goes_on or (asked.if_busy == "reject" and asked.key is None):
+                raise
+            accepted = self._responses.sessions.accept(session_id, asked)
+            return json_response({"id": accepted.message_id, "position": accepted.position}, 202)
 
     def compact(self, session_id: str) -> Response:
         json_body(optional=True)
@@ -251,9 +278,8 @@ def _parse_turn_request(body: Mapping[str, Any], uploads: Uploads) -> TurnReques
     replaces, after = asked.replaces, asked.after
     content = None if asked.message is None else uploads.parse_content(asked.message, "message")
     goes_on = asked.continues or asked.answers is not None
-    if goes_on and (
-        (content, replaces, after) != (None, None, None) or (asked.continues and asked.answers is not None)
-    ):
+    beside = (content, replaces, after, asked.if_busy) != (None, None, None, "reject")
+    if goes_on and (beside or (asked.continues and asked.answers is not None)):
         raise ApiError("invalid_request", 'A body with "continue" or "answers" has nothing else but model.')
     if replaces is not None and after is not None:
         raise ApiError("invalid_request", "A message stands in place of another one or behind one: leave one out.")
@@ -269,6 +295,7 @@ def _parse_turn_request(body: Mapping[str, Any], uploads: Uploads) -> TurnReques
         answers=None if asked.answers is None else {id: answer.value for id, answer in asked.answers.items()},
         key=idempotency_key(),
         model=asked.model,
+        if_busy=asked.if_busy,
         files=uploads.files,
     )
 
@@ -283,9 +310,12 @@ def _cut_before(messages: list[StoredMessage], before: str | None) -> list[Store
     return messages[: ids.index(before)]
 
 
-def _state(session: Session, *, running: bool) -> dict[str, Any]:
-    """What the session waits for, what it has used, and how its last turn failed, where there is any of these."""
+def _state(session: Session, queued: list[QueuedMessage], *, running: bool) -> dict[str, Any]:
+    """What the session waits for and what waits in it, what it has used, and how its last turn failed, where there is
+    any of these."""
     state: dict[str, Any] = {}
+    if messages := still_waiting(queued, session):
+        state["queued"] = [render_queued(message) for message in messages]
     if waiting := [one for one in session.messages if one.get("status") == "waiting"]:
         state["pending"] = pending_calls(waiting[-1])
     if usage := session_usage(session):

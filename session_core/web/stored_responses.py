@@ -10,6 +10,8 @@ from typing import Any
 
 from session_core.data.message import NOT_EXECUTED, StoredMessage, message_text, read_status
 from session_core.data.removed import REASONING, TEXT, removed_parts
+from session_core.data.session import expanded
+from session_core.data.versions import replaced_messages
 from session_core.model.events import ToolCall
 from session_core.model.outgoing_messages import read_tool_calls
 from session_core.turns.event_log import Event
@@ -21,7 +23,7 @@ from session_core.web.response_events import ResponseRenderer
 from session_core.web.response_ids import ResponseId, item_not_found, message_item_id, response_not_found
 from session_core.web.response_items import APPROVAL, ResponseItems
 from session_core.web.response_object import seconds
-from storage import Session, expanded, replaced_messages
+from storage import Session
 
 
 @dataclass(frozen=True)

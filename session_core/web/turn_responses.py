@@ -64,7 +64,7 @@ class TurnResponses:
     thread, and a new turn a free place.
 
     `one_shot` are the sessions of requests that store nothing. `max_file_bytes` is the size of the largest picture or
-    file that a request may have.
+    file that a request may have. `keep_alive` is after how many seconds of silence a stream has a comment.
     """
 
     def __init__(self, sessions_of_users: SessionsOfUsers, one_shot: Sessions, settings: Settings) -> None:
@@ -72,7 +72,7 @@ class TurnResponses:
         self.max_file_bytes = settings.max_file_bytes
         self._sessions_of_users = sessions_of_users
         self._show_reasoning = settings.show_reasoning
-        self._keep_alive = settings.keep_alive
+        self.keep_alive = settings.keep_alive
         self._responses = threading.BoundedSemaphore(settings.max_responses)
         self._watchers = threading.BoundedSemaphore(settings.max_watchers)
 
@@ -142,6 +142,14 @@ class TurnResponses:
             reader = self._read(turn, {}, stack, "watching", keeps_running=None)
             return self.stream(dataclasses.replace(reader, turn=shown), renderer(shown), after)
 
+    def watch_queued(self, blocks: Iterator[bytes]) -> Response:
+        """A stream of these blocks, which takes the place of one that watches."""
+        with contextlib.ExitStack() as stack:
+            _take_place(self._watchers, stack)
+            response = event_stream(blocks, {})
+            response.call_on_close(stack.pop_all().close)
+            return response
+
     def show(self, turn: Turn) -> Turn:
         """The turn as callers see it. For one reader."""
         return turn if self._show_reasoning else ShownTurn(turn)
@@ -153,10 +161,8 @@ class TurnResponses:
 
     def stream(self, reader: TurnReader, renderer: Renderer, after: int = 0) -> Response:
         """The turn's events behind the first `after` ones, as they come, until the last."""
-        blocks = event_blocks(reader.turn, after, renderer, self._keep_alive, self._client_left(reader.turn))
-        fixed = {"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no"}
-        headers = {**reader.headers, **renderer.headers, **fixed}
-        response = Response(blocks, content_type="text/event-stream; charset=utf-8", headers=headers)
+        blocks = event_blocks(reader.turn, after, renderer, self.keep_alive, self._client_left(reader.turn))
+        response = event_stream(blocks, {**reader.headers, **renderer.headers})
         response.call_on_close(reader.close)
         return response
 
@@ -214,6 +220,12 @@ class TurnResponses:
         server tells it."""
         left: Callable[[], bool] | None = request.environ.get("waitress.client_disconnected")
         return left if turn.readers.may_end_it else None
+
+
+def event_stream(blocks: Iterator[bytes], headers: Mapping[str, str], status: int = 200) -> Response:
+    """A response of these frames."""
+    fixed = {"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no"}
+    return Response(blocks, status, {**headers, **fixed}, content_type="text/event-stream; charset=utf-8")
 
 
 def _take_place(places: threading.BoundedSemaphore, stack: contextlib.ExitStack) -> None:

@@ -15,13 +15,15 @@ from pydantic import BaseModel, PrivateAttr
 
 from session_core.data.file_kinds import MAX_FILES
 from session_core.data.message import Content, ContentPart, StoredMessage
+from session_core.data.session import expanded
 from session_core.data.strict_json import to_json
 from session_core.model.events import Reasoning
 from session_core.tools.client_tools import ClientTool, ClientTools
 from session_core.tools.functions import result_text, tool_schema
+from session_core.turns.sessions import Sessions
 from session_core.turns.stored import find_turn, last_turn
 from session_core.turns.transcripts import ClientMessage, compare_histories
-from session_core.turns.turn_request import TurnRequest
+from session_core.turns.turn_request import IfBusy, TurnRequest
 from session_core.web.bodies import (
     FailingFast,
     ModelName,
@@ -31,10 +33,10 @@ from session_core.web.bodies import (
 )
 from session_core.web.errors import ApiError, set_error_form
 from session_core.web.openai_tools import ClientsTool, FunctionName
-from session_core.web.turn_responses import TurnResponses, add_stream
-from session_core.web.ui_messages import ANSWER, UiRenderer, earlier_events
+from session_core.web.turn_responses import TurnResponses, add_stream, event_stream
+from session_core.web.ui_messages import ANSWER, UiRenderer, earlier_events, queued_frames
 from session_core.web.uploads import Uploads, body_with_files
-from storage import Session, expanded, new_id, timestamp
+from storage import Session, SessionBusy, new_id, timestamp
 
 
 class _Approval(BaseModel, strict=True):
@@ -127,6 +129,7 @@ class _Body(BaseModel, strict=True):
     trigger: Literal["submit-message", "regenerate-message"] = "submit-message"
     messageId: str | None = None
     model: ModelName | None = None
+    if_busy: IfBusy = "reject"
     tools: dict[FunctionName, _Tool] | list[ClientsTool] | None = None
 
     @property
@@ -166,7 +169,10 @@ def ui_dialect(responses: TurnResponses, *, show_reasoning: bool) -> Blueprint:
             before.turn.result()
             before.close()
         found = _find_request(sessions.session(asked.id), asked, question, key)
-        reader = responses.start(asked.id, dataclasses.replace(found, files=uploads.files))
+        try:
+            reader = responses.start(asked.id, dataclasses.replace(found, files=uploads.files))
+        except SessionBusy:
+            return _queued(sessions, asked, question, key, uploads.files)
         return responses.stream(reader, UiRenderer(reader.turn.message_id))
 
     def resume_chat(session_id: str) -> Response:
@@ -178,6 +184,20 @@ def ui_dialect(responses: TurnResponses, *, show_reasoning: bool) -> Blueprint:
 
     add_stream(blueprint, "/chat/<session_id>/stream", resume_chat)
     return blueprint
+
+
+def _queued(
+    sessions: Sessions, asked: _Body, question: _Message | None, key: str | None, files: dict[str, bytes]
+) -> Response:
+    """The answer to a message that waits. What the client has before it does not count, since of a turn that runs it
+    has a part only. Raises SessionBusy."""
+    session, alone = sessions.session(asked.id), asked.model_copy(update={"messages": [], "message": question})
+    found = _find_request(session, alone, question, key)
+    request = dataclasses.replace(found, if_busy=asked.if_busy, files=files)
+    if request.goes_on:
+        raise SessionBusy(asked.id)
+    accepted = sessions.accept(asked.id, request)
+    return event_stream(iter([queued_frames(accepted.message_id, accepted.position)]), UiRenderer.headers, 202)
 
 
 def _sentence(status: int, _code: str, text: str) -> Response:
@@ -219,14 +239,16 @@ def _find_request(session: Session, asked: _Body, question: _Message | None, key
 
 def _find_earlier_answers(session: Session, asked: _Body) -> TurnRequest | None:
     """That what the client has approved runs before the new message that it has sent with that."""
-    sent = asked.transcript
-    if len(sent) < 2 or sent[-1].role != "user" or not any(one.get("approve") for one in sent[-2].answers.values()):
+    sent, turn = asked.transcript, last_turn(session)
+    asking = [message["pending"] for message in turn.messages if "pending" in message] if turn else []
+    if not turn or not asking or len(sent) < 2 or sent[-1].role != "user":
         return None
-    answers, turn = _answers_to(session, sent[-2]), last_turn(session)
-    if turn is None or turn.waiting is None or answers.keys() != turn.waiting["pending"].keys():
+    answers = {id: one for id, one in sent[-2].answers.items() if id in asking[-1]}
+    if answers.keys() != asking[-1].keys() or not any(one.get("approve") for one in answers.values()):
         return None
     key = _digest(sent[-2].id, sorted(answers))
-    return TurnRequest(answers=answers, key=key, results_only=True)
+    runs = turn.waiting is not None or find_turn(session, key) is not None  # then it is a retry
+    return TurnRequest(answers=answers, key=key, results_only=True) if runs else None
 
 
 def _answers_to(session: Session, message: _Message) -> dict[str, dict[str, Any]]:

@@ -12,10 +12,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from session_core.data.message import INTERRUPTED_CALL, NOT_EXECUTED, ContentPart, StoredMessage, as_parts
+from session_core.data.message import (
+    INTERRUPTED_CALL,
+    NOT_EXECUTED,
+    ContentPart,
+    StoredMessage,
+    as_parts,
+    begins_turn,
+)
 from session_core.data.strict_json import from_json
 from session_core.model.events import Chunk, Reasoning, ToolCall, ToolResult
-from session_core.turns.event_log import Ended, Event, Failed, LoggedEvent, Started
+from session_core.turns.event_log import Ended, Event, Failed, LoggedEvent, Started, Steered
 from session_core.turns.stored import StoredTurn, last_turn, turn_at, with_messages, without_failed_attempts
 from session_core.web.errors import describe_error
 from session_core.web.turn_responses import encode_json, sse_data
@@ -24,6 +31,10 @@ from storage import Session
 UI_MESSAGES = "application/vnd.ai-sdk.ui-messages+json"
 ANSWER = "-answer"  # behind the id of the question in the id of the assistant's message, which is known at the start
 
+_OUTCOMES = {
+    "tool-output-available": "output",
+    "tool-output-error": "errorText",
+}  # of a call, by the type of its chunk
 _DONE = b"data: [DONE]\n\n"
 _FINISH_REASONS = {None: "stop", "length": "length", "content_filter": "content-filter"}  # by the answer's reason
 
@@ -78,6 +89,10 @@ class UiRenderer:
                 yield from self._next_step()
                 yield from self._close()
                 yield from self._call(event)
+            case Steered():
+                yield from self._next_step()
+                yield from self._close()
+                yield {"type": "data-message", "id": event.message_id, "data": {"content": event.content}}
             case ToolResult() if event.id in self._calls:
                 self._called = True
                 self._calls.remove(event.id)
@@ -90,10 +105,7 @@ class UiRenderer:
             case Ended():
                 yield from self._ended(event)
             case Failed():
-                code, _, text = describe_error(event.code)
-                answer = {} if event.message_id is None else {"answerId": event.message_id}
-                yield from self._end({**answer, "status": "failed", "reason": code})
-                yield {"type": "error", "errorText": event.text or text}
+                yield from self._failed(event)
 
     def _call(self, event: ToolCall) -> Iterator[_Json]:
         self._calls.append(event.id)
@@ -123,6 +135,12 @@ class UiRenderer:
             reason = _FINISH_REASONS.get(event.message.get("reason"), "other")
             yield {"type": "finish", "finishReason": "tool-calls" if waiting else reason}
 
+    def _failed(self, event: Failed) -> Iterator[_Json]:
+        code, _, text = describe_error(event.code)
+        answer = {} if event.message_id is None else {"answerId": event.message_id}
+        yield from self._end({**answer, "status": "failed", "reason": code})
+        yield {"type": "error", "errorText": event.text or text}
+
     def _next_step(self) -> Iterator[_Json]:
         self._answers = False
         if self._called:
@@ -144,6 +162,12 @@ class UiRenderer:
         yield {"type": "message-metadata", "messageMetadata": self._metadata | metadata}
 
 
+def queued_frames(message_id: str, position: int) -> bytes:
+    """The frames that tell that a message waits. They are no part of the client's transcript."""
+    data = {"id": message_id, "position": position}
+    return _as_data({"type": "data-queued", "data": data, "transient": True}) + _DONE
+
+
 def ui_messages(session: Session, files_at: str, *, running: bool, show_reasoning: bool) -> list[_Json]:
     """The conversation as UI messages: one of the user and one of the assistant for each turn.
 
@@ -151,7 +175,7 @@ def ui_messages(session: Session, files_at: str, *, running: bool, show_reasonin
     An answer that is being written is left out: `GET /ui/chat/{id}/stream` tells all of it.
     """
     session = with_messages(session, session.conversation)
-    questions = [index for index, message in enumerate(session.messages) if message["role"] == "user"]
+    questions = [index for index, message in enumerate(session.messages) if begins_turn(message)]
     found = []
     if greeting := session.messages[: questions[0]] if questions else session.messages:  # of an import
         found.append(_answer(StoredTurn([greeting[0], *greeting], None, is_last=False), show_reasoning))
@@ -222,6 +246,8 @@ def _parts(chunks: Iterable[Mapping[str, Any]]) -> list[_Json]:
                 parts.append({"type": kind.removesuffix("-start"), "text": texts[-1], "state": "done"})
             case "text-delta" | "reasoning-delta":
                 texts[-1].append(chunk["delta"])
+            case "data-message":
+                parts.append(dict(chunk))
             case "tool-input-available":
                 call = {name: value for name, value in chunk.items() if name not in ("type", "dynamic")}
                 parts.append({"type": "dynamic-tool", "state": "input-available", **call})
@@ -233,10 +259,9 @@ def _parts(chunks: Iterable[Mapping[str, Any]]) -> list[_Json]:
                 reason = chunk["errorText"].removeprefix(NOT_EXECUTED)
                 approval = {"id": chunk["toolCallId"], "approved": False, "reason": reason}
                 calls[chunk["toolCallId"]] |= {"state": "output-denied", "approval": approval}
-            case "tool-output-available":
-                calls[chunk["toolCallId"]] |= {"state": "output-available", "output": chunk["output"]}
-            case "tool-output-error":
-                calls[chunk["toolCallId"]] |= {"state": "output-error", "errorText": chunk["errorText"]}
+            case "tool-output-available" | "tool-output-error" as kind:
+                name = _OUTCOMES[kind]
+                calls[chunk["toolCallId"]] |= {"state": kind.removeprefix("tool-"), name: chunk[name]}
     return [{**part, "text": "".join(part["text"])} if "text" in part else part for part in parts]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from session_core.model.demo import ModelServer, demo_script
+from session_core.model.summarizing import ASK, INTRODUCTION
 
 HELLO = json.dumps({"messages": [{"role": "user", "content": "Hello"}], "stream": True})
 CALCULATOR = [{"type": "function", "function": {"name": "calculator", "parameters": {}}}]
@@ -44,6 +45,12 @@ def events(model: ModelServer, *said: str | dict[str, Any], **more: Any) -> list
     assert frames.pop() == ""
     assert frames.pop() == "data: [DONE]"
     return [json.loads(frame.removeprefix("data: ")) for frame in frames]
+
+
+def test_a_summary_has_what_the_user_wrote_and_the_summary_before(model: ModelServer) -> None:
+    assert message(model, "One", "Two", ASK)["content"] == "The user wrote:\n- One\n- Two"
+    system = {"role": "system", "content": f"Be brief.\n\n{INTRODUCTION}\n\nThe user wrote:\n- One"}
+    assert message(model, system, "Two", ASK)["content"] == "The user wrote:\n- One\n- Two"
 
 
 def expression_of(message: dict[str, Any]) -> str:

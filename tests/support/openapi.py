@@ -15,6 +15,7 @@ from werkzeug.test import TestResponse
 
 from agent import tool
 from session_core.data.message import assistant_message, user_message
+from session_core.data.message_queue import QueuedMessage
 from session_core.stores.files import FileStorage
 from storage import Storage
 from tests.support.client import Client, Stream
@@ -182,7 +183,7 @@ class World:
         if operation == "chat" and (body is None or isinstance(body, dict)):
             text = (body or {}).get("message", "Hello")
             question = {"role": "user", "parts": [{"type": "text", "text": text}]}
-            body = {"id": self.session_id, "message": question}
+            body = {**(body or {}), "id": self.session_id, "message": question}
         if operation == "complete_chat" and (body is None or isinstance(body, dict)):
             text = (body or {}).pop("message", "Hello")
             body = {"messages": [{"role": "user", "content": text}], **(body or {})}
@@ -202,7 +203,7 @@ class World:
         sent = {name.replace("_", "-"): value for name, value in headers.items()}
         suffix = self.session_id.removeprefix("session-")
         named = {"session_id": self.session_id, "item_id": f"msg_{suffix}_1", "id": f"conv_{suffix}"}
-        named["sha256"] = sha256(TEXT)
+        named |= {"sha256": sha256(TEXT), "message_id": "msg-0"}
         if "/conversations/" in path or "/responses/{" in path:
             named["id"] = named["id"] if "/conversations/" in path else f"resp_{suffix}_{self._ask_before()}"
         return (app or self.app()).request(method, path.format(**named) + query, body, sent)
@@ -236,6 +237,14 @@ class World:
         assert stream.next("stream_chunk")
         return stream
 
+    def steer(self) -> str:
+        """Has a message of the user come into the turn that calls this."""
+        question = self.storage.get(self.session_id).messages[-2]["id"]
+        now = "2026-01-31T12:34:56Z"
+        message: QueuedMessage = {"id": "msg-0", "content": "Hurry", "created_at": now, "steers": question}
+        self.storage.queue(self.session_id).add(message)
+        return "done"
+
     def waiting(self, operation: str = "run") -> Client:
         """An app in whose session a turn waits for approval of a call."""
 
@@ -266,6 +275,7 @@ TURNS: dict[str, tuple[ReplyTo, ...]] = {
     "stream_chunk": (answer("15 ", "* 23", " is 345.", usage={"total_tokens": 3}),),
     "stream_tool_call": (tool_call("calculator", {"expression": "15 * 23"}, text="Let me see. "), answer("345")),
     "stream_tool_result": (tool_calls(("calculator", {"expression": "1/0"}), ("abacus", {})), answer("None.")),
+    "stream_message": (tool_call("steer", {}), answer("OK")),
     "stream_end": (answer("Hel", finish_reason="length"),),
     "error": (answer("Hel", BREAK),),
 }

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from session_core.model.demo import ScriptedReply
+from session_core.model.summarizing import ASK
 from tests.support.client import Client, json_of
 from tests.support.model_server import ModelServer, ReplyTo, answer, status
 
@@ -23,7 +24,7 @@ def tokens(request: Mapping[str, Any]) -> int:
 def asks(request: Mapping[str, Any]) -> bool:
     """Whether a request asks for a summary."""
     last = request["messages"][-1]
-    return last["role"] == "user" and "Sum up our conversation" in last["content"]
+    return last["role"] == "user" and isinstance(last["content"], str) and last["content"].endswith(ASK)
 
 
 class Summarizer(ModelServer):

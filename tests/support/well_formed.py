@@ -12,8 +12,9 @@ def assert_well_formed(request: dict[str, Any], *, extra_fields: bool = False) -
 
     Only fields that the API knows (with `extra_fields`, also those that servers of thinking models know); the
     system's message first, then user and assistant in turn and an end that the model can answer; each tool call with
-    a name, an id that no other has, a JSON object as arguments, and exactly one result directly after it; no message
-    of the assistant without anything in it; no half characters.
+    a name, an id that no other has, a JSON object as arguments, and exactly one result directly after it, and behind
+    all results the answer or one message of the user; no message of the assistant without anything in it; no half
+    characters.
     """
     known = {"model", "messages", "stream", "tools", "stream_options"}
     assert {"model", "messages", "stream"} <= set(request) <= known
@@ -47,7 +48,7 @@ def assert_well_formed(request: dict[str, Any], *, extra_fields: bool = False) -
             assert set(message) == {"role", "content"}, message
             assert (role, before) in {
                 ("system", "nothing"),
-                *(("user", role) for role in ("nothing", "system", "assistant")),
+                *(("user", role) for role in ("nothing", "system", "assistant", "tool")),
             }, f"{message} after {before}"
         before = role
     assert not pending, "calls without a result at the end"

@@ -12,7 +12,7 @@ import pytest
 from agent import tool
 from storage import Storage
 from tests.support.client import Client, error_of, json_of
-from tests.support.model_server import BREAK, STALL, ReplyTo, answer, status, tool_call, wait
+from tests.support.model_server import BREAK, STALL, ReplyTo, answer, pause, status, tool_call, wait
 from tests.support.server import TIMEOUT
 from tests.support.sessions import asked, post, texts
 from tests.support.summaries import Summarizer, compact, contents, is_beginning, question, talk, tokens
@@ -175,6 +175,20 @@ def test_a_cancel_ends_it_and_leaves_no_summary(client: Client, model: Summarize
     assert model.closed.wait(1)
     assert len(client.messages(summing.session)) == 12
     talk(client, summing.session, 1)
+
+
+def test_cancel_says_true_exactly_when_there_is_no_summary(client: Client, model: Summarizer) -> None:
+    session = client.create()
+    talk(client, session, 6)
+    copies = [json_of(client.request("POST", "/sessions", {"copy_of": session}))["id"] for _ in range(12)]
+    for number, copy in enumerate(copies):
+        model.summaries.append(answer("The ", pause(0.01 * (number % 4)), "summary."))
+        requests = len(model.requests)
+        running = client.later(client.request, "POST", f"/sessions/{copy}/compact")
+        model.wait_for(requests + 1)
+        cancelled = client.cancel(copy)
+        assert cancelled == ("compacted" not in client.session(copy))
+        assert json_of(running.result(TIMEOUT))["status"] == ("cancelled" if cancelled else "completed")
 
 
 def test_a_deletion_ends_it(client: Client) -> None:

@@ -18,6 +18,7 @@ from session_core.stores.files import FileStorage
 from storage import MemoryStorage, Storage
 from tests.support.client import Client, error_of, json_of
 from tests.support.model_server import ModelServer, ReplyTo, answer, frames, status, tool_call
+from tests.support.pictures import image, png, text
 from tests.support.sessions import asked, patch, post, texts
 from tests.support.summaries import Summarizer, asks, compact, contents, is_beginning, question, talk, tokens
 from tests.support.thinking_servers import SERVERS
@@ -450,6 +451,38 @@ def test_a_question_in_place_of_one_behind_the_summary_keeps_it(client: Client, 
     post(client, session, message="Anew.", replaces=ids(client, session)[first_behind])
     assert summary_of(client, session) == found
     assert [text for _, text in asked(client)[1:]] == ["Anew."]
+
+
+def test_the_summary_is_in_force_again_where_its_version_is(client: Client, model: Summarizer) -> None:
+    session = client.create()
+    talk(client, session, DUE)
+    found, known = summary_of(client, session), ids(client, session)
+    post(client, session, message="Anew.", replaces=known[4])
+    post(client, session, message="Back.", after=known[-1])
+    assert summary_of(client, session) == found
+    assert asked(client)[0][1].endswith("summary 1.") and asked(client)[-1][1] == "Back."
+
+
+def test_a_client_that_resends_its_transcript_gets_the_summary_in_force(client: Client, model: Summarizer) -> None:
+    transcript: list[dict[str, str]] = []
+    for number in range(1, DUE + 4):
+        transcript.append({"role": "user", "content": question(number)})
+        body = {"model": "gpt-3.5-turbo", "messages": transcript}
+        response = client.request("POST", "/v1/chat/completions", body, {"X-OpenWebUI-Chat-Id": "chat"})
+        transcript.append(json_of(response)["choices"][0]["message"])
+        session = response.headers["X-Session-Id"]
+    assert len(model.asked) == 1 and len(client.messages(session)) == 2 * DUE + 6
+    assert is_beginning(model.turns[-2]["messages"], model.turns[-1]["messages"])
+    assert model.turns[-1]["messages"][0]["content"].endswith("summary 1.")
+
+
+def test_pictures_are_shown_to_the_model_that_sums_them_up(client: Client, model: Summarizer) -> None:
+    session = client.create()
+    body = {"message": [text("What is this?"), image(png(3, 3000))]}
+    assert client.request("POST", f"/sessions/{session}/run", body).status_code == 200
+    talk(client, session, DUE)
+    assert model.asked[0]["messages"][1] == model.turns[0]["messages"][1]
+    assert model.asked[0]["messages"][1]["content"][1]["type"] == "image_url"
 
 
 def test_after_a_summary_is_dropped_a_new_one_is_made(client: Client, model: Summarizer) -> None:

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from session_core.data.versions import replaced_messages
 from session_core.stores.files import FileStorage
 from session_core.turns.event_log import Ended
 from session_core.turns.turn_request import TurnRequest
-from storage import MemoryStorage, Storage, replaced_messages
+from storage import MemoryStorage, Storage
 from tests.support.client import Client, error_of, json_of
 from tests.support.model_server import STALL, ModelServer, answer, status, wait
 from tests.support.server import TIMEOUT, Server

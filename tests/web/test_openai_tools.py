@@ -287,6 +287,31 @@ def test_results_that_the_session_does_not_know_are_answered_from_the_transcript
     assert told(client) == [("user", USER["content"]), ("assistant", "I look."), ("tool", "rain")]
 
 
+@pytest.mark.parametrize("headers", [SESSION, CHAT])
+def test_results_behind_another_question_are_answered_from_the_transcript(client: Client, headers: Any) -> None:
+    client.model.then(ASK)
+    post(client, [USER], headers)
+    edited = [{"role": "user", "content": "Weather in Rome?"}, CALLING, RESULT]
+    choice(post(client, edited, headers))
+    assert told(client) == [("user", "Weather in Rome?"), ("assistant", "I look."), ("tool", "rain")]
+    choice(
+        post(client, [*edited, {"role": "assistant", "content": "OK"}, {"role": "user", "content": "So?"}], headers)
+    )
+    assert told(client)[:3] == [("user", "Weather in Rome?"), ("assistant", "I look."), ("tool", "rain")]
+    assert told(client)[3:] == [("assistant", "OK"), ("user", "So?")]
+
+
+@pytest.mark.parametrize("headers", [SESSION, CHAT])
+def test_results_go_on_where_the_question_has_been_wrapped_or_trimmed_since(client: Client, headers: Any) -> None:
+    wrapped = f'### Task:\nCite.\n<context>\n<source id="1"/>\n</context>\n\n{USER["content"]}'
+    for number, before in enumerate(([{"role": "user", "content": wrapped}], [])):
+        named = {name: f"{value}-{number}" for name, value in headers.items()}
+        client.model.then(tool_calls(("look", {}), ("weather", {}), ids=["call_l", "call_w"]))
+        post(client, [USER], named)
+        choice(post(client, [*before, CALLING, RESULT], named))
+        assert told(client)[2:] == [("tool", "all is well"), ("tool", "rain")]
+
+
 def test_what_waits_for_a_client_goes_on_in_the_native_dialect(client: Client) -> None:
     client.model.then(ASK)
     session = post(client, [USER], SESSION).headers["X-Session-Id"]

@@ -7,9 +7,9 @@ import re
 import pytest
 from openapi_spec_validator import validate
 
+from session_core.data.session import TITLE_LENGTH
 from session_core.web.errors import ERRORS
 from session_core.web.page_files import PAGE_FILE_ROUTES
-from storage import TITLE_LENGTH
 from tests.support.client import Client
 from tests.support.openapi import ALL_CASES, DOCUMENT, OPERATIONS, _validator, check
 from tests.support.server import ROOT

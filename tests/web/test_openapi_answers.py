@@ -11,6 +11,7 @@ import pytest
 from werkzeug.test import TestResponse
 
 from session_core.data.message import StoredMessage
+from session_core.data.message_queue import MAX_QUEUED, QueuedMessage
 from session_core.stores.files import FileStorage
 from session_core.turns.turn import MAX_READERS
 from session_core.web.hardened_waitress import MAX_BODY_BYTES
@@ -62,7 +63,9 @@ def _(world: World, operation: str) -> TestResponse:
 
 @cause("invalid_request")
 def _(world: World, operation: str) -> TestResponse:
-    return world.ask(operation, query="?limit=0", body=None if operation.startswith(("get", "list")) else b"[]")
+    return world.ask(
+        operation, query="?limit=0&message=x", body=None if operation.startswith(("get", "list")) else b"[]"
+    )
 
 
 @cause("unauthorized")
@@ -169,7 +172,7 @@ def _(world: World, operation: str) -> TestResponse:
 @cause("session_corrupt")
 def _(world: World, operation: str) -> TestResponse:
     (world.directory / f"{world.session_id}.json").write_text("{]")
-    return world.ask(operation)
+    return world.ask(operation, query="?message=msg-0" if operation == "resume_stream" else "")
 
 
 @cause("internal_error")
@@ -188,6 +191,9 @@ class _Faulty(MemoryStorage):
         raise ZeroDivisionError
 
     def get(self, session_id: str) -> Any:
+        raise ZeroDivisionError
+
+    def queue(self, session_id: str) -> Any:
         raise ZeroDivisionError
 
     def page(self, limit: int | None = None, after: str | None = None) -> Any:
@@ -235,6 +241,32 @@ def _(world: World, operation: str) -> TestResponse:
 @cause("200")
 @cause("201")
 def _(world: World, operation: str) -> TestResponse:
+    return world.ask(operation)
+
+
+@cause("202")
+def _(world: World, operation: str) -> TestResponse:
+    app = world.app()
+    turn = world.begin_turn(app)
+    response = world.ask(operation, app=app, body={"message": "Hello again", "if_busy": "queue"})
+    turn.close()
+    return response
+
+
+@cause("queue_full")
+def _(world: World, operation: str) -> TestResponse:
+    for number in range(MAX_QUEUED):
+        message: QueuedMessage = {"id": f"msg-{number}", "content": "Hi", "created_at": "2026-01-31T12:34:56Z"}
+        world.storage.queue(world.session_id).add(message)
+    app = world.app()
+    app.app.extensions["turns"].turns.queues.close()  # so that none of them begins
+    return world.ask(operation, app=app, body={"message": "Hello", "if_busy": "queue"})
+
+
+@cause("take_back 200")
+def _(world: World, operation: str) -> TestResponse:
+    message: QueuedMessage = {"id": "msg-0", "content": "Hi", "created_at": "2026-01-31T12:34:56Z"}
+    world.storage.queue(world.session_id).add(message)
     return world.ask(operation)
 
 

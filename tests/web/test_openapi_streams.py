@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from calculator import calculator
 from tests.support.model_server import BREAK, ModelServer, answer, tool_call
 from tests.support.openapi import DOCUMENT, TURNS, World, check, check_answer
 from tests.support.server import TIMEOUT, Server
@@ -16,7 +17,7 @@ from tests.support.server import TIMEOUT, Server
 @pytest.mark.parametrize("kind", DOCUMENT["components"]["schemas"]["Event"]["discriminator"]["mapping"])
 def test_events_are_as_the_document_says(world: World, kind: str) -> None:
     world.model.then(*TURNS[kind])
-    app = world.app()
+    app = world.app(tools=[calculator, world.steer])
     for operation in ("run_stream", "resume_stream"):
         response = world.ask(operation, app=app)
         events = check_answer(operation, 200, response.headers, response.text)

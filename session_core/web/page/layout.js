@@ -6,6 +6,7 @@ import { box, narrow, scroller, touch } from "./view.js";
 
 let atBottom = true;
 let lastTop = 0;
+let lastHeight = 0;
 
 export function toBottom() {
   atBottom = true;
@@ -20,10 +21,12 @@ export function stay() {
 
 scroller.addEventListener("scroll", () => {
   // A move upwards leaves the end, however small it is. Text that shrinks moves too, but leaves nothing below.
-  const rest = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight;
-  if (scroller.scrollTop < lastTop && rest >= 1) atBottom = false;
-  else if (scroller.scrollTop > lastTop && rest < 40) atBottom = true;
-  lastTop = scroller.scrollTop;
+  // So does a message box that becomes smaller, below which something may have come by now.
+  const { scrollTop: top, clientHeight: height } = scroller;
+  const rest = scroller.scrollHeight - top - height;
+  if (top < lastTop && rest >= 1 && height === lastHeight) atBottom = false;
+  else if (top > lastTop && rest < 40) atBottom = true;
+  [lastTop, lastHeight] = [top, height];
   $("latest").hidden = atBottom;
 });
 

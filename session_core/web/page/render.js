@@ -16,9 +16,13 @@ export function render() {
   renderComposer(view);
 }
 
-/** The title to show, without the marks of Markdown. A title of spaces and invisible characters counts as none. */
+/** A text on one line, without the marks of Markdown. */
+export const plainWords = (text) =>
+  text.replace(/^[#>\s]+|`+|(?<![\p{L}\p{N}*_])[*_]+(?=[\p{L}\p{N}])|(?<=[\p{L}\p{N}])[*_]+(?![\p{L}\p{N}*_])/gu, "").trim();
+
+/** The title to show. A title of spaces and invisible characters counts as none. */
 export function titleOf({ title, message_count: count }) {
-  const words = (title ?? "").replace(/^[#>\s]+|`+|(?<![\p{L}\p{N}*_])[*_]+(?=[\p{L}\p{N}])|(?<=[\p{L}\p{N}])[*_]+(?![\p{L}\p{N}*_])/gu, "").trim();
+  const words = plainWords(title ?? "");
   if (words.replace(/[\s\p{C}\p{M}]/gu, "")) return words;
   return count ? "Untitled session" : "Empty session";
 }
@@ -135,8 +139,8 @@ export function renderComposer(view) {
   $("keys").textContent = queues ? "Enter puts the message in line, Escape stops the answer." : "Enter sends, Shift+Enter begins a new line, Escape stops an answer.";
   const focusLost = document.activeElement === $(turn ? "send" : "stop");
   $("send").hidden = Boolean(turn) && !queues;
-  $("send").disabled = view.phase !== "ready" && !turn;
-  $("stop").hidden = !turn;
+  $("send").disabled = (view.phase !== "ready" && !turn) || view.compacting;
+  $("stop").hidden = !turn && !view.compacting;
   $("stop").disabled = Boolean(turn?.stopping);
   const models = modelsFor(view);
   $("model-name").textContent = models[0] ?? "";

@@ -112,7 +112,7 @@ async function showPlace(view, place) {
 /** Looks whether another tab or program has changed this session. */
 export async function poll() {
   const { view } = state;
-  if (document.hidden || view.turn || !view.id || view.phase !== "ready" || state.signedOut) return;
+  if (document.hidden || view.turn || view.compacting || !view.id || view.phase !== "ready" || state.signedOut) return;
   const { messages, running } = await json(`sessions/${view.id}?limit=1`, { quiet: true });
   if (!isShown(view) || view.turn || view.phase !== "ready") return;
   if (running || messages.at(-1)?.id !== view.messages.at(-1)?.id) await refresh(view);
@@ -121,8 +121,9 @@ export async function poll() {
 /** Has the model sum up now what is old. */
 export async function compact() {
   const { view } = state;
+  view.compacting = true;
   showNotice(view, "The model sums up what is old …");
-  const { status } = await json(`sessions/${view.id}/compact`, { method: "POST", signal: null });
+  const { status } = await json(`sessions/${view.id}/compact`, { method: "POST", signal: null }).finally(() => (view.compacting = false));
   if (!isShown(view)) return;
   showNotice(view, status === "nothing_to_sum_up" ? "There is nothing to sum up yet." : "");
   if (!view.turn) merge(view, await readPage(view));

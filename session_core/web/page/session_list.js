@@ -5,7 +5,7 @@ import { marked, patternOf, wordsOf } from "./found.js";
 import { json } from "./http.js";
 import { closeMenu, toggleMenu } from "./layout.js";
 import { announce, attempt } from "./notices.js";
-import { render, shortTime, titleOf } from "./render.js";
+import { plainWords, render, shortTime, titleOf } from "./render.js";
 import { PAGE_SIZE, state } from "./view.js";
 
 let callbacks = { rename() {}, remove() {} };
@@ -122,7 +122,7 @@ function sessionRow(session) {
   facts.append(session.running ? ", answering" : `, ${session.message_count} message${session.message_count === 1 ? "" : "s"}`);
   const link = element("a", { href: place ? `#${id}/${place}` : `#${id}`, class: session.running ? "running" : null });
   const pattern = patternOf(state.filter);
-  link.append(element("bdi", { class: "name" }, ...marked(titleOf(session), pattern)), snippet ? element("span", { class: "snippet" }, ...marked(snippet, pattern)) : facts);
+  link.append(element("bdi", { class: "name" }, ...marked(titleOf(session), pattern)), snippet ? element("span", { class: "snippet" }, ...marked(plainWords(snippet), pattern)) : facts);
   if (id === state.view.id) link.setAttribute("aria-current", "page");
   return element("li", {}, link, rowMenu(session));
 }

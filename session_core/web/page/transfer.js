@@ -61,9 +61,10 @@ export async function importFile(file) {
   } catch {
     return showNotice(state.view, `${file.name} is no session in JSON.`, { failure: true });
   }
-  const { title, system_prompt, messages } = session;
+  const { title, system_prompt, messages, compacted } = session;
   try {
-    const { id } = await json("sessions", { method: "POST", body: { ...(title && { title }), ...(system_prompt && { system_prompt }), messages: messages.map(importable) } });
+    // What is undefined is not sent.
+    const { id } = await json("sessions", { method: "POST", body: { title, system_prompt, compacted, messages: messages.map(importable) } });
     location.hash = id;
     announce("The session is here.");
   } catch (error) {
@@ -73,5 +74,4 @@ export async function importFile(file) {
 }
 
 /** A message as an import takes it. */
-const importable = ({ role, content, tool_calls, tool_call_id, name }) =>
-  ({ role, content, ...(tool_calls && { tool_calls }), ...(tool_call_id && { tool_call_id }), ...(name && { name }) });
+const importable = ({ id, role, content, tool_calls, tool_call_id, name }) => ({ id, role, content, tool_calls, tool_call_id, name });

@@ -23,7 +23,7 @@ const isSame = (returned, content) => Boolean(returned) && JSON.stringify(return
 
 export async function send() {
   const { view } = state;
-  if (view.phase !== "ready") return;
+  if (view.phase !== "ready" || view.compacting) return;
   if (view.turn || view.session.queued?.length) return sendMeanwhile("queue");
   const text = box.value.trimEnd();
   if (!text.trim() && !view.parts.length) return;
@@ -154,7 +154,8 @@ export function answerPending(view, answers) {
 }
 
 export async function stop() {
-  const { turn } = state.view;
+  const { turn, compacting } = state.view;
+  if (compacting) return cancel(state.view);
   if (!turn || turn.stopping) return;
   turn.stopping = true; // A turn that has not started is cancelled when it does.
   render();
@@ -259,7 +260,6 @@ const ACTIVITIES = { stream_start: "Waiting for the model", stream_tool_result: 
 /** Draws one event of the running turn. */
 async function handleEvent(turn, { type, id, created_at: startedAt, data }) {
   const { view } = turn;
-  setActivity(turn, type === "stream_tool_call" ? `Waiting for ${data.name}` : (ACTIVITIES[type] ?? ""));
   if (type === "stream_start") {
     drawTurn(turn);
     // From now on the turn's question is stored, and older messages can be told from those of the turn.
@@ -276,6 +276,7 @@ async function handleEvent(turn, { type, id, created_at: startedAt, data }) {
   } else if (type === "stream_tool_call") turn.answer.addCall(data);
   else if (type === "stream_tool_result") addResult(turn, data);
   else if (type === "stream_message") addMessage(turn, data);
+  setActivity(turn, type === "stream_tool_call" ? `Waiting for ${data.name}` : (ACTIVITIES[type] ?? ""));
   turn.lastEvent = id;
 }
 

@@ -20,6 +20,7 @@ export const newView = (id) => ({
   messages: [],
   next: null, // the cursor for earlier messages
   turn: null, // the turn that is drawn live
+  compacting: false, // the model sums up what is old
   earlier: null, // the messages of an earlier version, while one is shown
   all: null, // all messages, those too that others have replaced, once they were needed
   note: null, // the words under the last answer, as a node
