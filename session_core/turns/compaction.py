@@ -55,4 +55,5 @@ def sum_up(
 def store(session: LockedSession, made: Compacted, usage: dict[str, Any] | None = None) -> None:
     """Stores the summary, with the `usage` of it that no answer tells of. Raises StorageUnavailable."""
     before = session.session.compacted
-    session.configure(compacted={**made, "usage": sum_usage(before.get("usage") if before else None, usage) or {}})
+    used = sum_usage(before.get("usage") if before else None, usage)
+    session.configure(compacted={**made, "usage": used} if used else made)
