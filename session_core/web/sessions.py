@@ -150,13 +150,8 @@ class _Sessions:
         queued = self._storage.queue(session_id).read()  # before the session, in which one may stand by then
         session, running = self._responses.sessions.look(session_id)
         session = mark_waiting(session)
-        wanted = request.accept_mimetypes.best_match(["application/json", "text/markdown", UI_MESSAGES, _ZIP])
-        if wanted in ("text/markdown", _ZIP):
-            return self._document(session, zipped=wanted == _ZIP)
-        if wanted == UI_MESSAGES:
-            files_at = f"{request.script_root}/sessions/{session_id}/files"
-            shown = to_json(self._ui_messages(session, files_at, running=running))
-            return Response(shown, mimetype=UI_MESSAGES, headers={"Vary": "Accept"})
+        if (other_form := self._in_other_form(session, running=running)) is not None:
+            return other_form
         messages = expanded(session.messages) if with_replaced else session.conversation
         replaced = replaced_messages(messages) if with_replaced else {}
         hidden = len(expanded(session.messages)) - len(session.conversation)
@@ -260,6 +255,17 @@ class _Sessions:
     def _parse_turn_request(self) -> TurnRequest:
         with body_with_files(self._responses.max_file_bytes) as (body, uploads):
             return _parse_turn_request(body, uploads)
+
+    def _in_other_form(self, session: Session, *, running: bool) -> Response | None:
+        """The session in the form that `Accept` names, where that is not this dialect's own."""
+        wanted = request.accept_mimetypes.best_match(["application/json", "text/markdown", UI_MESSAGES, _ZIP])
+        if wanted in ("text/markdown", _ZIP):
+            return self._document(session, zipped=wanted == _ZIP)
+        if wanted == UI_MESSAGES:
+            files_at = f"{request.script_root}/sessions/{session.id}/files"
+            shown = to_json(self._ui_messages(session, files_at, running=running))
+            return Response(shown, mimetype=UI_MESSAGES, headers={"Vary": "Accept"})
+        return None
 
     def _document(self, session: Session, *, zipped: bool) -> Response:
         head = {"Session": session.id, "Created": session.created_at, "Updated": session.updated_at}
