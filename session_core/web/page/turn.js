@@ -76,7 +76,7 @@ export async function takeBack(id) {
 }
 
 /** What is to be watched next: the first message that waits. While somebody is asked, none begins. */
-function nextTurn({ session: { queued = [], pending = [] } }) {
+export function nextTurn({ session: { queued = [], pending = [] } }) {
   return queued.length && !pending.length ? { queuedAs: queued[0].id } : {};
 }
 
