@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,10 +15,11 @@ from session_core.web.errors import ApiError, json_response
 from session_core.web.openai_responses import answer_in_openai_words, items_page
 from session_core.web.response_ids import conversation_id, session_of
 from session_core.web.response_input import ResponseInput
+from session_core.web.response_listing import ItemFinder, list_items, list_page, placed_item
 from session_core.web.response_object import seconds
 from session_core.web.response_request import Metadata
-from session_core.web.stored_responses import find_item, list_items, list_page, placed_item
 from session_core.web.turn_responses import TurnResponses
+from session_core.web.uploads import Uploads, body_with_files
 from storage import Session
 
 _MAX_ITEMS = 20  # of one request, as at OpenAI
@@ -58,13 +58,14 @@ class _Conversations:
         self._responses = responses
 
     def create_conversation(self) -> Response:
-        asked = parse_body(_Body, json_body(optional=True))
-        read = self._read_items(asked, {})
+        with body_with_files(self._responses.max_file_bytes, optional=True) as (body, uploads):
+            asked = parse_body(_Body, body)
+            read = self._read_items(asked, uploads, {})
         kept = {"metadata": asked.metadata} if asked.metadata else None
         prompt = "\n\n".join(read.system) or None
         sessions = self._responses.sessions
         session_id = sessions.create(responses=kept, system_prompt=prompt)
-        sessions.append(session_id, read.messages)
+        sessions.append(session_id, read.messages, read.files)
         return _render(sessions.session(session_id))
 
     def get_conversation(self, id: str) -> Response:
@@ -80,15 +81,17 @@ class _Conversations:
         return json_response({"id": id, "object": "conversation.deleted", "deleted": True})
 
     def create_items(self, id: str) -> Response:
-        asked = parse_body(_Body, json_body())
-        if not asked.items:
-            raise ApiError("invalid_request", "items must be given, and must not be empty.")
         session = self._session(id)
         called = (call for message in session.conversation for call in read_tool_calls(message))
-        read = self._read_items(asked, {call.id: call.name for call in called})
+        names = {call.id: call.name for call in called}
+        with body_with_files(self._responses.max_file_bytes) as (body, uploads):
+            asked = parse_body(_Body, body)
+            if not asked.items:
+                raise ApiError("invalid_request", "items must be given, and must not be empty.")
+            read = self._read_items(asked, uploads, names)
         if read.system:
             raise ApiError("invalid_request", "System messages come with a new conversation, or with a response.")
-        self._responses.sessions.append(session.id, read.messages)
+        self._responses.sessions.append(session.id, read.messages, read.files)
         ids = {message["id"] for message in read.messages}
         added = [placed.item for placed in list_items(self._session(id)) if placed.of in ids]
         return json_response(list_page(added, None, len(added)))
@@ -109,11 +112,10 @@ class _Conversations:
         self._change(session.id, {"removed": {**kept, **parts}})
         return _render(self._session(id))
 
-    def _read_items(self, asked: _Body, names: Mapping[str, str]) -> ResponseInput:
+    def _read_items(self, asked: _Body, uploads: Uploads, names: Mapping[str, str]) -> ResponseInput:
         if len(asked.items or ()) > _MAX_ITEMS:
             raise ApiError("invalid_request", f"items must have at most {_MAX_ITEMS} items.")
-        find = functools.partial(find_item, self._responses.sessions)
-        read = ResponseInput(find, names=names).read(asked.items or ())
+        read = ResponseInput(uploads, ItemFinder(self._responses).find, names=names).read(asked.items or ())
         if read.answers:
             raise ApiError("invalid_request", "items has an output of a call that the conversation has not.")
         return read
