@@ -161,7 +161,7 @@ def letters(tmp_path: Path) -> Letters:
 def asking(
     driver: browser.Driver, origin: str, model: ModelServer, letters: Letters, tmp_path: Path
 ) -> Iterator[tuple[Page, Callable[[], Server]]]:
-    """The page at a server whose tool asks, on a session that waits; and what starts that server anew after a crash."""
+    """The page at a server whose tool asks, on a session that waits, and what restarts that server after a crash."""
     model.forget()
     flags = [letters.flag, f"-session_dir={tmp_path}/sessions", f"-base_url={model.base_url}"]
     servers: list[Server] = []
