@@ -150,7 +150,7 @@ class Agent:
         client_tools = client_tools or ClientTools()
         tools = client_tools.beside(own_tools)
         beside = len(instructions) + len(summary) + len(to_json([tool.schema for tool in tools.values()]))
-        old = history[: count_old(history, self._compact_at if if_due else None, beside)]
+        old = history[: count_old(history, self._compact_at if if_due else None, beside, again=bool(summary))]
         if not old:
             return
         budget = Budget(cancellation, self._timeout / 2 if if_due else self._timeout)

@@ -194,6 +194,13 @@ def _running(page: Page, model: ModelServer) -> Iterator[str]:
     page.send("Tell me more")
     page.wait_until(lambda: "One word" in page.answers[-1], "the beginning")
     yield "running"
+    page.type("#message", "In French, please", Keys.ENTER)
+    page.wait_until(lambda: page.shows("#queue"), "the line")
+    page.type("#message", "Or in Italian, with the names of the plants in Latin")
+    yield "queue"
+    page.click(".take-back")
+    page.wait_until(lambda: not page.shows("#queue"), "its end")
+    page.all("#message")[0].clear()
     page.click("#stop")
     page.settle()
 
@@ -238,7 +245,9 @@ def _summary(page: Page, world: World) -> Iterator[str]:
     world.model.then(answer("They planned a **garden**: spinach and beans, in the evening water."))
     page.choose("compact")
     page.wait_until(lambda: page.all(".summary"), "the summary")
-    page.run("document.querySelector('.summary').open = true; document.getElementById('scroller').scrollTop = 0")
+    page.run(
+        "const one = document.querySelector('.summary'); one.open = true; one.scrollIntoView({ block: 'center' })"
+    )
     yield "summary"
 
 

@@ -24,6 +24,7 @@ from session_core.model.demo import ScriptedReply
 from tests.support import browser
 from tests.support.model_server import STALL, ModelServer, answer, tool_call, tool_calls
 from tests.support.open_webui import OpenWebui, Script, Window
+from tests.support.pictures import png
 from tests.support.server import TIMEOUT, Server, wait_until
 
 Turn = tuple[str, str]
@@ -236,6 +237,23 @@ def a_file(world: World) -> None:
     assert world.sessions[0]["title"] == "What of the tower?"
 
 
+def a_picture(world: World) -> None:
+    """It is kept with the question, and reaches the model with each later one too."""
+    picture = world.directory / "picture.png"
+    picture.write_bytes(png())
+    world.page.new_chat(models="gpt-3.5-turbo")
+    world.page.attach(picture)
+    world.script.on("What is on it", answer("One."))
+    world.page.ask("What is on it?")
+    world.page.ask("And then?")
+    question: Any = world.sent()[0][1]
+    assert [part["type"] for part in question] == ["text", "text", "image_url"]  # a list of files, and the question
+    assert question[1]["text"] == "What is on it?"
+    assert world.sent()[1:] == [("assistant", "One."), ("user", "And then?")]
+    assert len(world.stored("?replaced=true")) == 4
+    assert world.sessions[0]["title"] == "What is on it?"
+
+
 def titles(world: World) -> None:
     """What Open WebUI asks for itself is answered, and stands in no session."""
     world.begin(TWO[0])
@@ -258,6 +276,7 @@ SCENARIOS: list[Callable[[World], None]] = [
     two_models,
     a_temporary_chat,
     a_file,
+    a_picture,
     titles,
 ]
 

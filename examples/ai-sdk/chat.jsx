@@ -1,16 +1,17 @@
 // The smallest chat with `useChat` of the AI SDK. The session's id stands behind the # of the address.
 
 import { useChat } from '@ai-sdk/react'
-import { DefaultChatTransport } from 'ai'
+import { DefaultChatTransport, lastAssistantMessageIsCompleteWithApprovalResponses } from 'ai'
 import { createRoot } from 'react-dom/client'
 
 const server = new URLSearchParams(location.search).get('server') ?? 'http://127.0.0.1:8080'
 
 function Chat({ id, history }) {
-  const { messages, status, error, sendMessage, regenerate } = useChat({
+  const { messages, status, error, sendMessage, regenerate, addToolApprovalResponse } = useChat({
     id,
     messages: history,
     resume: true,  // takes up an answer that is being written
+    sendAutomaticallyWhen: lastAssistantMessageIsCompleteWithApprovalResponses,
     transport: new DefaultChatTransport({
       api: `${server}/ui/chat`,
       prepareSendMessagesRequest: ({ id, messages, trigger, messageId }) => ({
@@ -30,7 +31,7 @@ function Chat({ id, history }) {
     <>
       {messages.map((message) => (
         <article key={message.id} className={message.role}>
-          {message.parts.map((part, index) => <Part key={index} part={part} />)}
+          {message.parts.map((part, index) => <Part key={index} part={part} answer={addToolApprovalResponse} />)}
         </article>
       ))}
       {error && <p role="alert">{error.message}</p>}
@@ -44,11 +45,24 @@ function Chat({ id, history }) {
   )
 }
 
-function Part({ part }) {
+function Part({ part, answer }) {
   if (part.type === 'text') return <p>{part.text}</p>
   if (part.type === 'reasoning') return <p><em>{part.text}</em></p>
+  if (part.state === 'approval-requested') return <Approval part={part} answer={answer} />
   if (part.type === 'dynamic-tool') return <pre>{part.toolName}({JSON.stringify(part.input)}) = {part.output ?? part.errorText}</pre>
   return null
+}
+
+// A call that waits: the answer goes to the server by itself, after a reload or a restart of the server too.
+function Approval({ part, answer }) {
+  const { id } = part.approval
+  return (
+    <p>
+      {part.toolName}({JSON.stringify(part.input)})?
+      <button className="allow" onClick={() => answer({ id, approved: true })}>Allow</button>
+      <button className="deny" onClick={() => answer({ id, approved: false })}>Deny</button>
+    </p>
+  )
 }
 
 if (!location.hash) {

@@ -93,6 +93,7 @@ class MessageFields(AnswerFields, QuestionFields, total=False):
     name: str
     is_error: bool
     imported: bool  # the last message of an import or a copy: no turn of this session wrote it
+    added: bool  # by itself, beside all turns
 
 
 class StoredMessage(MessageFields):

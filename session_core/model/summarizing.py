@@ -42,13 +42,14 @@ def add_summary(instructions: str, summary: str) -> str:
     return "\n\n".join(filter(None, (instructions, summary and f"{INTRODUCTION}\n\n{summary}")))
 
 
-def count_old(history: Sequence[MessageFields], limit: int | None, beside: int) -> int:
+def count_old(history: Sequence[MessageFields], limit: int | None, beside: int, *, again: bool) -> int:
     """How many messages are old: those before the newest turns that fit into half of `limit` tokens. With None they
     fit into half of what the last request had. 0 where that had less than the limit, or is not known, or where there
     was none since the last summary.
 
     What was cut from the last request is old too. As the model server tells the tokens of whole requests alone, they
-    are shared out by the lengths of texts. Instructions and tools have `beside` characters.
+    are shared out by the lengths of texts. Instructions and tools have `beside` characters. Where a summary is made
+    `again`, less than an eighth of the limit is not old yet: else each turn might make one.
     """
     tokens, first, end = _last_request(history)
     if first < 0 or (limit is not None and tokens < limit):
@@ -57,7 +58,8 @@ def count_old(history: Sequence[MessageFields], limit: int | None, beside: int) 
     begins = [0, *(at for at in range(1, len(history)) if begins_turn(history[at])), len(history)]
     newest = [_size(history[begin:end]) for begin, end in itertools.pairwise(begins)][::-1]
     kept = sum(size <= room for size in itertools.accumulate(newest))
-    return max(begins[-1 - kept], first)
+    old = max(begins[-1 - kept], first)
+    return 0 if again and limit and _size(history[:old]) < room / 4 else old
 
 
 def sum_up(

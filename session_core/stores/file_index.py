@@ -9,7 +9,7 @@ from bisect import bisect_left, insort
 from session_core.stores.file_sweep import JOURNAL_FILE, SESSION_FILE, modified_at, scan
 from session_core.stores.file_watch import DirectoryWatch, watch_directory
 
-_WATCHED_FILES = 1000  # a directory with fewer of them is read anew for each list
+_WATCHED_BYTES = 64 << 10  # a directory that is smaller, some hundred files, is read anew for each list
 _MAX_CHANGES = 2000  # with more, too
 
 
@@ -36,9 +36,8 @@ class FileIndex:
             return [id for _, id in self._order]
 
     def journaled(self) -> set[str]:
-        """The ids of those that have a journal."""
+        """The ids of those that had a journal when `ids` was called last."""
         with self._lock:
-            self._refresh()
             return self._journals.copy()
 
     def _refresh(self) -> None:
@@ -51,7 +50,7 @@ class FileIndex:
         self._watch = watch
 
     def _read(self) -> DirectoryWatch | None:
-        large = len(self._order) >= _WATCHED_FILES  # when it was read last
+        large = os.stat(self._directory).st_size >= _WATCHED_BYTES
         watch = watch_directory(self._directory) if large else None  # before it is read
         self._known = {id: (-modified, id) for modified, id in scan(self._directory)}
         self._order = sorted(self._known.values())

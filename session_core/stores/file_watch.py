@@ -10,7 +10,7 @@ import weakref
 # IN_ATTRIB, IN_CLOSE_WRITE, IN_MOVED_FROM, IN_MOVED_TO, IN_CREATE, IN_DELETE, IN_DELETE_SELF, IN_MOVE_SELF
 _EVENTS = 0x4 | 0x8 | 0x40 | 0x80 | 0x100 | 0x200 | 0x400 | 0x800
 _EVENT = struct.Struct("iIII")  # before each name: the watch, the event, its cookie, and the length of the name
-_LOCAL = {0xEF53, 0x58465342, 0x9123683E, 0xF2F52010, 0x2FC12FC1, 0x01021994}  # ext4, xfs, btrfs, f2fs, zfs, tmpfs
+_LOCAL = {0xEF53, 0x58465342, 0x9123683E, 0xF2F52010, 0x01021994}  # ext4, xfs, btrfs, f2fs, tmpfs
 _EVENTS_BYTES = 64 << 10
 
 

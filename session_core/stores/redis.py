@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 _JSON_FIELDS = (*CONFIGURABLE, *STATE, "note", "continuation", "replaced")  # of a session's hash, in all versions
 _LISTED_AT_ONCE = 500
-_READ_AT_ONCE = 200  # sessions, for which Redis lets nobody else wait longer than for a turn
+_READ_AT_ONCE = 50  # sessions, for which Redis lets nobody else wait longer than for a turn
 _BATCH_BYTES = 1 << 20  # after which no further one of these is read
 _FLUSH_SECONDS = 0.05  # in which events gather that go to Redis together
 _FIRST_LINE_SECONDS = 1.0  # how long to wait for the first line of a turn that another process starts

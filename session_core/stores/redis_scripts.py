@@ -106,13 +106,11 @@ return redis.call('ZRANGE', list, first, limit == '' and -1 or first + limit)
     "contents": """
 local found, size = {}, 0
 for number = 2, #ARGV do
-    session = prefix .. 'session:' .. ARGV[number]
-    local newest = published()
-    local title = redis.pcall('HGET', session, 'title') or 'null'
+    local fields = redis.pcall('HMGET', prefix .. 'session:' .. ARGV[number], 'title', 'published', 'told')
     local lines = redis.pcall('LRANGE', prefix .. 'messages:' .. ARGV[number], 0, -1)
-    local text = false
-    if type(title) == 'string' and not lines.err and not (newest and redis.call('EXISTS', events .. newest) == 1) then
-        table.insert(lines, 1, title)
+    local text, newest = false, fields[3] or fields[2]
+    if not (fields.err or lines.err or newest and redis.call('EXISTS', events .. newest) == 1) then
+        table.insert(lines, 1, fields[1] or 'null')
         text = table.concat(lines, ',')
         size = size + #text
     end

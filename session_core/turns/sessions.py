@@ -10,6 +10,7 @@ from typing import Any
 
 from session_core.data.message import MessageFields, StoredMessage, assistant_message
 from session_core.telemetry.spans import Observer
+from session_core.turns.attachments import keep_question_files
 from session_core.turns.expiry import Sweeps
 from session_core.turns.journal import with_partial_answer
 from session_core.turns.queued import next_request, still_waiting
@@ -47,20 +48,23 @@ class Sessions:
                 raise SessionBusy(session_id)
             session.configure(**settings)
 
-    def append(self, session_id: str, messages: Sequence[StoredMessage]) -> None:
-        """Adds messages that come in to the session, durably, one after the other.
+    def append(self, session_id: str, messages: Sequence[StoredMessage], files: dict[str, bytes]) -> None:
+        """Adds messages that come in to the session, with the bytes of their pictures and files, durably, one after
+        the other.
 
-        Raises SessionNotFound, SessionBusy where a turn runs, SessionCorrupt and StorageUnavailable.
+        Raises SessionNotFound, SessionBusy where a turn runs, TurnRefused, SessionCorrupt and StorageUnavailable.
         """
         with self.storage.lock(session_id) as session:
             for message in messages:
                 turn = last_turn(session.session)
                 stored: MessageFields = {**message}  # type: ignore[typeddict-unknown-key]
                 if message["role"] == "user":
-                    stored = question_message(session.session, TurnRequest(message["content"]))
+                    asked = TurnRequest(message["content"], files=dict(files))
+                    stored = question_message(session.session, asked)
+                    keep_question_files(self.storage, session.session, asked, stored)
                 elif turn is not None:
                     stored = {**stored, **turn.fields}
-                session.append({**stored, "imported": True}, message["id"], message["created_at"])
+                session.append({**stored, "imported": True, "added": True}, message["id"], message["created_at"])
 
     def session(self, session_id: str) -> Session:
         """The session, with the partial answer that an interrupted turn has left. Raises SessionNotFound,
@@ -150,10 +154,10 @@ class Sessions:
         return not self._turns.closing
 
     def attach(self, session_id: str) -> Turn | None:
-        """See `Turns.attach`. Where none runs, that of a message that waits begins soon."""
+        """See `Turns.attach`. None where only a summary is made. Where none runs, that of what waits begins soon."""
         turn = self._turns.attach((self.storage, session_id))
         self.begin_next(session_id)
-        return turn
+        return turn if turn and turn.message_id else None
 
     def cancel(self, session_id: str) -> bool:
         """Cancels the turn as `Turns.cancel` does, or denies what it waits for. Returns whether it did."""

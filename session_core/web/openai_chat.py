@@ -127,7 +127,7 @@ def _parse_request(body: Mapping[str, Any], agent: Agent, uploads: Uploads) -> C
         _find_options(asked, any_tools=bool(tools.tools) or not all(tool.may_need_approval for tool in agent.tools)),
         tools,
         find_results(messages),
-        functions=bool(asked.functions),
+        functions=bool(asked.functions and not asked.tools),
         files=uploads.files,
     )
 

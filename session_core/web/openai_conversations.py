@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from flask import Blueprint, Response
@@ -11,15 +10,17 @@ from pydantic import BaseModel
 
 from session_core.data.removed import removed_parts
 from session_core.model.outgoing_messages import read_tool_calls
+from session_core.turns.compaction import without_summary_of
 from session_core.web.bodies import json_body, parse_body
 from session_core.web.errors import ApiError, json_response
 from session_core.web.openai_responses import answer_in_openai_words, items_page
 from session_core.web.response_ids import conversation_id, session_of
 from session_core.web.response_input import ResponseInput
+from session_core.web.response_listing import ItemFinder, list_items, list_page, placed_item
 from session_core.web.response_object import seconds
 from session_core.web.response_request import Metadata
-from session_core.web.stored_responses import find_item, list_items, list_page, placed_item
 from session_core.web.turn_responses import TurnResponses
+from session_core.web.uploads import Uploads, body_with_files
 from storage import Session
 
 _MAX_ITEMS = 20  # of one request, as at OpenAI
@@ -58,13 +59,14 @@ class _Conversations:
         self._responses = responses
 
     def create_conversation(self) -> Response:
-        asked = parse_body(_Body, json_body(optional=True))
-        read = self._read_items(asked, {})
+        with body_with_files(self._responses.max_file_bytes, optional=True) as (body, uploads):
+            asked = parse_body(_Body, body)
+            read = self._read_items(asked, uploads, {})
         kept = {"metadata": asked.metadata} if asked.metadata else None
         prompt = "\n\n".join(read.system) or None
         sessions = self._responses.sessions
         session_id = sessions.create(responses=kept, system_prompt=prompt)
-        sessions.append(session_id, read.messages)
+        sessions.append(session_id, read.messages, read.files)
         return _render(sessions.session(session_id))
 
     def get_conversation(self, id: str) -> Response:
@@ -80,15 +82,17 @@ class _Conversations:
         return json_response({"id": id, "object": "conversation.deleted", "deleted": True})
 
     def create_items(self, id: str) -> Response:
-        asked = parse_body(_Body, json_body())
-        if not asked.items:
-            raise ApiError("invalid_request", "items must be given, and must not be empty.")
         session = self._session(id)
         called = (call for message in session.conversation for call in read_tool_calls(message))
-        read = self._read_items(asked, {call.id: call.name for call in called})
+        names = {call.id: call.name for call in called}
+        with body_with_files(self._responses.max_file_bytes) as (body, uploads):
+            asked = parse_body(_Body, body)
+            if not asked.items:
+                raise ApiError("invalid_request", "items must be given, and must not be empty.")
+            read = self._read_items(asked, uploads, names)
         if read.system:
             raise ApiError("invalid_request", "System messages come with a new conversation, or with a response.")
-        self._responses.sessions.append(session.id, read.messages)
+        self._responses.sessions.append(session.id, read.messages, read.files)
         ids = {message["id"] for message in read.messages}
         added = [placed.item for placed in list_items(self._session(id)) if placed.of in ids]
         return json_response(list_page(added, None, len(added)))
@@ -106,14 +110,13 @@ class _Conversations:
             message_id: [*removed_parts(session.responses, message_id), part]
             for message_id, part in placed_item(session, item_id).parts.items()
         }
-        self._change(session.id, {"removed": {**kept, **parts}})
+        self._change(session.id, {"removed": {**kept, **parts}}, gone=parts)
         return _render(self._session(id))
 
-    def _read_items(self, asked: _Body, names: Mapping[str, str]) -> ResponseInput:
+    def _read_items(self, asked: _Body, uploads: Uploads, names: Mapping[str, str]) -> ResponseInput:
         if len(asked.items or ()) > _MAX_ITEMS:
             raise ApiError("invalid_request", f"items must have at most {_MAX_ITEMS} items.")
-        find = functools.partial(find_item, self._responses.sessions)
-        read = ResponseInput(find, names=names).read(asked.items or ())
+        read = ResponseInput(uploads, ItemFinder(self._responses).find, names=names).read(asked.items or ())
         if read.answers:
             raise ApiError("invalid_request", "items has an output of a call that the conversation has not.")
         return read
@@ -121,10 +124,11 @@ class _Conversations:
     def _session(self, id: str) -> Session:
         return self._responses.session(session_of(id))
 
-    def _change(self, session_id: str, fields: Mapping[str, Any]) -> None:
-        """Stores these fields of `Session.responses`."""
+    def _change(self, session_id: str, fields: Mapping[str, Any], gone: Collection[str] = ()) -> None:
+        """Stores these fields of `Session.responses`. A summary of messages that are `gone` is in force no more."""
         with self._responses.sessions.storage.lock(session_id) as session:
-            session.configure(responses={**(session.session.responses or {}), **fields})
+            responses = {**(session.session.responses or {}), **fields}
+            session.configure(responses=responses, compacted=without_summary_of(session.session, gone))
 
 
 def _render(session: Session) -> Response:

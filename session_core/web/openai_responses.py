@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 from flask import Blueprint, Response, request
 
 from agent import Agent
-from session_core.data.message import StoredMessage, message_text, user_message
+from session_core.data.message import StoredMessage, named_files, user_message
 from session_core.data.session import SETTINGS
 from session_core.model.events import ToolCall
 from session_core.model.outgoing_messages import read_tool_calls
@@ -41,17 +40,11 @@ from session_core.web.response_ids import (
     session_of,
 )
 from session_core.web.response_input import ResponseInput
+from session_core.web.response_listing import ItemFinder, input_items, list_page
 from session_core.web.response_request import ResponseBody
-from session_core.web.stored_responses import (
-    StoredResponse,
-    find_item,
-    find_response,
-    input_items,
-    last_response_id,
-    list_page,
-    new_renderer,
-)
-from session_core.web.turn_responses import TurnReader, TurnResponses
+from session_core.web.stored_responses import StoredResponse, find_response, last_response_id, new_renderer
+from session_core.web.turn_responses import TurnReader, TurnResponses, add_stream
+from session_core.web.uploads import Uploads, body_with_files
 from storage import Session, SessionBusy, SessionExists, SessionNotFound, new_id, timestamp
 
 _MAX_ITEMS = 100  # of one page
@@ -68,12 +61,12 @@ def responses_dialect(responses: TurnResponses, agent: Agent) -> Blueprint:
     for method, rule, view in (
         ("POST", "/responses", routes.create_response),
         ("POST", "/responses/compact", routes.compact_response),
-        ("GET", "/responses/<id>", routes.get_response),
         ("DELETE", "/responses/<id>", routes.delete_response),
         ("POST", "/responses/<id>/cancel", routes.cancel_response),
         ("GET", "/responses/<id>/input_items", routes.list_input_items),
     ):
         blueprint.add_url_rule(rule, view_func=view, methods=[method])
+    add_stream(blueprint, "/responses/<id>", routes.get_response)
     return blueprint
 
 
@@ -114,10 +107,16 @@ class _Responses:
         self._agent = agent
 
     def create_response(self) -> Response:
-        asked = parse_body(ResponseBody, json_body())
-        asked.check()
-        self._responses.sessions.models.check(asked.model)
-        reader, renderer = self._start(asked) if asked.is_stored else self._start_one_shot(asked)
+        with contextlib.ExitStack() as undo:
+            with body_with_files(self._responses.max_file_bytes) as (body, uploads):
+                asked = parse_body(ResponseBody, body)
+                place = self._check_place(asked)
+                if place.is_new:  # for this response, which may not begin
+                    undo.callback(self._responses.sessions.delete, place.session.id)
+                read = self._read(asked, place, uploads)
+            start = self._start if asked.is_stored else self._start_one_shot
+            reader, renderer = start(asked, place, read)
+            undo.pop_all()
         if asked.stream:
             return self._responses.stream(reader, renderer)
         if asked.background:
@@ -126,10 +125,11 @@ class _Responses:
         return self._responses.whole(reader, lambda turn, _: json_response(renderer.response(turn.read_all())))
 
     def compact_response(self) -> Response:
-        asked = parse_body(CompactBody, json_body())
-        asked.check()
-        self._responses.sessions.models.check(asked.model)
-        messages, wish = self._find_one_shot(asked)
+        with body_with_files(self._responses.max_file_bytes) as (body, uploads):
+            asked = parse_body(CompactBody, body)
+            place = self._check_place(asked)
+            read = self._read(asked, place, uploads)
+        messages, wish = self._find_one_shot(asked, place, read)
         question: StoredMessage = {"id": new_id("msg"), "created_at": timestamp(), **user_message(SUM_UP)}
         options = {"tool_choice": "none"} if self._agent.tools else None
         wish = dataclasses.replace(wish, options=options, response=None, continues=True, answers=None)
@@ -167,29 +167,40 @@ class _Responses:
 
     def _find(self, id: ResponseId) -> tuple[StoredResponse, Turn]:
         """The response, and its turn: one that runs, or one with the events that are stored. Raises ApiError."""
-        sessions = self._responses.sessions
+        turn, busy = None, None
         try:
-            turn = sessions.attach(id.session_id)
+            try:
+                turn = self._responses.sessions.attach(id.session_id)
+            except SessionBusy as error:  # a turn runs where it cannot be followed
+                busy = error
             found = find_response(self._responses.session(id.session_id), id)
         except SessionNotFound:
             raise response_not_found(id) from None
+        if busy is not None and found.is_last:
+            raise busy
         runs = turn is not None and not turn.ended and turn.message_id == id.message_id
         return found, turn if turn is not None and runs and turn.attempt in found.attempts else found.replay()
 
-    def _start(self, asked: ResponseBody) -> tuple[TurnReader, ResponseRenderer]:
+    def _check_place(self, asked: ResponseBody) -> _Place:
+        """Where a response takes place. Raises ApiError for what cannot be served, before anything is made."""
+        asked.check()
+        key = idempotency_key() if asked.is_stored else None
+        self._responses.sessions.models.check(asked.model)
+        return self._find_place(asked, key)
+
+    def _read(self, asked: ResponseBody, place: _Place, uploads: Uploads) -> ResponseInput:
+        waiting = _names(place.waiting.values())
+        names = {} if asked.is_stored else waiting
+        find = ItemFinder(self._responses).find
+        return ResponseInput(uploads, find, waiting, names, self._agent.server).read(asked.input or ())
+
+    def _start(self, asked: ResponseBody, place: _Place, read: ResponseInput) -> tuple[TurnReader, ResponseRenderer]:
         """A turn in a session."""
-        key, sessions = idempotency_key(), self._responses.sessions
-        place = self._find_place(asked, key)
         session_id, waiting = place.session.id, place.waiting
-        with contextlib.ExitStack() as undo:
-            if place.is_new and key is None:
-                undo.callback(sessions.delete, session_id)
-            find = functools.partial(find_item, sessions)
-            read = ResponseInput(find, _names(waiting.values()), server=self._agent.server).read(asked.input or "")
-            wish = dataclasses.replace(self._turn_request(asked, place.session, read), key=key, behind=place.behind)
-            wish = self._complete(place.session, read, wish)
-            reader = self._responses.start(session_id, wish)
-            undo.pop_all()
+        wish = self._turn_request(asked, place.session, read)
+        wish = dataclasses.replace(wish, key=idempotency_key(), behind=place.behind)
+        wish = self._complete(place.session, read, wish)
+        reader = self._responses.start(session_id, wish)
         if reader.turn.request is wish:
             id = ResponseId(session_id, reader.turn.message_id, reader.turn.attempt)
             return reader, new_renderer(id, wish.response or {}, waiting)
@@ -198,23 +209,27 @@ class _Responses:
         stored = turn_at(session, ids.index(reader.turn.message_id))
         return reader, find_response(session, last_response_id(stored, session_id)).renderer(reader.turn.attempt)
 
-    def _start_one_shot(self, asked: ResponseBody) -> tuple[TurnReader, ResponseRenderer]:
+    def _start_one_shot(
+        self, asked: ResponseBody, place: _Place, read: ResponseInput
+    ) -> tuple[TurnReader, ResponseRenderer]:
         """A turn of which nothing is stored."""
-        messages, wish = self._find_one_shot(asked)
+        messages, wish = self._find_one_shot(asked, place, read)
         _check_end(messages, wish)
         reader = self._responses.start_one_shot(messages, wish)
         id = ResponseId(reader.turn.session_id, reader.turn.message_id, reader.turn.attempt)
         calls = {call.id: call for message in messages for call in read_tool_calls(message)}
         return reader, new_renderer(id, wish.response or {}, calls)
 
-    def _find_one_shot(self, asked: ResponseBody) -> tuple[list[StoredMessage], TurnRequest]:
+    def _find_one_shot(
+        self, asked: ResponseBody, place: _Place, read: ResponseInput
+    ) -> tuple[list[StoredMessage], TurnRequest]:
         """The whole conversation of a request of which nothing is stored, and what it asks for."""
-        place = self._find_place(asked, None)
-        waiting = _names(place.waiting.values())
-        find = functools.partial(find_item, self._responses.sessions)
-        read = ResponseInput(find, waiting, waiting, self._agent.server).read(asked.input or ())
         wish = self._turn_request(asked, place.session, read)
         wish = dataclasses.replace(wish, continues=not read.answers, answers=read.answers or None)
+        kept, source = self._responses.sessions.storage.files, place.session.id
+        for name in named_files(place.session.messages):
+            if (data := kept.read(source, name)) is not None:
+                wish.files[name] = data
         return [*place.session.messages, *read.messages], wish
 
     def _find_place(self, asked: ResponseBody, key: str | None) -> _Place:
@@ -248,8 +263,8 @@ class _Responses:
             fields["id"] = f"session-{hashlib.sha256(name.encode()).hexdigest()[:32]}"
         id = fields.get("id", "")
         with contextlib.suppress(SessionExists):
-            id = self._responses.sessions.create(copy.messages, **fields)
-        return _Place(self._responses.sessions.session(id), is_new=True)
+            id = self._responses.sessions.create(copy.messages, files=copy.id, **fields)
+        return _Place(self._responses.sessions.session(id), is_new=key is None)
 
     def _turn_request(self, asked: ResponseBody, session: Session, read: ResponseInput) -> TurnRequest:
         """What the body sets for this turn alone."""
@@ -264,6 +279,7 @@ class _Responses:
             options=asked.options(any_tools=bool(tools.tools or self._agent.tools)) or None,
             client_tools=tools,
             response=asked.record(model, input=len(read.messages), system=read.system),
+            files=read.files,
         )
 
     def _complete(self, session: Session, read: ResponseInput, wish: TurnRequest) -> TurnRequest:
@@ -275,13 +291,13 @@ class _Responses:
                 self._run_approved(session.id, read.answers)
                 answers, wish = None, dataclasses.replace(wish, behind=None)
             *history, question = read.messages
-            check_question(message_text(question))
-            return dataclasses.replace(wish, content=question["content"], history=tuple(history), answers=answers)
+            content = check_question(question["content"])
+            return dataclasses.replace(wish, content=content, history=tuple(history), answers=answers)
         if not read.messages:
             return dataclasses.replace(wish, answers=answers or {})
         if wish.key is None or find_turn(session, wish.key) is None:
             _check_end(read.messages, wish)
-            self._responses.sessions.append(session.id, read.messages)
+            self._responses.sessions.append(session.id, read.messages, read.files)
         return dataclasses.replace(wish, continues=True, behind=None)
 
     def _run_approved(self, session_id: str, answers: Mapping[str, Mapping[str, Any]]) -> None:

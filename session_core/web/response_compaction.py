@@ -11,10 +11,10 @@ from session_core.turns.event_log import Ended
 from session_core.web.bodies import ModelName
 from session_core.web.errors import ApiError
 from session_core.web.response_ids import message_item_id
+from session_core.web.response_listing import message_item
 from session_core.web.response_object import render_usage
 from session_core.web.response_request import ResponseBody
 from session_core.web.sealed import seal
-from session_core.web.stored_responses import message_item
 from storage import new_id
 
 SUM_UP = (

@@ -26,7 +26,7 @@ class ResponseRenderer:
     """
 
     headers: ClassVar[Mapping[str, str]] = {}
-    comment = b": keep-alive\n\n"
+    comment = b": keep-alive\n"  # an empty line behind it is an empty event for some clients
     broken_off = b""  # a client can take the stream up again
 
     def __init__(

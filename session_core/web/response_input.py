@@ -21,8 +21,9 @@ from session_core.data.strict_json import to_json
 from session_core.tools.functions import result_text
 from session_core.web.bodies import parse_body
 from session_core.web.errors import ApiError
-from session_core.web.response_items import APPROVAL, CUSTOM_INPUT, full_tool_name
+from session_core.web.response_items import APPROVAL, CUSTOM_INPUT, full_tool_name, qualified_name
 from session_core.web.sealed import unseal
+from session_core.web.uploads import Uploads
 from storage import new_id, timestamp
 
 _SUMMARY = "A summary of the conversation before, with its answers:\n\n"
@@ -32,6 +33,25 @@ class _Part(BaseModel, strict=True):
     type: str
     text: str = ""
     refusal: str = ""
+    image_url: str | None = None
+    file_data: str | None = None
+    file_url: str | None = None
+    filename: str | None = None
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """The part as `Uploads` takes it."""
+        match self.type:
+            case "input_image":
+                return {"type": "image_url", "image_url": self.image_url}
+            case "input_file":
+                return {
+                    "type": "file",
+                    "file": {"file_data": self.file_data or self.file_url, "filename": self.filename},
+                }
+            case "input_audio" | "input_video":
+                return {"type": self.type}
+        return {"type": "text", "text": self.text}
 
 
 class InputItem(BaseModel, strict=True):
@@ -45,6 +65,7 @@ class InputItem(BaseModel, strict=True):
     encrypted_content: str | None = None
     call_id: str = ""
     name: str = ""
+    namespace: str | None = None
     arguments: str = ""
     input: str = ""
     output: Any = None
@@ -68,7 +89,7 @@ class InputItem(BaseModel, strict=True):
     def result(self) -> str:
         """The text of its output."""
         if isinstance(self.output, list) and all(isinstance(part, dict) for part in self.output):
-            return "".join(part["text"] for part in self.output if isinstance(part.get("text"), str))
+            return "".join(str(part.get("text") or f"[{part.get('type')}]") for part in self.output)
         return result_text(self.output)
 
 
@@ -78,11 +99,12 @@ class ResponseInput:
     `messages` are what is to be stored, `answers` those to calls that wait, as `TurnRequest` has them, and `system`
     the texts of system messages. `waiting` are stored calls that wait, by id the names of their tools, of which the
     client may send its own copy. Results of calls that have `names` are messages. `find` gives an item by its id.
-    `server` is the model server's address, to which reasoning goes back.
+    `server` is the model server's address, to which reasoning goes back. `uploads` take its pictures and files.
     """
 
     def __init__(
         self,
+        uploads: Uploads,
         find: Callable[[str], Mapping[str, Any]],
         waiting: Mapping[str, str] | None = None,
         names: Mapping[str, str] | None = None,
@@ -91,6 +113,8 @@ class ResponseInput:
         self.messages: list[StoredMessage] = []
         self.answers: dict[str, dict[str, Any]] = {}
         self.system: list[str] = []
+        self.files = uploads.files
+        self._uploads = uploads
         self._find = find
         self._server = server
         self._waiting = waiting or {}
@@ -125,7 +149,7 @@ class ResponseInput:
     def _add_client_call(self, item: InputItem) -> None:
         custom = item.type == "custom_tool_call"
         arguments = to_json({CUSTOM_INPUT: item.input}).decode() if custom else item.arguments
-        self._add_call(item.call_id, item.name, arguments, "client")
+        self._add_call(item.call_id, qualified_name(item.namespace, item.name), arguments, "client")
 
     def _add_output(self, item: InputItem) -> None:
         if item.call_id in self._names:
@@ -160,11 +184,10 @@ class ResponseInput:
     def _add_message(self, item: InputItem) -> None:
         if item.role is None:
             raise ApiError("invalid_request", "input has a message without a role.")
-        if isinstance(item.content, list):
-            odd = [part.type for part in item.content if part.type.startswith("input_") and part.type != "input_text"]
-            if odd:
-                raise ApiError("invalid_request", f"input has a part of the type {odd[0]}, which is not served.")
-        if item.role == "user":
+        if item.role == "user" and isinstance(item.content, list):
+            parts = [part.content for part in item.content]
+            self._append(user_message(self._uploads.parse_content(parts, "input content")))
+        elif item.role == "user":
             self._append(user_message(item.text))
         elif item.role == "assistant":
             self._append(assistant_message(item.text, **self._take_thought()))

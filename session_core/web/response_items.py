@@ -53,6 +53,23 @@ def full_tool_name(label: str, name: str) -> str:
     return name if label == _OWN_TOOLS else f"{label}__{name}"
 
 
+def qualified_name(namespace: str | None, name: str) -> str:
+    """The name by which the model calls a tool of the client."""
+    return f"{namespace}__{name}" if namespace else name
+
+
+def client_tools_of(record: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """The tools of the client that a response was asked with, by the names by which the model calls them: their
+    `type`, `name`, and `namespace` where they have one."""
+    found = {}
+    for tool in record.get("tools", ()):
+        for inner in tool.get("tools", [tool]):
+            space = {} if inner is tool else {"namespace": tool["name"]}
+            called = qualified_name(space.get("namespace"), inner["name"])
+            found[called] = {"type": inner["type"], "name": inner["name"], **space}
+    return found
+
+
 def custom_input(arguments: str) -> str:
     """The text that a custom tool is called with."""
     given = (json_object(arguments) or {}).get(CUSTOM_INPUT)
@@ -62,9 +79,9 @@ def custom_input(arguments: str) -> str:
 class ResponseItems:
     """The output of a response, which grows with each event that it is told.
 
-    `earlier` are calls of earlier responses, by id, which may run in this one. `custom` are names of tools that
-    take a text. Where reasoning is to be `sealed` for the client to send back, that names the model. Without `pieces`
-    texts are told whole.
+    `earlier` are calls of earlier responses, by id, which may run in this one. `tools` are those of the client (see
+    `client_tools_of`). Where reasoning is to be `sealed` for the client to send back, that names the model. Without
+    `pieces` texts are told whole.
     """
 
     def __init__(
@@ -72,14 +89,14 @@ class ResponseItems:
         id: ResponseId,
         *,
         earlier: Mapping[str, ToolCall] | None = None,
-        custom: frozenset[str] = frozenset(),
+        tools: Mapping[str, Mapping[str, str]] | None = None,
         sealed: str = "",
         pieces: bool = True,
     ) -> None:
         self.output: list[dict[str, Any]] = []
         self._id = id
         self._earlier = earlier or {}
-        self._custom = custom
+        self._tools = tools or {}
         self._sealed = sealed
         self._pieces = pieces
         self._kind: _Kind | None = None  # of the text that is being told
@@ -152,13 +169,15 @@ class ResponseItems:
         return {"type": f"{kind.events}.delta", **self._place(kind), "delta": text, **logprobs}
 
     def _call(self, call: ToolCall) -> Iterator[Told]:
-        named = {"call_id": call.id, "name": call.name}
+        tool = self._tools.get(call.name, {"type": "function", "name": call.name})
+        named = {"call_id": call.id, **tool}
+        custom = named.pop("type") == "custom"
         if call.waits_for == "approval":
             label, name = server_label(call.name)
             item = {"id": APPROVAL + call.id, "type": "mcp_approval_request", "server_label": label, "name": name}
             yield self._added({**item, "arguments": call.arguments})
             yield self._done(self.output[-1])
-        elif call.waits_for == "client" and call.name in self._custom:
+        elif call.waits_for == "client" and custom:
             item = {"id": self._next_id("ctc"), "type": "custom_tool_call", "status": "in_progress", **named}
             yield from self._tell_call(item, "custom_tool_call_input", "input", custom_input(call.arguments))
             yield self._done(self.output[-1])

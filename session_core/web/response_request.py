@@ -12,7 +12,7 @@ from session_core.tools.client_tools import ClientTool, ClientTools
 from session_core.web.bodies import ModelName
 from session_core.web.errors import ApiError
 from session_core.web.openai_tools import FunctionName
-from session_core.web.response_items import CUSTOM_INPUT
+from session_core.web.response_items import CUSTOM_INPUT, qualified_name
 from session_core.web.response_object import DEFAULTS
 
 _MetadataKey = Annotated[str, StringConstraints(max_length=64)]
@@ -20,6 +20,7 @@ _MetadataValue = Annotated[str, StringConstraints(max_length=512)]
 Metadata = Annotated[dict[_MetadataKey, _MetadataValue], Field(max_length=16)]
 
 SEALED_REASONING = "reasoning.encrypted_content"  # of `include`
+_MAX_TOOL_NAME = 64  # characters, with its namespace
 _SAMPLING = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "parallel_tool_calls")
 
 
@@ -28,7 +29,7 @@ class _Conversation(BaseModel, strict=True):
 
 
 class _Tool(BaseModel, strict=True):
-    """A function of the client, or a tool of its own that takes a text."""
+    """A function of the client, a tool of its own that takes a text, or a namespace of such tools."""
 
     type: str
     name: FunctionName = ""
@@ -36,15 +37,22 @@ class _Tool(BaseModel, strict=True):
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
     format: dict[str, Any] | None = None
+    tools: list[_Tool] | None = None
 
     @property
-    def offered(self) -> dict[str, Any]:
+    def functions(self) -> dict[str, _Tool]:
+        """The tools that it stands for, by the names under which they are offered."""
+        if self.type != "namespace":
+            return {self.name: self}
+        return {qualified_name(self.name, tool.name): tool for tool in self.tools or ()}
+
+    def offered(self, called: str) -> dict[str, Any]:
         """The tool as the model server gets it: one that takes a text is a function of one argument."""
         text = {"type": "object", "properties": {CUSTOM_INPUT: {"type": "string"}}, "required": [CUSTOM_INPUT]}
         parameters = text if self.type == "custom" else self.parameters
         described = {"description": self._description, "parameters": parameters, "strict": self.strict}
         given = {name: value for name, value in described.items() if value is not None}
-        return {"type": "function", "function": {"name": self.name, **given}}
+        return {"type": "function", "function": {"name": called, **given}}
 
     @property
     def _description(self) -> str | None:
@@ -58,6 +66,8 @@ class _Tool(BaseModel, strict=True):
     def shown(self) -> dict[str, Any]:
         """The tool as the response shows it."""
         shown = {"type": self.type, "name": self.name, "description": self.description}
+        if self.type == "namespace":
+            return {**shown, "tools": [tool.shown for tool in self.tools or ()]}
         if self.type == "custom":
             return {**shown, "format": self.format or {"type": "text"}}
         return {**shown, "parameters": self.parameters, "strict": self.strict}
@@ -141,7 +151,14 @@ class ResponseBody(BaseModel, strict=True):
     @property
     def client_tools(self) -> ClientTools:
         """The tools of the client."""
-        return ClientTools({tool.name: ClientTool(tool.offered) for tool in self.tools or ()})
+        choice = self.tool_choice if isinstance(self.tool_choice, dict) else {}
+        allowed = [tool.get("name") for tool in choice.get("tools", ())] if "mode" in choice else None
+        functions = [one for one in self._functions if allowed is None or one[0] in allowed]
+        return ClientTools({name: ClientTool(tool.offered(name)) for name, tool in functions})
+
+    @property
+    def _functions(self) -> list[tuple[str, _Tool]]:
+        return [function for tool in self.tools or () for function in tool.functions.items()]
 
     def check(self) -> None:
         """Raises ApiError for what cannot be served."""
@@ -155,13 +172,13 @@ class ResponseBody(BaseModel, strict=True):
             raise ApiError("invalid_request", "A response in the background must be stored: leave store out.")
         if self.prompt is not None:
             raise ApiError("invalid_request", "prompt names a template at OpenAI, which is not served here.")
-        for tool in self.tools or ():
+        for name, tool in self._functions:
             if tool.type not in ("function", "custom"):
                 raise ApiError(
                     "invalid_request", f"{tool.type} is a hosted tool of OpenAI, which is not served here."
                 )
-            if not tool.name:
-                raise ApiError("invalid_request", "tools has a tool without a name.")
+            if not tool.name or len(name) > _MAX_TOOL_NAME:
+                raise ApiError("invalid_request", f"A tool must have a name of at most {_MAX_TOOL_NAME} characters.")
 
     def options(self, *, any_tools: bool) -> dict[str, Any]:
         """What goes to the model server beside the conversation. Without `any_tools` it takes nothing of tools."""

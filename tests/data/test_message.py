@@ -30,7 +30,7 @@ MESSAGE: dict[str, Any] = {
     **{"usage": {}, "finish_reason": "stop", "tool_call_id": "c", "name": "n", "is_error": True, "attempt": 2},
     **{"continues": True, "leaves_out": [], "after": "msg-1", "client_id": "m1", "terms": "t", "imported": True},
     **{"pending": {}, "answers_digest": "d", "request": {}, "deltas": [2], "response": {}, "recovery": 1},
-    "steered": True,
+    **{"steered": True, "added": True},
 }
 
 

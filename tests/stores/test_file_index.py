@@ -23,7 +23,7 @@ from tests.support.store_steps import say
 @pytest.fixture(autouse=True)
 def watched(monkeypatch: pytest.MonkeyPatch) -> None:
     """Directories are watched however few files they have."""
-    monkeypatch.setattr(file_index, "_WATCHED_FILES", 0)
+    monkeypatch.setattr(file_index, "_WATCHED_BYTES", 0)
 
 
 class TestWatchedStorage(StorageConformance):
@@ -35,11 +35,11 @@ class TestWatchedStorage(StorageConformance):
 class WatchedMachine(FileMachine):
     def __init__(self) -> None:
         super().__init__()
-        self.before = file_index._WATCHED_FILES
-        file_index._WATCHED_FILES = 0
+        self.before = file_index._WATCHED_BYTES
+        file_index._WATCHED_BYTES = 0
 
     def teardown(self) -> None:
-        file_index._WATCHED_FILES = self.before
+        file_index._WATCHED_BYTES = self.before
         super().teardown()
 
 

@@ -29,7 +29,7 @@ OFFLINE = {
     "ENABLE_OLLAMA_API": "false",
     "ENABLE_VERSION_UPDATE_CHECK": "false",
 }
-STARTS_WITHIN = 180.0  # seconds
+STARTS_WITHIN = 400.0  # seconds
 _EDITOR = "main textarea[id^=message-edit-], main textarea[placeholder^=Message]"  # of a question, of an answer
 # What the README says of its connection.
 HEADERS = {"X-OpenWebUI-Chat-Id": "{{CHAT_ID}}", "X-OpenWebUI-Task": "{{TASK}}"}

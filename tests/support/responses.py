@@ -59,8 +59,8 @@ def check_conversation(found: dict[str, Any]) -> None:
 
 def stream_events(text: str) -> Iterator[dict[str, Any]]:
     """The events in frames, each of the type that OpenAI's package has, under its own name."""
-    for frame in text.split("\n\n"):
-        if not frame or frame.startswith(":") or frame == "data: [DONE]":
+    for frame in text.replace(": keep-alive\n", "").split("\n\n"):
+        if not frame or frame == "data: [DONE]":
             continue
         name, _, data = frame.partition("\n")
         event = json.loads(data.removeprefix("data: "))

@@ -17,9 +17,10 @@ from typing import Any
 
 import pytest
 
+from session_core.data.words import parse_words
 from storage import Session, SessionNotFound, Storage, Summary
 from tests.support.files_conformance import FilesConformance
-from tests.support.lock_conformance import LockConformance
+from tests.support.queue_conformance import QueueConformance
 from tests.support.store_steps import say, texts, user
 
 MALFORMED = [
@@ -61,7 +62,7 @@ VALUES: dict[str, Any] = {
 }
 
 
-class StorageConformance(LockConformance, FilesConformance):
+class StorageConformance(QueueConformance, FilesConformance):
     # --- ids ---
 
     def test_session_ids_hold_128_random_bits(self, storage: Storage) -> None:
@@ -305,6 +306,37 @@ class StorageConformance(LockConformance, FilesConformance):
     def test_sessions_that_did_not_change_are_found(self, storage: Storage, other: Storage, id: str) -> None:
         assert list(other.unchanged_since(time.time() - 3600)) == []
         assert set(other.unchanged_since(time.time() + 3600)) == {id}
+
+    # --- contents, for searches ---
+
+    def test_contents_are_those_of_the_list_and_hold_all_texts(
+        self, storage: Storage, other: Storage, id: str
+    ) -> None:
+        others = [storage.create(title='A "title" é'), storage.create()]
+        say(storage, id, "Grüße an „alle“", 'C:\\new "x"')
+        assert [session_id for session_id, _ in other.contents()] == storage.page()[0] == [id, *others[::-1]]
+        contents = dict(other.contents())
+        for query, found in (("GRÜSSE alle“ one", id), ("c:\\new", id), ('title"', others[0])):
+            words = parse_words(query)
+            may = {session_id for session_id, content in contents.items() if content and words.may_stand_in(content)}
+            assert may == {found}
+
+    def test_contents_begin_behind_a_session_that_is_there(self, storage: Storage) -> None:
+        ids = [storage.create() for _ in range(3)]
+        assert [id for id, _ in storage.contents(ids[2])] == [ids[1], ids[0]]
+        assert list(storage.contents(ids[0])) == []
+        with pytest.raises(SessionNotFound):
+            list(storage.contents("session-0"))
+
+    def test_contents_go_on_while_sessions_go_and_change(self, storage: Storage, other: Storage) -> None:
+        ids = [storage.create() for _ in range(3)]
+        contents = other.contents()
+        seen = [next(contents)[0]]
+        with storage.lock(ids[1]) as locked:
+            locked.delete()
+        say(storage, ids[0], "Hi")
+        seen += [id for id, _ in contents]
+        assert set(seen) == set(ids) or set(seen) == {ids[0], ids[2]}
 
     # --- rename ---
 

@@ -143,6 +143,13 @@ def test_a_second_summary_builds_on_the_first(client: Client, model: Summarizer)
     assert "summary 1." not in json.dumps(model.turns[-1]["messages"])
 
 
+def test_where_a_summary_and_what_fits_are_near_the_limit_not_every_turn_makes_one(model: Summarizer) -> None:
+    with Client(model=model, compact_at=1000, system_prompt="x" * 2000, tools=()) as client:
+        talk(client, client.create(), 30)
+        assert len(model.asked) <= 30 / 2
+        assert all(tokens(request) < 1400 for request in model.requests)
+
+
 def test_nothing_that_was_stored_is_cut(client: Client) -> None:
     session = client.create()
     talk(client, session, 30)

@@ -66,6 +66,8 @@ def test_what_was_shown_is_kept(place: str, serve: Callable[..., Server]) -> Non
         idle(server, session)
         shown = server.messages(session)
         assert brief(shown)[1:] == [("assistant", "Hello, world", "interrupted")]
+        (found,) = server.request("GET", "/sessions?q=WORLD").json["sessions"]
+        assert found == {"id": session, "message_id": shown[1]["id"], "snippet": "Hello, world"}
         assert shown[1]["model"] == "gpt-3.5-turbo"
         assert server.messages(session) == shown
         model.default = answer("OK")

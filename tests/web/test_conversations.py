@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import openai
 import pytest
 
 from tests.support.client import Client, error_of, json_of, storages
-from tests.support.model_server import STALL, answer, tool_call
+from tests.support.model_server import STALL, answer, tell, tool_call, wait
 from tests.support.responses import check_conversation, check_item, checked, sdk
 from tests.support.well_formed import assert_well_formed
 
@@ -159,6 +160,18 @@ def test_a_call_and_its_output_may_be_added_one_after_the_other(client: Client) 
     assert [role for role, _ in told(client)] == ["user", "assistant", "tool", "assistant", "user"]
 
 
+def test_what_is_added_is_in_no_response(client: Client) -> None:
+    conversation = create(client, USER)
+    response = respond(client, conversation)
+    client.request("POST", f"{PATH}/{conversation}/items", {"items": [ANSWER, USER]})
+    path = f"/v1/responses/{response['id']}"
+    assert checked(client.get(path)) == response
+    respond(client, conversation, "And?")
+    assert checked(client.get(path)) == response
+    added = items(client, conversation)[-3]["id"].replace("msg_", "resp_")
+    assert error_of(client.get(f"/v1/responses/{added}")) == (404, "not_found")
+
+
 def test_what_is_added_is_no_turn_that_has_failed(client: Client) -> None:
     conversation = create(client, USER)
     assert "last_error" not in client.session(session_of(conversation))
@@ -198,6 +211,22 @@ def test_a_deleted_item_leaves_the_conversation_and_stays_stored(
     respond(client, conversation, "And?")
     assert [text for role, text in told(client) if role == "user"][-1] == "Hi\n\nAnd?"
     assert checked(client.get(f"/v1/responses/{response['id']}")) == response
+
+
+@pytest.mark.parametrize(("index", "kept"), [(0, False), (6, False), (-1, True)])
+def test_a_deleted_item_takes_the_summary_that_tells_of_it_out_of_force(
+    client: Client, index: int, kept: bool
+) -> None:
+    conversation = create(client, *[{**USER, "content": "Hello! " * 99}, ANSWER] * 8)
+    path = f"/sessions/{session_of(conversation)}"
+    assert json_of(client.request("POST", f"{path}/compact"))["status"] == "completed"
+    stored = client.messages(session_of(conversation))
+    assert [one["id"] for one in stored].index(client.session(session_of(conversation))["compacted"]["until"]) >= 6
+    id = items(client, conversation)[index]["id"]
+    assert client.request("DELETE", f"{PATH}/{conversation}/items/{id}").status_code == 200
+    assert ("compacted" in client.session(session_of(conversation))) is kept
+    respond(client, conversation)
+    assert told(client)[0][0] == ("system" if kept else "user")
 
 
 def test_of_a_message_one_item_alone_may_be_deleted(client: Client) -> None:
@@ -247,3 +276,19 @@ def test_items_that_cannot_be_added_are_refused(client: Client, body: dict[str, 
     response = client.request("POST", f"{PATH}/{conversation}/items", body)
     assert error_of(response) == (400, "invalid_request")
     assert items(client, conversation) == []
+
+
+def test_a_message_that_came_into_a_turn_is_an_item_of_it(client: Client) -> None:
+    conversation = create(client)
+    session_id, told_to, go = session_of(conversation), threading.Event(), threading.Event()
+    client.model.then(answer("One ", tell(told_to), wait(go), "two"), answer("Three"))
+    client.model.then(answer("Three"))
+    running = client.later(respond, client, conversation)
+    assert told_to.wait(20)
+    body = {"message": "And?", "if_busy": "steer"}
+    assert client.request("POST", f"/sessions/{session_id}/run", body).status_code == 202
+    go.set()
+    response = running.result(20)
+    found = items(client, conversation)
+    assert ("user", "And?") in texts(found)
+    assert [item for item in found if item["id"] == response["output"][0]["id"]] == response["output"][:1]

@@ -282,11 +282,12 @@ def test_long_reasoning_is_followed_and_stays_open_for_its_reader(here: Page, sc
 
 def test_what_is_said_of_a_running_answer_goes_with_it(here: Page, script: Script) -> None:
     go = threading.Event()
-    script(answer("one", wait(go), " two"))
+    script(answer("First."), answer("one", wait(go), " two"))
+    here.ask("Hello")
     here.send("Count")
-    here.wait_until(lambda: here.answers == ["one"], "the beginning")
-    here.send("More")
-    here.wait_until(lambda: "being written" in here.notice or "in line" in here.notice, "the words")
+    here.wait_until(lambda: here.answers == ["First.", "one"], "the beginning")
+    edit(here, 0, "Hello again")
+    here.wait_until(lambda: "being written" in here.notice, "the words")
     go.set()
     here.settle()
     here.wait_until(lambda: here.notice == "", "no words")

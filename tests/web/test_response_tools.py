@@ -196,6 +196,19 @@ def test_a_custom_tool_takes_a_text(client: Client) -> None:
     assert whole_stream(client.get(f"{PATH}/{response['id']}?stream=true")) == events
 
 
+def test_a_namespace_of_functions_is_offered(client: Client) -> None:
+    client.model.then(tool_call("agents__close", {}, id="call_c"), answer("Done."))
+    space = {"type": "namespace", "name": "agents", "description": "", "tools": [{**WEATHER, "name": "close"}]}
+    response = checked(ask(client, "Close!", tools=[space]))
+    (call,) = response["output"]
+    assert (call["namespace"], call["name"]) == ("agents", "close")
+    output = {"type": "function_call_output", "call_id": "call_c", "output": "ok"}
+    history = [{"role": "user", "content": "Close!"}, call, output]
+    checked(ask(client, history, tools=[space], store=False))
+    assert client.model.requests[-1]["messages"][1]["tool_calls"][0]["function"]["name"] == "agents__close"
+    assert items(client, response)[1]["namespace"] == "agents"
+
+
 def test_a_choice_of_a_function_goes_to_the_model(client: Client) -> None:
     ask(client, tool_choice={"type": "function", "name": "weather"}, parallel_tool_calls=False)
     assert client.model.requests[-1]["tool_choice"] == {"type": "function", "function": {"name": "weather"}}

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from selenium.webdriver.common.keys import Keys
 from tests.support import browser
 from tests.support.browser import Page
 from tests.support.front_end import MISSING, NEEDS, NPM
+from tests.support.letters import Letters
 from tests.support.model_server import STALL, ModelServer, answer, status, tool_call, wait
 from tests.support.server import ROOT, Server
 
@@ -146,6 +147,61 @@ def test_an_error_is_a_sentence(page: Page, model: ModelServer, server: Server) 
     assert server.request("DELETE", f"/sessions/{page.session}").status == 200
     ask(page, "And now?")
     page.wait_until(lambda: page.text("[role=alert]") == f"Session {page.session} not found", "the error")
+
+
+SEND = tool_call("send", {"to": "Ann"}, text="Shall I?", id="call_send")
+
+
+@pytest.fixture
+def letters(tmp_path: Path) -> Letters:
+    return Letters(tmp_path)
+
+
+@pytest.fixture
+def asking(
+    driver: browser.Driver, origin: str, model: ModelServer, letters: Letters, tmp_path: Path
+) -> Iterator[tuple[Page, Callable[[], Server]]]:
+    """The page at a server whose tool asks, on a session that waits, and what restarts that server after a crash."""
+    model.forget()
+    flags = [letters.flag, f"-session_dir={tmp_path}/sessions", f"-base_url={model.base_url}"]
+    servers: list[Server] = []
+
+    def start() -> Server:
+        port = servers[-1].port if servers else 0
+        for server in servers[-1:]:
+            server.kill()
+        flags_now = [*flags, f"-cors_origin={origin}", *([f"-port={port}"] if port else [])]
+        servers.append(Server(*flags_now, log=tmp_path / f"log-{len(servers)}"))
+        return servers[-1]
+
+    page = Page(driver)
+    driver.get("about:blank")
+    driver.get(f"{origin}/?server={start().url}")
+    model.then(SEND, answer("It is on its way."))
+    ask(page, "Write to Ann")
+    page.wait_until(lambda: page.all(".allow"), "the question")
+    yield page, start
+    driver.get("about:blank")
+    servers[-1].close()
+
+
+@pytest.mark.parametrize("after", ["at once", "a reload", "a crash of the server", "both"])
+@pytest.mark.parametrize("answered", ["allow", "deny"])
+def test_a_call_that_waits_is_answered(
+    asking: tuple[Page, Callable[[], Server]], letters: Letters, after: str, answered: str
+) -> None:
+    page, restart = asking
+    if after in ("a crash of the server", "both"):
+        restart()
+    if after in ("a reload", "both"):
+        page.reload()
+    page.click(f".{answered}")
+    page.wait_until(lambda: "It is on its way." in page.texts("article p"), "the answer")
+    idle(page)
+    assert letters.sent == (["Ann"] if answered == "allow" else [])
+    page.reload()
+    told(page, "Write to Ann", "Shall I?", "It is on its way.")
+    assert not page.all(".allow")
 
 
 def test_two_tabs_show_the_same_answer(page: Page, model: ModelServer) -> None:

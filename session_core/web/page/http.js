@@ -90,26 +90,3 @@ export function newKey() {
   // crypto.randomUUID exists on secure origins only; the page may be served over plain HTTP.
   return Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
-
-// ---- What the server can do ----
-
-let properties = null;
-
-/** Whether the bodies or answers that the server describes have this property. The description is read once, when it is first needed. */
-export async function knows(property) {
-  properties ??= json("openapi.json").then(
-    ({ components }) => propertyNames([components.requestBodies, components.schemas], new Set()),
-    (error) => {
-      properties = null;
-      throw error;
-    },
-  );
-  return (await properties).has(property);
-}
-
-function propertyNames(value, found) {
-  if (!value || typeof value !== "object") return found;
-  if (value.properties) for (const name of Object.keys(value.properties)) found.add(name);
-  for (const inner of Object.values(value)) propertyNames(inner, found);
-  return found;
-}

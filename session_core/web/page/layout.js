@@ -50,6 +50,7 @@ export function focusBox() {
 export function fitBox() {
   box.style.height = "auto";
   box.style.height = `${box.scrollHeight + 2}px`;
+  if (atBottom) toBottom(); // For a moment there was more room.
 }
 
 const acts = new WeakMap();

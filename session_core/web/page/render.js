@@ -133,10 +133,10 @@ function renderQueue({ session: { queued = [] } }) {
 /** Draws what depends on what is in the message box. */
 export function renderComposer(view) {
   const { turn } = view;
-  const queues = Boolean(turn) && state.queues && view.phase === "ready";
+  const queues = Boolean(turn && view.id);
   const canInterrupt = queues && Boolean(box.value.trim() || view.parts.length);
   for (const id of ["now", "instead"]) $(id).hidden = !canInterrupt;
-  $("keys").textContent = queues ? "Enter puts the message in line, Escape stops the answer." : "Enter sends, Shift+Enter begins a new line, Escape stops an answer.";
+  $("keys").textContent = queues ? "Enter puts the message in line." : "Enter sends, Shift+Enter begins a new line, Escape stops an answer.";
   const focusLost = document.activeElement === $(turn ? "send" : "stop");
   $("send").hidden = Boolean(turn) && !queues;
   $("send").disabled = (view.phase !== "ready" && !turn) || view.compacting;

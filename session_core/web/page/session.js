@@ -12,7 +12,7 @@ import { closeMenu, fitBox, focusBox, setDrawer, stay, toBottom } from "./layout
 import { announce, attempt, setUnreachable, showNotice } from "./notices.js";
 import { render } from "./render.js";
 import { drawList, findDetails, refreshList, updateSession } from "./session_list.js";
-import { run } from "./turn.js";
+import { nextTurn, run } from "./turn.js";
 import { box, isShown, newView, state } from "./view.js";
 
 /** Shows a session, or a new one where there is no id; at the place of a message where one is given. */
@@ -89,6 +89,8 @@ async function refresh(view) {
     return;
   }
   merge(view, page);
+  const next = nextTurn(view);
+  if (next.queuedAs) return void attempt(() => run(newTurn(view, next))); // It begins when somebody looks.
   const asked = unsentMessage(view);
   if (asked) return void attempt(() => run(newTurn(view, asked)));
   drawEnd(view);
@@ -113,9 +115,9 @@ async function showPlace(view, place) {
 export async function poll() {
   const { view } = state;
   if (document.hidden || view.turn || view.compacting || !view.id || view.phase !== "ready" || state.signedOut) return;
-  const { messages, running } = await json(`sessions/${view.id}?limit=1`, { quiet: true });
+  const { messages, running, queued, pending } = await json(`sessions/${view.id}?limit=1`, { quiet: true });
   if (!isShown(view) || view.turn || view.phase !== "ready") return;
-  if (running || messages.at(-1)?.id !== view.messages.at(-1)?.id) await refresh(view);
+  if (running || (queued && !pending) || messages.at(-1)?.id !== view.messages.at(-1)?.id) await refresh(view);
 }
 
 /** Has the model sum up now what is old. */

@@ -38,6 +38,7 @@ export async function showVersion(view, target, instead = null) {
   const earlier = [...shown.slice(0, index < 0 ? undefined : index), ...branch(messages, question)];
   view.earlier = earlier.at(-1)?.id === view.messages.at(-1)?.id ? null : earlier;
   keepVersion(view);
+  view.notice = null;
   renderMessages(view);
   if (!view.earlier) drawEnd(view);
   await drawSteps(view);

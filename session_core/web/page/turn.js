@@ -4,7 +4,7 @@ import { Answer } from "./answer.js";
 import { contentOf, takeParts } from "./attachments.js";
 import { drawEnd, endNote, giveBack, merge, readPage, renderMessages, settle } from "./conversation.js";
 import { follow, newTurn, pause } from "./follow.js";
-import { ConnectionLost, json, knows, newKey, Refused, request } from "./http.js";
+import { ConnectionLost, json, newKey, Refused, request } from "./http.js";
 import { keepDraft, remember } from "./kept.js";
 import { fitBox, focusBox, toBottom } from "./layout.js";
 import { drawQuestion } from "./messages.js";
@@ -35,12 +35,12 @@ export async function send() {
   await ask(view, { text, content, key, bubble: true, replaces, after: replaces ? undefined : after });
 }
 
-/** Sends a message while an answer is written, where the server can do that: it waits its turn (`queue`), goes into this one (`steer`), or takes its place (`interrupt`). */
+/** Sends a message while an answer is written: it waits its turn (`queue`), goes into this one (`steer`), or takes its place (`interrupt`). */
 export async function sendMeanwhile(how) {
   const { view } = state;
   const text = box.value.trimEnd();
   if (!text.trim() && !view.parts.length) return;
-  if (!view.id || !state.queues) return showNotice(view, BUSY, { turn: view.turn });
+  if (!view.id) return showNotice(view, BUSY, { turn: view.turn });
   const content = contentOf(text, view.parts);
   const key = isSame(view.returned, content) && view.returned.key ? view.returned.key : newKey();
   view.returned = { content, key };
@@ -76,7 +76,7 @@ export async function takeBack(id) {
 }
 
 /** What is to be watched next: the first message that waits. While somebody is asked, none begins. */
-function nextTurn({ session: { queued = [], pending = [] } }) {
+export function nextTurn({ session: { queued = [], pending = [] } }) {
   return queued.length && !pending.length ? { queuedAs: queued[0].id } : {};
 }
 
@@ -176,10 +176,6 @@ export async function run(turn) {
   if (turn.bubble) drawTurn(turn);
   render();
   announce("Waiting for the answer.");
-  attempt(async () => {
-    state.queues ||= await knows("if_busy");
-    render();
-  });
   let page = null;
   try {
     page = await runToEnd(turn);

@@ -40,7 +40,6 @@ export const state = {
   filter: "",
   found: null, // sessions that have the words of the filter in their texts
   nextFound: null, // the cursor for more of them
-  queues: false, // whether a message may wait while another is answered
   models: null, // what the server offers
   tools: null,
   user: "", // who the token belongs to
