@@ -36,9 +36,8 @@ class FileIndex:
             return [id for _, id in self._order]
 
     def journaled(self) -> set[str]:
-        """The ids of those that have a journal."""
+        """The ids of those that had a journal when `ids` was called last."""
         with self._lock:
-            self._refresh()
             return self._journals.copy()
 
     def _refresh(self) -> None:
