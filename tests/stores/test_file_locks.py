@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import pytest
 
-from session_core.stores import files
+from session_core.stores import file_sweep
 from session_core.stores.files import FileStorage
 from storage import LockedSession, SessionBusy, SessionNotFound
 from tests.support.server import TIMEOUT
@@ -95,14 +95,12 @@ def test_a_session_deleted_while_the_list_is_made_is_not_in_it(
         def __getattr__(self, name: str) -> Any:
             return getattr(os, name)
 
-        @contextlib.contextmanager
-        def scandir(self, directory: str) -> Iterator[list[os.DirEntry[str]]]:
-            with os.scandir(directory) as entries:
-                found = list(entries)
-            path.unlink()
-            yield found
+        def listdir(self, directory: int | str) -> list[str]:
+            found = os.listdir(directory)
+            path.unlink(missing_ok=True)
+            return found
 
-    monkeypatch.setattr(files, "os", Slow())
+    monkeypatch.setattr(file_sweep, "os", Slow())
     assert storage.page() == ([other], None)
 
 

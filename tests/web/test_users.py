@@ -22,6 +22,7 @@ from session_server import create_app
 from storage import MemoryStorage, Storage
 from tests.support.client import Client, error_of
 from tests.support.model_server import STALL, ModelServer, answer, wait
+from tests.support.pictures import encoded, png, sha256, text
 from tests.support.redis_server import NEEDED, RedisServer
 from tests.support.server import ROOT, TIMEOUT, Reply, Server, wait_until
 
@@ -77,6 +78,10 @@ def test_no_endpoint_gives_one_user_what_another_has(
     path = f"/sessions/{session}"
     done = server.request("POST", f"{path}/run", {"message": "Hi"}, {**by("ann"), "Idempotency-Key": "k"})
     message = server.request("GET", path, headers=by("ann")).json["messages"][0]["id"]
+    parts = [text("Look"), {"type": "image", "data": encoded(png())}]
+    assert server.request("POST", f"{path}/run", {"message": parts}, by("ann")).status == 200
+    names = {"message_id": message, "sha256": sha256(png())}
+    assert server.request("GET", f"{path}/files/{names['sha256']}", headers=by("ann")).status == 200
     mine = server.request("POST", "/sessions", headers=by("bob")).json["id"]
     model.default = answer("Hel", STALL)
     running = server.request("POST", f"{path}/run_stream", {"message": "Hi"}, by("ann"))
@@ -93,16 +98,18 @@ def test_no_endpoint_gives_one_user_what_another_has(
                 continue
             for body in bodies.get(item[method]["operationId"], [None]):
                 headers = {**by("bob"), "Idempotency-Key": "k"}
-                reply = server.request(method.upper(), template.format(session_id=session), body, headers)
+                reply = server.request(method.upper(), template.format(session_id=session, **names), body, headers)
                 assert reply.status == 404, (method, template)
                 if template.startswith("/ui/"):  # whose errors are sentences
                     assert reply.text == f"Session {session} not found"
                 else:
                     assert reply.json["code"] == "session_not_found", (method, template)
-                never = server.request(method.upper(), template.format(session_id="session-0"), body, headers)
+                never = server.request(
+                    method.upper(), template.format(session_id="session-0", **names), body, headers
+                )
                 assert never.text.replace("session-0", session) == reply.text
                 asked += 1
-    assert asked >= 11
+    assert asked >= 14
     assert server.request("GET", "/sessions", headers=by("bob")).json == {"sessions": [mine]}
     assert server.request("GET", f"/sessions?after={session}", headers=by("bob")).status == 400
     copy = server.request("POST", "/sessions", {"copy_of": session}, by("bob"))
