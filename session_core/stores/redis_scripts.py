@@ -78,8 +78,8 @@ _BODIES = {
     "create": """
 local id, count = unpack(ARGV, 1, 2)
 if redis.call('HEXISTS', session, 'created_at') == 1 then return 'exists' end
-redis.call('UNLINK', queue)
 redis.call('HSET', session, unpack(ARGV, 3, 2 + count))
+redis.call('UNLINK', queue)
 for line = 3 + count, #ARGV do
     redis.call('RPUSH', messages, ARGV[line])
     hold(id, ARGV[line])
@@ -156,10 +156,10 @@ if redis.call('HGET', session, 'token') ~= fence then
     return redis.call('EXISTS', session) == 1 and 'lost' or 'vanished'
 end
 if tonumber(number) <= tonumber(redis.call('HGET', session, 'written') or 0) then return end
+local place, entry
 if taken ~= '' then
-    local place, entry = queued(taken)
+    place, entry = queued(taken)
     if not place then return 'taken' end
-    unqueue(entry)
 end
 if line ~= '' then
     local found = redis.call('LLEN', messages)
@@ -169,6 +169,7 @@ if line ~= '' then
 end
 redis.call('HDEL', session, 'note', 'continuation')
 redis.call('HSET', session, 'written', number, unpack(ARGV, 7))
+if place then unqueue(entry) end  -- behind what needs memory, so that a full Redis refuses all of it
 if id ~= '' then touch(id) end
 """,
     "delete": f"""
