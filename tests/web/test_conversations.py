@@ -191,6 +191,12 @@ def test_a_list_of_items_comes_in_pages(client: Client, openai_client: openai.Op
     assert [text for _, text in texts(every)] == list("01234")
 
 
+@pytest.mark.parametrize("query", ["?limit=0", "?limit=101", "?order=up", "?after=msg_1"])
+def test_a_page_that_cannot_be_had_is_refused(client: Client, query: str) -> None:
+    response = client.get(f"{PATH}/{create(client, USER)}/items{query}")
+    assert error_of(response) == (400, "invalid_request")
+
+
 def test_a_deleted_item_leaves_the_conversation_and_stays_stored(
     client: Client, openai_client: openai.OpenAI
 ) -> None:
