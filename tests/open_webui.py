@@ -247,7 +247,8 @@ def a_picture(world: World) -> None:
     world.page.ask("What is on it?")
     world.page.ask("And then?")
     question: Any = world.sent()[0][1]
-    assert [part["type"] for part in question] == ["text", "image_url"]
+    assert [part["type"] for part in question] == ["text", "text", "image_url"]  # a list of files, and the question
+    assert question[1]["text"] == "What is on it?"
     assert world.sent()[1:] == [("assistant", "One."), ("user", "And then?")]
     assert len(world.stored("?replaced=true")) == 4
     assert world.sessions[0]["title"] == "What is on it?"

@@ -1,4 +1,4 @@
-"""Makes the pictures of the chat page that stand in the README: `python tests/screenshots.py`, in light and in dark.
+"""Makes the pictures of the chat page that stand in the README: `python -m tests.screenshots`, in light and in dark.
 
 Needs the Debian packages chromium-headless-shell and chromium-driver.
 """

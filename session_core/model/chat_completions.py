@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 import openai
-import pydantic_core
 
 from session_core.data.message import message_text
 from session_core.model.budget import Budget
@@ -23,7 +22,7 @@ from session_core.model.events import Cancelled, Chunk, Event, ModelError, Reaso
 from session_core.model.failures import Failure, broken_off, classify_failure
 from session_core.model.history import OutgoingHistory
 from session_core.model.model_list import ModelList
-from session_core.model.outgoing_files import sent_parts
+from session_core.model.outgoing_files import RequestBody, forget_files, sent_parts
 from session_core.model.reply import Reply
 from session_core.model.stream import Body, read_tail, sse_data, whole
 from session_core.telemetry.spans import ModelSpan, Observer, Result
@@ -198,14 +197,22 @@ class Completions:
         left = self._budget.remaining() * self._share
         log.debug("Asking %s with %d messages, %.0f s left", request["model"], len(request["messages"]), left)
         client = self._server.client
-        return client.over(self._connection).post(
+        body = RequestBody(request)
+        length = {"Content-Length": str(body.size)}
+        stream: Any = client.over(self._connection).post(
             client.chat_url,
-            content=pydantic_core.to_json(request),  # four times as fast as the SDK's own encoder
+            content=body,
             cast_to=object,
             stream=True,
             stream_cls=openai.Stream[object],
-            options={"timeout": openai.Timeout(left, connect=min(left, _CONNECT_SECONDS)), "headers": dict(headers)},
+            options={
+                "timeout": openai.Timeout(left, connect=min(left, _CONNECT_SECONDS)),
+                "headers": {**headers, **length},
+            },
         )
+        body.clear()
+        forget_files(request["messages"])
+        return stream
 
     def _read(self, response: Any, reply: Reply) -> Iterator[Reasoning | Chunk]:
         """What the frames of an answer add. A finish reason ends the answer, whatever becomes of the rest."""

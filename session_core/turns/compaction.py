@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from agent import Agent
@@ -21,9 +21,19 @@ def behind_summary(session: Session, messages: Sequence[StoredMessage]) -> tuple
     made = session.current_compacted
     if made is None:
         return list(messages), ""
-    ids = [message["id"] for message in session.conversation]
-    old = set(ids[: ids.index(made["until"]) + 1])
+    old = _summed_up(session, made)
     return [message for message in messages if message["id"] not in old], made["content"]
+
+
+def without_summary_of(session: Session, ids: Collection[str]) -> Compacted | None:
+    """The session's summary, out of force where it sums up one of the messages of these ids."""
+    made = session.current_compacted
+    return {**made, "until": ""} if made and not _summed_up(session, made).isdisjoint(ids) else session.compacted
+
+
+def _summed_up(session: Session, made: Compacted) -> set[str]:
+    ids = [message["id"] for message in session.conversation]
+    return set(ids[: ids.index(made["until"]) + 1])
 
 
 def before_last_turn(messages: Sequence[StoredMessage]) -> Sequence[StoredMessage]:

@@ -8,24 +8,28 @@ from dataclasses import replace
 from agent import Agent
 from session_core.data.message import MessageFields, StoredMessage
 from session_core.data.message_queue import MessageQueue
+from session_core.data.removed import without_removed
 from session_core.turns.attachments import SessionFiles
 from session_core.turns.attempt import Attempt
 from session_core.turns.compaction import before_last_turn, behind_summary, store, sum_up
 from session_core.turns.event_log import Ended, Failed
 from session_core.turns.local import LocalTurn
+from session_core.turns.queued import check_order
 from session_core.turns.stored import last_turn, outgoing_messages
 from session_core.turns.turn_request import TurnRequest
 from storage import LockedSession, Storage, timestamp
 
 
-def begin_compaction(storage: Storage, session: LockedSession, _: TurnRequest, default_model: str) -> Attempt:
+def begin_compaction(storage: Storage, session: LockedSession, request: TurnRequest, default_model: str) -> Attempt:
     """What the model is asked with. A last turn that did not complete may go on, and is not summed up.
 
-    Raises StorageUnavailable and SessionCorrupt.
+    Raises SessionBusy where messages wait, StorageUnavailable and SessionCorrupt.
     """
     found = session.session
+    check_order(storage.queue(session.id), found, request)
     turn = last_turn(found)
-    messages, summary = behind_summary(found, outgoing_messages(found.messages, turn.attempt if turn else 1))
+    outgoing = without_removed(outgoing_messages(found.messages, turn.attempt if turn else 1), found.responses)
+    messages, summary = behind_summary(found, outgoing)
     settings = {
         "model": found.model or default_model,
         "system_prompt": found.system_prompt,

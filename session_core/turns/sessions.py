@@ -153,8 +153,9 @@ class Sessions:
         return not self._turns.closing
 
     def attach(self, session_id: str) -> Turn | None:
-        """See `Turns.attach`."""
-        return self._turns.attach((self.storage, session_id))
+        """See `Turns.attach`. None where only a summary is made."""
+        turn = self._turns.attach((self.storage, session_id))
+        return turn if turn and turn.message_id else None
 
     def cancel(self, session_id: str) -> bool:
         """Cancels the turn as `Turns.cancel` does, or denies what it waits for. Returns whether it did."""

@@ -107,7 +107,8 @@ class Turns:
                 return found
 
     def attach(self, place: Place) -> Turn | None:
-        """The session's turn that runs or can still be watched. None where there is none, or a summary is made.
+        """The session's turn that runs or can still be watched. None where there is none. One
+        without a `message_id` only makes a summary.
 
         Raises SessionNotFound and StorageUnavailable. Where the turn runs in another process, raises ShuttingDown, or
         SessionBusy if it cannot be followed from here.
@@ -115,8 +116,6 @@ class Turns:
         storage, session_id = place
         while True:
             turn = self._local_or_remote(place)
-            if turn and not turn.message_id:
-                return None
             with self._lock:
                 ended = self._recent.get(place)
             if turn is None or ended is None or ended.turn is not turn:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from flask import Blueprint, Response
@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from session_core.data.removed import removed_parts
 from session_core.model.outgoing_messages import read_tool_calls
+from session_core.turns.compaction import without_summary_of
 from session_core.web.bodies import json_body, parse_body
 from session_core.web.errors import ApiError, json_response
 from session_core.web.openai_responses import answer_in_openai_words, items_page
@@ -109,7 +110,7 @@ class _Conversations:
             message_id: [*removed_parts(session.responses, message_id), part]
             for message_id, part in placed_item(session, item_id).parts.items()
         }
-        self._change(session.id, {"removed": {**kept, **parts}})
+        self._change(session.id, {"removed": {**kept, **parts}}, gone=parts)
         return _render(self._session(id))
 
     def _read_items(self, asked: _Body, uploads: Uploads, names: Mapping[str, str]) -> ResponseInput:
@@ -123,10 +124,11 @@ class _Conversations:
     def _session(self, id: str) -> Session:
         return self._responses.session(session_of(id))
 
-    def _change(self, session_id: str, fields: Mapping[str, Any]) -> None:
-        """Stores these fields of `Session.responses`."""
+    def _change(self, session_id: str, fields: Mapping[str, Any], gone: Collection[str] = ()) -> None:
+        """Stores these fields of `Session.responses`. A summary of messages that are `gone` is in force no more."""
         with self._responses.sessions.storage.lock(session_id) as session:
-            session.configure(responses={**(session.session.responses or {}), **fields})
+            responses = {**(session.session.responses or {}), **fields}
+            session.configure(responses=responses, compacted=without_summary_of(session.session, gone))
 
 
 def _render(session: Session) -> Response:

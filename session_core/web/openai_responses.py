@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from flask import Blueprint, Response, request
@@ -108,13 +108,16 @@ class _Responses:
         self._agent = agent
 
     def create_response(self) -> Response:
-        with body_with_files(self._responses.max_file_bytes) as (body, uploads):
-            asked = parse_body(ResponseBody, body)
-            asked.check()
-            self._responses.sessions.models.check(asked.model)
-            place, read = self._read(asked, uploads, idempotency_key() if asked.is_stored else None)
-        start = self._start if asked.is_stored else self._start_one_shot
-        reader, renderer = start(asked, place, read)
+        with contextlib.ExitStack() as undo:
+            with body_with_files(self._responses.max_file_bytes) as (body, uploads):
+                asked = parse_body(ResponseBody, body)
+                place = self._check_place(asked)
+                if place.is_new:  # for this response, which may not begin
+                    undo.callback(self._responses.sessions.delete, place.session.id)
+                read = self._read(asked, place, uploads)
+            start = self._start if asked.is_stored else self._start_one_shot
+            reader, renderer = start(asked, place, read)
+            undo.pop_all()
         if asked.stream:
             return self._responses.stream(reader, renderer)
         if asked.background:
@@ -125,9 +128,8 @@ class _Responses:
     def compact_response(self) -> Response:
         with body_with_files(self._responses.max_file_bytes) as (body, uploads):
             asked = parse_body(CompactBody, body)
-            asked.check()
-            self._responses.sessions.models.check(asked.model)
-            place, read = self._read(asked, uploads, None)
+            place = self._check_place(asked)
+            read = self._read(asked, place, uploads)
         messages, wish = self._find_one_shot(asked, place, read)
         question: StoredMessage = {"id": new_id("msg"), "created_at": timestamp(), **user_message(SUM_UP)}
         options = {"tool_choice": "none"} if self._agent.tools else None
@@ -180,33 +182,26 @@ class _Responses:
         runs = turn is not None and not turn.ended and turn.message_id == id.message_id
         return found, turn if turn is not None and runs and turn.attempt in found.attempts else found.replay()
 
-    def _read(self, asked: ResponseBody, uploads: Uploads, key: str | None) -> tuple[_Place, ResponseInput]:
-        """Where a response takes place, and its input. Raises ApiError, and leaves no place that was made for it."""
-        place = self._find_place(asked, key)
-        with self._undone(place):
-            waiting = _names(place.waiting.values())
-            find, names = ItemFinder(self._responses).find, {} if asked.is_stored else waiting
-            read = ResponseInput(uploads, find, waiting, names, self._agent.server).read(asked.input or ())
-        return place, read
+    def _check_place(self, asked: ResponseBody) -> _Place:
+        """Where a response takes place. Raises ApiError for what cannot be served, before anything is made."""
+        asked.check()
+        key = idempotency_key() if asked.is_stored else None
+        self._responses.sessions.models.check(asked.model)
+        return self._find_place(asked, key)
 
-    @contextlib.contextmanager
-    def _undone(self, place: _Place) -> Iterator[None]:
-        """Deletes a session that was made for a response where that does not begin."""
-        with contextlib.ExitStack() as undo:
-            if place.is_new:
-                undo.callback(self._responses.sessions.delete, place.session.id)
-            yield
-            undo.pop_all()
+    def _read(self, asked: ResponseBody, place: _Place, uploads: Uploads) -> ResponseInput:
+        waiting = _names(place.waiting.values())
+        names = {} if asked.is_stored else waiting
+        find = ItemFinder(self._responses).find
+        return ResponseInput(uploads, find, waiting, names, self._agent.server).read(asked.input or ())
 
     def _start(self, asked: ResponseBody, place: _Place, read: ResponseInput) -> tuple[TurnReader, ResponseRenderer]:
         """A turn in a session."""
         session_id, waiting = place.session.id, place.waiting
-        with self._undone(place):
-            wish = dataclasses.replace(
-                self._turn_request(asked, place.session, read), key=idempotency_key(), behind=place.behind
-            )
-            wish = self._complete(place.session, read, wish)
-            reader = self._responses.start(session_id, wish)
+        wish = self._turn_request(asked, place.session, read)
+        wish = dataclasses.replace(wish, key=idempotency_key(), behind=place.behind)
+        wish = self._complete(place.session, read, wish)
+        reader = self._responses.start(session_id, wish)
         if reader.turn.request is wish:
             id = ResponseId(session_id, reader.turn.message_id, reader.turn.attempt)
             return reader, new_renderer(id, wish.response or {}, waiting)

@@ -28,7 +28,11 @@ _FILES = sorted(file.name for file in _PAGE.iterdir() if file.name.endswith((".c
 _STYLES = re.compile(r'(?:<link rel="stylesheet" href="\w+\.css">\n)+')
 _IMPORT = re.compile(r'^import \{([^}]*)\} from "\./(\w+)\.js";\n', re.MULTILINE)
 _EXPORT = re.compile(r"^export (?:async )?(?:function\*?|class|const|let) ?([\w$]+)", re.MULTILINE)
-_JOINED = {"all.css", "all.js"}  # all styles, and all scripts: a round trip each, however many files they are
+_COMMENT = re.compile(r"^ *(?://.*|/\*(?:[^*]|\*(?!/))*\*/)\n", re.MULTILINE)  # on lines of its own
+_JOINED = {
+    "all.css",
+    "all.js",
+}  # all styles, and all scripts: a round trip each, however many files they are, and without comments
 PAGE_FILES = sorted({*_FILES, *_JOINED})
 # One route with all names, since each route takes most of a millisecond of a start.
 _NAME = f"<any({','.join(map(json.dumps, PAGE_FILES))}):name>"
@@ -63,6 +67,7 @@ def page_file(name: str, version: str = "") -> BaseResponse:
 def _contents(name: str) -> tuple[bytes, bytes, str]:
     """A file, the same compressed, and its digest."""
     text = _join_styles() if name == "all.css" else _join_scripts() if name == "all.js" else _text(name)
+    text = _COMMENT.sub("", text) if name in _JOINED else text
     body = (_with_versions(text) if name == "index.html" else text).encode()
     return body, gzip.compress(body, mtime=0), hashlib.sha256(body).hexdigest()[:16]
 

@@ -35,7 +35,7 @@ from session_core.web.bodies import (
 )
 from session_core.web.errors import ApiError, describe_error, json_response
 from session_core.web.events import EventRenderer, find_resume_index, render_message
-from session_core.web.file_answers import serve_file
+from session_core.web.file_answers import export_json, export_zip, serve_file
 from session_core.web.markdown import render_markdown
 from session_core.web.queued_streams import stream_queued
 from session_core.web.session_list import answer_list, session_details
@@ -43,6 +43,8 @@ from session_core.web.turn_responses import TurnReader, TurnResponses, add_strea
 from session_core.web.ui_messages import UI_MESSAGES, ui_messages
 from session_core.web.uploads import Uploads, body_with_files
 from storage import Session, SessionBusy, Storage
+
+_ZIP = "application/zip"  # of the Markdown document, beside a folder of its pictures and files
 
 
 class _Answer(BaseModel, strict=True):
@@ -146,17 +148,12 @@ class _Sessions:
 
     def get_session(self, session_id: str) -> Response:
         limit, before = number_argument("limit", 1, 1000), request.args.get("before")
-        with_replaced = flag_argument("replaced")
+        with_replaced, with_files = flag_argument("replaced"), flag_argument("files")
         queued = self._storage.queue(session_id).read()  # before the session, in which one may stand by then
         session, running = self._responses.sessions.look(session_id)
         session = mark_waiting(session)
-        wanted = request.accept_mimetypes.best_match(["application/json", "text/markdown", UI_MESSAGES])
-        if wanted == "text/markdown":
-            return self._markdown(session)
-        if wanted == UI_MESSAGES:
-            files_at = f"{request.script_root}/sessions/{session_id}/files"
-            shown = to_json(self._ui_messages(session, files_at, running=running))
-            return Response(shown, mimetype=UI_MESSAGES, headers={"Vary": "Accept"})
+        if (other_form := self._in_other_form(session, running=running)) is not None:
+            return other_form
         messages = expanded(session.messages) if with_replaced else session.conversation
         replaced = replaced_messages(messages) if with_replaced else {}
         hidden = len(expanded(session.messages)) - len(session.conversation)
@@ -180,7 +177,7 @@ class _Sessions:
         }
         if limit or before is not None:
             answer["next"] = newest[0]["id"] if len(newest) < len(messages) else None
-        return json_response(answer)
+        return export_json(answer, self._storage.files) if with_files else json_response(answer)
 
     def configure_session(self, session_id: str) -> Response:
         settings = check_settings(json_body())
@@ -261,12 +258,25 @@ class _Sessions:
         with body_with_files(self._responses.max_file_bytes) as (body, uploads):
             return _parse_turn_request(body, uploads)
 
-    def _markdown(self, session: Session) -> Response:
+    def _in_other_form(self, session: Session, *, running: bool) -> Response | None:
+        """The session in the form that `Accept` names, where that is not this dialect's own."""
+        wanted = request.accept_mimetypes.best_match(["application/json", "text/markdown", UI_MESSAGES, _ZIP])
+        if wanted in ("text/markdown", _ZIP):
+            return self._document(session, zipped=wanted == _ZIP)
+        if wanted == UI_MESSAGES:
+            files_at = f"{request.script_root}/sessions/{session.id}/files"
+            shown = to_json(self._ui_messages(session, files_at, running=running))
+            return Response(shown, mimetype=UI_MESSAGES, headers={"Vary": "Accept"})
+        return None
+
+    def _document(self, session: Session, *, zipped: bool) -> Response:
         head = {"Session": session.id, "Created": session.created_at, "Updated": session.updated_at}
         head |= {"Model": session.model} if session.model else {}
         head |= {"Instructions": session.system_prompt} if session.system_prompt else {}
         title = self._storage.summary(session.id).title
         text = render_markdown(title, head, map(self._render_message, session.conversation))
+        if zipped:
+            return export_zip(session, text, self._storage.files)
         return Response(text, mimetype="text/markdown", headers={"Vary": "Accept"})
 
 

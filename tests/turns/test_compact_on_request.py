@@ -13,7 +13,7 @@ from agent import tool
 from storage import Storage
 from tests.support.client import Client, error_of, json_of
 from tests.support.model_server import BREAK, STALL, ReplyTo, answer, pause, status, tool_call, wait
-from tests.support.server import TIMEOUT
+from tests.support.server import TIMEOUT, wait_until
 from tests.support.sessions import asked, post, texts
 from tests.support.summaries import Summarizer, compact, contents, is_beginning, question, talk, tokens
 
@@ -151,6 +151,71 @@ def test_while_it_runs_the_session_is_busy(client: Client) -> None:
     assert summing.end()["status"] == "completed"
     assert not client.session(session)["running"]
     talk(client, session, 1)
+
+
+def test_a_message_that_is_queued_meanwhile_begins_behind_it(client: Client, model: Summarizer) -> None:
+    summing = Summing(client)
+    response = client.request("POST", f"/sessions/{summing.session}/run", {"message": "Next.", "if_busy": "queue"})
+    assert response.status_code == 202
+    assert summing.end()["status"] == "completed"
+    model.wait_for(8)
+    assert contents(model.requests[-1])[-1] == "Next."
+    assert model.requests[-1]["messages"][0]["content"].endswith("The summary.")
+    wait_until(lambda: not client.session(summing.session)["running"])
+
+
+def test_an_interrupt_ends_it_and_begins_without_a_summary(client: Client, model: Summarizer) -> None:
+    summing = Summing(client)
+    response = client.request("POST", f"/sessions/{summing.session}/run", {"message": "Now.", "if_busy": "interrupt"})
+    assert response.status_code == 202
+    assert json_of(summing.answer.result(TIMEOUT))["status"] == "cancelled"
+    model.wait_for(8)
+    assert contents(model.requests[-1])[-1] == "Now."
+    assert "compacted" not in client.session(summing.session)
+    wait_until(lambda: not client.session(summing.session)["running"])
+
+
+def test_where_messages_wait_it_is_409(client: Client, model: Summarizer) -> None:
+    @tool(needs_approval=True)
+    def send() -> str:
+        """Sends."""
+        return "sent"
+
+    with Client(model=model, storage=client.storage, tools=[send]) as waiting:
+        session, go = waiting.create(), threading.Event()
+        talk(waiting, session, 6)
+        model.then(answer("Hel", wait(go), "lo"), tool_call("send", {}, id="call_send"))
+        stream = waiting.stream(session)
+        stream.next("stream_chunk")
+        for text in ("two", "three"):
+            body = {"message": text, "if_busy": "queue"}
+            assert waiting.request("POST", f"/sessions/{session}/run", body).status_code == 202
+        go.set()
+        stream.rest()
+        wait_until(lambda: waiting.session(session).get("pending"))  # which holds the queue
+        response = waiting.request("POST", f"/sessions/{session}/compact")
+        assert error_of(response) == (409, "session_busy")
+
+
+def test_a_message_that_came_into_the_current_turn_ends_nothing_old(client: Client, model: Summarizer) -> None:
+    def slow() -> str:
+        """Waits."""
+        go.wait(TIMEOUT)
+        return "x" * 6000
+
+    go = threading.Event()
+    with Client(model=model, storage=client.storage, tools=[slow], compact_at=LIMIT) as steered:
+        session = steered.create()
+        model.then(tool_call("slow", {}, id="call_slow"), answer("Hel", BREAK, usage={"prompt_tokens": 9999}))
+        stream = steered.stream(session, "one")
+        stream.next("stream_tool_call")
+        body = {"message": "two", "if_busy": "steer"}
+        assert steered.request("POST", f"/sessions/{session}/run", body).status_code == 202
+        go.set()
+        stream.rest()
+        post(steered, session, **{"continue": True})
+        assert [role for role, _ in asked(steered)] == ["user", "assistant", "tool", "user"]
+        assert model.asked == []
 
 
 def test_there_is_nothing_to_watch_of_it(client: Client) -> None:

@@ -213,6 +213,22 @@ def test_a_deleted_item_leaves_the_conversation_and_stays_stored(
     assert checked(client.get(f"/v1/responses/{response['id']}")) == response
 
 
+@pytest.mark.parametrize(("index", "kept"), [(0, False), (6, False), (-1, True)])
+def test_a_deleted_item_takes_the_summary_that_tells_of_it_out_of_force(
+    client: Client, index: int, kept: bool
+) -> None:
+    conversation = create(client, *[{**USER, "content": "Hello! " * 99}, ANSWER] * 8)
+    path = f"/sessions/{session_of(conversation)}"
+    assert json_of(client.request("POST", f"{path}/compact"))["status"] == "completed"
+    stored = client.messages(session_of(conversation))
+    assert [one["id"] for one in stored].index(client.session(session_of(conversation))["compacted"]["until"]) >= 6
+    id = items(client, conversation)[index]["id"]
+    assert client.request("DELETE", f"{PATH}/{conversation}/items/{id}").status_code == 200
+    assert ("compacted" in client.session(session_of(conversation))) is kept
+    respond(client, conversation)
+    assert told(client)[0][0] == ("system" if kept else "user")
+
+
 def test_of_a_message_one_item_alone_may_be_deleted(client: Client) -> None:
     conversation = create(client, USER)
     client.model.then(tool_call("calculator", {"expression": "1 + 1"}, text="I look."), answer("It is 2."))

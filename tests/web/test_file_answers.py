@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import re
+import shutil
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from werkzeug.test import TestResponse
 
-from tests.support.client import Client, error_of
-from tests.support.pictures import PDF, file, image, png, sha256
+from session_core.stores.files import FileStorage
+from tests.support.client import Client, error_of, json_of
+from tests.support.pictures import PDF, encoded, file, image, png, sha256, text
 
 HTML = b"<script>alert(1)</script>"
 SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>'
@@ -92,3 +97,59 @@ def test_a_page_of_another_origin_gets_none(client: Client) -> None:
     response = served(client, image(png()), png())
     foreign = client.get(response.request.path, Origin="https://example.org")
     assert error_of(foreign) == (403, "forbidden_origin")
+
+
+# --- a conversation with its pictures and files ---
+
+
+@pytest.fixture
+def session(client: Client) -> str:
+    session = client.create()
+    message = [text("What?"), image(png(), name="a [dot].png"), file(b"a,b\n", name="t.csv", media_type="text/csv")]
+    assert client.request("POST", f"/sessions/{session}/run", {"message": message}).status_code == 200
+    return session
+
+
+def test_an_export_with_data_is_imported_with_all(client: Client, session: str) -> None:
+    export = json_of(client.get(f"/sessions/{session}?files=true"))
+    assert export["messages"][0]["content"][1]["data"] == encoded(png())
+    response = client.request("POST", "/sessions", {"messages": export["messages"]})
+    assert response.status_code == 201, response.text
+    copy = json_of(response)["id"]
+    assert client.messages(copy)[0]["content"] == client.messages(session)[0]["content"]
+    assert client.get(f"/sessions/{copy}/files/{sha256(png())}").data == png()
+
+
+def test_an_export_with_data_has_all_else_as_without(client: Client, session: str) -> None:
+    export, plain = (json_of(client.get(f"/sessions/{session}{query}")) for query in ("?files=true", ""))
+    for part in export["messages"][0]["content"]:
+        part.pop("data", None)
+    assert export == plain
+
+
+def test_an_empty_session_is_exported_too(client: Client) -> None:
+    session = client.create()
+    assert json_of(client.get(f"/sessions/{session}?files=true")) == json_of(client.get(f"/sessions/{session}"))
+
+
+def test_the_document_links_to_a_folder_beside_it(client: Client, session: str) -> None:
+    response = client.get(f"/sessions/{session}", Accept="application/zip")
+    assert response.headers["Content-Disposition"] == f"attachment; filename={session}.zip"
+    with zipfile.ZipFile(io.BytesIO(response.data)) as archive:
+        document = archive.read("conversation.md").decode()
+        linked = re.findall(r"\]\((files/[^)]+)\)", document)
+        assert linked == [f"files/{sha256(png())}.png", f"files/{sha256(b'a,b' + bytes([10]))}.txt"]
+        assert [archive.read(name) for name in linked] == [png(), b"a,b\n"]
+    assert document == client.get(f"/sessions/{session}", Accept="text/markdown").text
+    assert r"![a \[dot\]\.png](" in document
+
+
+def test_a_picture_that_is_missing_costs_itself_alone(tmp_path: Path) -> None:
+    with Client(storage=FileStorage(str(tmp_path))) as client:
+        session = client.create()
+        client.request("POST", f"/sessions/{session}/run", {"message": [text("What?"), image(png())]})
+        shutil.rmtree(tmp_path / f".{session}.files")
+        assert "data" not in json_of(client.get(f"/sessions/{session}?files=true"))["messages"][0]["content"][1]
+        assert client.get(f"/sessions/{session}", Accept="application/zip").status_code == 200
+        assert client.run(session, "Go on").status_code == 200
+        assert "[image, image/png, " in client.model.requests[-1]["messages"][0]["content"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 import pytest
@@ -86,6 +87,16 @@ def test_on_a_slow_line_it_is_there_in_three_seconds_and_again_in_one(page: Page
     page.driver.get("about:blank")
     again = slow_visit(page, f"{server.url}/")
     assert (first < 3.5, again < 1.5) == (True, True)
+
+
+def test_what_is_sent_is_small(serve: Serve) -> None:
+    server = serve("-demo")
+    sizes = {}
+    for path in ("/", *re.findall(r'"(page-[^"]*/all\.\w+)"', server.request("GET", "/").text)):
+        reply = server.request("GET", f"/{path.lstrip('/')}", headers={"Accept-Encoding": "gzip"})
+        sizes[path.rpartition(".")[2]] = int(reply.headers["Content-Length"])
+    assert len(sizes) == 3
+    assert sum(sizes.values()) < 49_000, sizes
 
 
 def test_the_files_are_compressed_kept_for_good_and_asked_for_by_their_digest(serve: Serve) -> None:

@@ -3,9 +3,9 @@
 import { contentOf } from "./attachments.js";
 import { copyWithButton } from "./copying.js";
 import { editQuestion } from "./editing.js";
-import { element, iconButton, textButton } from "./element.js";
+import { element, iconButton } from "./element.js";
 import { json } from "./http.js";
-import { closeMenu, focusBox, toggleMenu } from "./layout.js";
+import { focusBox, menuButton } from "./layout.js";
 import { announce, attempt } from "./notices.js";
 import { modelsFor, shortTime, textOf } from "./render.js";
 import { drawSteps } from "./stepping.js";
@@ -71,18 +71,9 @@ async function tryAgain(view, article, model) {
 }
 
 /** A menu of the models that may write the answer anew. */
-function chooseModel(view, article) {
-  const menu = element("div", { class: "menu", role: "menu", hidden: "" });
-  const button = iconButton("more", "Try again with another model", "again-with", () => {
-    const items = modelsFor(view).map((name) => textButton(name, "plain", () => (closeMenu(), attempt(() => tryAgain(view, article, name)))));
-    for (const item of items) item.setAttribute("role", "menuitem");
-    menu.replaceChildren(...items);
-    toggleMenu(button, menu);
-  });
-  button.setAttribute("aria-haspopup", "menu");
-  button.setAttribute("aria-expanded", "false");
-  return element("span", { class: "menu-place" }, button, menu);
-}
+const chooseModel = (view, article) =>
+  menuButton("more", "Try again with another model", "again-with", () =>
+    modelsFor(view).map((name) => [name, "plain", () => attempt(() => tryAgain(view, article, name))]));
 
 async function branchOff(view, until) {
   const { id } = await json("sessions", { method: "POST", body: { copy_of: view.id, until } });

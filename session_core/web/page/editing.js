@@ -1,6 +1,7 @@
 // A question that is edited in its place.
 
 import { element, textButton } from "./element.js";
+import { fit } from "./layout.js";
 import { attempt } from "./notices.js";
 import { touch } from "./view.js";
 
@@ -31,13 +32,9 @@ export function editQuestion(article, text, send) {
       form.requestSubmit();
     }
   };
-  const fit = () => {
-    field.style.height = "auto";
-    field.style.height = `${field.scrollHeight + 2}px`;
-  };
-  field.oninput = fit;
+  field.oninput = () => fit(field);
   body.hidden = row.hidden = true;
   body.after(form);
-  fit();
+  fit(field);
   field.focus();
 }

@@ -1,6 +1,6 @@
 // The page as a frame: scrolling, the message box, the focus, the drawer on a phone, menus.
 
-import { $ } from "./element.js";
+import { $, element, iconButton, textButton } from "./element.js";
 import { keepChoice } from "./kept.js";
 import { box, narrow, scroller, touch } from "./view.js";
 
@@ -47,9 +47,14 @@ export function focusBox() {
   (touch.matches ? $("title") : box).focus();
 }
 
+/** Makes a text area as high as its text. */
+export function fit(field) {
+  field.style.height = "auto";
+  field.style.height = `${field.scrollHeight + 2}px`;
+}
+
 export function fitBox() {
-  box.style.height = "auto";
-  box.style.height = `${box.scrollHeight + 2}px`;
+  fit(box);
   if (atBottom) toBottom(); // For a moment there was more room.
 }
 
@@ -112,6 +117,22 @@ export function toggleMenu(button, menu) {
   menu.hidden = false;
   button.setAttribute("aria-expanded", "true");
   itemsOf(menu)[0]?.focus();
+}
+
+/** A button of an icon with a menu. `items` gives the words, the class and the action of each when it opens. */
+export function menuButton(iconName, words, name, items) {
+  const menu = element("div", { class: "menu", role: "menu", hidden: "" });
+  const button = iconButton(iconName, words, name, () => {
+    menu.replaceChildren(...items().map(([label, kind, action]) => {
+      const item = textButton(label, kind, () => (closeMenu(), action()));
+      item.setAttribute("role", "menuitem");
+      return item;
+    }));
+    toggleMenu(button, menu);
+  });
+  button.setAttribute("aria-haspopup", "menu");
+  button.setAttribute("aria-expanded", "false");
+  return element("div", { class: "menu-place" }, button, menu);
 }
 
 /** Closes the menu that is open, and says whether one was. */

@@ -1,9 +1,9 @@
 // The list of sessions: by day, filtered by words of titles and texts, with a menu for each.
 
-import { $, element, iconButton, textButton } from "./element.js";
+import { $, element } from "./element.js";
 import { marked, patternOf, wordsOf } from "./found.js";
 import { json } from "./http.js";
-import { closeMenu, toggleMenu } from "./layout.js";
+import { menuButton } from "./layout.js";
 import { announce, attempt } from "./notices.js";
 import { plainWords, render, shortTime, titleOf } from "./render.js";
 import { PAGE_SIZE, state } from "./view.js";
@@ -129,17 +129,8 @@ function sessionRow(session) {
 
 function rowMenu(session) {
   const title = titleOf(session);
-  const menu = element("div", { class: "menu", role: "menu", hidden: "" });
-  const item = (words, name, action) => {
-    const one = textButton(words, name, () => (closeMenu(), attempt(action)));
-    one.setAttribute("role", "menuitem");
-    return one;
-  };
-  const button = iconButton("more", `Actions of ${title}`, "row-menu", () => {
-    menu.replaceChildren(item("Rename", "plain", () => callbacks.rename(session.id)), item("Delete", "plain danger", () => callbacks.remove(session.id, title)));
-    toggleMenu(button, menu);
-  });
-  button.setAttribute("aria-haspopup", "menu");
-  button.setAttribute("aria-expanded", "false");
-  return element("div", { class: "menu-place" }, button, menu);
+  return menuButton("more", `Actions of ${title}`, "row-menu", () => [
+    ["Rename", "plain", () => attempt(() => callbacks.rename(session.id))],
+    ["Delete", "plain danger", () => attempt(() => callbacks.remove(session.id, title))],
+  ]);
 }
