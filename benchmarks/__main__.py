@@ -18,10 +18,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from benchmarks import kept, life, many, options, prefix, processes, shared, streams, tools
+from benchmarks import kept, life, many, options, pictures, prefix, processes, shared, streams, tools
 from benchmarks.bench import FLOOR, FULL, OURS, QUICK, STAND_IN, TYPED, Asked, Bench, Row, installed_typed
 
-_SUBJECTS = (streams, kept, many, life, shared, tools, options, prefix)
+_SUBJECTS = (streams, kept, many, life, shared, tools, options, prefix, pictures)
 BENCHMARKS = {name: run for subject in _SUBJECTS for name, run in subject.BENCHMARKS.items()}
 _COLUMNS = (FLOOR, *TYPED, STAND_IN)
 _JSON = Path("build/benchmarks.json")

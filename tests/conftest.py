@@ -13,7 +13,9 @@ from tests.support.agent import MakeAgent, calculator
 from tests.support.model_server import ModelServer
 from tests.support.server import Server
 
-pytest.register_assert_rewrite("tests.support.storage_conformance", "tests.support.lock_conformance")
+pytest.register_assert_rewrite(
+    "tests.support.storage_conformance", "tests.support.lock_conformance", "tests.support.queue_conformance"
+)
 
 
 @pytest.fixture

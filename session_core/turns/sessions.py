@@ -85,8 +85,9 @@ class Sessions:
         """Whether a turn runs in the session, in any process, or a message waits whose turn is the next. Raises
         SessionNotFound and StorageUnavailable."""
         with contextlib.suppress(SessionCorrupt):
-            return self.storage.running(session_id) or self.next_message(session_id) is not None
-        return False
+            if self.next_message(session_id):
+                return True
+        return self.storage.running(session_id)  # looked at last: what has left the queue runs
 
     def next_message(self, session_id: str) -> str | None:
         """The id of the message whose turn begins next, of those that wait. Raises what `session` raises."""
@@ -153,8 +154,9 @@ class Sessions:
         return not self._turns.closing
 
     def attach(self, session_id: str) -> Turn | None:
-        """See `Turns.attach`. None where only a summary is made."""
+        """See `Turns.attach`. None where only a summary is made. Where none runs, that of what waits begins soon."""
         turn = self._turns.attach((self.storage, session_id))
+        self.begin_next(session_id)
         return turn if turn and turn.message_id else None
 
     def cancel(self, session_id: str) -> bool:

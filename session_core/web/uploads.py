@@ -148,38 +148,26 @@ def body_with_files(max_file_bytes: int, *, optional: bool = False) -> Iterator[
 def _size_beside_base64(data: bytes) -> int:
     """How many bytes a JSON text has beside long texts in base64, so that it takes little memory to read.
 
-    Raises ApiError where they are more than the largest body of other requests. Takes time in proportion to them, and
-    hardly any for the rest.
+    Raises ApiError where they are more than the largest body of other requests.
     """
-    size = start = end = 0
-    while (begin := data.find(b'"', end)) >= 0:
-        end = _end_of_text(data, begin + 1)
-        if end - begin > _MIN_BLOB and _is_base64(data[begin + 1 : end]):
-            size += begin - start
-            start = end
-        end += 1
-        if size + end - start > MAX_BODY_BYTES:
-            break
-    size += len(data) - start if begin < 0 else end - start
+    size, at = len(data), 0
+    while at < len(data):
+        quote = data.rfind(b'"', at, at + _MIN_BLOB)
+        if quote >= 0:  # no long text begins before it
+            at = quote + 1
+            continue
+        end = data.find(b'"', at) % (len(data) + 1)  # the end of the body where there is none
+        if _is_base64(data[at:end]):
+            size -= end - at
+        at = end + 1
     if size > MAX_BODY_BYTES:
         raise ApiError("request_too_large", _TOO_MUCH_ELSE)
     return size
-
-
-def _end_of_text(data: bytes, begin: int) -> int:
-    """Where the text of JSON ends that begins here."""
-    end = begin - 1
-    while (end := data.find(b'"', end + 1)) >= 0:
-        width = 64
-        while not (tail := data[max(begin, end - width) : end]).strip(b"\\") and width < end - begin:
-            width *= 2
-        if (len(tail) - len(tail.rstrip(b"\\"))) % 2 == 0:
-            return end
-    return len(data)
 
 
 def _is_base64(text: bytes) -> bool:
     """Whether a text of JSON is in base64, or a data URL."""
     prefix = _DATA_URL.match(text[:1000].decode("latin-1"))
     rest = text[prefix.end() :] if prefix else text
-    return not rest.replace(b"\\/", b"/").translate(None, _BASE64)
+    others = rest.translate(None, _BASE64)  # none, or those of escaped slashes
+    return not others.strip(b"\\") and len(others) == rest.count(b"\\/")

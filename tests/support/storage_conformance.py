@@ -20,7 +20,7 @@ import pytest
 from session_core.data.words import parse_words
 from storage import Session, SessionNotFound, Storage, Summary
 from tests.support.files_conformance import FilesConformance
-from tests.support.lock_conformance import LockConformance
+from tests.support.queue_conformance import QueueConformance
 from tests.support.store_steps import say, texts, user
 
 MALFORMED = [
@@ -62,7 +62,7 @@ VALUES: dict[str, Any] = {
 }
 
 
-class StorageConformance(LockConformance, FilesConformance):
+class StorageConformance(QueueConformance, FilesConformance):
     # --- ids ---
 
     def test_session_ids_hold_128_random_bits(self, storage: Storage) -> None:

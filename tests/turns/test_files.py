@@ -14,6 +14,7 @@ from session_core.web.hardened_waitress import MAX_BODY_BYTES
 from storage import Storage
 from tests.support import pictures
 from tests.support.client import Client, json_of
+from tests.support.cost import cost
 from tests.support.model_server import answer, status
 from tests.support.pictures import PDF, data_url, encoded, file, image, png, sha256, stored, text
 
@@ -346,3 +347,12 @@ def test_an_import_needs_the_data(client: Client, part: dict[str, Any]) -> None:
 def test_a_picture_waits_for_nothing_that_is_refused(client: Client, shared: Client) -> None:
     response = ask(client, "session-nobody", [image(png())])
     assert response.status_code == 404
+
+
+@pytest.mark.parametrize("piece", ['"', '\\"', "\\", '"a",', '"' + "A" * 2000 + '",', "A", "é"], ids=repr)
+def test_a_large_body_of_whatever_kind_is_refused_at_once(client: Client, piece: str) -> None:
+    body = b'{"message":["' + piece.encode() * ((16 << 20) // len(piece.encode())) + b'"]}'
+    session = client.create()
+    took = cost(lambda: client.request("POST", f"/sessions/{session}/run", body), 1)
+    assert took < 1.6  # a tenth of a second for a megabyte
+    assert client.messages(session) == []
