@@ -13,6 +13,7 @@ import pytest
 from tests.support.client import Client, error_of, json_of, storages
 from tests.support.model_server import STALL, answer, tell, tool_call, wait
 from tests.support.responses import check_conversation, check_item, checked, sdk
+from tests.support.server import wait_until
 from tests.support.well_formed import assert_well_formed
 
 PATH = "/v1/conversations"
@@ -289,6 +290,6 @@ def test_a_message_that_came_into_a_turn_is_an_item_of_it(client: Client) -> Non
     assert client.request("POST", f"/sessions/{session_id}/run", body).status_code == 202
     go.set()
     response = running.result(20)
+    wait_until(lambda: ("user", "And?") in texts(items(client, conversation)))
     found = items(client, conversation)
-    assert ("user", "And?") in texts(found)
     assert [item for item in found if item["id"] == response["output"][0]["id"]] == response["output"][:1]
