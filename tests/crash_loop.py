@@ -5,7 +5,8 @@
     python -m tests.crash_loop --pair 100     # two servers on one Redis behind nginx, and faults of all three
 
 Each round, several sessions are at work at once on one server: turns by `run` and by `run_stream`, with and without
-tools and idempotency keys, new titles, deletions, new sessions. At a random moment the process is killed with
+tools and idempotency keys, messages that wait behind a turn, new titles, deletions, new sessions. At a random moment
+the process is killed with
 SIGKILL and another one started on the same directory. Then whatever was acknowledged (a turn by its `stream_start`,
 an answer by its `stream_end`, everything by a 2xx) must be there once and in order, every file must be JSON, every
 key must give its turn without storing the message again, and every session must take the next turn at once (in
@@ -49,6 +50,7 @@ class Asked:
     acknowledged: bool = False
     message_id: str | None = None  # of the answer, once that is acknowledged
     seen: list[tuple[float, str]] = field(default_factory=list)  # when a piece of the answer came, and the piece
+    queued: bool = False  # it was to wait behind a turn
     settled: bool = False  # it was looked at after a crash, and will not be asked again
 
 
@@ -172,8 +174,12 @@ class Loop:
                     self._delete(server, conversation)
                 else:
                     kind, way = choose.choice(["plain", "tool", "slow"]), choose.choice(["run", "run_stream"])
-                    turn = conversation.turn(kind, way, keyed=choose.random() < 0.5)
-                    if refusal := self._ask(server, conversation, turn):
+                    if choose.random() < 0.2:
+                        refusal = self._queue(server, conversation, choose.randint(1, 3))
+                    else:
+                        turn = conversation.turn(kind, way, keyed=choose.random() < 0.5)
+                        refusal = self._ask(server, conversation, turn)
+                    if refusal:
                         if refusal.status in self.expected_refusals:
                             self.count("refused for now")
                             return
@@ -191,6 +197,11 @@ class Loop:
             turn.acknowledged, turn.message_id = True, reply.json["message"]["id"]
             self.count("turns")
             return None
+        self._follow(reply, turn)
+        return None
+
+    def _follow(self, reply: Reply, turn: Asked) -> None:
+        """Reads the stream of the turn to its end."""
         try:
             for event in reply.events():
                 turn.acknowledged = True
@@ -203,7 +214,38 @@ class Loop:
         if turn.message_id is None:
             raise ConnectionAbortedError("the stream broke off")
         self.count("turns")
+
+    def _queue(self, server: ServerClient, conversation: Conversation, count: int) -> Reply | None:
+        """A turn, and messages that wait behind it, until none runs. The reply if one is a refusal."""
+        path, turn = f"/sessions/{conversation.id}", conversation.turn("slow", "run_stream")
+        stream = server.request("POST", f"{path}/run_stream", {"message": turn.text})
+        if stream.status != 200:
+            return stream
+        turn.acknowledged = True
+        for _ in range(count):
+            waiting = conversation.turn("plain", "run", keyed=True)
+            waiting.queued, body = True, {"message": waiting.text, "if_busy": "queue"}
+            reply = server.request("POST", f"{path}/run", body, {"Idempotency-Key": waiting.key or ""})
+            if reply.status not in (200, 202):
+                stream.close()
+                return reply
+            waiting.acknowledged = True
+            self.count("queued")
+        self._follow(stream, turn)
+        self._drain(server, conversation)
         return None
+
+    def _drain(self, server: ServerClient, conversation: Conversation) -> None:
+        """Waits until all that waits was asked, for which it asks."""
+        give_up = time.monotonic() + 30
+        while (found := server.request("GET", f"/sessions/{conversation.id}")).status == 200 and found.json[
+            "running"
+        ]:
+            server.request("GET", f"/sessions/{conversation.id}/run_stream").close()
+            if time.monotonic() > give_up:
+                self._fail("unusable", conversation.id, "what waits does not begin")
+                return
+            time.sleep(0.02)
 
     def _rename(self, server: ServerClient, conversation: Conversation, title: str) -> None:
         conversation.titles.add(title)
@@ -234,12 +276,13 @@ class Loop:
         if self.redis:
             lease = f"session_server:lease:{conversation.id}"
             wait_until(lambda: self.redis and not self.redis.call("EXISTS", lease), seconds=10)
-            reply = server.request("GET", f"/sessions/{conversation.id}")  # till now the turn counted as running
+        self._drain(server, conversation)
+        reply = server.request("GET", f"/sessions/{conversation.id}")
         self._compare(conversation, reply.json["messages"])
         self._check_seen(conversation, reply.json["messages"])
         self._check_title(server, conversation)
         for turn in conversation.turns:
-            if turn.message_id is None and not turn.settled:
+            if turn.message_id is None and not turn.settled and not turn.queued:
                 self.count("turns cut off")
                 if turn.key is not None:
                     self._retry(server, conversation, turn)
@@ -376,7 +419,16 @@ def main(rounds: int, seed: int, seconds: float, kind: str) -> int:
         else:
             loop = Loop(directory, seed, redis)
         loop.run(rounds, seconds)
-    done = ("rounds", "turns", "turns cut off", "partial answers", "characters received", "continued", "retries")
+    done = (
+        "rounds",
+        "turns",
+        "queued",
+        "turns cut off",
+        "partial answers",
+        "characters received",
+        "continued",
+        "retries",
+    )
     for name in (*done, "replays", "titles", "deletions", "torn files"):
         print(f"{name + ':':20}{loop.figures[name]:>8}")
     for name in sorted(name for name in loop.figures if name.startswith(("fault", "refused"))):

@@ -41,7 +41,7 @@ from session_core.web.response_ids import (
 )
 from session_core.web.response_input import ResponseInput
 from session_core.web.response_listing import ItemFinder, input_items, list_page
-from session_core.web.response_request import ResponseBody
+from session_core.web.response_request import SEALED_REASONING, ResponseBody
 from session_core.web.stored_responses import StoredResponse, find_response, last_response_id, new_renderer
 from session_core.web.turn_responses import TurnReader, TurnResponses, add_stream
 from session_core.web.uploads import Uploads, body_with_files
@@ -140,7 +140,8 @@ class _Responses:
         after = number_argument("starting_after", 0, 10**9)
         stream = flag_argument("stream")
         found, turn = self._find(parse_response_id(id))
-        renderer = found.renderer(turn.attempt, -1 if after is None else after)
+        sealed = SEALED_REASONING in [*request.args.getlist("include[]"), *request.args.getlist("include")]
+        renderer = found.renderer(turn.attempt, -1 if after is None else after, sealed=sealed)
         if stream:
             return self._responses.watch(turn, lambda _: 0, lambda _: renderer)
         return json_response(renderer.response(self._responses.show(turn).read_all()))
@@ -310,8 +311,12 @@ class _Responses:
 def items_page(items: list[dict[str, Any]]) -> Response:
     """The page of a list that a request asks for, newest first."""
     limit = number_argument("limit", 1, _MAX_ITEMS) or _ITEMS
-    ordered = items if request.args.get("order") == "asc" else items[::-1]
-    return json_response(list_page(ordered, request.args.get("after"), limit))
+    order, after = request.args.get("order", "desc"), request.args.get("after")
+    if order not in ("asc", "desc"):
+        raise ApiError("invalid_request", "order must be asc or desc.")
+    if after is not None and not any(item["id"] == after for item in items):
+        raise ApiError("invalid_request", "after must be the id of an item of this list.")
+    return json_response(list_page(items if order == "asc" else items[::-1], after, limit))
 
 
 def _names(calls: Iterable[ToolCall]) -> dict[str, str]:

@@ -61,13 +61,15 @@ class StoredResponse:
         """A turn with the events of the last attempt."""
         return Turn.replay(self.id.session_id, self._at(self.attempts[-1]))
 
-    def renderer(self, attempt: int = 0, after: int = -1) -> ResponseRenderer:
-        """A renderer for the events of this attempt, of the last one without a number."""
+    def renderer(self, attempt: int = 0, after: int = -1, *, sealed: bool = False) -> ResponseRenderer:
+        """A renderer for the events of this attempt, of the last one without a number. `sealed` asks for reasoning as
+        the client may send it back, also where the response was asked without."""
         until = self.attempts.index(attempt or self.attempts[-1])
         earlier = [self._at(number).events() for number in self.attempts[:until]]
         called = [one for one in self.turn.messages if one.get("attempt", 1) < self.id.attempt]
         calls = {call.id: call for message in called for call in read_tool_calls(message)}
-        return new_renderer(self.id, self.record, calls, earlier, after, deltas="response" in self.turn.messages[0])
+        record = {**self.record, "sealed": True} if sealed else self.record
+        return new_renderer(self.id, record, calls, earlier, after, deltas="response" in self.turn.messages[0])
 
     def _at(self, attempt: int) -> StoredTurn:
         """The turn as this attempt has left it."""

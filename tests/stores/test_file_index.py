@@ -85,6 +85,8 @@ def test_what_other_programs_do_to_a_file_is_seen(
     directory: Path, storage: FileStorage, change: Callable[[Path], object], order: list[int]
 ) -> None:
     ids = [storage.create() for _ in range(3)]
+    for number, id in enumerate(ids, 2):  # long ago, since the system's own times are milliseconds apart
+        os.utime(directory / f"{id}.json", ns=(number, number))
     assert listed(storage) == ids[::-1]
     change(directory / f"{ids[1]}.json")
     assert listed(storage) == [ids[number] for number in order]

@@ -11,7 +11,7 @@ import openai
 import pytest
 
 from tests.support.client import Client, error_of, json_of, storages
-from tests.support.model_server import STALL, answer, tell, tool_call, wait
+from tests.support.model_server import STALL, answer, tool_call
 from tests.support.responses import check_conversation, check_item, checked, sdk
 from tests.support.well_formed import assert_well_formed
 
@@ -191,6 +191,12 @@ def test_a_list_of_items_comes_in_pages(client: Client, openai_client: openai.Op
     assert [text for _, text in texts(every)] == list("01234")
 
 
+@pytest.mark.parametrize("query", ["?limit=0", "?limit=101", "?order=up", "?after=msg_1"])
+def test_a_page_that_cannot_be_had_is_refused(client: Client, query: str) -> None:
+    response = client.get(f"{PATH}/{create(client, USER)}/items{query}")
+    assert error_of(response) == (400, "invalid_request")
+
+
 def test_a_deleted_item_leaves_the_conversation_and_stays_stored(
     client: Client, openai_client: openai.OpenAI
 ) -> None:
@@ -278,17 +284,24 @@ def test_items_that_cannot_be_added_are_refused(client: Client, body: dict[str, 
     assert items(client, conversation) == []
 
 
-def test_a_message_that_came_into_a_turn_is_an_item_of_it(client: Client) -> None:
-    conversation = create(client)
-    session_id, told_to, go = session_of(conversation), threading.Event(), threading.Event()
-    client.model.then(answer("One ", tell(told_to), wait(go), "two"), answer("Three"))
-    client.model.then(answer("Three"))
-    running = client.later(respond, client, conversation)
-    assert told_to.wait(20)
-    body = {"message": "And?", "if_busy": "steer"}
-    assert client.request("POST", f"/sessions/{session_id}/run", body).status_code == 202
-    go.set()
-    response = running.result(20)
-    found = items(client, conversation)
-    assert ("user", "And?") in texts(found)
-    assert [item for item in found if item["id"] == response["output"][0]["id"]] == response["output"][:1]
+def test_a_message_that_came_into_a_turn_is_an_item_of_it() -> None:
+    called, go = threading.Event(), threading.Event()
+
+    def look() -> str:
+        """Looks around."""
+        called.set()
+        go.wait(20)
+        return "well"
+
+    with Client(tool_call("look", {}), answer("All is well."), tools=[look]) as client:
+        conversation = create(client)
+        running = client.later(respond, client, conversation)
+        assert called.wait(20)
+        body = {"message": "And?", "if_busy": "steer"}
+        assert client.request("POST", f"/sessions/{session_of(conversation)}/run", body).status_code == 202
+        go.set()
+        response = running.result(20)
+        found = items(client, conversation)
+        assert texts(found) == [("user", "Hi"), ("user", "And?"), ("assistant", "All is well.")]
+        assert [item for item in found if item.get("role") != "user"] == response["output"]
+        assert checked(client.get(f"/v1/responses/{response['id']}")) == response

@@ -313,4 +313,8 @@ def test_reasoning_goes_back_to_the_model_from_a_client_that_keeps_it(client: Cl
 
 def test_reasoning_has_no_sealed_content_unless_that_is_asked_for(client: Client) -> None:
     client.model.then(frames(*THOUGHT))
-    assert "encrypted_content" not in json.dumps(checked(ask(client)))
+    response = checked(ask(client))
+    assert "encrypted_content" not in json.dumps(response)
+    with sdk(client) as openai_client:
+        again = openai_client.responses.retrieve(response["id"], include=["reasoning.encrypted_content"])
+    assert again.output[0].encrypted_content  # type: ignore[union-attr]
