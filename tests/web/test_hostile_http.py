@@ -527,7 +527,6 @@ def open_files(server: Server) -> int:
 
 TAKING_FILES = ["/sessions", "/sessions/session-x/run", "/sessions/session-x/run_stream", "/ui/chat"]
 TAKING_FILES += ["/v1/chat/completions", "/v1/responses", "/v1/responses/compact", "/v1/conversations"]
-TAKING_FILES += ["/v1/conversations/conv_x/items"]
 
 
 @pytest.mark.parametrize("path", TAKING_FILES)
