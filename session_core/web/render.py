@@ -17,7 +17,7 @@ from xml.etree.ElementTree import Element
 from flask import Response
 from latex2mathml.converter import convert_to_element
 from markdown_it import MarkdownIt
-from markdown_it.rules_inline import StateInline
+from markdown_it.rules_inline import StateInline, emphasis
 from markdown_it.token import Token as Mark
 from mdit_py_plugins.dollarmath import dollarmath_plugin
 from mdit_py_plugins.footnote import footnote_plugin
@@ -93,6 +93,7 @@ _C_KEYWORDS = (
     "val var virtual void volatile when where while with yield"
 )
 _BARE_ADDRESS = re.compile(r"(?<!\w)(?:https?://|www\.)[^\s<>\"`*\[\]]{1,2000}|<br[ \t]{0,9}/?>", re.IGNORECASE)
+_WRITTEN_WITHOUT_SPACES = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]")
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
 
 
@@ -122,6 +123,7 @@ def _reader() -> MarkdownIt:
     reader.normalizeLinkText = str  # type: ignore[method-assign, assignment]
     reader.inline.ruler.before("escape", "bracket_math", _read_bracket_math)
     reader.inline.ruler.before("emphasis", "arithmetic", _read_arithmetic)
+    reader.inline.ruler.at("emphasis", _read_emphasis)
     return reader
 
 
@@ -161,6 +163,17 @@ def _read_arithmetic(state: StateInline, silent: bool) -> bool:
         state.pending += state.src[begin:end]
     state.pos = end
     return True
+
+
+def _read_emphasis(state: StateInline, silent: bool) -> bool:
+    """Emphasis, also where punctuation and a letter of Chinese, Japanese or Korean stand beside its stars."""
+    begin, known = state.pos, len(state.delimiters)
+    found = emphasis.tokenize(state, silent)
+    before, after = state.src[max(0, begin - 1) : begin], state.src[state.pos : state.pos + 1]
+    for delimiter in state.delimiters[known:] if state.src[begin] == "*" and before.strip() and after.strip() else ():
+        delimiter.open |= bool(_WRITTEN_WITHOUT_SPACES.match(before))
+        delimiter.close |= bool(_WRITTEN_WITHOUT_SPACES.match(after))
+    return found
 
 
 def _build(marks: Sequence[Mark]) -> list[Tree]:

@@ -56,6 +56,7 @@ def test_what_the_server_draws_is_like_what_the_page_draws(here: Page, script: S
           "| a | b |\n|:-:|--:|\n| 1 | 2 |", "- [x] done\n- [ ] to do", "a\\\nb  \nc",
           "[a](https://e.org) <https://e.org> https://e.org.",
           "2*3*4 and 2**8 and snake_case_name", "---\n\n&amp; &copy; \\* x",
+          "**重点：**内容、内**（注）**文、これは**「強調」**です。**핵심:**입니다, 2*3*4 と a * b",
           "![alt](https://e.org/x.png)", "a\n===\n\nb\n---"];
         const html = (nodes) => {
           const whole = document.createElement("div");

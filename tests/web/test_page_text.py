@@ -226,6 +226,12 @@ def test_an_answer_has_the_direction_of_its_first_letter(here: Page, script: Scr
     assert directions == ["rtl", "ltr", "rtl"]
 
 
+def test_emphasis_needs_no_spaces_where_none_are_written(here: Page, script: Script) -> None:
+    script(answer("**重点：**内容。これは**「強調」**です。**핵심:**입니다"))
+    here.ask("Show me")
+    assert here.texts(".text strong") == ["重点：", "「強調」", "핵심:"]
+
+
 def test_a_definition_in_code_defines_nothing(here: Page, script: Script) -> None:
     script(answer('```\n[a]: https://example.org\n```\n\n[a] and [b]\n\n[b]: https://example.org "a \\"title\\""'))
     here.ask("Links")

@@ -77,8 +77,7 @@ class InlineReader {
   }
 
   read() {
-    let done = 0;
-    SPECIAL.lastIndex = 0;
+    let done = (SPECIAL.lastIndex = 0);
     for (let match; (match = SPECIAL.exec(this.words)); SPECIAL.lastIndex = done = this.at) {
       const { index } = match;
       if (index > done) this.text(this.words.slice(done, index));
@@ -173,12 +172,13 @@ class InlineReader {
     const after = characterAt(this.words, this.at + length);
     const leftFlanking = flanks(before, after);
     const rightFlanking = flanks(after, before);
-    const inWord = mark === "_";
     // Arithmetic is no emphasis: 2*3*4, 2**8.
     const inNumber = /[\p{L}\p{N}]/u.test(before) && /[\p{L}\p{N}]/u.test(after) && /\d/.test(before + after);
     const plain = inNumber || (mark === "~" && length !== 2);
-    const canOpen = !plain && leftFlanking && (!inWord || !rightFlanking || PUNCTUATION.test(before));
-    const canClose = !plain && rightFlanking && (!inWord || !leftFlanking || PUNCTUATION.test(after));
+    const between = mark === "*" && !/\s/.test(before + after);
+    const inWord = mark === "_";
+    const canOpen = !plain && ((between && WITHOUT_SPACES.test(before)) || leftFlanking) && (!inWord || !rightFlanking || PUNCTUATION.test(before));
+    const canClose = !plain && ((between && WITHOUT_SPACES.test(after)) || rightFlanking) && (!inWord || !leftFlanking || PUNCTUATION.test(after));
     this.tokens.push({ mark, length, count: length, canOpen, canClose, opens: [], closes: 0 });
     this.at += length;
   }
@@ -280,6 +280,7 @@ function nextFences(words) {
 const characterAt = (words, at) => (at < words.length ? String.fromCodePoint(words.codePointAt(at)) : " ");
 const characterBefore = (words, at) => (at > 0 ? characterAt(words, /[\udc00-\udfff]/.test(words[at - 1]) && at > 1 ? at - 2 : at - 1) : " ");
 const flanks = (outer, inner) => !/\s/.test(inner) && (!PUNCTUATION.test(inner) || /\s/.test(outer) || PUNCTUATION.test(outer));
+const WITHOUT_SPACES = /[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]/; // how Chinese, Japanese and Korean are written
 
 /** Tells the runs of marks which of them belong together (CommonMark 0.31, "process emphasis"). */
 function pairEmphasis(tokens) {
