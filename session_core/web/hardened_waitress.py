@@ -19,7 +19,9 @@ MAX_BODY_BYTES = 1 << 20  # of a request
 FILES_AT_ONCE = 4  # of the largest, in the body of a request that may have any
 BACKLOG = 2048  # connections that wait to be accepted
 
-_TAKES_FILES = re.compile(r"/sessions(/[^/]+/run(_stream)?)?|/ui/chat|/v1/chat/completions")
+_TAKES_FILES = re.compile(
+    r"/sessions(/[^/]+/run(_stream)?)?|/ui/chat|/v1/(chat/completions|responses(/compact)?|conversations(/[^/]+/items)?)"
+)
 _SPARE_THREADS = 16  # for plain requests, beside the threads of responses and watchers
 _STOP_SECONDS = 2.0  # to wait for the thread that accepts connections
 _IDLE_SECONDS = 60  # after which a connection without a request is closed

@@ -49,6 +49,7 @@ from storage import Session, SessionBusy, SessionExists, SessionNotFound, new_id
 
 _MAX_ITEMS = 100  # of one page
 _ITEMS = 20  # of a page, where no limit is given
+_ID = "<string(minlength=8):id>"  # so that `compact` is none
 _NO_CALL = "input has an output, and no call waits for one."
 
 
@@ -61,12 +62,12 @@ def responses_dialect(responses: TurnResponses, agent: Agent) -> Blueprint:
     for method, rule, view in (
         ("POST", "/responses", routes.create_response),
         ("POST", "/responses/compact", routes.compact_response),
-        ("DELETE", "/responses/<id>", routes.delete_response),
-        ("POST", "/responses/<id>/cancel", routes.cancel_response),
-        ("GET", "/responses/<id>/input_items", routes.list_input_items),
+        ("DELETE", f"/responses/{_ID}", routes.delete_response),
+        ("POST", f"/responses/{_ID}/cancel", routes.cancel_response),
+        ("GET", f"/responses/{_ID}/input_items", routes.list_input_items),
     ):
         blueprint.add_url_rule(rule, view_func=view, methods=[method])
-    add_stream(blueprint, "/responses/<id>", routes.get_response)
+    add_stream(blueprint, f"/responses/{_ID}", routes.get_response)
     return blueprint
 
 
@@ -137,7 +138,7 @@ class _Responses:
         return self._responses.whole(reader, lambda _, last: json_response(render_compaction(messages, last)))
 
     def get_response(self, id: str) -> Response:
-        after = number_argument("starting_after", 0, 10**9)
+        after = number_argument("starting_after", 0, 10**9 - 1)
         stream = flag_argument("stream")
         found, turn = self._find(parse_response_id(id))
         sealed = SEALED_REASONING in [*request.args.getlist("include[]"), *request.args.getlist("include")]

@@ -120,6 +120,8 @@ class _Sessions:
         with body_with_files(self._responses.max_file_bytes, optional=True) as (body, uploads):
             messages = uploads.parse_messages(body.get("messages"))
         settings = check_settings(body)
+        if "compacted" in body and "messages" not in body:
+            raise ApiError("invalid_request", "compacted belongs to messages: send both.")
         state: dict[str, Any] = {}
         if "copy_of" in body or "until" in body:
             source = check_id(body.get("copy_of"), "copy_of", "session")

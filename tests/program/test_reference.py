@@ -64,7 +64,7 @@ def test_every_route_is_in_the_table() -> None:
         assert rule.methods is not None
         for method in rule.methods - {"HEAD", "OPTIONS"}:
             path = re.sub("<(?:session_id|path:model)>", "{id}", rule.rule)
-            path = re.sub("<(id|item_id|message_id|sha256)>", r"{\1}", path)
+            path = re.sub(r"<(?:string\(.*\):)?(id|item_id|message_id|sha256)>", r"{\1}", path)
             routes.add(f"{method} {path}")
     assert requests == routes - {f"GET {route}" for route in PAGE_FILE_ROUTES}
 

@@ -525,6 +525,17 @@ def open_files(server: Server) -> int:
     return len(os.listdir(folder)) if os.path.isdir(folder) else 0
 
 
+TAKING_FILES = ["/sessions", "/sessions/session-x/run", "/sessions/session-x/run_stream", "/ui/chat"]
+TAKING_FILES += ["/v1/chat/completions", "/v1/responses", "/v1/responses/compact", "/v1/conversations"]
+
+
+@pytest.mark.parametrize("path", TAKING_FILES)
+def test_a_route_that_takes_files_reads_a_large_body(server: Server, path: str) -> None:
+    received = send(server, post(path, b'{"message": "' + b"a b" * MEGABYTE + b'"}'))
+    assert received.startswith(b"HTTP/1.1 413 ")
+    assert b"without its pictures and files" in received  # and not the words of the WSGI server
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is measured in /proc")
 def test_memory_is_bounded_whatever_comes(server: Server) -> None:
     status = Path(f"/proc/{server.process.pid}/status")

@@ -34,7 +34,7 @@ def test_the_document_has_the_version_of_the_package() -> None:
 def test_every_route_of_the_app_is_an_operation_and_every_operation_a_route() -> None:
     with Client(metrics=True) as client:
         routes = {
-            (method, re.sub(r"<(?:path:)?(\w+)>", r"{\1}", rule.rule))
+            (method, re.sub(r"<(?:path:|string\(.*\):)?(\w+)>", r"{\1}", rule.rule))
             for rule in client.app.url_map.iter_rules()
             for method in (rule.methods or set()) - {"HEAD", "OPTIONS"}
         }
