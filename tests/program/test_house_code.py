@@ -21,10 +21,7 @@ from tests.support.server import ROOT
 COMPLEX: dict[str, int] = {}
 CROWDED: dict[str, int] = {}
 HANDED_ON: set[str] = set()
-BUSY = {
-    "session_core.stores.files.FileStorage.__init__ calls make_directory",
-    "session_core.stores.files.FileStorage.__init__ calls synced",
-}
+BUSY: set[str] = set()
 DEAD: set[str] = set()
 
 
