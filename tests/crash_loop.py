@@ -257,7 +257,10 @@ class Loop:
         conversation.deleting = True
         if server.request("DELETE", f"/sessions/{conversation.id}").status == 200:
             self.count("deletions")
-            deleted, conversation.id = conversation.id, server.create()
+            made = server.request("POST", "/sessions")
+            if made.status in self.expected_refusals:
+                raise ConnectionError(made.text)  # as where the server is gone
+            deleted, conversation.id = conversation.id, made.json["id"]
             conversation.turns, conversation.titles, conversation.deleting = [], {None}, False
             if (self.directory / f"{deleted}.json").exists():
                 self._fail("undeleted", deleted, "its file is there")
