@@ -224,7 +224,7 @@ def _storage(settings: Settings) -> Storage:
         except StorageUnavailable as error:
             raise SettingsError(f"-redis_url: {error}; see to the address, the password and the server") from None
     try:
-        return FileStorage(settings.session_dir) if settings.session_dir else MemoryStorage()
+        return FileStorage.open(settings.session_dir) if settings.session_dir else MemoryStorage()
     except StorageUnavailable as error:
         raise SettingsError(f"-session_dir: {error}; give a directory that can be written") from None
 

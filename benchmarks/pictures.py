@@ -20,7 +20,7 @@ _TRIES = 100
 def pictures(bench: Bench) -> None:
     """A session of 500 messages with and without 50 pictures of 1 MB: to read it, and to begin and store a turn."""
     with tempfile.TemporaryDirectory() as directory:
-        storage = FileStorage(directory)
+        storage = FileStorage.open(directory)
         for name, count in (("no picture", 0), (f"{_PICTURES} pictures of 1 MB", _PICTURES)):
             session_id = _session(storage, count)
             read = _milliseconds(lambda id=session_id: storage.get(id))

@@ -59,27 +59,35 @@ class FileStorage(Storage):
     the old one. A locked session is locked with `flock`, which the kernel lifts when the process dies. The file's
     modification time is its place in the list.
 
-    Raises StorageUnavailable when the directory cannot be created or written, or where there is no `flock`. A store
-    `beside` another one shares its caches and its thread.
+    `open` makes one. A store `beside` another one shares its caches and its thread.
     """
 
     def __init__(self, directory: str, beside: FileStorage | None = None) -> None:
-        if not SUPPORTED:
-            raise StorageUnavailable("sessions on disk need flock, which this system does not have")
         self._directory = os.path.abspath(directory)
         self.files: DirectoryFiles = DirectoryFiles(self._directory)
         self._index = FileIndex(self._directory)
         self._cache: FileCache = beside._cache if beside else FileCache()
         self._writer: BackgroundWriter = beside._writer if beside else BackgroundWriter(_FLUSH_SECONDS)
-        with unavailable("open", self._directory, logging.DEBUG):  # the error is shown at the start
-            make_directory(self._directory)
-            release_in_children(self._directory)
-            with synced(self._directory):  # which also makes the renames of a killed process durable
-                sweep(self._directory)
-            try_writing(self._directory)
+
+    @classmethod
+    def open(cls, directory: str, beside: FileStorage | None = None) -> FileStorage:
+        """The sessions of a directory, which is made where it is missing, and cleared of what a crash has left.
+
+        Raises StorageUnavailable when the directory cannot be created or written, or where there is no `flock`.
+        """
+        if not SUPPORTED:
+            raise StorageUnavailable("sessions on disk need flock, which this system does not have")
+        storage = cls(directory, beside)
+        with unavailable("open", storage._directory, logging.DEBUG):  # the error is shown at the start
+            make_directory(storage._directory)
+            release_in_children(storage._directory)
+            with synced(storage._directory):  # which also makes the renames of a killed process durable
+                sweep(storage._directory)
+            try_writing(storage._directory)
+        return storage
 
     def for_user(self, name: str) -> Storage:
-        return FileStorage(os.path.join(self._directory, name), beside=self)
+        return FileStorage.open(os.path.join(self._directory, name), beside=self)
 
     def check(self) -> None:
         with unavailable("write", self._directory):

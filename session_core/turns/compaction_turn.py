@@ -50,9 +50,7 @@ class CompactionTurn(LocalTurn):
         self._attempt = replace(self._attempt, settings={**settings, "compacted": made})
         self._end("completed", None)
 
-    def _store(
-        self, answer: MessageFields, finish_reason: str | None, failure: Failed | None, refused: bool
-    ) -> Ended | Failed:
+    def _store(self, answer: MessageFields, finish_reason: str | None, failure: Failed | None) -> Ended | Failed:
         made = None if failure or "status" in answer else self._attempt.settings["compacted"]
         if made:
             store(self._recorder, made, self.report.usage)

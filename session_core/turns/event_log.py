@@ -65,13 +65,14 @@ class Failed:
     """The last event of a turn that anything else ended.
 
     `text` is a sentence for people, where the code alone says too little. `message_id` is that of the partial answer,
-    if one was stored.
+    if one was stored. `refused` says that the model server refused the question.
     """
 
     code: str
     text: str | None = None
     retry_after: str | None = None
     message_id: str | None = None
+    refused: bool = False
 
 
 def status_of(last: Ended | Failed) -> str:

@@ -129,7 +129,7 @@ class LocalTurn(Turn):
 
         `refused` says that the model server refused the question, which is then left out of later requests.
         """
-        return self._end("incomplete", code, failure=Failed(code, text, retry_after), refused=refused)
+        return self._end("incomplete", code, failure=Failed(code, text, retry_after, refused=refused))
 
     @property
     def ending(self) -> bool:
@@ -229,7 +229,6 @@ class LocalTurn(Turn):
         finish_reason: str | None = None,
         fields: AnswerFields | None = None,
         failure: Failed | None = None,
-        refused: bool = False,
     ) -> bool:
         """Stores the answer or what there is of it, releases the session, and only then adds the last event."""
         if not self._log.seal():
@@ -245,7 +244,7 @@ class LocalTurn(Turn):
                 beside["finish_reason"] = finish_reason or ""
             beside["usage"] = self.report.usage or {}
             answer = assistant_message(self._log.unstored(Chunk), **beside)
-            last = self._store_end(answer, finish_reason, failure, refused)
+            last = self._store_end(answer, finish_reason, failure)
             version = version_of(self._recorder.session)
             self._recorder.release()
         self.report.end(last)
@@ -273,13 +272,11 @@ class LocalTurn(Turn):
         """What is stored beside the text of a partial answer."""
         return {"reasoning": self._log.unstored(Reasoning), "model": self._attempt.settings["model"]}
 
-    def _store_end(
-        self, answer: MessageFields, finish_reason: str | None, failure: Failed | None, refused: bool
-    ) -> Ended | Failed:
+    def _store_end(self, answer: MessageFields, finish_reason: str | None, failure: Failed | None) -> Ended | Failed:
         """Stores the answer, or the code of the failure where there is no text. Returns the last event. Never
         raises: what could not be stored stays recorded."""
         try:
-            last = self._store(answer, finish_reason, failure, refused)
+            last = self._store(answer, finish_reason, failure)
             self._recorder.drop_journal()
             return last
         except LockLost:
@@ -290,9 +287,7 @@ class LocalTurn(Turn):
             log.exception("turn %s of %s could not be stored", self.id, self.session_id)
             return Failed("internal_error")
 
-    def _store(
-        self, answer: MessageFields, finish_reason: str | None, failure: Failed | None, refused: bool
-    ) -> Ended | Failed:
+    def _store(self, answer: MessageFields, finish_reason: str | None, failure: Failed | None) -> Ended | Failed:
         turn = last_turn(self._recorder.session)
         if turn and turn.waiting and answer.get("status") == "waiting":
             return Ended(turn.waiting, self._log.text, finish_reason)
@@ -304,7 +299,7 @@ class LocalTurn(Turn):
         if answer["content"] and not silent:
             message_id = self._recorder.append(answer)["id"]
             return Failed(failure.code, failure.text, failure.retry_after, message_id)
-        self._recorder.set_last_error(failure.code, refused=refused and silent)
+        self._recorder.set_last_error(failure.code, refused=failure.refused and silent)
         return failure
 
 

@@ -56,7 +56,7 @@ def parse_body(model: type[Body], body: Mapping[str, Any]) -> Body:
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         what = _MISSED.get(first["type"]) or re.sub(r"^\w+( should| error,)", "must", first["msg"])
-        raise ApiError("invalid_request", f"{_name_field(first['loc'], body)} {what}.") from None
+        raise ApiError("invalid_request", f"{_name_field(first['loc'], body) or 'An item'} {what}.") from None
 
 
 def _name_field(path: tuple[int | str, ...], value: Any) -> str:

@@ -290,7 +290,7 @@ class _Responses:
         answers = read.answers or None
         if read.has_question:
             if any(answer.get("approve") for answer in read.answers.values()):
-                self._run_approved(session.id, read.answers)
+                self._run_answered(session.id, read.answers)
                 answers, wish = None, dataclasses.replace(wish, behind=None)
             *history, question = read.messages
             content = check_question(question["content"])
@@ -299,11 +299,13 @@ class _Responses:
             return dataclasses.replace(wish, answers=answers or {})
         if wish.key is None or find_turn(session, wish.key) is None:
             _check_end(read.messages, wish)
+            if answers:
+                self._run_answered(session.id, answers)
             self._responses.sessions.append(session.id, read.messages, read.files)
         return dataclasses.replace(wish, continues=True, behind=None)
 
-    def _run_approved(self, session_id: str, answers: Mapping[str, Mapping[str, Any]]) -> None:
-        """Has the calls run that the client has approved, before its new question."""
+    def _run_answered(self, session_id: str, answers: Mapping[str, Mapping[str, Any]]) -> None:
+        """Has the calls that wait get their results, before what the client says next."""
         before = self._responses.start(session_id, TurnRequest(answers=answers, results_only=True))
         before.turn.result()
         before.close()
@@ -333,5 +335,9 @@ def _copy(session: Session, until: str | None) -> Session:
 
 def _check_end(messages: list[StoredMessage], wish: TurnRequest) -> None:
     """Raises ApiError where there is nothing to answer."""
-    if not wish.answers and messages[-1]["role"] == "assistant":
+    if wish.answers:
+        return
+    if not messages or messages[-1]["role"] == "assistant":
         raise ApiError("invalid_request", "input must end with a question, or with the result of a call.")
+    if messages[-1]["role"] == "user":
+        check_question(messages[-1]["content"])

@@ -18,6 +18,7 @@ from session_core.data.message import (
     user_message,
 )
 from session_core.data.strict_json import to_json
+from session_core.data.text import utf8_text
 from session_core.tools.functions import result_text
 from session_core.web.bodies import parse_body
 from session_core.web.errors import ApiError
@@ -142,7 +143,7 @@ class ResponseInput:
 
     def _add_reasoning(self, item: InputItem) -> None:
         kept = unseal(item.encrypted_content)
-        text = kept.get("reasoning") or _joined(item.summary or ()) or item.text
+        text = utf8_text(kept.get("reasoning")) or _joined(item.summary or ()) or item.text
         metadata = {"server": self._server, "reasoning_field": kept.get("name")}
         self._thought = {"reasoning": text, "model": str(kept.get("model", "")), "provider_metadata": metadata}
 

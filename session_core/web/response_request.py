@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, StringConstraints
 
+from session_core.data.text import as_object
 from session_core.tools.client_tools import ClientTool, ClientTools
 from session_core.web.bodies import ModelName
 from session_core.web.errors import ApiError
@@ -151,8 +152,11 @@ class ResponseBody(BaseModel, strict=True):
     @property
     def client_tools(self) -> ClientTools:
         """The tools of the client."""
-        choice = self.tool_choice if isinstance(self.tool_choice, dict) else {}
-        allowed = [tool.get("name") for tool in choice.get("tools", ())] if "mode" in choice else None
+        choice = as_object(self.tool_choice)
+        named = choice.get("tools", [])
+        if not isinstance(named, list) or not all(isinstance(tool, dict) for tool in named):
+            raise ApiError("invalid_request", "tool_choice.tools must be a list of objects.")
+        allowed = [tool.get("name") for tool in named] if "mode" in choice else None
         functions = [one for one in self._functions if allowed is None or one[0] in allowed]
         return ClientTools({name: ClientTool(tool.offered(name)) for name, tool in functions})
 

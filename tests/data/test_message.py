@@ -76,6 +76,6 @@ def test_a_part_of_another_form_is_no_content(part: Any) -> None:
 def test_callers_see_the_fields_that_the_document_says(role: str, tmp_path: Path) -> None:
     value = {"id": "session-1", "created_at": "t", "messages": [{**MESSAGE, "role": role}], "updated_at": "t"}
     (tmp_path / "session-1.json").write_bytes(layout(session_from("session-1", value)))
-    with Client(storage=FileStorage(str(tmp_path))) as client:
+    with Client(storage=FileStorage.open(str(tmp_path))) as client:
         (shown,) = client.messages("session-1")
         assert shown.keys() == {name for name, row in rows().items() if row[4] in SHOWN}

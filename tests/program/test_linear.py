@@ -404,7 +404,7 @@ def test_the_file_of_a_session(shape: str) -> None:
 def test_a_turn_in_a_session_of_a_file(tmp_path: Path, shape: str) -> None:
     from session_core.stores.files import FileStorage
 
-    storage = FileStorage(str(tmp_path))
+    storage = FileStorage.open(str(tmp_path))
     with Client(default=answer("OK"), storage=storage, timeout=60.0) as client:
 
         def use(data: bytes) -> None:

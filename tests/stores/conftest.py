@@ -25,4 +25,4 @@ def directory(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def storage(directory: Path) -> FileStorage:
-    return FileStorage(str(directory))
+    return FileStorage.open(str(directory))

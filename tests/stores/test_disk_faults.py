@@ -55,8 +55,8 @@ OPERATIONS: dict[str, Callable[[FileStorage], object]] = {
     "note": _change(lambda locked: locked.set_last_error("new")),
     "rename": _change(lambda locked: locked.configure(title="new")),
     "delete": _change(lambda locked: locked.delete()),
-    "open": lambda storage: FileStorage(storage._directory),
-    "open a new directory": lambda storage: FileStorage(storage._directory + "/a/b"),
+    "open": lambda storage: FileStorage.open(storage._directory),
+    "open a new directory": lambda storage: FileStorage.open(storage._directory + "/a/b"),
 }
 
 
@@ -84,7 +84,7 @@ def test_any_call_to_the_system_that_fails_leaves_what_was_stored(
     for number in range(count):
         shutil.rmtree(directory)
         faults.clear()
-        storage = FileStorage(str(directory))
+        storage = FileStorage.open(str(directory))
         put(directory, laid_out(id=older), older)
         put(directory, STATES[state])
         order = storage.page()[0]
@@ -226,7 +226,7 @@ def _refused(*actions: Callable[[], object]) -> None:
 
 def _on_a_full_disk(directory: str) -> None:
     _mount(directory, "size=256k")
-    storage = FileStorage(directory)
+    storage = FileStorage.open(directory)
     put(Path(directory), FOREIGN["pretty"](GOOD), ID)
     ids = [storage.create() for _ in range(3)]
     for id in ids:
@@ -246,7 +246,7 @@ def _on_a_full_disk(directory: str) -> None:
         with storage.lock(ID) as locked:
             _refused(lambda: locked.append(user("y")), lambda: locked.configure(title="y"))
         assert ([storage.get(id) for id in (*ids, ID)], storage.page()) == before
-        _refused(lambda: FileStorage(directory))
+        _refused(lambda: FileStorage.open(directory))
     assert not [name for name in os.listdir(directory) if name.endswith(".tmp")]
     with storage.lock(ids[0]) as locked:
         locked.delete()
@@ -266,13 +266,13 @@ def test_on_a_full_disk_what_was_stored_is_intact(directory: Path) -> None:
 
 def _on_a_read_only_disk(directory: str) -> None:
     _mount(directory, "size=256k")
-    storage = FileStorage(directory)
+    storage = FileStorage.open(directory)
     id = storage.create()
     with storage.lock(id) as locked:
         locked.append(user("one"))
     before = storage.get(id), storage.summary(id), storage.page(), storage.running(id)
     subprocess.run(["mount", "-o", "remount,ro", directory], check=True)
-    _refused(storage.create, storage.check, lambda: storage.lock(id), lambda: FileStorage(directory))
+    _refused(storage.create, storage.check, lambda: storage.lock(id), lambda: FileStorage.open(directory))
     assert (storage.get(id), storage.summary(id), storage.page(), storage.running(id)) == before
     subprocess.run(["mount", "-o", "remount,rw", directory], check=True)
     storage.check()
@@ -332,11 +332,11 @@ def test_a_directory_that_cannot_be_made_is_an_error(directory: Path) -> None:
     directory.write_text("a file")
     for path in (directory, directory / "in" / "it"):
         with pytest.raises(StorageUnavailable):
-            FileStorage(str(path))
+            FileStorage.open(str(path))
 
 
 def _without_descriptors(directory: str) -> None:
-    storage = FileStorage(directory)
+    storage = FileStorage.open(directory)
     id, other = storage.create(), storage.create()
     locked = storage.lock_for_turn(id)
     locked.append(user("one"))
@@ -351,7 +351,7 @@ def _without_descriptors(directory: str) -> None:
         for file in files[:spare]:
             os.close(file)
         if spare == 0:
-            _refused(storage.create, storage.check, storage.page, lambda: FileStorage(directory))
+            _refused(storage.create, storage.check, storage.page, lambda: FileStorage.open(directory))
             _refused(*(lambda ask=ask: ask(other) for ask in asked))
         if spare < 2:
             _refused(storage.create, lambda: locked.configure(title="x"))

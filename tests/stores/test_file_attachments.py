@@ -102,7 +102,7 @@ def test_the_bytes_and_both_directories_are_synced_before_the_message(
 def test_what_a_message_names_stays_for_ever(storage: FileStorage, directory: Path, an_hour_later: None) -> None:
     keep(storage, id := storage.create(), ONE)
     for _ in range(2):
-        again = FileStorage(str(directory))
+        again = FileStorage.open(str(directory))
         assert files_of(directory, id) == [sha256(ONE)]
         assert again.files.read(id, sha256(ONE)) == ONE
 
@@ -113,14 +113,14 @@ def test_what_a_crash_has_left_is_gone_an_hour_later(
     keep(storage, id := storage.create(), ONE)
     leave(storage, id, TWO)
     (directory / f".{id}.files" / "0123456789abcdef.tmp").write_bytes(b"half")
-    FileStorage(str(directory))
+    FileStorage.open(str(directory))
     assert files_of(directory, id) == [sha256(ONE)]
 
 
 def test_what_is_on_its_way_survives_the_start_of_another_process(storage: FileStorage, directory: Path) -> None:
     leave(storage, id := storage.create(), ONE)
     leave(storage, lost := "session-not-made-yet", TWO)
-    FileStorage(str(directory))
+    FileStorage.open(str(directory))
     assert files_of(directory, id) == [f"{sha256(ONE)}.new"]
     assert files_of(directory, lost) == [f"{sha256(TWO)}.new"]
 
@@ -132,7 +132,7 @@ def test_what_was_left_for_an_hour_and_is_sent_again_stays(
     (path,) = (directory / f".{id}.files").iterdir()
     os.utime(path, (0, 0))
     leave(storage, id, ONE)
-    FileStorage(str(directory))
+    FileStorage.open(str(directory))
     assert storage.files.read(id, sha256(ONE)) == ONE
 
 
@@ -140,7 +140,7 @@ def test_files_without_a_session_are_gone_an_hour_later(
     storage: FileStorage, directory: Path, an_hour_later: None
 ) -> None:
     leave(storage, "session-deleted", ONE)
-    FileStorage(str(directory))
+    FileStorage.open(str(directory))
     assert os.listdir(directory) == []
 
 
@@ -149,7 +149,7 @@ def test_what_waits_in_the_queue_of_a_session_is_named_too(
 ) -> None:
     leave(storage, id := storage.create(), ONE)
     (directory / f".{id}.queue").write_text(json.dumps([naming(ONE)]))
-    FileStorage(str(directory))
+    FileStorage.open(str(directory))
     assert storage.files.read(id, sha256(ONE)) == ONE
 
 
@@ -199,7 +199,7 @@ from tests.support.client import Client
 from tests.support.pictures import image, png
 
 LockedSession.append = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
-with Client(storage=FileStorage(sys.argv[1])) as client:
+with Client(storage=FileStorage.open(sys.argv[1])) as client:
     client.request("POST", f"/sessions/{sys.argv[2]}/run", {"message": [image(png())]})
 """
 
@@ -212,11 +212,11 @@ def test_a_process_that_is_killed_between_the_bytes_and_the_message_loses_nothin
     killed = subprocess.run([sys.executable, "-c", KILLED, str(directory), id], cwd=ROOT, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert files_of(directory, id) == sorted([f"{sha256(ONE)}.new", f"{sha256(png())}.new"])
-    again = FileStorage(str(directory))
+    again = FileStorage.open(str(directory))
     assert again.get(id) == before
     keep(again, id, png())  # the same picture, sent again
     monkeypatch.setattr(file_sweep, "_ORPHAN_SECONDS", -60.0)
-    assert FileStorage(str(directory)).files.read(id, sha256(png())) == png()
+    assert FileStorage.open(str(directory)).files.read(id, sha256(png())) == png()
 
 
 def test_a_process_that_is_killed_between_the_bytes_and_the_message_leaves_nothing_for_long(
@@ -225,5 +225,5 @@ def test_a_process_that_is_killed_between_the_bytes_and_the_message_leaves_nothi
     id = storage.create()
     subprocess.run([sys.executable, "-c", KILLED, str(directory), id], cwd=ROOT, check=False)
     assert files_of(directory, id) == [f"{sha256(png())}.new"]
-    FileStorage(str(directory))
+    FileStorage.open(str(directory))
     assert files_of(directory, id) == []

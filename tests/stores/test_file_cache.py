@@ -68,7 +68,7 @@ def replaced(file: Path, storage: FileStorage) -> None:
 
 
 def added_to(file: Path, storage: FileStorage) -> None:
-    with FileStorage(str(file.parent)).lock_for_turn(file.stem) as session:
+    with FileStorage.open(str(file.parent)).lock_for_turn(file.stem) as session:
         session.append(user("two"))
 
 

@@ -29,7 +29,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> None:
 class TestWatchedStorage(StorageConformance):
     @pytest.fixture
     def make(self, directory: Path) -> Callable[[], Storage]:
-        return lambda: FileStorage(str(directory))
+        return lambda: FileStorage.open(str(directory))
 
 
 class WatchedMachine(FileMachine):
@@ -151,10 +151,10 @@ def test_a_forked_process_sees_changes_and_takes_none_from_its_parent(storage: F
 
 
 def test_a_store_that_is_no_more_watches_nothing(directory: Path) -> None:
-    FileStorage(str(directory))
+    FileStorage.open(str(directory))
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(5):
-        assert listed(FileStorage(str(directory))) == []
+        assert listed(FileStorage.open(str(directory))) == []
     assert len(os.listdir("/proc/self/fd")) == before
 
 

@@ -122,7 +122,7 @@ class Process:
 import sys
 from storage import *
 from session_core.stores.files import FileStorage
-storage = FileStorage(sys.argv[1])
+storage = FileStorage.open(sys.argv[1])
 for line in sys.stdin:
     try:
         exec(eval(line))

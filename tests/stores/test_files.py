@@ -85,7 +85,7 @@ def test_jq_reads_a_file(storage: FileStorage, directory: Path) -> None:
 def test_nobody_else_may_read_what_is_stored(directory: Path, umask: int) -> None:
     before = os.umask(umask)
     try:
-        storage = FileStorage(str(directory / "in" / "it"))
+        storage = FileStorage.open(str(directory / "in" / "it"))
         id = storage.create()
         path = directory / "in" / "it" / f"{id}.json"
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -101,7 +101,7 @@ def test_nobody_else_may_read_what_is_stored(directory: Path, umask: int) -> Non
 
 def test_a_directory_that_is_there_is_taken_as_it_is(directory: Path) -> None:
     directory.mkdir(mode=0o755)
-    FileStorage(str(directory)).create()
+    FileStorage.open(str(directory)).create()
     assert stat.S_IMODE(directory.stat().st_mode) == 0o755
 
 
@@ -110,7 +110,7 @@ def test_a_path_that_is_not_absolute_stays_where_it_was(
 ) -> None:
     directory.mkdir()
     monkeypatch.chdir(directory)
-    storage = FileStorage("sessions")
+    storage = FileStorage.open("sessions")
     monkeypatch.chdir(tmp_path)
     assert (directory / "sessions" / f"{storage.create()}.json").exists()
 
@@ -157,7 +157,7 @@ def test_sessions_survive_a_restart(storage: FileStorage, directory: Path) -> No
         locked.append(user("one"))
         locked.configure(title="title")
         locked.set_last_error("note")
-    again = FileStorage(str(directory))
+    again = FileStorage.open(str(directory))
     assert [again.get(id) for id in ids] == [storage.get(id) for id in ids]
     assert again.page()[0] == [ids[1], ids[2], ids[0]]
 

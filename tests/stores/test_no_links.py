@@ -23,7 +23,7 @@ def _no_links(*_: object, **__: object) -> None:
 @pytest.fixture
 def storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FileStorage:
     monkeypatch.setattr(os, "link", _no_links)
-    return FileStorage(str(tmp_path))
+    return FileStorage.open(str(tmp_path))
 
 
 def test_sessions_are_made_and_go_on(storage: FileStorage, tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_no_session_is_ever_replaced(storage: FileStorage) -> None:
 
 
 def test_of_many_that_make_the_same_session_all_find_it(storage: FileStorage, tmp_path: Path) -> None:
-    others = [storage, FileStorage(str(tmp_path)), FileStorage(str(tmp_path))]
+    others = [storage, FileStorage.open(str(tmp_path)), FileStorage.open(str(tmp_path))]
 
     def say(number: int) -> None:
         while True:
@@ -72,8 +72,8 @@ def test_a_session_that_cannot_be_made_leaves_nothing(
 
 def test_what_a_crash_leaves_is_gone_an_hour_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / f"{ID}.json").touch()
-    FileStorage(str(tmp_path))
+    FileStorage.open(str(tmp_path))
     assert os.listdir(tmp_path) == [f"{ID}.json"]
     monkeypatch.setattr(file_sweep, "_ORPHAN_SECONDS", -60.0)
-    FileStorage(str(tmp_path))
+    FileStorage.open(str(tmp_path))
     assert os.listdir(tmp_path) == []

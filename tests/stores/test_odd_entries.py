@@ -91,7 +91,7 @@ def test_files_with_other_names_are_ignored(
         os.utime(path, (0, 0))
     present = set(os.listdir(directory))
     monkeypatch.setattr(file_sweep, "_ORPHAN_SECONDS", -60.0)
-    again = FileStorage(str(directory))
+    again = FileStorage.open(str(directory))
     assert storage.page() == again.page() == ([], None)
     assert set(os.listdir(directory)) == present
 
@@ -103,8 +103,8 @@ def test_what_a_crash_left_is_swept_when_it_is_old(
     for path in left:
         path.write_bytes(b"x")
         os.utime(path, (0, 0))  # as when an old session is given a title just now
-    FileStorage(str(directory))
+    FileStorage.open(str(directory))
     assert all(path.exists() for path in left)
     monkeypatch.setattr(file_sweep, "_ORPHAN_SECONDS", -60.0)  # an hour later
-    FileStorage(str(directory))
+    FileStorage.open(str(directory))
     assert os.listdir(directory) == []

@@ -163,7 +163,7 @@ class Camera:
         self._monkeypatch = monkeypatch
         for room in (disk_access, files):
             monkeypatch.setattr(room, "os", self.recorder)
-        self.storage = self.do("open", lambda: FileStorage(str(self.directory)))
+        self.storage = self.do("open", lambda: FileStorage.open(str(self.directory)))
 
     def do(self, name: str, operation: Callable[[], Any]) -> Any:
         self.recorder.operation = len(self._film.names)
@@ -336,7 +336,7 @@ class Examiner:
         path = self._directory / f"{id}.json"
         path.write_bytes(data)
         try:
-            storage = FileStorage(str(self._directory))
+            storage = FileStorage.open(str(self._directory))
             session = storage.get(id)
             with storage.lock_for_turn(id) as locked:
                 added = locked.append({"role": "user", "content": "after the crash"})
@@ -466,7 +466,7 @@ def a_second_life(camera: Camera) -> Film:
     camera.recorder.fail = Killed()
     killed = camera.change("append to a foreign file", ID, lambda locked: locked.append(user("two")))
     assert isinstance(killed, Killed)
-    camera.storage = camera.do("open again", lambda: FileStorage(str(camera.directory)))
+    camera.storage = camera.do("open again", lambda: FileStorage.open(str(camera.directory)))
     camera.change("append", ID, lambda locked: locked.append(user("two")))
     return camera.film()
 

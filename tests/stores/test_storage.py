@@ -16,6 +16,6 @@ class TestStorage(StorageConformance):
     @pytest.fixture(params=["memory", "files"])
     def make(self, request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Storage]:
         if request.param == "files":
-            return lambda: FileStorage(str(tmp_path / "sessions"))
+            return lambda: FileStorage.open(str(tmp_path / "sessions"))
         storage = MemoryStorage()
         return lambda: storage

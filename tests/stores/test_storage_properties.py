@@ -173,7 +173,7 @@ class FileMachine(Machine):
         self.directory = tempfile.TemporaryDirectory(dir=IN_MEMORY)
 
     def open(self) -> Storage:
-        return FileStorage(self.directory.name)
+        return FileStorage.open(self.directory.name)
 
     @invariant()
     def files_are_json_with_one_message_a_line(self) -> None:

@@ -1,6 +1,6 @@
 """The app in the test's own process: Flask over a scripted model, and a client that talks to it.
 
-    with Client(answer("Hello"), storage=FileStorage(...), timeout=5) as client:
+    with Client(answer("Hello"), storage=FileStorage.open(...), timeout=5) as client:
         session_id = client.create()
         stream = client.stream(session_id, "Hi")
         assert stream.next()["type"] == "stream_start"
@@ -262,7 +262,7 @@ def code_of(status: int, sentence: str) -> str:
 
 def storages(directory: Path) -> dict[str, Callable[[], Storage]]:
     """Each back end by its name, for `pytest.mark.parametrize`."""
-    return {"memory": MemoryStorage, "files": lambda: FileStorage(str(directory / "sessions"))}
+    return {"memory": MemoryStorage, "files": lambda: FileStorage.open(str(directory / "sessions"))}
 
 
 class BreakableStorage(MemoryStorage):

@@ -164,7 +164,7 @@ class World:
 
     def __init__(self, directory: Path, model: ModelServer) -> None:
         self.directory = directory / "sessions"
-        self.storage: Storage = FileStorage(str(self.directory))
+        self.storage: Storage = FileStorage.open(str(self.directory))
         self.session_id = self.storage.create()
         self.model = model
         self._apps: list[Client] = []

@@ -273,7 +273,7 @@ def test_errors_of_the_store_count_once_each() -> None:
 
 
 def test_a_session_that_cannot_be_understood_counts(tmp_path: Path) -> None:
-    with Client(storage=FileStorage(str(tmp_path)), metrics=True) as client:
+    with Client(storage=FileStorage.open(str(tmp_path)), metrics=True) as client:
         session = client.create()
         (tmp_path / f"{session}.json").write_text("{]")
         assert client.get(f"/sessions/{session}").status_code == 500

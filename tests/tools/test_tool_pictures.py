@@ -121,7 +121,7 @@ def test_a_replay_tells_of_it(tmp_path: Any) -> None:
     with ModelServer(tool_call("draw", {}, id="call_1"), answer("OK")) as model:
         events = []
         for _ in range(2):
-            with Client(model=model, storage=FileStorage(str(tmp_path)), tools=[draw]) as client:
+            with Client(model=model, storage=FileStorage.open(str(tmp_path)), tools=[draw]) as client:
                 ids = client.storage.page()[0]
                 session = ids[0] if ids else client.create()
                 stream = client.stream(session, Idempotency_Key="k")

@@ -60,7 +60,7 @@ def reopen(tmp_path: Path) -> Iterator[Callable[..., Client]]:
     def start(*replies: ReplyTo, **settings: Any) -> Client:
         while running:
             running.pop().close()
-        running.append(Client(*replies, storage=FileStorage(str(tmp_path / "sessions")), **settings))
+        running.append(Client(*replies, storage=FileStorage.open(str(tmp_path / "sessions")), **settings))
         return running[0]
 
     yield start

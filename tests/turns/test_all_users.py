@@ -110,7 +110,7 @@ def test_a_store_that_is_being_made_holds_up_no_other_user(tmp_path: Path, model
 def test_a_user_whose_directory_cannot_be_made_costs_that_user_alone(tmp_path: Path, model: ModelServer) -> None:
     (tmp_path / "sessions").mkdir()
     (tmp_path / "sessions" / "user-0").write_text("no directory")
-    world = World(tmp_path, model, FileStorage(str(tmp_path / "sessions")))
+    world = World(tmp_path, model, FileStorage.open(str(tmp_path / "sessions")))
     assert error_of(world.ask(0, "POST", "/sessions")) == (503, "storage_unavailable")
     assert world.run(1, world.create(1)).status_code == 200
     assert world.app.test_client().get("/ready").status_code == 200
@@ -119,7 +119,7 @@ def test_a_user_whose_directory_cannot_be_made_costs_that_user_alone(tmp_path: P
 
 def test_a_thousand_users_cost_no_thread_and_no_look_at_each(tmp_path: Path, model: ModelServer) -> None:
     before = set(threading.enumerate())
-    world = World(tmp_path, model, FileStorage(str(tmp_path / "sessions")), count=1000, session_ttl=3600.0)
+    world = World(tmp_path, model, FileStorage.open(str(tmp_path / "sessions")), count=1000, session_ttl=3600.0)
     assert {thread.name for thread in set(threading.enumerate()) - before} <= {"expiry"}
     assert os.listdir(tmp_path / "sessions") == []
     assert world.app.test_client().get("/ready").status_code == 200
@@ -152,7 +152,7 @@ def test_sessions_of_every_user_expire_until_the_shutdown(
     tmp_path: Path, model: ModelServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(expiry, "_MIN_SECONDS", 0.01)
-    storage = FileStorage(str(tmp_path / "sessions"))
+    storage = FileStorage.open(str(tmp_path / "sessions"))
     for user in (0, 2):  # of an earlier start
         of_user = storage.for_user(f"user-{user}")
         _make_old(tmp_path / "sessions" / f"user-{user}", of_user.create())

@@ -209,7 +209,7 @@ def aged(storage: FileStorage, directory: Path) -> str:
 def test_a_file_that_cannot_be_opened_does_not_keep_the_others_from_expiring(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    storage = FileStorage(str(tmp_path))
+    storage = FileStorage.open(str(tmp_path))
     sessions = [aged(storage, tmp_path) for _ in range(5)]
     without(monkeypatch, sessions[2])
     assert expire(storage, 60) == 4
@@ -217,7 +217,7 @@ def test_a_file_that_cannot_be_opened_does_not_keep_the_others_from_expiring(
 
 
 def test_a_store_that_is_gone_ends_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    storage = FileStorage(str(tmp_path))
+    storage = FileStorage.open(str(tmp_path))
     for _ in range(5):
         aged(storage, tmp_path)
     without(monkeypatch, "")

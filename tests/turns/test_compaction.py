@@ -416,7 +416,7 @@ def test_a_store_that_cannot_take_the_summary_leaves_the_turn_alone(
     model: Summarizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a disk that has room for a message, and none for the file once more."""
-    with Client(model=model, storage=FileStorage(str(tmp_path)), compact_at=LIMIT) as client:
+    with Client(model=model, storage=FileStorage.open(str(tmp_path)), compact_at=LIMIT) as client:
         session = client.create()
         talk(client, session, DUE - 1)
         real = FileStorage._write_new
@@ -579,7 +579,7 @@ def test_a_summary_survives_a_restart(model: Summarizer, store: Callable[[], Sto
 
 
 def test_a_file_with_a_summary_has_the_promised_form(model: Summarizer, tmp_path: Path) -> None:
-    with Client(model=model, storage=FileStorage(str(tmp_path)), compact_at=LIMIT) as client:
+    with Client(model=model, storage=FileStorage.open(str(tmp_path)), compact_at=LIMIT) as client:
         session = client.create()
         talk(client, session, DUE)
         lines = (tmp_path / f"{session}.json").read_text(encoding="utf-8").splitlines()
@@ -589,7 +589,7 @@ def test_a_file_with_a_summary_has_the_promised_form(model: Summarizer, tmp_path
 
 @pytest.mark.parametrize("value", [None, "x", {}, {"until": 1, "content": "x", "created_at": "t"}], ids=str)
 def test_a_file_whose_summary_is_none_is_read_without(model: Summarizer, tmp_path: Path, value: Any) -> None:
-    storage = FileStorage(str(tmp_path))
+    storage = FileStorage.open(str(tmp_path))
     with Client(model=model, storage=storage, compact_at=LIMIT) as client:
         session = client.create()
         talk(client, session, 2)

@@ -40,7 +40,7 @@ def client(effects: list[str], tmp_path: Path) -> Iterator[Client]:
         effects.append(name)
         return f"{name} is booked"
 
-    with Client(storage=FileStorage(str(tmp_path / "sessions")), tools=[book], timeout=5.0) as client:
+    with Client(storage=FileStorage.open(str(tmp_path / "sessions")), tools=[book], timeout=5.0) as client:
         yield client
 
 
@@ -229,7 +229,7 @@ def test_a_session_in_which_a_turn_goes_on_is_deleted(client: Client, tmp_path: 
 
 def test_a_shutdown_ends_an_attempt_and_a_later_one_goes_on(tmp_path: Path) -> None:
     with ModelServer(answer("Hel", BREAK), answer("One", STALL)) as model:
-        with Client(storage=FileStorage(str(tmp_path)), model=model) as client:
+        with Client(storage=FileStorage.open(str(tmp_path)), model=model) as client:
             session = client.create()
             client.run(session)
             response = client.later(go_on, client, session)
@@ -237,7 +237,7 @@ def test_a_shutdown_ends_an_attempt_and_a_later_one_goes_on(tmp_path: Path) -> N
             wait_until(lambda: client.watch(session).next()["type"] == "stream_start")
             client.shut_down()
             assert error_of(response.result(TIMEOUT)) == (503, "shutting_down")
-        with Client(storage=FileStorage(str(tmp_path)), model=model) as client:
+        with Client(storage=FileStorage.open(str(tmp_path)), model=model) as client:
             assert json_of(go_on(client, session))["message"]["content"] == "OK"
 
 

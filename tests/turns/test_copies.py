@@ -245,7 +245,7 @@ def test_what_cannot_be_taken_in_is_refused_by_its_index(anywhere: Client, messa
 
 
 def test_an_import_is_in_one_write(tmp_path: Path) -> None:
-    with Client(storage=FileStorage(str(tmp_path))) as client:
+    with Client(storage=FileStorage.open(str(tmp_path))) as client:
         client.request("POST", "/sessions", {"messages": [{"role": "user", "content": "é"}] * 3})
         [path] = tmp_path.glob("session-*.json")
         assert [message["content"] for message in json.loads(path.read_text())["messages"]] == ["é"] * 3

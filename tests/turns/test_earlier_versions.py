@@ -44,7 +44,7 @@ class Earlier:
 @pytest.fixture(params=["files", pytest.param("redis", marks=NEEDED)])
 def earlier(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Earlier]:
     if request.param == "files":
-        with Client(storage=FileStorage(str(tmp_path))) as client:
+        with Client(storage=FileStorage.open(str(tmp_path))) as client:
             yield Earlier(client, functools.partial(put_file, tmp_path))
         return
     from session_core.stores.redis import RedisStorage
@@ -165,7 +165,7 @@ def test_a_file_is_written_with_the_names_of_this_version(tmp_path: Path) -> Non
     later = '{"id":"msg-3","role":"user","content":"two","previous_error":"model_error refused","created_at":"t"}'
     answer = ANSWER.replace("msg-2", "msg-4").replace('"model"', '"provider_state":{"server":"s"},"model"')
     put_file(tmp_path, QUESTION, partial, later, answer, note='"x refused"', continuation='{"attempt":2}')
-    with Client(storage=FileStorage(str(tmp_path))) as client:
+    with Client(storage=FileStorage.open(str(tmp_path))) as client:
         patch(client, ID, title="T")
     value = json.loads(path.read_bytes())
     assert (value["last_error"], value["last_refused"], value["continues"]) == ("x", True, {"attempt": 2})

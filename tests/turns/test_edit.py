@@ -260,7 +260,7 @@ def test_two_servers_see_the_same_conversation(store: Callable[[], Storage]) -> 
 
 
 def test_the_file_stays_append_only(tmp_path: Path) -> None:
-    with Client(storage=FileStorage(str(tmp_path))) as client:
+    with Client(storage=FileStorage.open(str(tmp_path))) as client:
         session = client.create()
         post(client, session, message="one")
         path = tmp_path / f"{session}.json"

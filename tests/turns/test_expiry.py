@@ -106,7 +106,7 @@ def test_a_server_deletes_what_has_expired(serve: Callable[..., Server], tmp_pat
 
 
 def test_a_file_that_cannot_be_understood_does_not_expire(tmp_path: Path) -> None:
-    storage = FileStorage(str(tmp_path))
+    storage = FileStorage.open(str(tmp_path))
     session = storage.create()
     path = tmp_path / f"{session}.json"
     path.write_text("{]")

@@ -163,7 +163,7 @@ def test_what_is_bad_is_refused_and_leaves_nothing(bad: str, tmp_path: Any) -> N
     from session_core.stores.files import FileStorage
 
     message, status, words = BAD[bad]
-    with Client(storage=FileStorage(str(tmp_path)), max_file_bytes=4000) as client:
+    with Client(storage=FileStorage.open(str(tmp_path)), max_file_bytes=4000) as client:
         session = client.create()
         assert words in refused(ask(client, session, message), status)
         assert client.messages(session) == []

@@ -41,7 +41,7 @@ def test_a_one_shot_session_is_forgotten() -> None:
 
 
 def test_a_request_with_a_key_reads_its_session_once(tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    storage = FileStorage(str(tmp_path))
+    storage = FileStorage.open(str(tmp_path))
     reads: list[str] = []
     parsed = FileStorage._parsed
 

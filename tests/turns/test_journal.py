@@ -118,7 +118,7 @@ def test_a_journal_of_another_hand_leaves_its_session_usable(tmp_path: Path) -> 
         "model": [],
         "attempt": "2",
     }
-    with Client(storage=FileStorage(str(tmp_path))) as client:
+    with Client(storage=FileStorage.open(str(tmp_path))) as client:
         session = client.storage.create([{"id": "msg-0", "role": "user", "content": "Hi", "created_at": "t"}])
         lines = [identity("turn", "msg-0", 1, odd), *LINES[1:]]
         (tmp_path / f".{session}.journal").write_bytes(b"\n".join(lines))
@@ -198,7 +198,7 @@ def test_a_journal_that_cannot_be_written_costs_the_turn_nothing(
 
 def test_no_journal_stays_when_a_turn_has_ended(tmp_path: Path) -> None:
     go = threading.Event()
-    with Client(answer("Hel", wait(go), "lo"), storage=FileStorage(str(tmp_path / "sessions"))) as client:
+    with Client(answer("Hel", wait(go), "lo"), storage=FileStorage.open(str(tmp_path / "sessions"))) as client:
         session = client.create()
         stream = client.stream(session)
         path = tmp_path / "sessions" / f".{session}.journal"
@@ -211,7 +211,7 @@ def test_no_journal_stays_when_a_turn_has_ended(tmp_path: Path) -> None:
 
 
 def test_what_could_not_be_stored_at_the_end_is_taken_over_later(tmp_path: Path, monkeypatch: Any) -> None:
-    storage = FileStorage(str(tmp_path))
+    storage = FileStorage.open(str(tmp_path))
     full = threading.Event()
     write = os.pwrite
 
@@ -238,11 +238,11 @@ def test_what_could_not_be_stored_at_the_end_is_taken_over_later(tmp_path: Path,
 
 
 def test_a_journal_without_its_session_is_swept(tmp_path: Path) -> None:
-    storage = FileStorage(str(tmp_path))
+    storage = FileStorage.open(str(tmp_path))
     session = storage.create()
     for name in (session, "session-gone"):
         (tmp_path / f".{name}.journal").write_text("x")
-    FileStorage(str(tmp_path))
+    FileStorage.open(str(tmp_path))
     assert [path.name for path in tmp_path.glob(".session*")] == [f".{session}.journal"]
     with storage.lock(session) as locked:
         locked.delete()

@@ -146,8 +146,8 @@ def test_a_deleted_session_takes_its_keys_along(client: Client) -> None:
 
 def test_a_session_that_another_process_deleted_is_not_replayed(tmp_path: Path) -> None:
     with (
-        Client(storage=FileStorage(str(tmp_path))) as one,
-        Client(storage=FileStorage(str(tmp_path))) as two,
+        Client(storage=FileStorage.open(str(tmp_path))) as one,
+        Client(storage=FileStorage.open(str(tmp_path))) as two,
     ):
         session = one.create()
         one.run(session, **KEY)
@@ -157,8 +157,8 @@ def test_a_session_that_another_process_deleted_is_not_replayed(tmp_path: Path) 
 
 def test_a_turn_of_another_process_is_busy_and_then_replayed(tmp_path: Path) -> None:
     with (
-        Client(storage=FileStorage(str(tmp_path))) as one,
-        Client(storage=FileStorage(str(tmp_path))) as two,
+        Client(storage=FileStorage.open(str(tmp_path))) as one,
+        Client(storage=FileStorage.open(str(tmp_path))) as two,
     ):
         session, first, gate = halted(one)
         assert error_of(two.run(session, **KEY)) == (409, "session_busy")
@@ -172,8 +172,8 @@ def test_a_turn_of_another_process_is_busy_and_then_replayed(tmp_path: Path) -> 
 
 def test_a_turn_that_another_process_tried_again_is_replayed(tmp_path: Path) -> None:
     with (
-        Client(storage=FileStorage(str(tmp_path))) as one,
-        Client(storage=FileStorage(str(tmp_path))) as two,
+        Client(storage=FileStorage.open(str(tmp_path))) as one,
+        Client(storage=FileStorage.open(str(tmp_path))) as two,
     ):
         session = failed(one)
         good = answered(two.run(session, **KEY))
@@ -202,7 +202,7 @@ def test_a_failed_turn_is_tried_again_after_a_new_title(client: Client) -> None:
 
 
 def test_keys_survive_a_torn_file(tmp_path: Path) -> None:
-    with Client(answer("One"), storage=FileStorage(str(tmp_path))) as client:
+    with Client(answer("One"), storage=FileStorage.open(str(tmp_path))) as client:
         session = client.create()
         original = answered(client.run(session, **KEY))
         client.run(session, "Next", Idempotency_Key="key-2")
@@ -210,7 +210,7 @@ def test_keys_survive_a_torn_file(tmp_path: Path) -> None:
     data = file.read_bytes()
     for cut in range(data.index(b'"Next"') + 60, len(data), 7):
         file.write_bytes(data[:cut])
-        with Client(storage=FileStorage(str(tmp_path))) as client:
+        with Client(storage=FileStorage.open(str(tmp_path))) as client:
             response = client.run(session, **KEY)
             assert replayed(response)
             assert answered(response) == original
@@ -218,13 +218,13 @@ def test_keys_survive_a_torn_file(tmp_path: Path) -> None:
 
 
 def test_a_turn_whose_answer_was_torn_is_tried_again(tmp_path: Path) -> None:
-    with Client(answer("One"), storage=FileStorage(str(tmp_path))) as client:
+    with Client(answer("One"), storage=FileStorage.open(str(tmp_path))) as client:
         session = client.create()
         answered(client.run(session, **KEY))
     file = tmp_path / f"{session}.json"
     data = file.read_bytes()
     file.write_bytes(data[: data.index(b'"One"')])
-    with Client(storage=FileStorage(str(tmp_path))) as client:
+    with Client(storage=FileStorage.open(str(tmp_path))) as client:
         response = client.run(session, **KEY)
         assert not replayed(response)
         assert answered(response)["content"] == "OK"

@@ -14,7 +14,7 @@ from tests.support.sessions import patch, post, texts
 
 
 def test_fields_that_we_do_not_know_are_kept(tmp_path: Path) -> None:
-    with Client(storage=FileStorage(str(tmp_path))) as client:
+    with Client(storage=FileStorage.open(str(tmp_path))) as client:
         session = client.create()
         post(client, session, message="one")
         path = tmp_path / f"{session}.json"
@@ -30,7 +30,7 @@ def test_fields_that_we_do_not_know_are_kept(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("tear", [False, True])
 def test_a_byte_order_mark_and_crlf_are_understood(tmp_path: Path, tear: bool) -> None:
-    with Client(storage=FileStorage(str(tmp_path))) as client:
+    with Client(storage=FileStorage.open(str(tmp_path))) as client:
         session = client.create()
         post(client, session, message="one")
         path = tmp_path / f"{session}.json"

@@ -342,9 +342,9 @@ def test_an_event_of_another_session_is_gone(client: Client) -> None:
 
 
 def test_after_a_restart_nothing_is_held(tmp_path: Path) -> None:
-    with Client(storage=FileStorage(str(tmp_path))) as client:
+    with Client(storage=FileStorage.open(str(tmp_path))) as client:
         session, ids = ended(client)
-    with Client(storage=FileStorage(str(tmp_path))) as client:
+    with Client(storage=FileStorage.open(str(tmp_path))) as client:
         assert client.watch(session).status == 204
         assert code(client.watch(session, Last_Event_ID=ids[-1])) == (410, "event_gone")
 
@@ -509,9 +509,9 @@ def test_a_watcher_that_vanishes_from_a_real_server_makes_room(serve: Callable[.
 
 
 def test_a_turn_of_another_process_cannot_be_watched(tmp_path: Path) -> None:
-    with Client(storage=FileStorage(str(tmp_path))) as client:
+    with Client(storage=FileStorage.open(str(tmp_path))) as client:
         session, stream, gate = halted(client)
-        with Client(storage=FileStorage(str(tmp_path))) as other:
+        with Client(storage=FileStorage.open(str(tmp_path))) as other:
             assert code(other.watch(session)) == (409, "session_busy")
         gate.open()
         stream.rest()

@@ -147,7 +147,7 @@ def crash(tmp_path: Path) -> Iterator[Callable[[Client], Client]]:
 
     def start(client: Client) -> Client:
         shutil.copytree(tmp_path / "sessions", tmp_path / "found")
-        running.append(Client(storage=FileStorage(str(tmp_path / "found"))))
+        running.append(Client(storage=FileStorage.open(str(tmp_path / "found"))))
         return running[0]
 
     yield start

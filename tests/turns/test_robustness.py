@@ -487,7 +487,7 @@ def write_history(directory: Path, messages: list[dict[str, Any]], note: str | N
 @pytest.fixture(scope="module")
 def by_hand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Client, Path]]:
     directory = tmp_path_factory.mktemp("sessions")
-    with Client(storage=FileStorage(str(directory))) as client:
+    with Client(storage=FileStorage.open(str(directory))) as client:
         yield client, directory
 
 

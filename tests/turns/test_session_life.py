@@ -364,7 +364,7 @@ class LifeInFiles(Life):
         return self.reopen()
 
     def reopen(self) -> Storage:
-        return FileStorage(self.directory.name)
+        return FileStorage.open(self.directory.name)
 
     def teardown(self) -> None:
         super().teardown()
@@ -432,7 +432,9 @@ def test_however_many_call_at_once_a_key_is_one_turn_and_has_one_answer(seed: in
                 case "plain":
                     assert client.run(session, "plain").status_code in (200, 409, 502)
 
-    with Client(default=lambda request: shuffled.choice(ends)(request), storage=FileStorage(str(tmp_path))) as client:
+    with Client(
+        default=lambda request: shuffled.choice(ends)(request), storage=FileStorage.open(str(tmp_path))
+    ) as client:
         session = client.create()
         for caller in [client.later(call, number) for number in range(5)]:
             caller.result(TIMEOUT)

@@ -177,12 +177,12 @@ def test_a_server_gets_back_what_it_wants_in_all_turns(server: str, stream: bool
     script = SERVERS[server]()
     refusals = 2 if server == "DeepSeek R1" else 1  # at most; its words read as if it missed what it refuses
     with ModelServer(default=script) as model:
-        with Client(model=model, storage=FileStorage(str(tmp_path)), stream=stream) as client:
+        with Client(model=model, storage=FileStorage.open(str(tmp_path)), stream=stream) as client:
             session = client.create()
             converse(client, session, 3)
             taken = len(model.requests)
             assert taken <= 6 + refusals
-        with Client(model=model, storage=FileStorage(str(tmp_path)), stream=stream) as client:  # after a restart
+        with Client(model=model, storage=FileStorage.open(str(tmp_path)), stream=stream) as client:  # after a restart
             converse(client, session, 1)
             assert len(model.requests) <= taken + 2 + refusals
             converse(client, session, 1)
@@ -193,7 +193,7 @@ def test_a_server_gets_back_what_it_wants_in_all_turns(server: str, stream: bool
 
 @pytest.mark.parametrize("server", SERVERS)
 def test_what_goes_out_changes_nothing_of_what_a_store_keeps_for_the_next_turn(server: str, tmp_path: Path) -> None:
-    storage = FileStorage(str(tmp_path))
+    storage = FileStorage.open(str(tmp_path))
     session = storage.create()
     with storage.lock(session) as locked:
         locked.append({"role": "user", "content": "x" * (64 << 10)})  # a large session stays parsed between turns
@@ -201,19 +201,19 @@ def test_what_goes_out_changes_nothing_of_what_a_store_keeps_for_the_next_turn(s
     with ModelServer(default=SERVERS[server]()) as model, Client(model=model, storage=storage) as client:
         converse(client, session, 3)
     with storage.lock_for_turn(session) as locked:
-        assert locked.session == FileStorage(str(tmp_path)).get(session)
+        assert locked.session == FileStorage.open(str(tmp_path)).get(session)
 
 
 @pytest.mark.parametrize("server", [name for name in SERVERS if name != "OpenRouter"])  # which misses nothing
 def test_a_history_that_was_stored_before_or_by_another_model_works(server: str, tmp_path: Path) -> None:
-    with Client(storage=FileStorage(str(tmp_path))) as client:  # a server that sends nothing beside its calls
+    with Client(storage=FileStorage.open(str(tmp_path))) as client:  # a server that sends nothing beside its calls
         client.model.then(*[_plain_call("c1"), answer("It is 2.")])
         session = client.create()
         client.run(session)
     with ModelServer(default=SERVERS[server]()) as model:
-        with Client(model=model, storage=FileStorage(str(tmp_path)), model_name="one") as client:
+        with Client(model=model, storage=FileStorage.open(str(tmp_path)), model_name="one") as client:
             converse(client, session, 2)
-        with Client(model=model, storage=FileStorage(str(tmp_path)), model_name="two") as client:
+        with Client(model=model, storage=FileStorage.open(str(tmp_path)), model_name="two") as client:
             converse(client, session, 2)
             last = model.requests[-1]["messages"]
         assert sum(len(message.get("tool_calls", ())) for message in last) == 1 + 4 * 2
@@ -321,12 +321,12 @@ def unless(bad: str, refused: ReplyTo) -> ReplyTo:
 def test_a_refused_question_is_left_out_of_later_requests(code: int, tmp_path: Path) -> None:
     error = {"error": {"message": "The response was filtered by the content policy", "code": "policy"}}
     script = unless("Bad", status(code, error))
-    with Client(default=script, storage=FileStorage(str(tmp_path))) as client:
+    with Client(default=script, storage=FileStorage.open(str(tmp_path))) as client:
         session = client.create()
         client.run(session, "One")
         assert client.run(session, "Bad").status_code in (400, 502)
         assert client.run(session, "Two").status_code == 200
-    with Client(default=script, storage=FileStorage(str(tmp_path))) as client:
+    with Client(default=script, storage=FileStorage.open(str(tmp_path))) as client:
         assert client.run(session, "Three").status_code == 200
         sent = [m["content"] for m in client.model.requests[-1]["messages"] if m["role"] == "user"]
         assert sent == ["One", "Two", "Three"]

@@ -18,7 +18,7 @@ from tests.support.server import TIMEOUT
 
 @every_phase
 def test_a_running_turn_has_ended_when_its_session_is_deleted(where: str, tool: Tool, tmp_path: Path) -> None:
-    with phase(where, tool, storage=FileStorage(str(tmp_path))) as now:
+    with phase(where, tool, storage=FileStorage.open(str(tmp_path))) as now:
         client = now.client
         session_id = client.create()
         stream = client.stream(session_id)

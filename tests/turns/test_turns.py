@@ -37,7 +37,7 @@ def test_the_message_is_on_disk_before_the_model_is_asked(tmp_path: Path) -> Non
         seen.append([message["content"] for message in on_disk(tmp_path)["messages"]])
         return answer("Hello")(request)
 
-    with Client(look, look, storage=FileStorage(str(tmp_path))) as client:
+    with Client(look, look, storage=FileStorage.open(str(tmp_path))) as client:
         session_id = client.create()
         client.run(session_id, "one")
         client.stream(session_id, "two").rest()
@@ -45,14 +45,14 @@ def test_the_message_is_on_disk_before_the_model_is_asked(tmp_path: Path) -> Non
 
 
 def test_the_message_is_on_disk_when_stream_start_is_seen(tmp_path: Path) -> None:
-    with Client(answer(STALL), storage=FileStorage(str(tmp_path))) as client:
+    with Client(answer(STALL), storage=FileStorage.open(str(tmp_path))) as client:
         stream = client.stream(client.create(), "Hi")
         assert stream.next()["type"] == "stream_start"
         assert [message["content"] for message in on_disk(tmp_path)["messages"]] == ["Hi"]
 
 
 def test_a_tool_call_is_on_disk_when_it_is_seen(tmp_path: Path, tool: Tool) -> None:
-    with Client(tool_call("slow", {}), storage=FileStorage(str(tmp_path)), tools=[tool.function]) as client:
+    with Client(tool_call("slow", {}), storage=FileStorage.open(str(tmp_path)), tools=[tool.function]) as client:
         stream = client.stream(client.create(), "Hi")
         event = stream.next("stream_tool_call")
         stored = on_disk(tmp_path)["messages"][-1]
@@ -62,7 +62,7 @@ def test_a_tool_call_is_on_disk_when_it_is_seen(tmp_path: Path, tool: Tool) -> N
 
 
 def test_a_tool_result_is_on_disk_when_it_is_seen(tmp_path: Path) -> None:
-    with Client(CALCULATION, answer(STALL), storage=FileStorage(str(tmp_path))) as client:
+    with Client(CALCULATION, answer(STALL), storage=FileStorage.open(str(tmp_path))) as client:
         stream = client.stream(client.create(), "Hi")
         stream.next("stream_tool_result")
         stored = on_disk(tmp_path)["messages"][-1]
@@ -76,13 +76,13 @@ def test_tool_messages_are_on_disk_before_the_model_is_asked_again(tmp_path: Pat
         seen.extend(message["role"] for message in on_disk(tmp_path)["messages"])
         return answer("345")(request)
 
-    with Client(CALCULATION, look, storage=FileStorage(str(tmp_path))) as client:
+    with Client(CALCULATION, look, storage=FileStorage.open(str(tmp_path))) as client:
         client.run(client.create())
     assert seen == ["user", "assistant", "tool"]
 
 
 def test_the_answer_is_on_disk_when_its_end_is_seen(tmp_path: Path) -> None:
-    with Client(storage=FileStorage(str(tmp_path))) as client:
+    with Client(storage=FileStorage.open(str(tmp_path))) as client:
         session_id = client.create()
         event = client.stream(session_id).next("stream_end")
         assert on_disk(tmp_path)["messages"][-1]["id"] == event["data"]["message_id"]
@@ -197,7 +197,10 @@ def test_the_session_is_free_before_cancel_answers(storage: Storage) -> None:
 
 
 def test_readers_never_cost_a_turn_its_session(tmp_path: Path) -> None:
-    with Client(storage=FileStorage(str(tmp_path))) as client, Client(storage=FileStorage(str(tmp_path))) as other:
+    with (
+        Client(storage=FileStorage.open(str(tmp_path))) as client,
+        Client(storage=FileStorage.open(str(tmp_path))) as other,
+    ):
         session_id = client.create()
         over = threading.Event()
 
@@ -230,7 +233,7 @@ def test_a_turn_of_another_server_on_the_same_directory_is_409(
     tmp_path: Path, method: str, path: str, data: object
 ) -> None:
     go = threading.Event()
-    storages = [FileStorage(str(tmp_path)) for _ in range(2)]
+    storages = [FileStorage.open(str(tmp_path)) for _ in range(2)]
     with Client(answer("Hel", wait(go), "lo"), storage=storages[0]) as client, Client(storage=storages[1]) as other:
         session_id = client.create()
         stream = client.stream(session_id)
@@ -245,7 +248,7 @@ def test_a_turn_of_another_server_on_the_same_directory_is_409(
 
 def test_running_tells_of_turns_of_another_server(tmp_path: Path) -> None:
     go = threading.Event()
-    storages = [FileStorage(str(tmp_path)) for _ in range(2)]
+    storages = [FileStorage.open(str(tmp_path)) for _ in range(2)]
     with Client(answer("Hel", wait(go), "lo"), storage=storages[0]) as client, Client(storage=storages[1]) as other:
         session_id = client.create()
         stream = client.stream(session_id)

@@ -57,7 +57,7 @@ def mail() -> Mail:
 
 @pytest.fixture(params=["memory", "files"])
 def client(request: pytest.FixtureRequest, mail: Mail, tmp_path: Path) -> Iterator[Client]:
-    storage = FileStorage(str(tmp_path / "sessions")) if request.param == "files" else None
+    storage = FileStorage.open(str(tmp_path / "sessions")) if request.param == "files" else None
     with Client(storage=storage, tools=mail.tools()) as client:
         yield client
 

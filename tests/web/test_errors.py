@@ -45,7 +45,7 @@ ILL_FORMED = ["x", "msg-1", "session-", "session-A", "session-é", "..", "sessio
 
 @pytest.mark.parametrize(("method", "path"), FOR_ONE_SESSION)
 def test_an_id_of_another_form_is_404_before_the_disk_is_touched(tmp_path: Path, method: str, path: str) -> None:
-    with Client(storage=FileStorage(str(tmp_path / "sessions"))) as client:
+    with Client(storage=FileStorage.open(str(tmp_path / "sessions"))) as client:
         shutil.rmtree(tmp_path / "sessions")  # whatever looks there fails with 503
         for id in ILL_FORMED:
             response = client.request(method, f"/sessions/{id}{path}", BODIES.get((method, path)))
@@ -151,7 +151,7 @@ def test_the_wait_that_the_model_server_asks_for_is_passed_on() -> None:
 
 @pytest.mark.parametrize(("method", "path"), [*FOR_ONE_SESSION[:2], *FOR_ONE_SESSION[3:5]])
 def test_a_session_that_cannot_be_understood_is_500_and_left_as_it_is(tmp_path: Path, method: str, path: str) -> None:
-    with Client(storage=FileStorage(str(tmp_path))) as client:
+    with Client(storage=FileStorage.open(str(tmp_path))) as client:
         session_id = client.create()
         file = tmp_path / f"{session_id}.json"
         file.write_bytes(b"no session at all")
@@ -161,7 +161,7 @@ def test_a_session_that_cannot_be_understood_is_500_and_left_as_it_is(tmp_path: 
 
 
 def test_a_session_that_cannot_be_understood_costs_only_itself(tmp_path: Path) -> None:
-    with Client(storage=FileStorage(str(tmp_path))) as client:
+    with Client(storage=FileStorage.open(str(tmp_path))) as client:
         broken, other = client.create(), client.create()
         (tmp_path / f"{broken}.json").write_bytes(b'{"id":')
         assert client.run(other).status_code == 200
@@ -177,7 +177,7 @@ def test_a_session_that_cannot_be_understood_costs_only_itself(tmp_path: Path) -
      *((method, "/sessions/{}" + path) for method, path in FOR_ONE_SESSION)],
 )  # fmt: skip
 def test_without_its_directory_the_store_is_unavailable(tmp_path: Path, method: str, path: str) -> None:
-    with Client(storage=FileStorage(str(tmp_path / "sessions"))) as client:
+    with Client(storage=FileStorage.open(str(tmp_path / "sessions"))) as client:
         session_id = client.create()
         shutil.rmtree(tmp_path / "sessions")
         body = BODIES.get((method, path.removeprefix("/sessions/{}")))

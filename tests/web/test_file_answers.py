@@ -145,7 +145,7 @@ def test_the_document_links_to_a_folder_beside_it(client: Client, session: str) 
 
 
 def test_a_picture_that_is_missing_costs_itself_alone(tmp_path: Path) -> None:
-    with Client(storage=FileStorage(str(tmp_path))) as client:
+    with Client(storage=FileStorage.open(str(tmp_path))) as client:
         session = client.create()
         client.request("POST", f"/sessions/{session}/run", {"message": [text("What?"), image(png())]})
         shutil.rmtree(tmp_path / f".{session}.files")

@@ -22,7 +22,7 @@ def test_ready_is_200_while_the_store_can_be_written(client: Client) -> None:
 
 
 def test_ready_is_503_and_health_200_when_the_store_is_gone(tmp_path: Path) -> None:
-    with Client(storage=FileStorage(str(tmp_path / "sessions"))) as client:
+    with Client(storage=FileStorage.open(str(tmp_path / "sessions"))) as client:
         shutil.rmtree(tmp_path / "sessions")
         assert error_of(client.get("/ready")) == (503, "storage_unavailable")
         assert client.get("/health").status_code == 200
@@ -36,7 +36,7 @@ def test_ready_is_503_and_health_200_when_shutting_down() -> None:
 
 
 def test_asking_whether_it_is_ready_leaves_nothing_behind(tmp_path: Path) -> None:
-    with Client(storage=FileStorage(str(tmp_path))) as client:
+    with Client(storage=FileStorage.open(str(tmp_path))) as client:
         client.get("/ready")
         assert list(tmp_path.iterdir()) == []
 

@@ -25,7 +25,7 @@ USAGE = {"prompt_tokens": 5, "completion_tokens": 7, "total_tokens": 12}
 
 @pytest.fixture
 def client(tmp_path: Path) -> Iterator[Client]:
-    with Client(storage=FileStorage(str(tmp_path)), models=("other",), timeout=20.0) as client:
+    with Client(storage=FileStorage.open(str(tmp_path)), models=("other",), timeout=20.0) as client:
         yield client
 
 
@@ -292,7 +292,7 @@ def test_the_headers_can_be_chosen() -> None:
 
 def test_the_session_is_the_same_after_a_restart(tmp_path: Path) -> None:
     for text in ("one", "two"):
-        with Client(storage=FileStorage(str(tmp_path))) as client:
+        with Client(storage=FileStorage.open(str(tmp_path))) as client:
             session = post(client, user(text), headers=SESSION).headers["X-Session-Id"]
             last = [one["content"] for one in client.messages(session)]
     assert last == ["one", "OK", "two", "OK"]

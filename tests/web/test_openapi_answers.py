@@ -97,14 +97,14 @@ def _(world: World, operation: str) -> TestResponse:
 
 @cause("session_busy")
 def _(world: World, operation: str) -> TestResponse:
-    with FileStorage(str(world.directory)).lock_for_turn(world.session_id):
+    with FileStorage.open(str(world.directory)).lock_for_turn(world.session_id):
         return world.ask(operation)
 
 
 @cause("conversation_locked")
 def _(world: World, operation: str) -> TestResponse:
     world.ask("get_response")  # which there is from now on
-    with FileStorage(str(world.directory)).lock_for_turn(world.session_id):
+    with FileStorage.open(str(world.directory)).lock_for_turn(world.session_id):
         return world.ask(operation)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -27,6 +28,7 @@ from tests.support.well_formed import assert_well_formed
 PATH = "/v1/responses"
 WEATHER = {"type": "function", "name": "weather", "parameters": {"type": "object"}}
 ASK = tool_call("weather", {"city": "Bern"}, text="I look.", id="call_w")
+QUESTION = [{"role": "user", "content": "Weather?"}]
 OUTPUT = {"type": "function_call_output", "call_id": "call_w", "output": "rain"}
 SEND = tool_call("send", {"to": "Ann"}, id="call_s")
 
@@ -153,6 +155,15 @@ def test_an_output_and_a_new_question_may_come_together(client: Client) -> None:
     checked(ask(client, [OUTPUT, question], previous_response_id=calling["id"]))
     assert [text for _, text in told(client)][2] == "rain"
     assert told(client)[-1] == ("user", "And Basel?")
+
+
+def test_an_output_and_another_call_of_the_client_may_come_together(client: Client) -> None:
+    client.model.then(ASK, answer("It rains."))
+    calling = checked(ask(client))
+    call = {"type": "function_call", "call_id": "call_x", "name": "weather", "arguments": "{}"}
+    given = [OUTPUT, call, {**OUTPUT, "call_id": "call_x", "output": "snow"}]
+    checked(ask(client, given, previous_response_id=calling["id"]))
+    assert [text for role, text in told(client) if role == "tool"] == ["rain", "snow"]
 
 
 def test_a_question_in_place_of_an_output_denies_the_call(client: Client) -> None:
@@ -309,6 +320,14 @@ def test_reasoning_goes_back_to_the_model_from_a_client_that_keeps_it(client: Cl
     assert output[0]["encrypted_content"]
     checked(ask(client, [*history, *output, OUTPUT], **body))
     assert client.model.requests[-1]["messages"][1]["reasoning_content"] == "Rain?"
+
+
+def test_reasoning_that_is_no_text_is_none(client: Client) -> None:
+    sealed = "sealed." + base64.urlsafe_b64encode(b'{"reasoning":[5]}').decode()
+    reasoning = {"type": "reasoning", "summary": [], "encrypted_content": sealed}
+    response = checked(ask(client, [reasoning, {"role": "assistant", "content": "Hi"}, *QUESTION]))
+    stored = json_of(client.get(f"/sessions/session-{response['id'].split('_')[1]}"))["messages"]
+    assert "reasoning" not in stored[0]
 
 
 def test_reasoning_has_no_sealed_content_unless_that_is_asked_for(client: Client) -> None:

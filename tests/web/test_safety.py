@@ -453,7 +453,7 @@ def test_an_address_that_does_not_answer_is_not_passed_on() -> None:
 
 def test_errors_of_the_store_tell_no_path(tmp_path: Path) -> None:
     directory = tmp_path / "the-secret-place"
-    with Client(storage=FileStorage(str(directory))) as client:
+    with Client(storage=FileStorage.open(str(directory))) as client:
         corrupt, other = client.create(), client.create()
         (directory / f"{corrupt}.json").write_bytes(b"{")
         texts = [client.get(f"/sessions/{corrupt}").text, client.run(corrupt).text]

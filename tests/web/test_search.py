@@ -337,7 +337,7 @@ def write_session(directory: Path, text: str) -> None:
 
 @pytest.mark.parametrize("indent", [None, 2])
 def test_a_file_with_escapes_is_found_by_its_texts(tmp_path: Path, indent: int | None) -> None:
-    storage = FileStorage(str(tmp_path))
+    storage = FileStorage.open(str(tmp_path))
     message = {"id": "msg-1", "role": "user", "content": "Café a/b 🎉", "created_at": "t"}
     text = json.dumps({"id": "session-1", "created_at": "t", "messages": [message]}, indent=indent)
     write_session(tmp_path, text.replace("/", "\\/"))
@@ -348,7 +348,7 @@ def test_a_file_with_escapes_is_found_by_its_texts(tmp_path: Path, indent: int |
 
 
 def test_a_torn_file_is_found_by_its_whole_lines(tmp_path: Path) -> None:
-    storage = FileStorage(str(tmp_path))
+    storage = FileStorage.open(str(tmp_path))
     with Client(storage=storage) as client:
         session_id = talk(client, "apple", "pear")
         file = tmp_path / f"{session_id}.json"
@@ -358,7 +358,7 @@ def test_a_torn_file_is_found_by_its_whole_lines(tmp_path: Path) -> None:
 
 
 def test_one_file_that_cannot_be_read_costs_itself_alone(tmp_path: Path) -> None:
-    storage = FileStorage(str(tmp_path))
+    storage = FileStorage.open(str(tmp_path))
     with Client(storage=storage) as client:
         made = [talk(client, "apple") for _ in range(5)]
         (tmp_path / f"{made[0]}.json").write_text("{apple")
@@ -370,7 +370,7 @@ def test_one_file_that_cannot_be_read_costs_itself_alone(tmp_path: Path) -> None
 
 
 def test_a_store_that_is_gone_is_unavailable(tmp_path: Path) -> None:
-    storage = FileStorage(str(tmp_path / "sessions"))
+    storage = FileStorage.open(str(tmp_path / "sessions"))
     with Client(storage=storage) as client:
         talk(client, "apple")
         shutil.rmtree(tmp_path / "sessions")

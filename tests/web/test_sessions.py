@@ -77,7 +77,7 @@ def test_sessions_are_listed_most_recently_updated_first(anywhere: Client) -> No
 
 
 def test_sessions_updated_at_the_same_time_are_listed_by_id(tmp_path: Path) -> None:
-    with Client(storage=FileStorage(str(tmp_path))) as client:
+    with Client(storage=FileStorage.open(str(tmp_path))) as client:
         ids = [client.create() for _ in range(5)]
         for id in ids:
             os.utime(tmp_path / f"{id}.json", ns=(10**18, 10**18))
