@@ -216,7 +216,7 @@ class LocalTurn(Turn):
             with self._storing, contextlib.suppress(NotQueued):
                 if self._log.sealed:
                     raise TurnEnded
-                fields: MessageFields = {**self._attempt.fields, **steered_message(message)}
+                fields = steered_message(message, self._attempt.number)
                 taken.append(self._recorder.append(fields, message["id"], queued=True))
                 self._log.append(Steered(message["id"], message["content"]))
         return taken

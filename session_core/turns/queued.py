@@ -52,9 +52,11 @@ def queued_request(message: QueuedMessage) -> TurnRequest:
     return TurnRequest(message["content"], key=key, client_tools=made, queued_id=queued_id, **asked)
 
 
-def steered_message(message: QueuedMessage) -> MessageFields:
-    """The message as it is stored in the turn into which it has come."""
-    return user_message(message["content"], message.get("idempotency_key"), steered=True)
+def steered_message(message: QueuedMessage, attempt: int) -> MessageFields:
+    """The message as it is stored in this attempt of the turn into which it has come. Its key is its own: that of the
+    attempt stands for something else."""
+    fields = user_message(message["content"], message.get("idempotency_key"), steered=True)
+    return {**fields, "attempt": attempt} if attempt > 1 else fields
 
 
 def steering(queue: MessageQueue, message_id: str) -> list[QueuedMessage]:
@@ -65,8 +67,11 @@ def steering(queue: MessageQueue, message_id: str) -> list[QueuedMessage]:
 def still_waiting(messages: Sequence[QueuedMessage], session: Session) -> list[QueuedMessage]:
     """Those of the messages that wait, by the session as it was read after them: without those that stand in it."""
     stored = session.messages if messages else ()
-    known = {message["id"] for message in stored} | {message.get("idempotency_key", "") for message in stored}
-    return [one for one in messages if known.isdisjoint((one["id"], one.get("idempotency_key", one["id"])))]
+    ids = {message["id"] for message in stored}
+    keys = {
+        message["idempotency_key"] for message in stored if "idempotency_key" in message
+    }  # which may look like ids
+    return [one for one in messages if one["id"] not in ids and one.get("idempotency_key") not in keys]
 
 
 def find_queued(messages: Sequence[QueuedMessage], request: TurnRequest) -> QueuedMessage | None:

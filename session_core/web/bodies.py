@@ -55,17 +55,19 @@ def parse_body(model: type[Body], body: Mapping[str, Any]) -> Body:
         return model.model_validate(body)
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
+        name = _name_field(first["loc"], body, is_missing=first["type"] == "missing")
         what = _MISSED.get(first["type"]) or re.sub(r"^\w+( should| error,)", "must", first["msg"])
-        raise ApiError("invalid_request", f"{_name_field(first['loc'], body) or 'An item'} {what}.") from None
+        raise ApiError("invalid_request", f"{name or 'An item'} {what}.") from None
 
 
-def _name_field(path: tuple[int | str, ...], value: Any) -> str:
-    """A field by its path, `messages[0].role`. What pydantic adds to the path is left out."""
+def _name_field(path: tuple[int | str, ...], value: Any, *, is_missing: bool) -> str:
+    """A field by its path, `messages[0].role`. What pydantic adds to the path is left out. A missing field is the
+    last of the path."""
     name = ""
     for part in path:
         if isinstance(value, list) and isinstance(part, int) and part < len(value):
             name, value = f"{name}[{part}]", value[part]
-        elif isinstance(value, Mapping) and (part in value or part == path[-1]):
+        elif isinstance(value, Mapping) and (part in value or (is_missing and part == path[-1])):
             name, value = f"{name}.{part}", value.get(part)
     return name.removeprefix(".")
 

@@ -130,6 +130,8 @@ class _Responses:
             asked = parse_body(CompactBody, body)
             place = self._check_place(asked)
             read = self._read(asked, place, uploads)
+            if read.answers:
+                raise NothingToContinue
         messages, wish = self._find_one_shot(asked, place, read)
         question: StoredMessage = {"id": new_id("msg"), "created_at": timestamp(), **user_message(SUM_UP)}
         options = {"tool_choice": "none"} if self._agent.tools else None

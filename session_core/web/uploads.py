@@ -157,7 +157,7 @@ def _size_beside_base64(data: bytes) -> int:
             at = quote + 1
             continue
         end = data.find(b'"', at) % (len(data) + 1)  # the end of the body where there is none
-        if _is_base64(data[at:end]):
+        if at > 0 and end < len(data) and _is_base64(data[at:end]):  # between quotes
             size -= end - at
         at = end + 1
     if size > MAX_BODY_BYTES:

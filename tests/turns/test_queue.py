@@ -317,6 +317,13 @@ def test_the_key_of_a_message_that_waits_is_not_for_another(client: Client) -> N
     assert error_of(send(client, session, "three", key="k")) == (422, "idempotency_key_reused")
 
 
+def test_a_key_that_looks_like_the_id_of_a_message_is_no_id(client: Client, gate: Gate) -> None:
+    session, _ = begin(client)
+    assert send(client, session, "two", key=client.messages(session)[0]["id"]).status_code == 202
+    gate.go.set()
+    assert questions(ended(client, session)) == ["one", "two"]
+
+
 def test_the_key_of_a_message_joins_its_turn_once_that_runs(client: Client, gate: Gate) -> None:
     session, _ = begin(client, "stall")
     send(client, session, "two", key="k")

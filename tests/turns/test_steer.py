@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from session_core.data.message_queue import QueuedMessage
 from storage import Storage
 from tests.support.client import Client, Stream, json_of
 from tests.support.model_server import STALL, answer, status, tool_call
@@ -180,6 +181,19 @@ def test_a_turn_that_goes_on_has_it_still(client: Client, tool: Tool) -> None:
     stream.rest()
     assert client.request("POST", f"/sessions/{session}/run", {"continue": True}).status_code == 200
     assert sent(client) == [("user", "one"), ("assistant", "Let me see."), ("tool", "late"), ("user", "hurry")]
+
+
+def test_one_that_comes_into_a_turn_that_goes_on_has_not_the_key_of_that(client: Client, tool: Tool) -> None:
+    client.model.then(status(401, {"error": "no"}))
+    session, stream = call(client, tool)
+    tool.go.set()
+    stream.rest()
+    message: QueuedMessage = {"id": "msg-two", "content": "hurry", "created_at": "2026-01-31T12:34:56Z"}
+    client.storage.queue(session).add({**message, "steers": client.messages(session)[0]["id"]})
+    path, key = f"/sessions/{session}/run", {"Idempotency-Key": "on"}
+    assert client.request("POST", path, {"continue": True}, key).status_code == 200
+    assert sent(client)[-1] == ("user", "hurry")
+    assert client.request("POST", path, {"continue": True}, key).headers["Idempotency-Replayed"] == "true"
 
 
 def test_the_messages_of_the_ai_sdk_have_it_within_the_answer(client: Client, tool: Tool) -> None:

@@ -171,6 +171,7 @@ def test_an_answer_that_was_cut_short_is_an_incomplete_response(client: Client) 
         ({"input": [{"role": "system", "content": "Be kind."}], "store": False}, "input"),
         ({"input": " ", "store": False}, "blank"),
         ({"input": [5]}, "item"),
+        ({"input": {}}, "input must"),
         ({"tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": 5}}, "tool_choice.tools"),
         ({"tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [5]}}, "tool_choice.tools"),
         ({"metadata": {"k": "x" * 513}}, "metadata"),
@@ -427,5 +428,6 @@ def test_a_compacted_conversation_goes_on_from_its_summary(client: Client) -> No
 
 
 def test_a_compaction_needs_a_model_and_a_conversation(client: Client) -> None:
-    for body in ({"input": "Hi"}, {"model": "gpt-3.5-turbo"}):
+    output = [{"type": "function_call_output", "call_id": "call_x", "output": "rain"}]
+    for body in ({"input": "Hi"}, {"model": "gpt-3.5-turbo"}, {"model": "gpt-3.5-turbo", "input": output}):
         assert error_of(client.request("POST", f"{PATH}/compact", body)) == (400, "invalid_request")
