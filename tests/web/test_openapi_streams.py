@@ -73,7 +73,8 @@ def test_schemathesis_finds_no_answer_that_the_document_does_not_tell_of(
     refused |= {"create_session": 400, "configure_session": 400}
     # Items have many forms, which the document leaves to OpenAI's.
     with_items = ("create_response", "get_response", "compact_response", "create_conversation", "create_items")
-    refused |= dict.fromkeys(with_items, 400)
+    pages = ("list_conversation_items", "list_input_items")
+    refused |= dict.fromkeys((*with_items, *pages), 400)
     config.write_text(
         "".join(
             f'[[operations]]\ninclude-operation-id = "{operation}"\n'

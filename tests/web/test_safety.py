@@ -42,7 +42,7 @@ def routes(client: Client) -> list[tuple[str, str]]:
     """Every method and path that the app has, with the id of a session in it."""
     session_id = client.storage.create()
     return [
-        (method, path.replace("<session_id>", session_id))
+        (method, re.sub("<string[^>]*>", "resp_12345", path.replace("<session_id>", session_id)))
         for rule in client.app.url_map.iter_rules()
         for path in ([f"/{name}" for name in PAGE_FILES] if rule.rule in PAGE_FILE_ROUTES else [rule.rule])
         for method in sorted((rule.methods or set()) - {"OPTIONS"})
