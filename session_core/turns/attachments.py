@@ -41,8 +41,9 @@ def keep_question_files(storage: Storage, session: Session, request: TurnRequest
         raise TurnRefused(f"There is no picture or file {missing[0]} in this session: send its data.")
     for message in messages:
         message["content"] = _with_whole_parts(message["content"], {**known, **whole})
-    if new := {name: request.files[name] for name in named if name not in known}:
-        storage.files.keep(session.id, new)
+    sent = [name for name in named if name in request.files]
+    if new := [name for name in sent if name not in known or storage.files.read(session.id, name) is None]:
+        storage.files.keep(session.id, {name: request.files[name] for name in new})
     request.files.clear()
 
 
