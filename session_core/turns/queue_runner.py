@@ -24,11 +24,14 @@ _AGAIN_SECONDS = 0.5  # after a try that may succeed later: all slots are taken,
 
 
 class QueueRunner:
-    """Begins what waits in sessions with `start`, on the threads of `workers`. Every method may be called from any
-    thread."""
+    """Begins what waits in sessions with `start`, on the threads of `workers`. `runs_here` tells whether this process
+    has a session's turn, at whose end the caller looks. Every method may be called from any thread."""
 
-    def __init__(self, start: Callable[[Place, TurnRequest], object], workers: Workers) -> None:
+    def __init__(
+        self, start: Callable[[Place, TurnRequest], object], runs_here: Callable[[Place], bool], workers: Workers
+    ) -> None:
         self._start = start
+        self._runs_here = runs_here
         self._workers = workers
         self._changed = threading.Condition()
         self._again: set[Place] = set()
@@ -74,7 +77,8 @@ class QueueRunner:
             self._try_later(place)
 
     def _begin_next(self, place: Place) -> bool:
-        """Returns False where it is worth another try: not where a turn runs, since its end is one."""
+        """Returns False where it is worth another try: not where a turn runs here, since its end is one. A process
+        elsewhere may die."""
         storage, session_id = place
         request = None if self._closed else next_request(storage, session_id)
         try:
@@ -83,7 +87,7 @@ class QueueRunner:
         except ShuttingDown:
             pass
         except SessionBusy:
-            return storage.running(session_id)
+            return self._runs_here(place)
         return True
 
     def _try_later(self, place: Place) -> None:

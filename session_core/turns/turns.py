@@ -70,9 +70,9 @@ class Turns:
         self._timeout = timeout
         self._slots = threading.Semaphore(max_turns)
         self._workers = Workers()
-        self.queues = QueueRunner(self.start, self._workers)
         self._lock = threading.Lock()
         self._local: dict[Place, _Start] = {}  # from before a turn starts until it has ended
+        self.queues = QueueRunner(self.start, self._local.__contains__, self._workers)
         self._recent = RecentTurns()
         self._remote = RemoteTurns()
         self._closing = False

@@ -127,3 +127,17 @@ def test_on_redis_another_server_queues_watches_takes_back_and_interrupts(
         assert queue(there, session, "now", "interrupt") == 202
         assert [event["type"] for event in watching.events()][-1] == "stream_end"
         assert questions(there, session) == ["stall", "now", "three"]
+
+
+@NEEDED
+def test_on_redis_what_waits_begins_on_the_server_that_is_left(
+    serve: Callable[..., Server], model: ModelServer, tmp_path: Path
+) -> None:
+    with RedisServer(tmp_path, appendfsync="no") as redis:
+        flags = (f"-base_url={model.base_url}", f"-redis_url={redis.url}")
+        here, there = serve(*flags), serve(*flags)
+        session = begin(here)
+        assert queue(there, session, "two") == 202
+        here.kill()
+        wait_until(lambda: not there.request("GET", f"/sessions/{session}").json["running"])
+        assert questions(there, session) == ["stall", "two"]
