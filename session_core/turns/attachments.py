@@ -41,9 +41,15 @@ def keep_question_files(storage: Storage, session: Session, request: TurnRequest
         raise TurnRefused(f"There is no picture or file {missing[0]} in this session: send its data.")
     for message in messages:
         message["content"] = _with_whole_parts(message["content"], {**known, **whole})
-    if new := {name: request.files[name] for name in named if name not in known}:
-        storage.files.keep(session.id, new)
+    sent = {name: request.files[name] for name in named if name in request.files}
+    _keep_new(SessionFiles(storage, session.id), sent, known)
     request.files.clear()
+
+
+def _keep_new(files: SessionFiles, sent: Mapping[str, bytes], known: Mapping[str, ContentPart]) -> None:
+    """Keeps what the session does not name yet, and what it names whose bytes are gone."""
+    if new := {name: sent[name] for name in sent if name not in known or files.read(known[name]) is None}:
+        files.keep(new)
 
 
 def _with_whole_parts(content: Content, whole: Mapping[str, ContentPart]) -> Content:

@@ -153,3 +153,12 @@ def test_a_picture_that_is_missing_costs_itself_alone(tmp_path: Path) -> None:
         assert client.get(f"/sessions/{session}", Accept="application/zip").status_code == 200
         assert client.run(session, "Go on").status_code == 200
         assert "[image, image/png, " in client.model.requests[-1]["messages"][0]["content"]
+
+
+def test_a_picture_that_is_gone_is_kept_when_it_is_sent_again(tmp_path: Path) -> None:
+    with Client(storage=FileStorage.open(str(tmp_path))) as client:
+        session = client.create()
+        client.request("POST", f"/sessions/{session}/run", {"message": [image(png())]})
+        shutil.rmtree(tmp_path / f".{session}.files")
+        client.request("POST", f"/sessions/{session}/run", {"message": [image(png())]})
+        assert client.get(f"/sessions/{session}/files/{sha256(png())}").data == png()
