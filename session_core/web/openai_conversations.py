@@ -82,14 +82,13 @@ class _Conversations:
         return json_response({"id": id, "object": "conversation.deleted", "deleted": True})
 
     def create_items(self, id: str) -> Response:
-        session = self._session(id)
-        called = (call for message in session.conversation for call in read_tool_calls(message))
-        names = {call.id: call.name for call in called}
         with body_with_files(self._responses.max_file_bytes) as (body, uploads):
             asked = parse_body(_Body, body)
             if not asked.items:
                 raise ApiError("invalid_request", "items must be given, and must not be empty.")
-            read = self._read_items(asked, uploads, names)
+            session = self._session(id)
+            called = (call for message in session.conversation for call in read_tool_calls(message))
+            read = self._read_items(asked, uploads, {call.id: call.name for call in called})
         if read.system:
             raise ApiError("invalid_request", "System messages come with a new conversation, or with a response.")
         self._responses.sessions.append(session.id, read.messages, read.files)

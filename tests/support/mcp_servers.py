@@ -32,7 +32,7 @@ def by_name(servers: McpServers) -> dict[str, McpTool]:
     return {tool.name: tool for tool in servers.tools()}
 
 
-def call(servers: McpServers, name: str, **arguments: Any) -> str:
+def call(servers: McpServers, name: str, **arguments: Any) -> Any:
     return by_name(servers)[name](json.dumps(arguments), "call_1")
 
 

@@ -114,7 +114,8 @@ def test_a_server_of_the_older_line_that_adds_a_tool_is_followed(start: Callable
     program, *arguments = old_sdk("stdio")
     servers = start(McpServer("old", program, tuple(arguments)))
     assert [tool.name for tool in servers.tools()] == ["old__add", "old__picture", "old__grow"]
-    assert call(servers, "old__picture") == "[image, image/png, 10008 bytes]"
+    picture = call(servers, "old__picture")
+    assert (picture.text, [len(data) for data in picture.pictures]) == ("[image, image/png, 10008 bytes]", [10008])
     with pytest.raises(ValueError, match="validation error"):
         call(servers, "old__add", a="x", b=3)
     assert call(servers, "old__grow") == "done"
@@ -143,5 +144,6 @@ def test_a_picture_of_the_filesystem_server_is_named(start: Callable[..., McpSer
     program, *arguments = node_server("server-filesystem", str(tmp_path))
     servers = start(McpServer("files", program, tuple(arguments)))
     said = call(servers, "files__read_media_file", path=str(tmp_path / "dot.png"))
-    assert "[image, image/png, 70 bytes]" in said and pixel not in said
+    assert "[image, image/png, 70 bytes]" in said.text and pixel not in said.text
+    assert said.pictures == [base64.b64decode(pixel)]
     assert len(call(servers, "files__read_media_file", path=str(tmp_path / "dot.bin"))) < 1000
