@@ -65,6 +65,7 @@ class Sessions:
                 elif turn is not None:
                     stored = {**stored, **turn.fields}
                 session.append({**stored, "imported": True, "added": True}, message["id"], message["created_at"])
+        self.begin_next(session_id)  # which a turn that waited for answers has held
 
     def session(self, session_id: str) -> Session:
         """The session, with the partial answer that an interrupted turn has left. Raises SessionNotFound,

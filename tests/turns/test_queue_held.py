@@ -62,6 +62,15 @@ def test_a_cancel_denies_what_is_pending_and_the_next_message_begins(client: Cli
     assert texts(ended(client, session))[-2:] == ["two", "OK"]
 
 
+def test_an_item_of_a_conversation_denies_what_is_pending_and_the_next_message_begins(client: Client) -> None:
+    session = held(client)
+    items = {"items": [{"type": "message", "role": "user", "content": "item"}]}
+    path = f"/v1/conversations/{session.replace('session-', 'conv_')}/items"
+    assert client.request("POST", path, items).status_code == 200
+    wait_until(lambda: questions(client.session(session)) == ["one", "item", "two"])
+    assert "queued" not in ended(client, session)
+
+
 def test_an_interrupt_denies_what_is_pending_and_begins_first(client: Client) -> None:
     session = held(client)
     queue(client, session, "now", way="interrupt")
