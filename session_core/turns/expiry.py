@@ -67,7 +67,8 @@ def _delete(storage: Storage, session_id: str, limit: float) -> bool:
     try:
         with gone, storage.lock(session_id) as session:
             unchanged = storage.changed_at(session_id) < limit  # a turn may have ended in between
-            if unchanged and session.session.updated_at < timestamp(limit):
+            waits = bool(storage.queue(session_id).read())  # what was accepted is kept
+            if unchanged and not waits and session.session.updated_at < timestamp(limit):
                 session.delete()
                 return True
     except StorageUnavailable:  # which was logged, and concerns this session alone

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from flask import Blueprint, Response, current_app, g, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
-from session_core.data.message_queue import QueueFull
+from session_core.data.message_queue import NotQueued, QueueFull
 from session_core.data.strict_json import to_json
 from session_core.turns.imported import ImportRefused
 from session_core.turns.models import ModelRefused
@@ -61,6 +61,7 @@ _RETRY_AFTER_SECONDS = {
 _CODES: dict[type[Exception], str] = {
     SessionNotFound: "session_not_found",
     SessionBusy: "session_busy",
+    NotQueued: "session_busy",  # it was taken back when its turn was to begin
     SessionCorrupt: "session_corrupt",
     QueueFull: "queue_full",
     MessageNotFound: "not_found",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from werkzeug.test import TestResponse
 
 from agent import tool
+from session_core.turns.expiry import expire
 from storage import Storage
 from tests.support.client import Client, error_of, json_of
 from tests.support.model_server import STALL, answer, tool_call
@@ -48,6 +50,13 @@ def test_while_a_turn_waits_for_a_person_the_queue_holds(client: Client) -> None
     found = client.session(session)
     assert ([one["content"] for one in found["queued"]], found["running"]) == (["two", "three"], False)
     assert len(found["pending"]) == 1 and len(client.model.requests) == 1
+
+
+def test_a_session_in_which_a_message_waits_does_not_expire(client: Client) -> None:
+    session, later = held(client), lambda: time.time() + 1000
+    assert expire(client.storage, 10, later) == 0
+    client.storage.queue(session).remove("msg-two")
+    assert expire(client.storage, 10, later) == 1
 
 
 def test_the_queue_goes_on_behind_the_answers(client: Client) -> None:
