@@ -26,7 +26,7 @@ from tests.support.cost import cost, fastest_growth, longest_hold
 from tests.support.model_server import answer, status, tool_call
 from tests.support.server import Server
 
-LARGE = 250_000  # bytes, a quarter of the largest body
+LARGE = 125_000  # bytes, an eighth of the largest body
 HEADER = 60_000  # the largest header that the server takes
 GROWTH = 36.0  # of eight times the size, on a busy machine; what is quadratic grows by 64
 HOLD = 0.1  # seconds, which a megabyte may take

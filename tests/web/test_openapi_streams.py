@@ -89,7 +89,7 @@ def test_schemathesis_finds_no_answer_that_the_document_does_not_tell_of(
         found = subprocess.run(
             [
                 *(sys.executable, "-m", "schemathesis.cli", f"--config-file={config}", "--no-color"),
-                *("run", f"{server.url}/openapi.json", "--seed=1", "--max-examples=5", "--continue-on-failure"),
+                *("run", f"{server.url}/openapi.json", "--seed=1", "--max-examples=3", "--continue-on-failure"),
                 *("--generation-database=none", f"--request-timeout={TIMEOUT}"),
             ],
             cwd=tmp_path,
