@@ -11,7 +11,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from session_core.data.store_errors import SessionCorrupt, SessionExists, SessionNotFound, StorageUnavailable
 from session_core.stores.background_writer import BackgroundWriter
@@ -70,7 +70,7 @@ class FileStorage(Storage):
         self._writer: BackgroundWriter = beside._writer if beside else BackgroundWriter(_FLUSH_SECONDS)
 
     @classmethod
-    def open(cls, directory: str, beside: FileStorage | None = None) -> FileStorage:
+    def open(cls, directory: str, beside: FileStorage | None = None) -> Self:
         """The sessions of a directory, which is made where it is missing, and cleared of what a crash has left.
 
         Raises StorageUnavailable when the directory cannot be created or written, or where there is no `flock`.

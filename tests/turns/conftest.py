@@ -71,7 +71,7 @@ def reopen(tmp_path: Path) -> Iterator[Callable[..., Client]]:
 @pytest.fixture(params=["memory", "files"])
 def slow(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Client, Any, Arrivals]]:
     """The app over a storage that takes its time."""
-    storage = SlowMemory() if request.param == "memory" else SlowFiles(str(tmp_path / "sessions"))
+    storage = SlowMemory() if request.param == "memory" else SlowFiles.open(str(tmp_path / "sessions"))
     with Client(storage=storage) as client:
         yield client, storage, Arrivals(client.app)
 
