@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
+from session_core.data.message import message_text
 from session_core.model.summarizing import ASK, INTRODUCTION
 
 
@@ -178,7 +179,7 @@ def demo_script(delay: float = 0.03) -> Script:
     def script(request: dict[str, Any]) -> ScriptedReply:
         message = _demo_summary(request["messages"]) or _demo_message(request)
         words = len(re.findall(r"\S+", message.get("content", "")))
-        prompt = sum(len(str(sent.get("content", "")).split()) for sent in request["messages"])
+        prompt = sum(len(message_text(sent).split()) for sent in request["messages"])
         usage = {"prompt_tokens": prompt, "completion_tokens": words, "total_tokens": prompt + words}
         finish_reason = "tool_calls" if "tool_calls" in message else "stop"
         if not request.get("stream"):
@@ -207,17 +208,17 @@ def _streamed(
 
 def _demo_summary(messages: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """What the user has written, where the last message asks for a summary."""
-    *said, asking = ["", *(str(message.get("content", "")) for message in messages if message["role"] == "user")]
+    *said, asking = ["", *(message_text(message) for message in messages if message["role"] == "user")]
     if not asking.endswith(ASK):
         return None
-    before = str(messages[0].get("content", "")).partition(INTRODUCTION)[2].strip()
+    before = message_text(messages[0]).partition(INTRODUCTION)[2].strip()
     return {"content": "\n".join([before or "The user wrote:", *(f"- {text}" for text in said[1:])])}
 
 
 def _demo_message(request: Mapping[str, Any]) -> dict[str, Any]:
     """The next message of the demo."""
     messages = request["messages"]
-    said = [str(message.get("content", "")) for message in messages if message["role"] == "user"]
+    said = [message_text(message) for message in messages if message["role"] == "user"]
     if messages[-1]["role"] == "tool":
         call = next(message["tool_calls"][0] for message in reversed(messages) if message.get("tool_calls"))
         expression = json.loads(call["function"]["arguments"]).get("expression")

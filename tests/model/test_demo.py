@@ -47,6 +47,12 @@ def events(model: ModelServer, *said: str | dict[str, Any], **more: Any) -> list
     return [json.loads(frame.removeprefix("data: ")) for frame in frames]
 
 
+def test_of_a_message_with_a_picture_a_summary_has_the_text(model: ModelServer) -> None:
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    look = {"role": "user", "content": [{"type": "text", "text": "Look"}, picture]}
+    assert message(model, look, ASK)["content"] == "The user wrote:\n- Look"
+
+
 def test_a_summary_has_what_the_user_wrote_and_the_summary_before(model: ModelServer) -> None:
     assert message(model, "One", "Two", ASK)["content"] == "The user wrote:\n- One\n- Two"
     system = {"role": "system", "content": f"Be brief.\n\n{INTRODUCTION}\n\nThe user wrote:\n- One"}
