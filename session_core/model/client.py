@@ -60,7 +60,8 @@ class ModelClient:
     def connection(self, cancellation: Cancellation) -> Iterator[ModelConnection]:
         """A connection for one run. Only a run that ended well gives it back: after others its state is unknown."""
         with self._lock:
-            connection = self._idle.pop() if self._idle else ModelConnection(self._new_transport())
+            idle = self._idle.pop() if self._idle else None
+        connection = idle or ModelConnection(self._new_transport())
         ended_well = False
         try:
             with cancellation.on_cancel(connection.shut_down):
