@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 
@@ -11,6 +12,7 @@ from storage import StorageUnavailable
 
 log = logging.getLogger(__name__)
 
+_MAX_BYTES = 64 << 20  # of a journal or a queue
 _READ_BYTES = 64 << 10  # in which most files are read at once
 
 
@@ -67,6 +69,31 @@ def read_file(path: str) -> bytes:
     try:
         data = os.read(file, _READ_BYTES)
         return data if len(data) < _READ_BYTES else read_all(file)
+    finally:
+        os.close(file)
+
+
+def read_regular(path: str) -> bytes | None:
+    """All that is in a file. None where there is none, or none that this program can have written. Raises OSError."""
+    try:
+        found = os.lstat(path)
+        return read_file(path) if stat.S_ISREG(found.st_mode) and found.st_size <= _MAX_BYTES else None
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def write_file(path: str, temporary: str, data: bytes) -> None:
+    """Puts a file with this data at the path, by way of another one, and syncs it. The caller syncs the directory.
+    Raises OSError; then nothing has changed."""
+    file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        write_all(file, data, 0)
+        os.fsync(file)
+        os.rename(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
     finally:
         os.close(file)
 

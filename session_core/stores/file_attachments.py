@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from session_core.data.kept_files import KeptFiles
 from session_core.data.message import SHA256
-from session_core.stores.disk_access import read_all, synced, unavailable, write_all
+from session_core.stores.disk_access import read_all, synced, unavailable, write_file
 from session_core.stores.file_locks import lock_waiting
 
 _UNSURE = ".new"  # behind the name of a file until a start has found that a message names it
@@ -116,15 +116,5 @@ def _share(path: str, directory: str, name: str) -> None:
 
 
 def _write(directory: str, name: str, data: bytes) -> None:
-    path = os.path.join(directory, f"{secrets.token_hex(8)}.tmp")
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        write_all(file, data, 0)
-        os.fsync(file)
-        os.rename(path, os.path.join(directory, name + _UNSURE))
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(path)
-        raise
-    finally:
-        os.close(file)
+    temporary = os.path.join(directory, f"{secrets.token_hex(8)}.tmp")
+    write_file(os.path.join(directory, name + _UNSURE), temporary, data)

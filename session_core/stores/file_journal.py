@@ -3,14 +3,12 @@
 import contextlib
 import logging
 import os
-import stat
 import threading
 
+from session_core.stores.disk_access import read_regular
 from storage import TurnLines
 
 log = logging.getLogger(__name__)
-
-_MAX_BYTES = 64 << 20  # of a file that this program can have written
 
 
 class FileJournal:
@@ -66,14 +64,8 @@ class FileJournal:
 
 def read_journal(path: str) -> list[bytes]:
     """The lines of a journal, none of a file that no journal can be. Raises OSError where it cannot be read."""
-    try:
-        found = os.lstat(path)
-        if not stat.S_ISREG(found.st_mode) or found.st_size > _MAX_BYTES:
-            return []
-        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
-            return file.read().split(b"\n")
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+    data = read_regular(path)
+    return [] if data is None else data.split(b"\n")
 
 
 def remove_journal(path: str) -> None:

@@ -14,8 +14,7 @@ from collections.abc import Iterator
 
 from session_core.data.message_queue import MessageQueue, NotQueued, QueuedMessage, insert, parse_queue, take_out
 from session_core.data.strict_json import to_json
-from session_core.stores.disk_access import synced, unavailable, write_all
-from session_core.stores.file_journal import read_journal, remove_journal
+from session_core.stores.disk_access import read_regular, synced, unavailable, write_file
 from session_core.stores.file_locks import close_unlocked, lock_waiting
 from storage import SessionNotFound, StorageUnavailable
 
@@ -31,7 +30,7 @@ class FileQueue(MessageQueue):
 
     def read(self) -> list[QueuedMessage]:
         with unavailable("read the queue of", self._session_id):
-            data = b"\n".join(read_journal(self._path))
+            data = read_regular(self._path)
         return parse_queue(self._session_id, data) if data else []
 
     def add(self, message: QueuedMessage, *, first: bool = False) -> int:
@@ -80,15 +79,10 @@ class FileQueue(MessageQueue):
 
     def _write(self, messages: list[QueuedMessage]) -> None:
         """Puts a new file in place of the old one, or removes it. Durable when this returns. Raises OSError."""
-        path = os.path.join(self._directory, f".{self._session_id}.{secrets.token_hex(8)}.tmp")
-        with synced(self._directory), contextlib.ExitStack() as undo:
-            if not messages:
+        temporary = os.path.join(self._directory, f".{self._session_id}.{secrets.token_hex(8)}.tmp")
+        with synced(self._directory):
+            if messages:
+                write_file(self._path, temporary, to_json(messages))
+            else:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(self._path)
-                return
-            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-            undo.callback(remove_journal, path)
-            undo.callback(os.close, file)
-            write_all(file, to_json(messages), 0)
-            os.fsync(file)
-            os.rename(path, self._path)

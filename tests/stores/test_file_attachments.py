@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from session_core.stores import file_attachments, file_sweep
+from session_core.stores import disk_access, file_sweep
 from session_core.stores.files import FileStorage
 from storage import Storage, StorageUnavailable
 from tests.support.files_conformance import keep, naming
@@ -160,7 +160,7 @@ def test_what_cannot_be_written_is_an_error_and_leaves_nothing(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     id = storage.create()
-    monkeypatch.setattr(file_attachments, "write_all", full)
+    monkeypatch.setattr(disk_access, "write_all", full)
     with pytest.raises(StorageUnavailable):
         leave(storage, id, ONE)
     assert files_of(directory, id) == []
