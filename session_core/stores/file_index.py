@@ -52,9 +52,9 @@ class FileIndex:
     def _read(self) -> DirectoryWatch | None:
         large = os.stat(self._directory).st_size >= _WATCHED_BYTES
         watch = watch_directory(self._directory) if large else None  # before it is read
-        self._known = {id: (-modified, id) for modified, id in scan(self._directory)}
-        self._order = sorted(self._known.values())
         names = os.listdir(self._directory)
+        self._known = {id: (-modified, id) for modified, id in scan(self._directory, names)}
+        self._order = sorted(self._known.values())
         self._journals = {found[1] for name in names if (found := JOURNAL_FILE.fullmatch(name))}
         return watch
 

@@ -5,7 +5,7 @@ import os
 import re
 import stat
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from session_core.stores.disk_access import read_file, unavailable
 from session_core.stores.file_attachments import settle_files
@@ -20,11 +20,12 @@ _TEMPORARY_FILE = re.compile(rf"\.({SESSION_ID.pattern}\.)?[0-9a-f]{{16}}\.tmp")
 _ORPHAN_SECONDS = 3600.0  # after which a temporary file is the rest of a crash
 
 
-def scan(directory: str) -> Iterator[tuple[int, str]]:
-    """When each session's file was last changed, in nanoseconds, and the session's id. Raises OSError."""
+def scan(directory: str, names: Iterable[str] | None = None) -> Iterator[tuple[int, str]]:
+    """When each session's file was last changed, in nanoseconds, and the session's id, of all files in the directory
+    or of those with these names. Raises OSError."""
     opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        for name in os.listdir(opened):
+        for name in os.listdir(opened) if names is None else names:
             if (file := SESSION_FILE.fullmatch(name)) and (modified := modified_at(name, opened)) is not None:
                 yield modified, file[1]
     finally:

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import pytest
 
-from session_core.stores import file_sweep
+from session_core.stores import file_index
 from session_core.stores.files import FileStorage
 from storage import LockedSession, SessionBusy, SessionNotFound
 from tests.support.server import TIMEOUT
@@ -100,7 +100,7 @@ def test_a_session_deleted_while_the_list_is_made_is_not_in_it(
             path.unlink(missing_ok=True)
             return found
 
-    monkeypatch.setattr(file_sweep, "os", Slow())
+    monkeypatch.setattr(file_index, "os", Slow())
     assert storage.page() == ([other], None)
 
 
