@@ -154,9 +154,10 @@ class _Sessions:
         session = mark_waiting(session)
         if (other_form := self._in_other_form(session, running=running)) is not None:
             return other_form
-        messages = expanded(session.messages) if with_replaced else session.conversation
+        everything, conversation = expanded(session.messages), session.conversation
+        messages = everything if with_replaced else conversation
         replaced = replaced_messages(messages) if with_replaced else {}
-        hidden = len(expanded(session.messages)) - len(session.conversation)
+        hidden = len(everything) - len(conversation)
         messages = _cut_before(messages, before)
         newest = messages[-limit:] if limit else messages
         places = {
