@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from session_core.data.compacted import Compacted, read_compacted
-from session_core.data.message import StoredMessage, are_messages, message_text, normalize, read_error
+from session_core.data.message import MessageFields, StoredMessage, are_messages, message_text, normalize, read_error
 from session_core.data.removed import without_removed
 from session_core.data.text import unwrap_question
 from session_core.data.versions import replaced_messages
@@ -85,6 +85,11 @@ def new_id(kind: str) -> str:
 def timestamp(seconds: float | None = None) -> str:
     """A time in seconds since 1970, now if None, in UTC and to the second: `2026-01-31T12:34:56Z`."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+def new_message(fields: MessageFields) -> StoredMessage:
+    """A message of these fields, with an id and the time."""
+    return {**fields, "id": new_id("msg"), "created_at": timestamp()}
 
 
 def summarize(session: Session) -> Summary:

@@ -23,7 +23,7 @@ from session_core.data.message import (
     tool_message,
     user_message,
 )
-from session_core.data.session import expanded
+from session_core.data.session import expanded, new_message
 from session_core.data.versions import BEGINNING, replaced_messages
 from session_core.model.events import ToolCall, ToolResult
 from session_core.model.outgoing_messages import read_tool_calls
@@ -32,7 +32,7 @@ from session_core.turns.event_log import Ended, Event, Failed, Started, Steered
 from session_core.turns.told import read_result, told_pieces
 from session_core.turns.turn_request import Answers, TurnRefused, TurnRequest
 from session_core.turns.waiting import answers_left, fitting_answers, settle
-from storage import Session, new_id, timestamp
+from storage import Session
 
 INTERRUPTED_TEXT = "The turn was interrupted."
 
@@ -277,7 +277,7 @@ def settled_messages(session: Session, answers: Answers | None = None) -> list[S
     given = fitting_answers(turn.waited, answers) or answers_left(turn.continues.get("answers"))
     results = (one for one in settle(turn.unanswered, given) if isinstance(one, ToolResult))
     made = (tool_message(one.id, one.name, one.content, one.error is not None) for one in results)
-    return [{**one, **turn.fields, "id": new_id("msg"), "created_at": timestamp()} for one in made]
+    return [new_message({**one, **turn.fields}) for one in made]
 
 
 def session_usage(session: Session) -> dict[str, Any] | None:

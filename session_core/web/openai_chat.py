@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from agent import Agent
 from session_core.data.message import Content, MessageFields, StoredMessage, content_text, message_text, tool_message
+from session_core.data.session import new_message
 from session_core.model.outgoing_messages import read_tool_calls
 from session_core.turns.models import ModelRefused
 from session_core.turns.turn_request import TurnRequest
@@ -28,7 +29,6 @@ from session_core.web.openai_tools import (
 )
 from session_core.web.turn_responses import TurnReader, TurnResponses
 from session_core.web.uploads import Uploads, body_with_files, has_files
-from storage import new_id, timestamp
 
 # What is between the client and this server, and not passed on to the model server.
 _NOT_PASSED_ON = {"user", "store", "metadata"}
@@ -160,7 +160,7 @@ def _parse_messages(sent: list[_Message], uploads: Uploads) -> tuple[list[str], 
             fields = stored_answer(text, called)
             calls |= {call.id: call.name for call in called}
         if message.role == "user" or text or "tool_calls" in fields or "tool_call_id" in fields:
-            messages.append({**fields, "id": new_id("msg"), "created_at": timestamp()})
+            messages.append(new_message(fields))
     return system, messages
 
 

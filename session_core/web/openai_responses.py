@@ -12,7 +12,7 @@ from flask import Blueprint, Response, request
 
 from agent import Agent
 from session_core.data.message import StoredMessage, named_files, user_message
-from session_core.data.session import SETTINGS
+from session_core.data.session import SETTINGS, new_message
 from session_core.model.events import ToolCall
 from session_core.model.outgoing_messages import read_tool_calls
 from session_core.turns.imported import copied
@@ -45,7 +45,7 @@ from session_core.web.response_request import SEALED_REASONING, ResponseBody
 from session_core.web.stored_responses import StoredResponse, find_response, last_response_id, new_renderer
 from session_core.web.turn_responses import TurnReader, TurnResponses, add_stream
 from session_core.web.uploads import Uploads, body_with_files
-from storage import Session, SessionBusy, SessionExists, SessionNotFound, new_id, timestamp
+from storage import Session, SessionBusy, SessionExists, SessionNotFound
 
 _MAX_ITEMS = 100  # of one page
 _ITEMS = 20  # of a page, where no limit is given
@@ -133,10 +133,9 @@ class _Responses:
             if read.answers:
                 raise NothingToContinue
         messages, wish = self._find_one_shot(asked, place, read)
-        question: StoredMessage = {"id": new_id("msg"), "created_at": timestamp(), **user_message(SUM_UP)}
         options = {"tool_choice": "none"} if self._agent.tools else None
         wish = dataclasses.replace(wish, options=options, response=None, continues=True, answers=None)
-        reader = self._responses.start_one_shot([*messages, question], wish)
+        reader = self._responses.start_one_shot([*messages, new_message(user_message(SUM_UP))], wish)
         return self._responses.whole(reader, lambda _, last: json_response(render_compaction(messages, last)))
 
     def get_response(self, id: str) -> Response:
@@ -308,9 +307,7 @@ class _Responses:
 
     def _run_answered(self, session_id: str, answers: Mapping[str, Mapping[str, Any]]) -> None:
         """Has the calls that wait get their results, before what the client says next."""
-        before = self._responses.start(session_id, TurnRequest(answers=answers, results_only=True))
-        before.turn.result()
-        before.close()
+        self._responses.finish(session_id, TurnRequest(answers=answers, results_only=True))
 
 
 def items_page(items: list[dict[str, Any]]) -> Response:

@@ -17,6 +17,7 @@ from session_core.data.message import (
     tool_message,
     user_message,
 )
+from session_core.data.session import new_message
 from session_core.data.strict_json import to_json
 from session_core.data.text import utf8_text
 from session_core.tools.functions import result_text
@@ -25,7 +26,6 @@ from session_core.web.errors import ApiError
 from session_core.web.response_items import APPROVAL, CUSTOM_INPUT, full_tool_name, qualified_name
 from session_core.web.sealed import unseal
 from session_core.web.uploads import Uploads
-from storage import new_id, timestamp
 
 _SUMMARY = "A summary of the conversation before, with its answers:\n\n"
 
@@ -211,7 +211,7 @@ class ResponseInput:
             calling["pending"] = {**calling.get("pending", {}), id: way}
 
     def _append(self, fields: MessageFields) -> None:
-        self.messages.append({**fields, "id": new_id("msg"), "created_at": timestamp()})
+        self.messages.append(new_message(fields))
 
     def _take_thought(self) -> AnswerFields:
         thought, self._thought = self._thought, {}

@@ -100,6 +100,13 @@ class TurnResponses:
             self._take_further(turn, stack)
             return self._read(turn, headers, stack, "joined", keeps_running=keeps_running)
 
+    def finish(self, session_id: str, asked: TurnRequest) -> None:
+        """Waits for the end of the turn that a request asks for, which is to come before what it asks for beside
+        that. Raises what `Turns.start` raises."""
+        reader = self.start(session_id, asked)
+        reader.turn.result()
+        reader.close()
+
     def start_one_shot(self, messages: Sequence[StoredMessage], asked: TurnRequest) -> TurnReader:
         """Reads a turn in a session in memory with these messages, which goes with its answer."""
         if any("media_type" not in part for message in messages for part in file_parts(message["content"])):

@@ -15,7 +15,7 @@ from pydantic import BaseModel, PrivateAttr
 
 from session_core.data.file_kinds import MAX_FILES
 from session_core.data.message import Content, ContentPart, StoredMessage
-from session_core.data.session import expanded
+from session_core.data.session import expanded, new_message
 from session_core.data.strict_json import to_json
 from session_core.model.events import Reasoning
 from session_core.tools.client_tools import ClientTool, ClientTools
@@ -36,7 +36,7 @@ from session_core.web.openai_tools import ClientsTool, FunctionName
 from session_core.web.turn_responses import TurnResponses, add_stream, event_stream
 from session_core.web.ui_messages import ANSWER, UiRenderer, earlier_events, queued_frames
 from session_core.web.uploads import Uploads, body_with_files
-from storage import Session, SessionBusy, new_id, timestamp
+from storage import Session, SessionBusy
 
 
 class _Approval(BaseModel, strict=True):
@@ -165,9 +165,7 @@ def ui_dialect(responses: TurnResponses, *, show_reasoning: bool) -> Blueprint:
         question, key = _find_sent_question(asked), idempotency_key()
         sessions.models.check(asked.model)
         if answers := _find_earlier_answers(sessions.session(asked.id), asked):
-            before = responses.start(asked.id, answers)
-            before.turn.result()
-            before.close()
+            responses.finish(asked.id, answers)
         found = _find_request(sessions.session(asked.id), asked, question, key)
         try:
             reader = responses.start(asked.id, dataclasses.replace(found, files=uploads.files))
@@ -264,9 +262,7 @@ def _compare(session: Session, sent: list[_Message]) -> TurnRequest:
         ClientMessage("user" if one.role == "user" else "assistant", one.content, _question_id(one.id))
         for one in sent
     ]
-    messages: list[StoredMessage] = [
-        {"id": new_id("msg"), "role": one.role, "content": one.content, "created_at": timestamp()} for one in sent
-    ]
+    messages = [new_message({"role": one.role, "content": one.content}) for one in sent]
     answers = _answers_to(session, sent[-2]) if len(sent) > 1 else {}
     found = compare_histories(expanded(session.messages), transcript).request(messages)
     return dataclasses.replace(found, answers=answers or None)
