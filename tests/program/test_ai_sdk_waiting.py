@@ -11,27 +11,11 @@ import pytest
 
 from session_core.web.ui_messages import UI_MESSAGES
 from tests.support.front_end import MISSING, NEEDS, FrontEnd, shapes
+from tests.support.letters import Letters
 from tests.support.model_server import ModelServer, answer, tool_call, tool_calls, wait
 from tests.support.server import Server, wait_until
 
 pytestmark = pytest.mark.skipif(MISSING, reason=NEEDS)
-TOOLS = '''
-import pathlib
-from agent import tool
-
-SENT = pathlib.Path({path!r})
-
-
-@tool(needs_approval=True)
-def send(to: str) -> str:
-    """Sends a letter."""
-    with SENT.open("a") as file:
-        file.write(to + "\\n")
-    return f"sent to {{to}}"
-
-
-TOOLS = [send]
-'''
 SEND = tool_call("send", {"to": "Ann"}, text="Shall I?", id="call_send")
 WEATHER = {"weather": {"description": "Tells the weather", "parameters": {"type": "object"}}}
 ASK = tool_call("weather", {"city": "Bern"}, id="call_w")
@@ -44,18 +28,17 @@ class World:
         self.model = model
         self._directory = directory
         self._serve = serve
-        (directory / "tools.py").write_text(TOOLS.format(path=str(directory / "sent")))
+        self._letters = Letters(directory)
         self.start()
 
     def start(self) -> None:
         """Starts a server, or another one after `kill`."""
-        flags = (f"-session_dir={self._directory / 'sessions'}", f"-tools={self._directory / 'tools.py'}")
+        flags = (f"-session_dir={self._directory / 'sessions'}", self._letters.flag)
         self.server = self._serve(*flags, f"-base_url={self.model.base_url}")
 
     @property
     def sent(self) -> list[str]:
-        path = self._directory / "sent"
-        return path.read_text().split() if path.exists() else []
+        return self._letters.sent
 
     def history(self, front_end: FrontEnd) -> list[dict[str, Any]]:
         reply = self.server.request("GET", f"/sessions/{front_end.session_id}", headers={"Accept": UI_MESSAGES})
