@@ -92,6 +92,11 @@ def new_message(fields: MessageFields) -> StoredMessage:
     return {**fields, "id": new_id("msg"), "created_at": timestamp()}
 
 
+def version_of(session: Session) -> tuple[int, str | None]:
+    """What tells whether a turn has been added to a session since."""
+    return len(session.messages), session.messages[-1]["id"] if session.messages else None
+
+
 def summarize(session: Session) -> Summary:
     """What a list shows of this session."""
     title, messages = session.title, session.conversation

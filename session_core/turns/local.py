@@ -18,6 +18,7 @@ from typing import Any, assert_never
 from agent import Agent
 from session_core.data.message import AnswerFields, AttemptFields, MessageFields, StoredMessage, assistant_message
 from session_core.data.message_queue import MessageQueue, NotQueued
+from session_core.data.session import version_of
 from session_core.model.cancellation import Cancellation
 from session_core.model.events import (
     Answer,
@@ -36,7 +37,7 @@ from session_core.turns.event_log import MAX_EVENTS, Ended, Failed, Started, Ste
 from session_core.turns.journal import identity
 from session_core.turns.queued import steered_message, steering
 from session_core.turns.report import TurnReport
-from session_core.turns.stored import INTERRUPTED_TEXT, last_turn, version_of
+from session_core.turns.stored import INTERRUPTED_TEXT, last_turn
 from session_core.turns.turn import Turn
 from session_core.turns.turn_request import TurnRequest
 from storage import LockedSession, LockLost, SessionCorrupt, StorageUnavailable

@@ -10,7 +10,7 @@ from session_core.data.message import MessageFields, user_message
 from session_core.data.message_queue import MessageQueue, QueuedMessage
 from session_core.tools.client_tools import ClientTool, ClientTools
 from session_core.turns.attachments import keep_question_files
-from session_core.turns.stored import last_turn, question_message
+from session_core.turns.stored import question_message, waiting_message
 from session_core.turns.turn_request import KeyReused, TurnRefused, TurnRequest
 from storage import Session, SessionBusy, Storage, new_id, timestamp
 
@@ -101,8 +101,7 @@ def next_request(storage: Storage, session_id: str) -> TurnRequest | None:
 
 def holds_queue(session: Session) -> bool:
     """Whether the session's last turn waits for answers, so that no other turn begins by itself."""
-    turn = last_turn(session)
-    return turn is not None and turn.waiting is not None
+    return waiting_message(session) is not None
 
 
 def check_order(queue: MessageQueue, session: Session, request: TurnRequest) -> None:

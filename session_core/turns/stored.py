@@ -189,6 +189,12 @@ def last_turn(session: Session) -> StoredTurn | None:
     return None
 
 
+def waiting_message(session: Session) -> StoredMessage | None:
+    """The message that the session's last turn has ended with, where its calls wait for answers."""
+    turn = last_turn(session)
+    return turn.waiting if turn else None
+
+
 def last_failure(session: Session) -> Failed | None:
     """The error that ended the session's last turn, where one did. A turn that was cut off was ended by that."""
     turn = last_turn(session)
@@ -230,8 +236,7 @@ def turn_at(session: Session, index: int) -> StoredTurn:
 
 def mark_waiting(session: Session) -> Session:
     """The session, in which the message that waits for answers has the status `waiting`, and says for which."""
-    turn = last_turn(session)
-    waiting = turn.waiting if turn else None
+    waiting = waiting_message(session)
     if waiting is None:
         return session
     return replace(session, messages=[waiting if one["id"] == waiting["id"] else one for one in session.messages])
@@ -288,11 +293,6 @@ def session_usage(session: Session) -> dict[str, Any] | None:
         if "usage" in message:
             total = sum_usage(total, message["usage"])
     return total
-
-
-def version_of(session: Session) -> tuple[int, str | None]:
-    """What tells whether a turn has been added to a session since."""
-    return len(session.messages), session.messages[-1]["id"] if session.messages else None
 
 
 def outgoing_messages(

@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
+from session_core.data.session import version_of
 from session_core.stores.clock import Clock
 from session_core.telemetry.spans import Observer, TurnSpan
 from session_core.turns.attempt import begin_attempt
@@ -21,7 +22,7 @@ from session_core.turns.queue_runner import QueueRunner
 from session_core.turns.recent import Place, RecentTurns
 from session_core.turns.remote import SILENT_SECONDS, RemoteTurn, RemoteTurns, ShuttingDown
 from session_core.turns.report import TurnReport
-from session_core.turns.stored import StoredTurn, find_turn, version_of
+from session_core.turns.stored import StoredTurn, find_turn
 from session_core.turns.turn import Overloaded, Turn
 from session_core.turns.turn_request import KeyReused, TurnRequest
 from session_core.turns.workers import Workers

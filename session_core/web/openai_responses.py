@@ -17,7 +17,7 @@ from session_core.model.events import ToolCall
 from session_core.model.outgoing_messages import read_tool_calls
 from session_core.turns.imported import copied
 from session_core.turns.models import ModelRefused
-from session_core.turns.stored import find_turn, last_turn, turn_at
+from session_core.turns.stored import find_turn, turn_at, waiting_message
 from session_core.turns.turn import Turn
 from session_core.turns.turn_request import NothingToContinue, TurnRequest
 from session_core.web.bodies import (
@@ -93,8 +93,7 @@ class _Place:
     @property
     def waiting(self) -> dict[str, ToolCall]:
         """The calls that wait for answers, by id."""
-        turn = last_turn(self.session)
-        waiting = turn.waiting if turn else None
+        waiting = waiting_message(self.session)
         return (
             {call.id: call for call in read_tool_calls(waiting) if call.id in waiting["pending"]} if waiting else {}
         )

@@ -21,7 +21,7 @@ from session_core.model.events import Reasoning
 from session_core.tools.client_tools import ClientTool, ClientTools
 from session_core.tools.functions import result_text, tool_schema
 from session_core.turns.sessions import Sessions
-from session_core.turns.stored import find_turn, last_turn
+from session_core.turns.stored import find_turn, last_turn, waiting_message
 from session_core.turns.transcripts import ClientMessage, compare_histories
 from session_core.turns.turn_request import IfBusy, TurnRequest
 from session_core.web.bodies import (
@@ -251,8 +251,7 @@ def _find_earlier_answers(session: Session, asked: _Body) -> TurnRequest | None:
 
 def _answers_to(session: Session, message: _Message) -> dict[str, dict[str, Any]]:
     """The answers in a message to what the session waits for."""
-    turn = last_turn(session)
-    waiting = turn.waiting if turn else None
+    waiting = waiting_message(session)
     return {id: one for id, one in message.answers.items() if waiting and id in waiting["pending"]}
 
 
