@@ -15,13 +15,15 @@ from session_core.turns.expiry import Sweeps
 from session_core.turns.journal import with_partial_answer
 from session_core.turns.queued import next_request, still_waiting
 from session_core.turns.queueing import Accepted, accept, find_turn
-from session_core.turns.stored import last_failure, last_turn, question_message, settled_messages
+from session_core.turns.stored import last_failure, last_turn, question_message, settled_messages, waiting_message
 from session_core.turns.turn import Turn
 from session_core.turns.turn_request import TurnRequest
 from session_core.turns.turns import Turns
 from storage import Session, SessionBusy, SessionCorrupt, Storage, StorageUnavailable
 
 log = logging.getLogger(__name__)
+
+_MAX_TRIES = 4  # to end what runs in a session, where one turn after the other starts
 
 
 class Sessions:
@@ -100,7 +102,7 @@ class Sessions:
 
         Raises what `cancel` does, and SessionBusy where one turn after the other starts.
         """
-        for last_try in (False, False, False, True):
+        for tries in range(1, _MAX_TRIES + 1):
             with contextlib.suppress(SessionCorrupt):  # first, so that no turn of one begins meanwhile
                 for message in self.storage.queue(session_id).read():
                     self.storage.queue(session_id).remove(message["id"])
@@ -111,7 +113,7 @@ class Sessions:
                     session.delete()
                 break
             except SessionBusy:  # another turn started in between
-                if last_try:
+                if tries == _MAX_TRIES:
                     raise
         self._turns.forget((self.storage, session_id))
 
@@ -161,17 +163,27 @@ class Sessions:
         return turn if turn and turn.message_id else None
 
     def cancel(self, session_id: str) -> bool:
-        """Cancels the turn as `Turns.cancel` does, or denies what it waits for. Returns whether it did."""
-        return self._turns.cancel((self.storage, session_id)) or self._cancel_waiting(session_id)
+        """Cancels the turn as `Turns.cancel` does, or denies what it waits for. Returns whether it did.
+
+        Raises what `Turns.cancel` does, and SessionBusy where one turn after the other starts.
+        """
+        for _ in range(_MAX_TRIES):
+            if self._turns.cancel((self.storage, session_id)):
+                return True
+            with contextlib.suppress(SessionBusy):  # another turn has started in between
+                return self._cancel_waiting(session_id)
+        raise SessionBusy(session_id)
 
     def _cancel_waiting(self, session_id: str) -> bool:
         try:
-            turn = last_turn(self.storage.get(session_id))
+            if waiting_message(self.storage.get(session_id)) is None:
+                return False
         except SessionCorrupt:
             return False
-        if turn is None or turn.waiting is None:
-            return False
         with self.storage.lock(session_id) as session:
+            turn = last_turn(session.session)
+            if turn is None or turn.waiting is None:  # it was answered in between
+                return False
             for message in settled_messages(session.session):
                 session.append(message, message["id"], message["created_at"])
             session.append(assistant_message("", status="cancelled", reason="cancelled", **turn.fields))

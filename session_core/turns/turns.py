@@ -5,8 +5,6 @@ import functools
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
-from dataclasses import dataclass, field
 from typing import Any
 
 from session_core.data.session import version_of
@@ -25,35 +23,13 @@ from session_core.turns.report import TurnReport
 from session_core.turns.stored import StoredTurn, find_turn
 from session_core.turns.turn import Overloaded, Turn
 from session_core.turns.turn_request import KeyReused, TurnRequest
+from session_core.turns.turn_start import TurnStart
 from session_core.turns.workers import Workers
 from storage import LockedSession, Session, SessionBusy, SessionCorrupt
 
 _MAX_LOOKS = 3  # at a session that is busy, for its turn
 
 _Admit = Callable[[], None]
-
-
-@dataclass(frozen=True, eq=False)
-class _Start:
-    """A request that has taken a session: it may start a turn there, or has.
-
-    `decided` is the turn, None where no turn starts, or the error that keeps it from starting.
-    """
-
-    request: TurnRequest
-    began_at: float
-    looked: threading.Event = field(default_factory=threading.Event)  # its key is that of no earlier turn, or decided
-    decided: Future[LocalTurn | None] = field(default_factory=Future)
-
-    @property
-    def turn(self) -> LocalTurn | None:
-        """The turn, once it has started."""
-        done = self.decided.done() and self.decided.exception() is None
-        return self.decided.result() if done else None
-
-    def wait(self) -> LocalTurn | None:
-        """The turn, None where none starts. Waits for that."""
-        return None if self.decided.exception() else self.decided.result()
 
 
 class Turns:
@@ -72,7 +48,8 @@ class Turns:
         self._slots = threading.Semaphore(max_turns)
         self._workers = Workers()
         self._lock = threading.Lock()
-        self._local: dict[Place, _Start] = {}  # from before a turn starts until it has ended
+        self._local: dict[Place, TurnStart] = {}  # from before a turn starts until it has ended
+        self._starts = 0  # how many there have been
         self.queues = QueueRunner(self.start, self._local.__contains__, self._workers)
         self._recent = RecentTurns()
         self._remote = RemoteTurns()
@@ -93,11 +70,12 @@ class Turns:
         """
         looks = 0
         while True:
-            start = _Start(request, time.monotonic())
+            start = TurnStart(request, time.monotonic())
             with self._lock:
                 closing, other = self._closing, self._local.get(place)
                 if not closing and other is None:
                     self._local[place] = start
+                    self._starts += 1
             if other is None and not closing:
                 looks += 1
                 last_try = looks == _MAX_LOOKS
@@ -167,7 +145,7 @@ class Turns:
         """Whether `shut_down` was called."""
         return self._closing
 
-    def _beside(self, place: Place, request: TurnRequest, other: _Start | None) -> tuple[Turn, bool] | None:
+    def _beside(self, place: Place, request: TurnRequest, other: TurnStart | None) -> tuple[Turn, bool] | None:
         """What a request gets where another one has the session, or at a shutdown. None where it may try again."""
         storage, session_id = place
         if other is not None and request.key is not None and other.request.key == request.key:
@@ -186,7 +164,7 @@ class Turns:
         raise ShuttingDown if self._closing else SessionBusy(session_id)
 
     def _take(
-        self, place: Place, start: _Start, admit: _Admit | None, observer: Observer, *, last_try: bool
+        self, place: Place, start: TurnStart, admit: _Admit | None, observer: Observer, *, last_try: bool
     ) -> tuple[Turn, bool] | None:
         """Locks the session and starts the turn in it, or finds the turn of its key. Leaves everything as it was
         where it raises. None where another process has the session, and a further look may help."""
@@ -211,7 +189,7 @@ class Turns:
             storage.turn_feed(session_id)  # which waits until a turn that starts elsewhere is stored
         return earlier
 
-    def _decide(self, place: Place, start: _Start, outcome: LocalTurn | BaseException | None) -> None:
+    def _decide(self, place: Place, start: TurnStart, outcome: LocalTurn | BaseException | None) -> None:
         if not isinstance(outcome, LocalTurn):
             with self._lock:
                 del self._local[place]
@@ -224,7 +202,7 @@ class Turns:
             self.queues.look(place)
 
     def _start_in(
-        self, place: Place, locked: LockedSession, start: _Start, admit: _Admit | None, observer: Observer
+        self, place: Place, locked: LockedSession, start: TurnStart, admit: _Admit | None, observer: Observer
     ) -> tuple[LocalTurn | None, Session]:
         """The turn, None where its key is that of a turn that has ended, and the session as it was found."""
         with contextlib.ExitStack() as undo:
@@ -252,7 +230,7 @@ class Turns:
             turn.fail("overloaded")
         return turn, session
 
-    def _admit(self, start: _Start, admit: _Admit | None) -> None:
+    def _admit(self, start: TurnStart, admit: _Admit | None) -> None:
         if self._closing:
             raise ShuttingDown
         if admit is not None:
@@ -292,7 +270,9 @@ class Turns:
 
     def _local_or_remote(self, place: Place) -> LocalTurn | RemoteTurn | None:
         storage, session_id = place
-        for _ in range(_MAX_LOOKS):  # between two of them a turn can start, and end, here
+        looks = 0
+        while looks < _MAX_LOOKS:
+            starts = self._starts
             turn = self._local_turn(place)
             if turn is not None and not turn.ended:
                 return turn
@@ -300,6 +280,7 @@ class Turns:
                 return remote
             if not storage.running(session_id):
                 return turn
+            looks += starts == self._starts  # else a request of this process may have taken the session in between
         raise SessionBusy(session_id)
 
     def _local_turn(self, place: Place) -> LocalTurn | None:

@@ -139,3 +139,22 @@ def test_cancel_says_true_exactly_when_the_answer_is_kept_as_cancelled(storage: 
             end = stream.next("stream_end")["data"]
             assert end["status"] == ("cancelled" if cancelled else "completed")
             assert client.messages(session_id)[-1].get("status", "completed") == end["status"]
+
+
+def test_a_cancel_beside_retries_of_an_ended_turn_finds_that_none_runs(storage: Storage) -> None:
+    with Client(default=answer("It is 2."), storage=storage) as client:
+        session = client.create()
+        assert client.run(session, "1 + 1?", Idempotency_Key="key").status_code == 200
+        over = threading.Event()
+
+        def retry() -> None:
+            while not over.is_set():
+                assert client.run(session, "1 + 1?", Idempotency_Key="key").status_code == 200
+
+        retries = [client.later(retry) for _ in range(4)]
+        try:
+            assert not any(client.cancel(session) for _ in range(200))
+        finally:
+            over.set()
+        for one in retries:
+            one.result(TIMEOUT)

@@ -245,6 +245,18 @@ def test_a_cancel_denies_what_is_pending(client: Client, mail: Mail) -> None:
     assert mail.sent == []
 
 
+@pytest.mark.parametrize("number", range(5))
+def test_a_cancel_beside_the_answers_ends_the_turn_once(client: Client, restless: None, number: int) -> None:
+    session = waiting(client)
+    client.model.then(answer("Done."))
+    answered = client.later(reply, client, session, YES)
+    cancelled = client.cancel(session)
+    assert answered.result(TIMEOUT).status_code in ((200, 409) if cancelled else (200,))
+    asked, *rest = [one for one in client.messages(session) if one["role"] == "assistant"]
+    assert asked["content"] == "Shall I?"
+    assert [one.get("status") for one in rest] == ["cancelled" if cancelled else None]
+
+
 def test_a_cancelled_turn_that_waited_is_what_its_key_gives(client: Client) -> None:
     client.model.then(SEND)
     session = client.create()
