@@ -5,6 +5,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from session_core.turns.local import LocalTurn
+from session_core.turns.recent import Place
 from session_core.turns.turn_request import TurnRequest
 
 
@@ -29,3 +30,14 @@ class TurnStart:
     def wait(self) -> LocalTurn | None:
         """The turn, None where none starts. Waits for that."""
         return None if self.decided.exception() else self.decided.result()
+
+
+class TurnStarts(dict[Place, TurnStart]):
+    """The sessions that requests have taken, each from before its turn starts until that has ended. `count` is how
+    often one was taken."""
+
+    count = 0
+
+    def __setitem__(self, place: Place, start: TurnStart) -> None:
+        self.count += 1
+        super().__setitem__(place, start)

@@ -23,7 +23,7 @@ from session_core.turns.report import TurnReport
 from session_core.turns.stored import StoredTurn, find_turn
 from session_core.turns.turn import Overloaded, Turn
 from session_core.turns.turn_request import KeyReused, TurnRequest
-from session_core.turns.turn_start import TurnStart
+from session_core.turns.turn_start import TurnStart, TurnStarts
 from session_core.turns.workers import Workers
 from storage import LockedSession, Session, SessionBusy, SessionCorrupt
 
@@ -48,8 +48,7 @@ class Turns:
         self._slots = threading.Semaphore(max_turns)
         self._workers = Workers()
         self._lock = threading.Lock()
-        self._local: dict[Place, TurnStart] = {}  # from before a turn starts until it has ended
-        self._starts = 0  # how many there have been
+        self._local = TurnStarts()
         self.queues = QueueRunner(self.start, self._local.__contains__, self._workers)
         self._recent = RecentTurns()
         self._remote = RemoteTurns()
@@ -75,7 +74,6 @@ class Turns:
                 closing, other = self._closing, self._local.get(place)
                 if not closing and other is None:
                     self._local[place] = start
-                    self._starts += 1
             if other is None and not closing:
                 looks += 1
                 last_try = looks == _MAX_LOOKS
@@ -272,7 +270,7 @@ class Turns:
         storage, session_id = place
         looks = 0
         while looks < _MAX_LOOKS:
-            starts = self._starts
+            starts = self._local.count
             turn = self._local_turn(place)
             if turn is not None and not turn.ended:
                 return turn
@@ -280,7 +278,7 @@ class Turns:
                 return remote
             if not storage.running(session_id):
                 return turn
-            looks += starts == self._starts  # else a request of this process may have taken the session in between
+            looks += starts == self._local.count  # else a request of this process may have had it
         raise SessionBusy(session_id)
 
     def _local_turn(self, place: Place) -> LocalTurn | None:

@@ -75,7 +75,7 @@ def test_any_call_to_the_system_that_fails_leaves_what_was_stored(
     onward: bool,
 ) -> None:
     older = storage.create()
-    run, faults, files = OPERATIONS[operation], Faults(monkeypatch), open_files()
+    run, faults, files = OPERATIONS[operation], Faults(monkeypatch), open_files(directory)
     put(directory, STATES[state])
     before = storage.get(ID)
     faults.clear()
@@ -97,7 +97,7 @@ def test_any_call_to_the_system_that_fails_leaves_what_was_stored(
             run(storage)
         failed = faults.calls[number]
         faults.clear()
-        assert open_files() == files, failed
+        assert open_files(directory) == files, failed
         if operation == "delete" and failed == "fsync" and not os.path.exists(directory / f"{ID}.json"):
             continue  # neither promised to be there nor to be gone
         after = storage.get(ID)

@@ -107,12 +107,12 @@ def test_a_session_deleted_while_the_list_is_made_is_not_in_it(
 def test_a_file_deleted_before_it_is_locked_is_not_found(
     storage: FileStorage, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, files = put(directory, laid_out(ONE)), open_files()
+    path, files = put(directory, laid_out(ONE)), open_files(directory)
     faults = Faults(monkeypatch)
     faults.fail = lambda name, number: path.unlink() if name == "flock" else None
     with pytest.raises(SessionNotFound):
         storage.lock(ID)
-    assert open_files() == files
+    assert open_files(directory) == files
 
 
 class Process:

@@ -126,8 +126,8 @@ def test_nothing_but_sessions_is_left_in_the_directory(storage: FileStorage, dir
     assert os.listdir(directory) == [f"{id}.json"]
 
 
-def test_no_file_is_left_open(storage: FileStorage) -> None:
-    before = open_files()
+def test_no_file_is_left_open(storage: FileStorage, directory: Path) -> None:
+    before = open_files(directory)
     id = storage.create()
     with storage.lock_for_turn(id) as locked:
         locked.append(user("x"))
@@ -141,7 +141,7 @@ def test_no_file_is_left_open(storage: FileStorage) -> None:
         locked.delete()
     storage.page()
     storage.check()
-    assert open_files() == before
+    assert open_files(directory) == before
 
 
 def test_the_times_of_the_files_are_the_order_of_the_list(storage: FileStorage, directory: Path) -> None:

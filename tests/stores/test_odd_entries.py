@@ -43,7 +43,7 @@ def test_what_is_no_regular_file_is_no_session(
     storage: FileStorage, directory: Path, make: Callable[[Path], object]
 ) -> None:
     make(directory / f"{ID}.json")
-    before, open_before = os.lstat(directory / f"{ID}.json"), open_files()
+    before, open_before = os.lstat(directory / f"{ID}.json"), open_files(directory)
     for ask in (storage.get, storage.summary, storage.running, storage.lock):
         with pytest.raises(SessionNotFound):
             ask(ID)
@@ -51,7 +51,7 @@ def test_what_is_no_regular_file_is_no_session(
     assert storage.page() == ([good], None)
     after = os.lstat(directory / f"{ID}.json")
     assert (after.st_ino, after.st_mode, after.st_mtime_ns) == (before.st_ino, before.st_mode, before.st_mtime_ns)
-    assert open_files() == open_before
+    assert open_files(directory) == open_before
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, ODD["a link to a session"]], ids=["a FIFO", "a link"])

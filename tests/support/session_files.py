@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -75,8 +76,14 @@ def write_numbered(directory: Path, session: str, count: int) -> None:
     (directory / f"{session}.json").write_text(json.dumps(data))
 
 
-def open_files() -> int:
-    return len(os.listdir("/proc/self/fd"))
+def open_files(directory: Path) -> list[str]:
+    """The files in the directory, deleted ones too, that this process has open. Not those of others: a thread of an
+    earlier test may still close some."""
+    found = []
+    for number in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # the one that lists them is closed by now
+            found.append(os.readlink(f"/proc/self/fd/{number}"))
+    return sorted(name for name in found if name.startswith(f"{directory}/"))
 
 
 # --- other layouts ---
