@@ -1,8 +1,8 @@
 """The Chat Completions dialect's answers: a turn as chunks, or as one completion, and an error."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from flask import Response
 
@@ -12,10 +12,9 @@ from session_core.turns.turn import Turn
 from session_core.web.errors import describe_error, json_response
 from session_core.web.openai_history import ChatRequest
 from session_core.web.openai_tools import render_calls
-from session_core.web.turn_responses import encode_json, sse_data
+from session_core.web.turn_responses import DONE, Renderer, encode_json, sse_data
 
 _ERROR_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
-_DONE = b"data: [DONE]\n\n"
 
 
 def openai_error(status: int, code: str, text: str) -> Response:
@@ -23,10 +22,9 @@ def openai_error(status: int, code: str, text: str) -> Response:
     return json_response(_error(status, code, text), status)
 
 
-class CompletionRenderer:
+class CompletionRenderer(Renderer):
     """The chunks of one completion, without the prefix of the answer, which the client has."""
 
-    headers: ClassVar[Mapping[str, str]] = {}
     comment = b": keep-alive\n"  # an empty line behind it is an empty event for some clients
 
     def __init__(self, turn: Turn, asked: ChatRequest, model: str) -> None:
@@ -38,12 +36,12 @@ class CompletionRenderer:
         }
         self._asked = asked
         self._prefix_length = len(asked.prefix)
-        self.broken_off = sse_data(encode_json(_error_of("storage_unavailable"))) + _DONE
+        self.broken_off = sse_data(encode_json(_error_of("storage_unavailable"))) + DONE
 
     def render(self, entry: LoggedEvent) -> bytes:
         """The frames of the next event, and `[DONE]` behind the last."""
         block = b"".join(sse_data(encode_json(chunk)) for chunk in self.completion_chunks(entry.event))
-        return block + _DONE if isinstance(entry.event, Ended | Failed) else block
+        return block + DONE if isinstance(entry.event, Ended | Failed) else block
 
     def completion_chunks(self, event: Event) -> Iterator[dict[str, Any]]:
         """The chunks of the next event, as objects."""

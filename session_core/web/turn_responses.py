@@ -25,6 +25,8 @@ _BLOCK_BYTES = 1 << 16  # of events in one write, which is also what a client th
 _ENDING_SECONDS = 5.0  # for which a retry of a closed completion waits for the end of a turn that is being ended
 _LOOK_SECONDS = 1.0  # between two looks whether a silent client has left
 
+DONE = b"data: [DONE]\n\n"  # the frame behind the last one, where a dialect has it
+
 # Gives text; to_json gives bytes, and takes twice as long.
 encode_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
@@ -39,9 +41,9 @@ def sse_data(text: str) -> bytes:
 class Renderer(Protocol):
     """Makes the frames of a dialect from the events of one turn."""
 
-    headers: ClassVar[Mapping[str, str]]  # of the stream
+    headers: ClassVar[Mapping[str, str]] = {}  # of the stream
     comment: bytes  # while the turn is silent
-    broken_off: bytes  # where the turn can be followed no more
+    broken_off: bytes = b""  # where the turn can be followed no more, and a client cannot take the stream up again
 
     def render(self, entry: LoggedEvent) -> bytes:
         """The frames of the next event."""
@@ -95,10 +97,8 @@ class TurnResponses:
             admit = functools.partial(_take_place, self._responses, stack)
             turn, replayed = sessions.start(session_id, asked, admit=admit, observer=g.observed)
             headers = {"Idempotency-Replayed": "true"} if replayed else {}
-            if turn.request is asked:
-                return self._read(turn, headers, stack, "first", keeps_running=keeps_running)
-            self._take_further(turn, stack)
-            return self._read(turn, headers, stack, "joined", keeps_running=keeps_running)
+            role: Role = "first" if turn.request is asked else "joined"
+            return self._read(turn, headers, stack, role, keeps_running=keeps_running)
 
     def finish(self, session_id: str, asked: TurnRequest) -> None:
         """Waits for the end of the turn that a request asks for, which is to come before what it asks for beside
@@ -127,7 +127,6 @@ class TurnResponses:
     def join(self, turn: Turn) -> TurnReader:
         """Reads a turn that another request asked for, on behalf of a client that asks for the same."""
         with contextlib.ExitStack() as stack:
-            self._take_further(turn, stack)
             return self._read(turn, {}, stack, "joined", keeps_running=False)
 
     def watch(
@@ -200,10 +199,6 @@ class TurnResponses:
         response.headers.update(reader.headers)
         return response
 
-    def _take_further(self, turn: Turn, stack: contextlib.ExitStack) -> None:
-        """Takes a place for a client beside the one that started the turn: of an ended one, the same as for that."""
-        _take_place(self._responses if turn.ended else self._watchers, stack)
-
     def _read(
         self,
         turn: Turn,
@@ -213,7 +208,12 @@ class TurnResponses:
         *,
         keeps_running: bool | None,
     ) -> TurnReader:
-        """A reader of the turn. Its `close` is that of what the stack holds."""
+        """A reader of the turn. Its `close` is that of what the stack holds.
+
+        A client that joins takes a place beside the one that started the turn: of an ended one, the same as for that.
+        """
+        if role == "joined":
+            _take_place(self._responses if turn.ended else self._watchers, stack)
         if role == "watching" or not turn.ended:
             turn.readers.add(role, keeps_running=keeps_running)
             stack.callback(turn.leave, role)

@@ -25,7 +25,7 @@ from session_core.model.events import Chunk, Reasoning, ToolCall, ToolResult
 from session_core.turns.event_log import Ended, Event, Failed, LoggedEvent, Started, Steered
 from session_core.turns.stored import StoredTurn, last_turn, turn_at, with_messages, without_failed_attempts
 from session_core.web.errors import describe_error
-from session_core.web.turn_responses import encode_json, sse_data
+from session_core.web.turn_responses import DONE, encode_json, sse_data
 from storage import Session
 
 UI_MESSAGES = "application/vnd.ai-sdk.ui-messages+json"
@@ -35,7 +35,6 @@ _OUTCOMES = {
     "tool-output-available": "output",
     "tool-output-error": "errorText",
 }  # of a call, by the type of its chunk
-_DONE = b"data: [DONE]\n\n"
 _FINISH_REASONS = {None: "stop", "length": "length", "content_filter": "content-filter"}  # by the answer's reason
 
 _Json = dict[str, Any]
@@ -54,7 +53,7 @@ class UiRenderer:
     headers: ClassVar[Mapping[str, str]] = {"X-Vercel-AI-UI-Message-Stream": "v1"}
     comment = b": keep-alive\n\n"
     # A client takes an end without a last frame for a good one.
-    broken_off = _as_data({"type": "error", "errorText": describe_error("storage_unavailable")[2]}) + _DONE
+    broken_off = _as_data({"type": "error", "errorText": describe_error("storage_unavailable")[2]}) + DONE
 
     def __init__(self, message_id: str, earlier: Sequence[Event] = ()) -> None:
         """`earlier` are events of the turn from before those that come, where the client has not seen them."""
@@ -72,7 +71,7 @@ class UiRenderer:
         if type(event) is Chunk and self._open == "text" and not self._called:  # most events, see `EventRenderer`
             return sse_data(f'{{"type":"text-delta","id":"{self._parts}","delta":{encode_json(event.content)}}}')
         block = b"".join(map(_as_data, self.ui_chunks(event)))
-        return block + _DONE if isinstance(event, Ended | Failed) else block
+        return block + DONE if isinstance(event, Ended | Failed) else block
 
     def ui_chunks(self, event: Event) -> Iterator[_Json]:
         """The chunks that the next event is to the client, as objects."""
@@ -165,7 +164,7 @@ class UiRenderer:
 def queued_frames(message_id: str, position: int) -> bytes:
     """The frames that tell that a message waits. They are no part of the client's transcript."""
     data = {"id": message_id, "position": position}
-    return _as_data({"type": "data-queued", "data": data, "transient": True}) + _DONE
+    return _as_data({"type": "data-queued", "data": data, "transient": True}) + DONE
 
 
 def ui_messages(session: Session, files_at: str, *, running: bool, show_reasoning: bool) -> list[_Json]:
