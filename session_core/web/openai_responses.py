@@ -17,7 +17,7 @@ from session_core.model.events import ToolCall
 from session_core.model.outgoing_messages import read_tool_calls
 from session_core.turns.imported import copied
 from session_core.turns.models import ModelRefused
-from session_core.turns.stored import find_turn, turn_at, waiting_message
+from session_core.turns.stored import find_turn, waiting_message
 from session_core.turns.turn import Turn
 from session_core.turns.turn_request import NothingToContinue, TurnRequest
 from session_core.web.bodies import (
@@ -42,7 +42,7 @@ from session_core.web.response_ids import (
 from session_core.web.response_input import ResponseInput
 from session_core.web.response_listing import ItemFinder, input_items, list_page
 from session_core.web.response_request import SEALED_REASONING, ResponseBody
-from session_core.web.stored_responses import StoredResponse, find_response, last_response_id, new_renderer
+from session_core.web.stored_responses import StoredResponse, find_response, last_response
 from session_core.web.turn_responses import TurnReader, TurnResponses, add_stream
 from session_core.web.uploads import Uploads, body_with_files
 from storage import Session, SessionBusy, SessionExists, SessionNotFound
@@ -205,11 +205,9 @@ class _Responses:
         reader = self._responses.start(session_id, wish)
         if reader.turn.request is wish:
             id = ResponseId(session_id, reader.turn.message_id, reader.turn.attempt)
-            return reader, new_renderer(id, wish.response or {}, waiting)
-        session = self._responses.session(session_id)
-        ids = [message["id"] for message in session.messages]
-        stored = turn_at(session, ids.index(reader.turn.message_id))
-        return reader, find_response(session, last_response_id(stored, session_id)).renderer(reader.turn.attempt)
+            return reader, ResponseRenderer(id, wish.response or {}, waiting)
+        found = last_response(self._responses.session(session_id), reader.turn.message_id)
+        return reader, found.renderer(reader.turn.attempt)
 
     def _start_one_shot(
         self, asked: ResponseBody, place: _Place, read: ResponseInput
@@ -220,7 +218,7 @@ class _Responses:
         reader = self._responses.start_one_shot(messages, wish)
         id = ResponseId(reader.turn.session_id, reader.turn.message_id, reader.turn.attempt)
         calls = {call.id: call for message in messages for call in read_tool_calls(message)}
-        return reader, new_renderer(id, wish.response or {}, calls)
+        return reader, ResponseRenderer(id, wish.response or {}, calls)
 
     def _find_one_shot(
         self, asked: ResponseBody, place: _Place, read: ResponseInput

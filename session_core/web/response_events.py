@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Any
 
+from session_core.model.events import ToolCall
 from session_core.turns.event_log import Ended, Event, Failed, LoggedEvent, Started
 from session_core.turns.stored import INTERRUPTED_TEXT
 from session_core.web.response_ids import ResponseId
-from session_core.web.response_items import ResponseItems, Told
+from session_core.web.response_items import ResponseItems, Told, client_tools_of
 from session_core.web.response_object import render_response
-from session_core.web.turn_responses import encode_json, sse_data
+from session_core.web.turn_responses import DONE, Renderer, encode_json, sse_data
 
 # Behind events that a crash has cut off, numbers go on from the next multiple: a client may have seen events that
 # were lost. No attempt has so many.
@@ -19,27 +20,31 @@ NUMBERS_OF_AN_ATTEMPT = 1_000_000
 _LAST = {"completed": "completed", "failed": "failed", "incomplete": "incomplete", "cancelled": "incomplete"}
 
 
-class ResponseRenderer:
+class ResponseRenderer(Renderer):
     """The events of a response behind the one of the number `after`, each as one frame, and `[DONE]` behind the last.
 
-    `earlier` are the events of attempts that crashes have cut off, and that the response has gone on from.
+    `record` says what it was asked with, and `calls` are those of earlier responses, by id. `earlier` are the events
+    of attempts that crashes have cut off, and that the response has gone on from. Without `deltas`, texts are told
+    whole, as they can be told again.
     """
 
-    headers: ClassVar[Mapping[str, str]] = {}
     comment = b": keep-alive\n"  # an empty line behind it is an empty event for some clients
-    broken_off = b""  # a client can take the stream up again
 
     def __init__(
         self,
         id: ResponseId,
         record: Mapping[str, Any],
-        items: ResponseItems,
+        calls: Mapping[str, ToolCall],
         earlier: Iterable[list[Event]] = (),
         after: int = -1,
+        *,
+        deltas: bool = True,
     ) -> None:
         self._id = id
         self._record = record
-        self._items = items
+        sealed = record["model"] if record.get("sealed") else ""
+        tools = client_tools_of(record)
+        self._items = ResponseItems(id, earlier=calls, tools=tools, sealed=sealed, pieces=deltas)
         self._earlier = list(earlier)
         self._after = after
         self._number = 0
@@ -48,7 +53,7 @@ class ResponseRenderer:
     def render(self, entry: LoggedEvent) -> bytes:
         """See Renderer.render."""
         frames = b"".join(self._frame(told) for told in self._tell(entry.event))
-        return frames + b"data: [DONE]\n\n" if isinstance(entry.event, Ended | Failed) else frames
+        return frames + DONE if isinstance(entry.event, Ended | Failed) else frames
 
     def response(self, entries: Iterable[LoggedEvent], status: str = "in_progress") -> dict[str, Any]:
         """The response after these events of its turn."""

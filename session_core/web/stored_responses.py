@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from session_core.data.message import StoredMessage, begins_turn
-from session_core.model.events import ToolCall
 from session_core.model.outgoing_messages import read_tool_calls
-from session_core.turns.event_log import Event
 from session_core.turns.stored import StoredTurn, turn_at
 from session_core.turns.turn import Turn
 from session_core.web.response_events import ResponseRenderer
 from session_core.web.response_ids import ResponseId, response_not_found
-from session_core.web.response_items import ResponseItems, client_tools_of
 from session_core.web.response_object import seconds
 from storage import Session
 
@@ -69,7 +66,7 @@ class StoredResponse:
         called = [one for one in self.turn.messages if one.get("attempt", 1) < self.id.attempt]
         calls = {call.id: call for message in called for call in read_tool_calls(message)}
         record = {**self.record, "sealed": True} if sealed else self.record
-        return new_renderer(self.id, record, calls, earlier, after, deltas="response" in self.turn.messages[0])
+        return ResponseRenderer(self.id, record, calls, earlier, after, deltas="response" in self.turn.messages[0])
 
     def _at(self, attempt: int) -> StoredTurn:
         """The turn as this attempt has left it."""
@@ -79,62 +76,34 @@ class StoredResponse:
         return dataclasses.replace(self.turn, messages=messages, error=error, continues={"attempt": attempt})
 
 
-def new_renderer(
-    id: ResponseId,
-    record: Mapping[str, Any],
-    calls: Mapping[str, ToolCall] | None = None,
-    earlier: Iterable[list[Event]] = (),
-    after: int = -1,
-    *,
-    deltas: bool = True,
-) -> ResponseRenderer:
-    """A renderer for a response that was asked with what the record says. `calls` are those of earlier responses.
-
-    Without `deltas`, texts are told whole, as they can be told again.
-    """
-    items = ResponseItems(
-        id,
-        earlier=calls,
-        tools=client_tools_of(record),
-        sealed=record["model"] if record.get("sealed") else "",
-        pieces=deltas,
-    )
-    return ResponseRenderer(id, record, items, earlier, after)
-
-
 def find_response(session: Session, id: ResponseId) -> StoredResponse:
     """The response of this id. Raises ApiError where the session has none, or it was deleted."""
     ids = [message["id"] if begins_turn(message) else "" for message in session.messages]
     deleted = (session.responses or {}).get("deleted", ())
     if id.message_id in ids and str(id) not in deleted:
         turn = turn_at(session, ids.index(id.message_id))
-        found = StoredResponse(id, turn, _attempts_of(turn, id.attempt))
-        if found.attempts and (id.attempt > 1 or "added" not in turn.messages[0]):
-            return found
+        attempts = next((found for found in _responses_of(turn) if found[0] == id.attempt), None)
+        if attempts and (id.attempt > 1 or "added" not in turn.messages[0]):
+            return StoredResponse(id, turn, attempts)
     raise response_not_found(id)
 
 
-def last_response_id(turn: StoredTurn, session_id: str) -> ResponseId:
-    """The id of the response that the last attempt at a turn belongs to."""
-    recovered = _recovered(turn)
-    attempt = turn.attempt
-    while attempt in recovered:
-        attempt -= 1
-    return ResponseId(session_id, turn.messages[0]["id"], attempt)
+def last_response(session: Session, message_id: str) -> StoredResponse:
+    """The response that the last attempt at a turn belongs to, by the turn's first message. Raises
+    ApiError as `find_response` does."""
+    turn = turn_at(session, [message["id"] for message in session.messages].index(message_id))
+    return find_response(session, ResponseId(session.id, message_id, _responses_of(turn)[-1][0]))
 
 
-def _attempts_of(turn: StoredTurn, first: int) -> list[int]:
-    """The attempts of the response that begins with this one, empty where none does."""
-    numbers = {1, turn.attempt, *(message.get("attempt", 1) for message in turn.messages)}
-    recovered = _recovered(turn)
-    if first not in numbers - recovered:
-        return []
-    later = [number for number in sorted(numbers) if number > first]
-    end = next((number for number in later if number not in recovered), turn.attempt + 1)
-    return [first, *(number for number in later if number < end)]
-
-
-def _recovered(turn: StoredTurn) -> set[int]:
-    """The attempts that the server itself has begun."""
+def _responses_of(turn: StoredTurn) -> list[list[int]]:
+    """The attempts of each response of a turn: one that the server itself has begun belongs to that of the one
+    before."""
     begun = [turn.continues] if turn.continues.get("recovery") else []
-    return {one.get("attempt", 1) for one in [*turn.messages, *begun] if "recovery" in one}
+    recovered = {one.get("attempt", 1) for one in [*turn.messages, *begun] if "recovery" in one}
+    found: list[list[int]] = []
+    for number in sorted({1, turn.attempt, *(message.get("attempt", 1) for message in turn.messages)}):
+        if found and number in recovered:
+            found[-1].append(number)
+        else:
+            found.append([number])
+    return found
