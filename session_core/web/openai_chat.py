@@ -1,8 +1,7 @@
 """The Chat Completions dialect: what OpenAI's clients send, and the routes that they send it to."""
 
-import contextlib
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from flask import Blueprint, Response, request
@@ -15,7 +14,7 @@ from session_core.model.outgoing_messages import read_tool_calls
 from session_core.turns.models import ModelRefused
 from session_core.turns.turn_request import TurnRequest
 from session_core.web.bodies import FailingFast, ModelName, check_question, idempotency_key, parse_body
-from session_core.web.errors import ApiError, json_response, set_error_form
+from session_core.web.errors import ApiError, answer_error, json_response, set_error_form
 from session_core.web.openai_events import CompletionRenderer, openai_error, render_completion
 from session_core.web.openai_history import ChatRequest, find_chat, start_in_session
 from session_core.web.openai_tools import (
@@ -68,14 +67,16 @@ def openai_dialect(responses: TurnResponses, agent: Agent, session_headers: Sequ
     """The routes that OpenAI's clients call. `session_headers` are those that name sessions."""
     blueprint = Blueprint("openai", __name__, url_prefix="/v1")
     set_error_form(blueprint, openai_error)
+    blueprint.register_error_handler(
+        ModelRefused, lambda error: answer_error(ApiError("model_not_found", str(error)))
+    )
 
     @blueprint.post("/chat/completions")
     def complete_chat() -> Response:
         with body_with_files(responses.max_file_bytes) as (body, uploads):
             asked = _parse_request(body, agent, uploads)
-        with _model_errors():
-            responses.sessions.models.check(asked.model)
-            reader = start(asked)
+        responses.sessions.models.check(asked.model)
+        reader = start(asked)
         if not asked.stream:
             return responses.whole(reader, functools.partial(render_completion, asked=asked))
         renderer = CompletionRenderer(reader.turn, asked, asked.model or agent.model)
@@ -96,8 +97,7 @@ def openai_dialect(responses: TurnResponses, agent: Agent, session_headers: Sequ
 
     @blueprint.get("/models/<path:model>")
     def get_openai_model(model: str) -> Response:
-        with _model_errors():
-            responses.sessions.models.check(model)
+        responses.sessions.models.check(model)
         return json_response(_render_model(model))
 
     return blueprint
@@ -190,12 +190,3 @@ def _is_task(asked: ChatRequest) -> bool:
 
 def _render_model(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "session_server"}
-
-
-@contextlib.contextmanager
-def _model_errors() -> Iterator[None]:
-    """Says in OpenAI's code that a model may not be chosen."""
-    try:
-        yield
-    except ModelRefused as error:
-        raise ApiError("model_not_found", str(error)) from None

@@ -185,11 +185,10 @@ class ResponseInput:
     def _add_message(self, item: InputItem) -> None:
         if item.role is None:
             raise ApiError("invalid_request", "input has a message without a role.")
-        if item.role == "user" and isinstance(item.content, list):
-            parts = [part.content for part in item.content]
-            self._append(user_message(self._uploads.parse_content(parts, "input content")))
-        elif item.role == "user":
-            self._append(user_message(item.text))
+        if item.role == "user":
+            given = item.content
+            content = [part.content for part in given] if isinstance(given, list) else given
+            self._append(user_message(self._uploads.parse_content(content, "input content")))
         elif item.role == "assistant":
             self._append(assistant_message(item.text, **self._take_thought()))
         else:

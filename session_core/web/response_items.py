@@ -25,20 +25,25 @@ class _Kind(NamedTuple):
     id: str
     events: str
     part_events: str
-    number: str  # of the part in its item
-    part: dict[str, Any]
+    item: dict[str, Any]
     field: str  # of the item, which holds the part
+    part: dict[str, Any]
+    beside: dict[str, Any]  # the text, in its events
 
 
 _MESSAGE = _Kind(
-    *("msg", "response.output_text", "response.content_part", "content_index"),
-    {"type": "output_text", "annotations": [], "logprobs": []},
+    *("msg", "response.output_text", "response.content_part"),
+    {"type": "message", "role": "assistant"},
     "content",
+    {"type": "output_text", "annotations": [], "logprobs": []},
+    {"logprobs": []},
 )
 _REASONING = _Kind(
-    *("rs", "response.reasoning_summary_text", "response.reasoning_summary_part", "summary_index"),
-    {"type": "summary_text"},
+    *("rs", "response.reasoning_summary_text", "response.reasoning_summary_part"),
+    {"type": "reasoning"},
     "summary",
+    {"type": "summary_text"},
+    {},
 )
 
 
@@ -130,8 +135,7 @@ class ResponseItems:
         item, place = self.output[-1], self._place(kind)
         if not self._pieces:
             yield self._delta(kind, text)
-        logprobs: dict[str, Any] = {"logprobs": []} if kind is _MESSAGE else {}
-        yield {"type": f"{kind.events}.done", **place, "text": text, **logprobs}
+        yield {"type": f"{kind.events}.done", **place, "text": text, **kind.beside}
         part = {**kind.part, "text": text}
         yield {"type": f"{kind.part_events}.done", **place, "part": part}
         item |= {kind.field: [part], "status": status}
@@ -149,15 +153,7 @@ class ResponseItems:
     def _add_text(self, kind: _Kind, text: str) -> Iterator[Told]:
         if self._kind is not kind:
             yield from self.close("completed")
-            item: dict[str, Any] = {"type": "message", "role": "assistant"} if kind is _MESSAGE else {}
-            item = {
-                "id": self._next_id(kind.id),
-                "type": "reasoning",
-                **item,
-                "status": "in_progress",
-                kind.field: [],
-            }
-            yield self._added(item)
+            yield self._added({"id": self._next_id(kind.id), **kind.item, "status": "in_progress", kind.field: []})
             yield {"type": f"{kind.part_events}.added", **self._place(kind), "part": {**kind.part, "text": ""}}
             self._kind, self._text = kind, []
         self._text.append(text)
@@ -165,25 +161,23 @@ class ResponseItems:
             yield self._delta(kind, text)
 
     def _delta(self, kind: _Kind, text: str) -> Told:
-        logprobs: dict[str, Any] = {"logprobs": []} if kind is _MESSAGE else {}
-        return {"type": f"{kind.events}.delta", **self._place(kind), "delta": text, **logprobs}
+        return {"type": f"{kind.events}.delta", **self._place(kind), "delta": text, **kind.beside}
 
     def _call(self, call: ToolCall) -> Iterator[Told]:
-        tool = self._tools.get(call.name, {"type": "function", "name": call.name})
-        named = {"call_id": call.id, **tool}
-        custom = named.pop("type") == "custom"
         if call.waits_for == "approval":
             label, name = server_label(call.name)
             item = {"id": APPROVAL + call.id, "type": "mcp_approval_request", "server_label": label, "name": name}
             yield self._added({**item, "arguments": call.arguments})
             yield self._done(self.output[-1])
-        elif call.waits_for == "client" and custom:
-            item = {"id": self._next_id("ctc"), "type": "custom_tool_call", "status": "in_progress", **named}
-            yield from self._tell_call(item, "custom_tool_call_input", "input", custom_input(call.arguments))
-            yield self._done(self.output[-1])
         elif call.waits_for == "client":
-            item = {"id": self._next_id("fc"), "type": "function_call", "status": "in_progress", **named}
-            yield from self._tell_call(item, "function_call_arguments", "arguments", call.arguments)
+            tool = self._tools.get(call.name, {"type": "function", "name": call.name})
+            if tool["type"] == "custom":
+                id, kind, field, value = "ctc", "custom_tool_call", "input", custom_input(call.arguments)
+            else:
+                id, kind, field, value = "fc", "function_call", "arguments", call.arguments
+            item = {"id": self._next_id(id), "type": kind, "status": "in_progress", "call_id": call.id}
+            item |= {**tool, "type": kind}
+            yield from self._tell_call(item, f"{kind}_{field}", field, value)
             yield self._done(self.output[-1])
         else:
             yield from self._run(call, None)
@@ -223,7 +217,7 @@ class ResponseItems:
         return self._id.item(kind, len(self.output))
 
     def _place(self, kind: _Kind) -> dict[str, Any]:
-        return {**self._of(self.output[-1]), kind.number: 0}
+        return {**self._of(self.output[-1]), f"{kind.field}_index": 0}
 
     def _of(self, item: Mapping[str, Any]) -> dict[str, Any]:
         return {"item_id": item["id"], "output_index": self._index(item)}

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, StringConstraints
+from pydantic import BaseModel, Field, StringConstraints, model_serializer
 
 from session_core.data.text import as_object
 from session_core.tools.client_tools import ClientTool, ClientTools
@@ -63,12 +62,12 @@ class _Tool(BaseModel, strict=True):
             f"{self.description or ''}\n\nThe grammar of {CUSTOM_INPUT}:\n{grammar}" if grammar else self.description
         )
 
-    @property
+    @model_serializer
     def shown(self) -> dict[str, Any]:
         """The tool as the response shows it."""
         shown = {"type": self.type, "name": self.name, "description": self.description}
         if self.type == "namespace":
-            return {**shown, "tools": [tool.shown for tool in self.tools or ()]}
+            return {**shown, "tools": [tool.shown() for tool in self.tools or ()]}
         if self.type == "custom":
             return {**shown, "format": self.format or {"type": "text"}}
         return {**shown, "parameters": self.parameters, "strict": self.strict}
@@ -81,7 +80,7 @@ class _Format(BaseModel, strict=True):
     schema_: dict[str, Any] | None = Field(None, alias="schema")
     strict: bool | None = None
 
-    @property
+    @model_serializer
     def shown(self) -> dict[str, Any]:
         """The format as the response shows it."""
         if self.type != "json_schema":
@@ -94,13 +93,19 @@ class _Format(BaseModel, strict=True):
         """The format as the model server gets it, None for text."""
         if self.type == "text":
             return None
-        named = {name: value for name, value in self.shown.items() if value is not None and name != "type"}
+        named = {name: value for name, value in self.shown().items() if value is not None and name != "type"}
         return {"type": self.type, **({"json_schema": named} if named else {})}
 
 
 class _Text(BaseModel, strict=True):
     format: _Format | None = None
     verbosity: Literal["low", "medium", "high"] | None = None
+
+    @model_serializer
+    def shown(self) -> dict[str, Any]:
+        """The form of the text as the response shows it."""
+        format = self.format.shown() if self.format else DEFAULTS["text"]["format"]
+        return {"format": format, **({"verbosity": self.verbosity} if self.verbosity else {})}
 
 
 class _Reasoning(BaseModel, strict=True):
@@ -200,22 +205,12 @@ class ResponseBody(BaseModel, strict=True):
 
     def record(self, model: str, **beside: Any) -> dict[str, Any]:
         """What is stored of it, see `session_core/web/response_object.py`."""
-        given: Mapping[str, Any] = self.model_dump(include=set(DEFAULTS), exclude_none=True)
-        shown = dict(given)
-        shown |= {"tools": [tool.shown for tool in self.tools]} if self.tools else {}
-        shown |= {"text": self._shown_text} if self.text else {}
-        shown |= {"reasoning": self.reasoning.model_dump()} if self.reasoning else {}
+        shown = self.model_dump(include=set(DEFAULTS))
         shown |= {"service_tier": "default"} if self.service_tier == "auto" else {}
         own = {"conversation": self.conversation is not None, "sealed": SEALED_REASONING in (self.include or ())}
         kept = {name: value for name, value in {**own, **beside}.items() if value}
-        kept |= {name: value for name, value in shown.items() if value != DEFAULTS[name]}
+        kept |= {name: value for name, value in shown.items() if value not in (None, DEFAULTS[name])}
         return {"created_at": int(time.time()), "model": model, **kept}
-
-    @property
-    def _shown_text(self) -> dict[str, Any]:
-        text = self.text or _Text()
-        format = text.format.shown if text.format else DEFAULTS["text"]["format"]
-        return {"format": format, **({"verbosity": text.verbosity} if text.verbosity else {})}
 
     @property
     def _tool_choice(self) -> Any:
