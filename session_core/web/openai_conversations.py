@@ -13,7 +13,7 @@ from session_core.model.outgoing_messages import read_tool_calls
 from session_core.turns.compaction import without_summary_of
 from session_core.web.bodies import json_body, parse_body
 from session_core.web.errors import ApiError, json_response
-from session_core.web.openai_responses import answer_in_openai_words, items_page
+from session_core.web.openai_responses import items_page, openai_routes
 from session_core.web.response_ids import conversation_id, session_of
 from session_core.web.response_input import ResponseInput
 from session_core.web.response_listing import ItemFinder, list_items, list_page, placed_item
@@ -36,20 +36,17 @@ class _Body(BaseModel, strict=True):
 def conversations_dialect(responses: TurnResponses) -> Blueprint:
     """The routes of conversations."""
     routes = _Conversations(responses)
-    blueprint = Blueprint("conversations", __name__, url_prefix="/v1/conversations")
-    answer_in_openai_words(blueprint)
-    for method, rule, view in (
-        ("POST", "", routes.create_conversation),
-        ("GET", "/<id>", routes.get_conversation),
-        ("POST", "/<id>", routes.update_conversation),
-        ("DELETE", "/<id>", routes.delete_conversation),
-        ("POST", "/<id>/items", routes.create_items),
-        ("GET", "/<id>/items", routes.list_conversation_items),
-        ("GET", "/<id>/items/<item_id>", routes.get_item),
-        ("DELETE", "/<id>/items/<item_id>", routes.delete_item),
-    ):
-        blueprint.add_url_rule(rule, view_func=view, methods=[method])
-    return blueprint
+    return openai_routes(
+        "conversations",
+        ("POST", "/conversations", routes.create_conversation),
+        ("GET", "/conversations/<id>", routes.get_conversation),
+        ("POST", "/conversations/<id>", routes.update_conversation),
+        ("DELETE", "/conversations/<id>", routes.delete_conversation),
+        ("POST", "/conversations/<id>/items", routes.create_items),
+        ("GET", "/conversations/<id>/items", routes.list_conversation_items),
+        ("GET", "/conversations/<id>/items/<item_id>", routes.get_item),
+        ("DELETE", "/conversations/<id>/items/<item_id>", routes.delete_item),
+    )
 
 
 class _Conversations:

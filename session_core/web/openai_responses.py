@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from flask import Blueprint, Response, request
@@ -56,29 +56,31 @@ _NO_CALL = "input has an output, and no call waits for one."
 def responses_dialect(responses: TurnResponses, agent: Agent) -> Blueprint:
     """The routes of responses."""
     routes = _Responses(responses, agent)
-    blueprint = Blueprint("responses", __name__, url_prefix="/v1")
-    set_error_form(blueprint, openai_error)
-    answer_in_openai_words(blueprint)
-    for method, rule, view in (
+    blueprint = openai_routes(
+        "responses",
         ("POST", "/responses", routes.create_response),
         ("POST", "/responses/compact", routes.compact_response),
         ("DELETE", f"/responses/{_ID}", routes.delete_response),
         ("POST", f"/responses/{_ID}/cancel", routes.cancel_response),
         ("GET", f"/responses/{_ID}/input_items", routes.list_input_items),
-    ):
-        blueprint.add_url_rule(rule, view_func=view, methods=[method])
+    )
     add_stream(blueprint, f"/responses/{_ID}", routes.get_response)
     return blueprint
 
 
-def answer_in_openai_words(blueprint: Blueprint) -> None:
-    """Has the errors of sessions told in the words of this API."""
+def openai_routes(name: str, *routes: tuple[str, str, Callable[..., Response]]) -> Blueprint:
+    """Routes below `/v1`: methods, rules and views. The errors of sessions are told in the words of this API."""
+    blueprint = Blueprint(name, __name__, url_prefix="/v1")
+    set_error_form(blueprint, openai_error)
     blueprint.register_error_handler(SessionBusy, lambda _: error_response("conversation_locked"))
     blueprint.register_error_handler(ModelRefused, lambda error: error_response("model_not_found", str(error)))
     blueprint.register_error_handler(NothingToContinue, lambda _: error_response("invalid_request", _NO_CALL))
     blueprint.register_error_handler(
         SessionNotFound, lambda error: error_response("not_found", f"{conversation_id(str(error))} was not found.")
     )
+    for method, rule, view in routes:
+        blueprint.add_url_rule(rule, view_func=view, methods=[method])
+    return blueprint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,10 +193,9 @@ class _Responses:
         return self._find_place(asked, key)
 
     def _read(self, asked: ResponseBody, place: _Place, uploads: Uploads) -> ResponseInput:
-        waiting = _names(place.waiting.values())
-        names = {} if asked.is_stored else waiting
+        names = {} if asked.is_stored else {call.id: call.name for call in place.waiting.values()}
         find = ItemFinder(self._responses).find
-        return ResponseInput(uploads, find, waiting, names, self._agent.server).read(asked.input or ())
+        return ResponseInput(uploads, find, place.waiting, names, self._agent.server).read(asked.input or ())
 
     def _start(self, asked: ResponseBody, place: _Place, read: ResponseInput) -> tuple[TurnReader, ResponseRenderer]:
         """A turn in a session."""
@@ -316,11 +317,6 @@ def items_page(items: list[dict[str, Any]]) -> Response:
     if after is not None and not any(item["id"] == after for item in items):
         raise ApiError("invalid_request", "after must be the id of an item of this list.")
     return json_response(list_page(items if order == "asc" else items[::-1], after, limit))
-
-
-def _names(calls: Iterable[ToolCall]) -> dict[str, str]:
-    """The names of the tools that are called, by the ids of the calls."""
-    return {call.id: call.name for call in calls}
 
 
 def _copy(session: Session, until: str | None) -> Session:

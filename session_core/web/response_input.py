@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel
@@ -98,8 +98,8 @@ class ResponseInput:
     """What a client sends, item by item.
 
     `messages` are what is to be stored, `answers` those to calls that wait, as `TurnRequest` has them, and `system`
-    the texts of system messages. `waiting` are stored calls that wait, by id the names of their tools, of which the
-    client may send its own copy. Results of calls that have `names` are messages. `find` gives an item by its id.
+    the texts of system messages. `waiting` are the ids of stored calls that wait, of which the client may send its
+    own copy. Results of calls that have `names` are messages. `find` gives an item by its id.
     `server` is the model server's address, to which reasoning goes back. `uploads` take its pictures and files.
     """
 
@@ -107,7 +107,7 @@ class ResponseInput:
         self,
         uploads: Uploads,
         find: Callable[[str], Mapping[str, Any]],
-        waiting: Mapping[str, str] | None = None,
+        waiting: Collection[str] = (),
         names: Mapping[str, str] | None = None,
         server: str = "",
     ) -> None:
@@ -118,7 +118,7 @@ class ResponseInput:
         self._uploads = uploads
         self._find = find
         self._server = server
-        self._waiting = waiting or {}
+        self._waiting = waiting
         self._names = dict(names or {})
         self._called: set[str] = set()
         self._thought: AnswerFields = {}  # before the answer that it belongs to
