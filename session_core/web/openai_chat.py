@@ -75,12 +75,12 @@ def openai_dialect(responses: TurnResponses, agent: Agent, session_headers: Sequ
     def complete_chat() -> Response:
         with body_with_files(responses.max_file_bytes) as (body, uploads):
             asked = _parse_request(body, agent, uploads)
-        responses.sessions.models.check(asked.model)
+        responses.sessions.models.check(asked.own.model)
         reader = start(asked)
         if not asked.stream:
             return responses.whole(reader, functools.partial(render_completion, asked=asked))
-        renderer = CompletionRenderer(reader.turn, asked, asked.model or agent.model)
-        started = 2 if asked.prefix else 1  # events before the first one of the model
+        renderer = CompletionRenderer(reader.turn, asked, asked.own.model or agent.model)
+        started = 2 if asked.own.prefix else 1  # events before the first one of the model
         return responses.fail_early(reader, started, _FIRST_EVENT_SECONDS) or responses.stream(reader, renderer)
 
     def start(asked: ChatRequest) -> TurnReader:
@@ -117,26 +117,27 @@ def _parse_request(body: Mapping[str, Any], agent: Agent, uploads: Uploads) -> C
     if messages[-1]["role"] == "user":
         check_question(messages[-1]["content"])
     tools = client_tools(body)
-    return ChatRequest(
-        messages,
-        prefix,
-        "\n\n".join(system) if system else None,
-        asked.model,
-        bool(asked.stream),
-        bool(asked.stream_options and asked.stream_options.include_usage),
-        _find_options(asked, any_tools=bool(tools.tools) or not all(tool.may_need_approval for tool in agent.tools)),
-        tools,
-        find_results(messages),
-        functions=bool(asked.functions and not asked.tools),
+    own = TurnRequest(
+        model=asked.model,
+        system_prompt="\n\n".join(system) if system else None,
+        options=_find_options(
+            asked, any_tools=bool(tools.tools) or not all(tool.may_need_approval for tool in agent.tools)
+        ),
+        client_tools=tools,
+        prefix=prefix,
         files=uploads.files,
     )
+    with_usage = bool(asked.stream_options and asked.stream_options.include_usage)
+    functions = bool(asked.functions and not asked.tools)
+    return ChatRequest(messages, own, bool(asked.stream), with_usage, find_results(messages), functions)
 
 
-def _find_options(asked: _Body, *, any_tools: bool) -> dict[str, Any]:
-    """What goes on to the model server as it is. Without `any_tools` it takes none of the parameters of tools."""
+def _find_options(asked: _Body, *, any_tools: bool) -> dict[str, Any] | None:
+    """What goes on to the model server as it is, None for nothing. Without `any_tools` it takes no parameters of
+    tools."""
     left_out = _NOT_PASSED_ON if any_tools else {*_NOT_PASSED_ON, "tool_choice", "parallel_tool_calls"}
     others = {"tool_choice": find_tool_choice(asked.function_call), **(asked.model_extra or {})}
-    return {name: value for name, value in others.items() if name not in left_out and value is not None}
+    return {name: value for name, value in others.items() if name not in left_out and value is not None} or None
 
 
 def _parse_messages(sent: list[_Message], uploads: Uploads) -> tuple[list[str], list[StoredMessage]]:

@@ -35,7 +35,7 @@ class CompletionRenderer(Renderer):
             "model": model,
         }
         self._asked = asked
-        self._prefix_length = len(asked.prefix)
+        self._prefix_length = len(asked.own.prefix)
         self.broken_off = sse_data(encode_json(_error_of("storage_unavailable"))) + DONE
 
     def render(self, entry: LoggedEvent) -> bytes:
@@ -75,7 +75,7 @@ class CompletionRenderer(Renderer):
 
 def render_completion(turn: Turn, last: Ended, *, asked: ChatRequest) -> Response:
     """The ended turn as one completion, without the prefix of the answer, which the client has."""
-    message: dict[str, Any] = {"role": "assistant", "content": last.complete_text.removeprefix(asked.prefix)}
+    message: dict[str, Any] = {"role": "assistant", "content": last.complete_text.removeprefix(asked.own.prefix)}
     events = [one.event for one in turn.read_all()]
     if reasoning := [event.content for event in events if isinstance(event, Reasoning)]:
         message["reasoning_content"] = "".join(reasoning)

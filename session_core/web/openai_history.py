@@ -5,8 +5,8 @@ import dataclasses
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from flask import request
 
@@ -14,7 +14,6 @@ from session_core.data.message import StoredMessage, message_text
 from session_core.data.session import expanded
 from session_core.data.strict_json import to_json
 from session_core.data.text import unwrapped_forms
-from session_core.tools.client_tools import ClientTools
 from session_core.turns.event_log import Ended
 from session_core.turns.local import LocalTurn
 from session_core.turns.sessions import Sessions
@@ -41,22 +40,15 @@ _MAX_LOOKS = 3  # at a session in which turns start and end meanwhile
 @dataclass(frozen=True)
 class ChatRequest:
     """A request. `messages` are those of its transcript, oldest first, as they are stored; the last is the question,
-    or the result of a call. `prefix` is the beginning of the answer, which is to be continued. `instructions` are the
-    texts of its system messages, None where it has none. `client_tools` are the client's own, and `results` are those
-    of its last calls, as answers to them. `functions` says that they are the old ones, which have no ids. `files` are
-    the bytes of the pictures and files that the messages name."""
+    or the result of a call. `own` is what it sets for this turn alone, and `results` are those of the last calls of
+    the client's tools, as answers to them. `functions` says that these are the old ones, which have no ids."""
 
     messages: list[StoredMessage]
-    prefix: str
-    instructions: str | None
-    model: str | None
+    own: TurnRequest
     stream: bool
     with_usage: bool
-    options: dict[str, Any] = field(default_factory=dict)
-    client_tools: ClientTools = field(default_factory=ClientTools)
-    results: dict[str, dict[str, str]] = field(default_factory=dict)
-    functions: bool = False
-    files: dict[str, bytes] = field(default_factory=dict)
+    results: dict[str, dict[str, str]]
+    functions: bool
 
     @property
     def has_question(self) -> bool:
@@ -68,20 +60,21 @@ class ChatRequest:
         return dataclasses.replace(
             asked,
             key=key,
-            prefix=self.prefix,
-            model=self.model,
-            system_prompt=self.instructions,
-            options=self.options or None,
-            client_tools=self.client_tools,
+            prefix=self.own.prefix,
+            model=self.own.model,
+            system_prompt=self.own.system_prompt,
+            options=self.own.options,
+            client_tools=self.own.client_tools,
             terms=self.terms,
-            files=self.files,
+            files=self.own.files,
         )
 
     @property
     def terms(self) -> str:
         """A digest of all but the conversation."""
-        tools = {name: tool.schema for name, tool in self.client_tools.tools.items()}
-        value = [self.model, self.instructions, self.options, self.prefix, *([tools] if tools else ())]
+        own = self.own
+        tools = {name: tool.schema for name, tool in own.client_tools.tools.items()} if own.client_tools else {}
+        value = [own.model, own.system_prompt, own.options or {}, own.prefix, *([tools] if tools else ())]
         return hashlib.sha256(to_json(value)).hexdigest()[:32]
 
 
@@ -221,7 +214,10 @@ def _retry(
     continued = asked.turn_request(TurnRequest(continues=True), key)
     if not _is_same_wish(own, question, asked, key):
         begun = (
-            asked.prefix and not runs and not last.complete and agrees_with_answer(last.messages[1:], asked.prefix)
+            asked.own.prefix
+            and not runs
+            and not last.complete
+            and agrees_with_answer(last.messages[1:], asked.own.prefix)
         )
         return continued if begun else another_answer
     if last.complete and not runs and question["id"] not in unanswered:  # the caller can have seen the answer
