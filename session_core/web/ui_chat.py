@@ -11,7 +11,7 @@ import hashlib
 from typing import Any, Literal
 
 from flask import Blueprint, Response
-from pydantic import BaseModel, PrivateAttr
+from pydantic import BaseModel
 
 from session_core.data.file_kinds import MAX_FILES
 from session_core.data.message import Content, ContentPart, StoredMessage
@@ -55,6 +55,7 @@ class _Part(BaseModel, strict=True):
     output: Any = None
     errorText: str = ""
     approval: _Approval | None = None
+    _file: ContentPart | None = None
 
     @property
     def answer(self) -> dict[str, Any] | None:
@@ -80,17 +81,21 @@ class _Message(BaseModel, strict=True):
     role: Literal["system", "user", "assistant"] = "user"
     id: str | None = None
     parts: FailingFast[_Part] = []
-    _files: dict[int, ContentPart] = PrivateAttr(default_factory=dict)  # by index among the parts
 
     def take_files(self, uploads: Uploads) -> None:
         """Takes the pictures and files of a user's message. Raises ApiError."""
         for index, part in enumerate(self.parts):
             if part.type == "file" and self.role == "user":
-                self._files[index] = uploads.add_url(f"parts[{index}]", part.url, part.mediaType, part.filename)
+                part._file = uploads.add_url(f"parts[{index}]", part.url, part.mediaType, part.filename)
             else:
                 uploads.taken += len(part.url)
-        if len(self._files) > MAX_FILES:
+        if len(self.files) > MAX_FILES:
             raise ApiError("invalid_request", f"A message has more than {MAX_FILES} pictures and files.")
+
+    @property
+    def files(self) -> list[ContentPart]:
+        """Its pictures and files, which were taken."""
+        return [part._file for part in self.parts if part._file]
 
     @property
     def text(self) -> str:
@@ -100,18 +105,15 @@ class _Message(BaseModel, strict=True):
     @property
     def content(self) -> Content:
         """What it says: the text, or with pictures and files its parts."""
-        if not self._files:
+        if not self.files:
             return self.text
-        made: list[ContentPart] = []
-        for index, part in enumerate(self.parts):
-            made += [self._files[index]] if index in self._files else []
-            made += [{"type": "text", "text": part.text}] if part.type == "text" else []
-        return made
+        kept = (part for part in self.parts if part._file or part.type == "text")
+        return [part._file or {"type": "text", "text": part.text} for part in kept]
 
     @property
     def said(self) -> list[Any]:
         """What tells it from others of the same id: its text, its pictures and files, and its answers to calls."""
-        files = [part["sha256"] for part in self._files.values()]
+        files = [part["sha256"] for part in self.files]
         return [self.text, *([files] if files else []), *([sorted(self.answers.items())] if self.answers else [])]
 
     @property
