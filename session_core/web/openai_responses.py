@@ -31,7 +31,6 @@ from session_core.web.bodies import (
 from session_core.web.errors import ApiError, error_response, json_response, set_error_form
 from session_core.web.openai_events import openai_error
 from session_core.web.response_compaction import SUM_UP, CompactBody, render_compaction
-from session_core.web.response_events import ResponseRenderer
 from session_core.web.response_ids import (
     ResponseId,
     conversation_id,
@@ -41,6 +40,7 @@ from session_core.web.response_ids import (
 )
 from session_core.web.response_input import ResponseInput
 from session_core.web.response_listing import ItemFinder, input_items, list_page
+from session_core.web.response_object import ResponseRenderer
 from session_core.web.response_request import SEALED_REASONING, ResponseBody
 from session_core.web.stored_responses import StoredResponse, find_response, last_response
 from session_core.web.turn_responses import TurnReader, TurnResponses, add_stream

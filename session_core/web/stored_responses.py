@@ -11,9 +11,8 @@ from session_core.data.message import StoredMessage, begins_turn
 from session_core.model.outgoing_messages import read_tool_calls
 from session_core.turns.stored import StoredTurn, turn_at
 from session_core.turns.turn import Turn
-from session_core.web.response_events import ResponseRenderer
 from session_core.web.response_ids import ResponseId, response_not_found
-from session_core.web.response_object import seconds
+from session_core.web.response_object import ResponseRenderer, seconds
 from storage import Session
 
 
