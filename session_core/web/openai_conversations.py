@@ -1,7 +1,5 @@
 """The Conversations dialect: sessions as conversations, and their messages as items."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 from typing import Any
 

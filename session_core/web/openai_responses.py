@@ -1,7 +1,5 @@
 """The Responses dialect: the routes of responses, and the turns that they are."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import hashlib

@@ -1,7 +1,5 @@
 """The tools that a client of the Chat Completions dialect brings, and the calls of them in its transcript."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 

@@ -1,7 +1,5 @@
 """A conversation whose answers a summary of the model stands for, which the client keeps and sends back."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """The ids of responses, conversations and items, which carry all that is needed to find what they name."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The input of a response: its items as the messages that they are stored as, and the answers to calls among them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, Self
 

@@ -1,7 +1,5 @@
 """The output items of a response, made from the events of its turn, and the events that tell of them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 

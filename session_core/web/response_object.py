@@ -11,8 +11,6 @@ is not the default. Beside that stand:
     sealed        whether reasoning comes with `encrypted_content`
 """
 
-from __future__ import annotations
-
 import calendar
 import time
 from collections.abc import Iterable, Iterator, Mapping

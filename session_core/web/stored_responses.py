@@ -1,7 +1,5 @@
 """Responses as they are stored: found by their ids, and told again."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ The sources are `src/ui/http-chat-transport.ts` and `src/ui/chat.ts` of the npm 
 ids for its messages, and keeps that of one that it edits. After a reload it has the server's. Both are understood.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 from typing import Any, Literal

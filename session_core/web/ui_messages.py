@@ -5,8 +5,6 @@ one assistant's message of them for each turn (`src/ui/process-ui-message-stream
 message from the same frames, so that a client has the same parts after a reload.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
