@@ -207,7 +207,6 @@ class SessionsOfUsers:
         self.turns = turns
         self.sweeps = Sweeps(lambda: (sessions.storage for sessions in self.all()), storage.clock, session_ttl)
         self._names = names
-        self._lock = threading.Lock()
         self._sessions: dict[str, Sessions] = {"": Sessions(storage, turns)}
         self._making: dict[str, threading.Lock] = {}
 
@@ -221,17 +220,10 @@ class SessionsOfUsers:
 
     def of(self, name: str) -> Sessions:
         """The sessions of this user. Raises StorageUnavailable where the store cannot be made."""
-        with self._lock:
-            if found := self._sessions.get(name):
-                return found
-            making = self._making.setdefault(name, threading.Lock())
-        with making:  # of this user alone, since the store is on a disk
-            if (found := self._sessions.get(name)) is None:
-                found = Sessions(self.storage.for_user(name), self.turns)
-                with self._lock:
-                    self._sessions[name] = found
-                    self._making.pop(name, None)
-        return found
+        with self._making.setdefault(name, threading.Lock()):  # of this user alone, since the store is on a disk
+            if name not in self._sessions:
+                self._sessions[name] = Sessions(self.storage.for_user(name), self.turns)
+            return self._sessions[name]
 
     @property
     def closing(self) -> bool:
