@@ -153,11 +153,6 @@ class RemoteTurn(Turn):
         last = self.result()
         return isinstance(last, Ended) and last.status == "cancelled"
 
-    @property
-    def failed(self) -> bool:
-        """Whether the turn has ended, and not with an answer."""
-        return self.ended and isinstance(self.result(), Failed)
-
     def _copy(self, lines: list[bytes]) -> None:
         for line in lines:
             if entry := decode_event(line):
