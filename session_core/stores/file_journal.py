@@ -49,7 +49,8 @@ class FileJournal:
 
     def _write(self, lines: list[bytes]) -> None:
         if lines and self._file is None:
-            self._file = _made(self._path)
+            remove_journal(self._path)  # what an earlier turn has left, or anybody else
+            self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
             lines = [self._first, *lines]
         data = b"".join(line + b"\n" for line in lines)
         while data and self._file is not None:
@@ -72,12 +73,3 @@ def remove_journal(path: str) -> None:
     """Removes a journal, if there is one."""
     with contextlib.suppress(OSError):
         os.unlink(path)
-
-
-def _made(path: str) -> int:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND
-    try:
-        return os.open(path, flags, 0o600)
-    except FileExistsError:  # what an earlier turn has left, or anybody else
-        os.unlink(path)
-        return os.open(path, flags, 0o600)
