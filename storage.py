@@ -94,9 +94,8 @@ class Storage(ABC):
         try:
             self.running(session_id)
         except SessionNotFound:
-            now = timestamp()
             with contextlib.suppress(SessionExists):
-                self._create(Session(checked_id(session_id), now, now))
+                self.create(id=checked_id(session_id))
 
     def get(self, session_id: str) -> Session:
         """The session as it is now. While a turn runs, it holds all that the turn has stored so far.
