@@ -1,7 +1,7 @@
 """The beginning of a turn: what is stored before the model is asked, and what the model is asked with."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from session_core.data.message import AttemptFields, StoredMessage
 from session_core.data.removed import without_removed
@@ -94,14 +94,13 @@ def _go_on(session: LockedSession, request: TurnRequest) -> tuple[StoredTurn, At
     if waiting is not None and request.answers is not None:
         check_answers(waiting, request.answers)
         answers = dict(request.answers)
-    fields: AttemptFields = {"attempt": 1 + stored.attempt, "continues": True}
-    if request.key is not None:
-        fields["idempotency_key"] = request.key
-    if request.answers_digest:
-        fields["answers_digest"] = request.answers_digest
-    if request.recovery:
-        fields["recovery"] = request.recovery
-    if request.response is not None:
-        fields["response"] = dict(request.response)
+    beside: AttemptFields = {
+        "idempotency_key": request.key or "",
+        "answers_digest": request.answers_digest,
+        "recovery": request.recovery,
+        "response": dict(request.response or {}),
+    }
+    kept = {name: value for name, value in beside.items() if value}
+    fields = cast(AttemptFields, {"attempt": 1 + stored.attempt, "continues": True, **kept})
     session.set_continues({**fields, **({"answers": answers} if answers else {})})
     return stored, fields, answers
