@@ -236,14 +236,12 @@ class FileStorage(Storage):
             os.utime(file, ns=(modified, modified))
             os.fsync(file)
             (rename_new if new else os.rename)(path, self._path(session.id))
-        except FileExistsError:
-            close_unlocked(file)
-            os.unlink(path)
-            raise SessionExists(session.id) from None
-        except BaseException:
+        except BaseException as error:
             close_unlocked(file)
             with contextlib.suppress(OSError):
                 os.unlink(path)
+            if isinstance(error, FileExistsError):
+                raise SessionExists(session.id) from None
             raise
         return file
 
