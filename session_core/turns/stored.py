@@ -183,10 +183,8 @@ def find_turn(session: Session, key: str | None) -> StoredTurn | None:
 
 def last_turn(session: Session) -> StoredTurn | None:
     """The session's last turn, if it has one."""
-    for index in range(len(session.messages) - 1, -1, -1):
-        if begins_turn(session.messages[index]):
-            return turn_at(session, index)
-    return None
+    turn = turn_at(session, len(session.messages) - 1) if session.messages else None
+    return turn if turn and begins_turn(turn.messages[0]) else None
 
 
 def waiting_message(session: Session) -> StoredMessage | None:
