@@ -183,8 +183,6 @@ class LocalTurn(Turn):
             self._log.append(event)
         elif isinstance(event, Message):
             self.report.usage = event.usage
-            if event.data["role"] == "tool":
-                self.report.tool_answered()
             with self._storing:
                 if self._log.sealed:
                     raise TurnEnded

@@ -21,7 +21,7 @@ class TurnReport:
         self._session_id = session_id
         self._silent = True  # until the first text
         self._open_calls = 0  # tool calls without a result
-        self._tool_started_at = 0.0
+        self._tool_counted_at = 0.0
         self._tool_seconds = 0.0
 
     def saw(self, event: Event) -> None:
@@ -30,12 +30,9 @@ class TurnReport:
             self._silent = False
             self.span.first_chunk(time.monotonic() - self.started_at)
         elif isinstance(event, ToolCall | ToolResult):
+            self._tool_seconds = self._tool_time()
             self._open_calls += 1 if isinstance(event, ToolCall) else -1
-            self._tool_started_at = time.monotonic()
-
-    def tool_answered(self) -> None:
-        """Counts the time of the tools until now."""
-        self._tool_seconds = self._tool_time()
+            self._tool_counted_at = time.monotonic()
 
     def end(self, last: Ended | Failed) -> None:
         """Tells of the end."""
@@ -51,4 +48,4 @@ class TurnReport:
         )
 
     def _tool_time(self) -> float:
-        return self._tool_seconds + (time.monotonic() - self._tool_started_at if self._open_calls else 0.0)
+        return self._tool_seconds + (time.monotonic() - self._tool_counted_at if self._open_calls else 0.0)
