@@ -6,6 +6,7 @@ so that exactly one caller writes the last event.
 
 import _thread
 import contextlib
+import functools
 import sys
 import threading
 import time
@@ -23,6 +24,7 @@ from storage import timestamp
 MAX_EVENTS = 200_000  # of one turn
 
 _ENTRY_BYTES = 250  # about what an entry takes in memory beside its texts
+_time_of = functools.lru_cache(1)(timestamp)  # many events have the same
 
 
 class TurnEnded(Exception):
@@ -107,8 +109,6 @@ class EventLog:
         self._stored_until = 0  # the text behind so many entries is in no stored message yet
         self._sealed = False
         self._over = threading.Event()
-        self._second = 0
-        self._now = ""
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -231,15 +231,12 @@ class EventLog:
         return sum(_ENTRY_BYTES + _size(entry.event) for entry in self._entries)
 
     def _add(self, event: Event) -> None:
-        second = int(time.time())
-        if second != self._second:
-            self._second, self._now = second, timestamp()
         sequence = 0
         if type(event) is Chunk:
             self._chunks = sequence = self._chunks + 1
         elif type(event) is Reasoning:
             self._thoughts = sequence = self._thoughts + 1
-        self._entries.append(LoggedEvent(len(self._entries) + 1, self._now, sequence, event))
+        self._entries.append(LoggedEvent(len(self._entries) + 1, _time_of(int(time.time())), sequence, event))
         if self._waiting:
             self._wake()
 
