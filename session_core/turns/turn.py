@@ -26,7 +26,7 @@ class Readers:
         self._lock = threading.Lock()
         self._roles: list[Role] = []
         self._stoppable = False  # a client wants the turn to end when nobody reads it any more
-        self._kept = False  # a client wants it to run on all the same
+        self.kept = False  # a client wants it to run on all the same
 
     @property
     def count(self) -> int:
@@ -43,7 +43,7 @@ class Readers:
                 raise Overloaded
             self._roles.append(role)
             self._stoppable |= keeps_running is False
-            self._kept |= keeps_running is True
+            self.kept |= keeps_running is True
 
     def leave(self, role: Role) -> None:
         """Counts a client no more."""
@@ -51,14 +51,9 @@ class Readers:
             self._roles.remove(role)
 
     @property
-    def kept(self) -> bool:
-        """Whether a client wants the turn to run on."""
-        return self._kept
-
-    @property
     def may_end_it(self) -> bool:
         """Whether the turn ends when nobody reads it any more."""
-        return self._stoppable and not self._kept
+        return self._stoppable and not self.kept
 
 
 class Turn:
