@@ -73,11 +73,11 @@ def read_file(path: str) -> bytes:
         os.close(file)
 
 
-def read_regular(path: str) -> bytes | None:
+def read_regular(path: str, max_bytes: float = _MAX_BYTES) -> bytes | None:
     """All that is in a file. None where there is none, or none that this program can have written. Raises OSError."""
     try:
         found = os.lstat(path)
-        return read_file(path) if stat.S_ISREG(found.st_mode) and found.st_size <= _MAX_BYTES else None
+        return read_file(path) if stat.S_ISREG(found.st_mode) and found.st_size <= max_bytes else None
     except (FileNotFoundError, NotADirectoryError):
         return None
 

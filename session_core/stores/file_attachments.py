@@ -5,16 +5,16 @@ an hour later looks whether one does: then the file gets its name, else it goes.
 """
 
 import contextlib
+import math
 import os
 import re
 import secrets
 import shutil
-import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from session_core.data.kept_files import KeptFiles
 from session_core.data.message import SHA256
-from session_core.stores.disk_access import read_all, synced, unavailable, write_file
+from session_core.stores.disk_access import read_regular, synced, unavailable, write_file
 from session_core.stores.file_locks import lock_waiting
 
 _UNSURE = ".new"  # behind the name of a file until a start has found that a message names it
@@ -41,13 +41,10 @@ class DirectoryFiles(KeptFiles):
                         _share(os.path.join(self._path(source_id), found), directory, name)
 
     def read(self, session_id: str, name: str) -> bytes | None:
-        for found in (name, name + _UNSURE, name):  # it may be named meanwhile
-            with (
-                unavailable("read a file of", session_id),
-                contextlib.suppress(FileNotFoundError, NotADirectoryError),
-            ):
-                return _read(os.path.join(self._path(session_id), found))
-        return None
+        found = (name, name + _UNSURE, name)  # it may be named meanwhile
+        paths = (os.path.join(self._path(session_id), one) for one in found)
+        with unavailable("read a file of", session_id):
+            return next((data for path in paths if (data := read_regular(path, math.inf)) is not None), None)
 
     def remove(self, session_id: str) -> None:
         """Removes all files of a session. Never raises: what is left goes at a later start."""
@@ -95,14 +92,6 @@ def _names_in(paths: Iterable[str]) -> set[str]:
         with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
             found.update(name.decode() for name in _NAMES.findall(file.read()))
     return found
-
-
-def _read(path: str) -> bytes | None:
-    file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    try:
-        return read_all(file) if stat.S_ISREG(os.fstat(file).st_mode) else None
-    finally:
-        os.close(file)
 
 
 def _share(path: str, directory: str, name: str) -> None:
