@@ -11,7 +11,7 @@ import contextlib
 import functools
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, assert_never
 
@@ -117,9 +117,7 @@ class LocalTurn(Turn):
         made = sum_up(agent, old, settings, self._cancellation, self.report, if_due=True)
         if made is None:
             return history, settings["summary"]
-        with self._storing:
-            if self._log.sealed:
-                raise TurnEnded
+        with self._before_the_end():
             store(self._recorder, made)
             return behind_summary(self._recorder.session, history)
 
@@ -183,9 +181,7 @@ class LocalTurn(Turn):
             self._log.append(event)
         elif isinstance(event, Message):
             self.report.usage = event.usage
-            with self._storing:
-                if self._log.sealed:
-                    raise TurnEnded
+            with self._before_the_end():
                 stored: MessageFields = {**event.data, **self._next_fields()}
                 if event.data["role"] == "assistant":
                     stored = {**stored, **self._deltas()}
@@ -206,15 +202,21 @@ class LocalTurn(Turn):
         else:
             assert_never(event)
 
+    @contextlib.contextmanager
+    def _before_the_end(self) -> Iterator[None]:
+        """Has whoever ends the turn wait until this is stored. Raises TurnEnded where the end has begun."""
+        with self._storing:
+            if self._log.sealed:
+                raise TurnEnded
+            yield
+
     def _take_steered(self, queue: MessageQueue) -> list[StoredMessage]:
         """Stores the messages of the queue that go into the turn now, and returns them."""
         found, taken = [], []
         with contextlib.suppress(StorageUnavailable, SessionCorrupt):  # which was logged; they wait on
             found = steering(queue, self.message_id)
         for message in found:
-            with self._storing, contextlib.suppress(NotQueued):
-                if self._log.sealed:
-                    raise TurnEnded
+            with self._before_the_end(), contextlib.suppress(NotQueued):
                 fields = steered_message(message, self._attempt.number)
                 taken.append(self._recorder.append(fields, message["id"], queued=True))
                 self._log.append(Steered(message["id"], message["content"]))
