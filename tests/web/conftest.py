@@ -21,7 +21,10 @@ Serve = Callable[..., Server]
 FORGET = """
 const box = document.getElementById("message");
 if (box) box.value = "";
-if (location.protocol !== "about:") localStorage.clear();
+if (location.protocol !== "about:") {
+  localStorage.clear();
+  indexedDB?.deleteDatabase("session_server");
+}
 """
 
 

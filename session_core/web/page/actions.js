@@ -4,6 +4,7 @@ import { contentOf } from "./attachments.js";
 import { copyWithButton } from "./copying.js";
 import { editQuestion } from "./editing.js";
 import { element, iconButton } from "./element.js";
+import { partsOf } from "./files.js";
 import { json } from "./http.js";
 import { focusBox, menuButton } from "./layout.js";
 import { announce, attempt } from "./notices.js";
@@ -43,8 +44,7 @@ const messageOf = (view, article) => shownMessages(view).find(({ id }) => id ===
 /** Asks in the place of a question with another text, and with the pictures and files that it had. */
 async function askEdited(view, article, text) {
   const { id, content } = messageOf(view, article);
-  const parts = Array.isArray(content) ? content.filter(({ type }) => type !== "text") : [];
-  await askInPlace(view, id, contentOf(text, parts));
+  await askInPlace(view, id, contentOf(text, partsOf(content)));
 }
 
 /** The message as its author wrote it. */

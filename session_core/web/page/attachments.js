@@ -2,10 +2,12 @@
 
 import { $, element, iconButton } from "./element.js";
 import { drawPart, toBase64 } from "./files.js";
+import { keepDraftFiles, keepFile } from "./kept.js";
 import { announce, showNotice } from "./notices.js";
-import { box, state } from "./view.js";
+import { box, isShown, state } from "./view.js";
 
 const PICTURES = ["image/png", "image/jpeg", "image/gif", "image/webp"];
+const UNKEPT = "This browser keeps no files for a page that is closed or loaded again. Leave it open until they are sent.";
 
 /** The content of a message: its text, or a list of parts where pictures or files go with it. */
 export const contentOf = (text, parts) => (parts.length ? [...(text.trim() ? [{ type: "text", text }] : []), ...parts] : text);
@@ -13,21 +15,31 @@ export const contentOf = (text, parts) => (parts.length ? [...(text.trim() ? [{ 
 /** The pictures and files that wait for the next message of a view. They are taken. */
 export function takeParts(view) {
   const taken = view.parts;
-  view.parts = [];
-  drawParts(view);
+  setParts(view, []);
   return taken;
+}
+
+/** Sets what waits for the next message, and keeps it over a reload. */
+export function setParts(view, parts) {
+  view.parts = parts;
+  keepDraftFiles(view.id, parts);
+  if (isShown(view)) drawParts(view);
 }
 
 export async function addFiles(files) {
   const { view } = state;
   const left = [];
+  let isKept = true;
   for (const file of files) {
-    if (PICTURES.includes(file.type) || file.type === "application/pdf" || (await isText(file))) view.parts.push(await partOf(file));
-    else left.push(file.name);
+    if (PICTURES.includes(file.type) || file.type === "application/pdf" || (await isText(file))) {
+      const part = await partOf(file);
+      isKept = (await keepFile(part)) && isKept;
+      setParts(view, [...view.parts, part]);
+    } else left.push(file.name);
   }
-  drawParts(view);
   box.focus();
   if (left.length) showNotice(view, `This cannot be sent: ${left.join(", ")}. Pictures, PDF and text can.`);
+  else if (!isKept) showNotice(view, UNKEPT);
   else announce(files.length > 1 ? "The files go with the message." : "The file goes with the message.");
 }
 
@@ -49,8 +61,7 @@ async function isText(file) {
 /** Shows at the message box what goes with the next message. */
 export function drawParts(view) {
   const remove = (part) => () => {
-    view.parts = view.parts.filter((other) => other !== part);
-    drawParts(view);
+    setParts(view, view.parts.filter((other) => other !== part));
     box.focus();
   };
   $("parts").hidden = !view.parts.length;

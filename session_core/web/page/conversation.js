@@ -3,8 +3,9 @@
 // What the server has stored is the truth. The messages on the page are made equal to it.
 
 import { drawApproval } from "./approval.js";
-import { drawParts } from "./attachments.js";
+import { setParts } from "./attachments.js";
 import { element, textButton } from "./element.js";
+import { partsOf } from "./files.js";
 import { json } from "./http.js";
 import { keepDraft, recall, remember } from "./kept.js";
 import { fitBox, stay, toBottom } from "./layout.js";
@@ -160,8 +161,8 @@ export function unsentMessage(view) {
   const asked = recall(view.id);
   if (!asked || hasArrived(view, asked)) return null;
   if (Date.now() - asked.at < LATE) return asked;
-  remember(view.id, null);
   giveBack(view, asked);
+  remember(view.id, null);
   return null;
 }
 
@@ -192,9 +193,8 @@ export function drawEnd(view, error = "") {
 export function giveBack(view, { text, content = text, key, replaces, after }) {
   if (!content) return;
   view.returned = { content, key, replaces, after };
-  if (Array.isArray(content)) view.parts.push(...content.filter(({ type }) => type !== "text"));
+  setParts(view, [...view.parts, ...partsOf(content)]);
   if (!isShown(view)) return keepDraft(view.id, text);
-  drawParts(view);
   if (box.value !== text) box.value = [text, box.value].filter(Boolean).join("\n\n");
   keepDraft(view.id, box.value);
   fitBox();

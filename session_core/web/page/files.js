@@ -1,11 +1,13 @@
 // Pictures and files of messages: small in the message, large or as text on a press, saved on request.
 
 import { $, element } from "./element.js";
-import { request } from "./http.js";
+import { Refused, request } from "./http.js";
+import { dataOf } from "./kept.js";
 import { whenSeen } from "./layout.js";
 import { announce, attempt } from "./notices.js";
 import { state } from "./view.js";
 
+const GONE = "This browser no longer has the files of this message. Remove them, and add them again.";
 const LONGEST_SHOWN = 1 << 20; // bytes of a text in the dialog
 
 const nameOf = ({ name, type }) => name ?? (type === "image" ? "Picture" : "File");
@@ -18,9 +20,23 @@ export function sizeOf(bytes) {
 }
 
 /** The bytes of a part: those that the page has, or those that the server keeps. The token goes with the request, which an address in the document could not carry. */
-async function bytesOf({ data, sha256 }, session) {
-  if (!data) return (await request(`sessions/${session}/files/${sha256}`, { cache: "default" })).blob();
-  return new Blob([Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0))]);
+async function bytesOf(part, session) {
+  if (part.sha256) return (await request(`sessions/${session}/files/${part.sha256}`, { cache: "default" })).blob();
+  await readKept(part);
+  return new Blob([Uint8Array.from(atob(part.data), (letter) => letter.charCodeAt(0))]);
+}
+
+async function readKept(part) {
+  if (!(await dataOf(part))) throw new Refused(new Response(null, { status: 422 }), { error: GONE });
+}
+
+/** The pictures and files of a message's content. */
+export const partsOf = (content) => (Array.isArray(content) ? content.filter(({ type }) => type !== "text") : []);
+
+/** A content as the server takes it: with the bytes that the browser keeps of its parts. */
+export async function sendable(content) {
+  for (const part of partsOf(content)) if (part.kept) await readKept(part);
+  return Array.isArray(content) ? content.map(({ kept, ...part }) => part) : content;
 }
 
 /** A part with its bytes, for another session. */
@@ -38,7 +54,7 @@ export async function toBase64(blob) {
 
 /** The pictures and files of a message's content, or nothing. */
 export function drawParts(content) {
-  const parts = Array.isArray(content) ? content.filter(({ type }) => type !== "text") : [];
+  const parts = partsOf(content);
   return parts.length ? element("div", { class: "parts" }, ...parts.map((part) => drawPart(part))) : "";
 }
 

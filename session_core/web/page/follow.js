@@ -3,6 +3,7 @@
 // A turn belongs to the server, not to the connection. The page may lose the connection at any moment and take the
 // turn up again: after the last event that it has seen, or from the first.
 
+import { sendable } from "./files.js";
 import { ConnectionLost, json, readEvents, request } from "./http.js";
 import { setUnreachable } from "./notices.js";
 import { isShown } from "./view.js";
@@ -47,15 +48,15 @@ export function newTurn(view, asked = {}) {
 const isWanted = (turn) => isShown(turn.view) || (turn.key !== null && !turn.lastEvent);
 
 /** Asks for a turn, again with the same key if need be, until its first event. After that, watches it. */
-function openStream(turn, signal) {
+async function openStream(turn, signal) {
   const path = `sessions/${turn.view.id}/run_stream`;
   if (turn.lastEvent) return request(path, { signal, headers: { "Last-Event-ID": turn.lastEvent } });
   if (turn.key === null) return request(turn.queuedAs ? `${path}?message=${turn.queuedAs}` : path, { signal });
-  return request(path, { signal, method: "POST", body: bodyOf(turn), headers: { "Idempotency-Key": turn.key } });
+  return request(path, { signal, method: "POST", body: await bodyOf(turn), headers: { "Idempotency-Key": turn.key } });
 }
 
-function bodyOf({ content, replaces, after, continues, answers, model }) {
-  const wish = continues ? { continue: true } : answers ? { answers } : { message: content };
+async function bodyOf({ content, replaces, after, continues, answers, model }) {
+  const wish = continues ? { continue: true } : answers ? { answers } : { message: await sendable(content) };
   return { ...wish, ...(replaces && { replaces }), ...(after && { after }), ...(model && { model }) };
 }
 

@@ -1,5 +1,7 @@
 // What the browser keeps: the token in the tab, and messages, drafts and choices on the machine.
 
+import { dropBytes, keepBytes, olderNames, readBytes } from "./kept_files.js";
+
 const TOKEN = "session_server.token";
 const LONGEST_DRAFT = 200_000; // characters
 
@@ -27,14 +29,57 @@ function kept(storage, name) {
 export const readToken = () => kept("sessionStorage", TOKEN);
 export const keepToken = (token) => keep("sessionStorage", TOKEN, token);
 
-/** Keeps the key and the text of a session's message from before it is sent until its turn has ended well, so that after a crash of the server or the browser the same turn can be asked for. */
-export const remember = (session, asked) => keep("localStorage", `session_server.asked.${session}`, asked && JSON.stringify(asked));
+// ---- Messages and drafts with their files ----
+//
+// What is kept as text says which bytes belong to it, so that a message has all of its files or is not there, whenever
+// the page ends. Bytes that no text names any more are dropped.
+
+const namesIn = (text) => [...(text ?? "").matchAll(/"kept":"([\d-]+)"/g)].map(([, name]) => name);
+
+function keepWithFiles(name, value) {
+  const before = namesIn(kept("localStorage", name));
+  const withoutBytes = (key, part) => (part?.kept ? { ...part, data: undefined } : part);
+  keep("localStorage", name, value && JSON.stringify(value, withoutBytes));
+  if (before.length) dropUnnamed(before);
+}
+
+async function dropUnnamed(names) {
+  await null; // What is taken out of a draft is put into a message at once.
+  try {
+    const named = new Set([...unkept.values(), ...Object.values(localStorage)].flatMap(namesIn));
+    await dropBytes(names.filter((name) => !named.has(name)));
+  } catch {
+    // They stay until a later page can drop them.
+  }
+}
+
+/** Drops what an earlier page, which ended in the middle of something, has left behind. */
+export const dropLeftFiles = () => olderNames().then(dropUnnamed, () => {});
+
+/** Keeps the bytes of a part beside the text. Returns whether it could; if not, they are kept in the text, where they fit. */
+export async function keepFile(part) {
+  part.kept = await keepBytes(part.data).catch(() => undefined);
+  return part.kept !== undefined;
+}
+
+/** The bytes of a part in base64, which are read if need be; undefined where they are gone. */
+export async function dataOf(part) {
+  part.data ??= await readBytes(part.kept).catch(() => undefined);
+  return part.data;
+}
+
+/** Keeps the key and the content of a session's message from before it is sent until its turn has ended well, so that after a crash of the server or the browser the same turn can be asked for. */
+export const remember = (session, asked) => keepWithFiles(`session_server.asked.${session}`, asked);
 export const recall = (session) => JSON.parse(kept("localStorage", `session_server.asked.${session}`));
 
 /** What was typed and not sent, by session; of no session, what a new one will get. */
 export const keepDraft = (session, text) =>
   keep("localStorage", `session_server.draft.${session ?? "new"}`, text.trim() && text.length <= LONGEST_DRAFT ? text : null);
 export const readDraft = (session) => kept("localStorage", `session_server.draft.${session ?? "new"}`) ?? "";
+
+/** The files that were given and not sent. */
+export const keepDraftFiles = (session, parts) => keepWithFiles(`session_server.files.${session ?? "new"}`, parts.length ? parts : null);
+export const readDraftFiles = (session) => JSON.parse(kept("localStorage", `session_server.files.${session ?? "new"}`)) ?? [];
 
 export const keepChoice = (name, value) => keep("localStorage", `session_server.${name}`, value);
 export const readChoice = (name) => kept("localStorage", `session_server.${name}`);
@@ -43,5 +88,6 @@ export const readChoice = (name) => kept("localStorage", `session_server.${name}
 export function forgetSession(session) {
   remember(session, null);
   keepDraft(session, "");
+  keepDraftFiles(session, []);
   keepChoice(`version.${session}`, null);
 }

@@ -2,14 +2,14 @@
 
 import { drawActions } from "./actions.js";
 import { setAnswerPending } from "./approval.js";
-import { addFiles } from "./attachments.js";
-import { setConversationCallbacks, showEarlier } from "./conversation.js";
+import { addFiles, setParts } from "./attachments.js";
+import { giveBack, setConversationCallbacks, showEarlier } from "./conversation.js";
 import { deleteAtOnce, undoDelete } from "./deleting.js";
 import { $, drawIcons } from "./element.js";
 import { hurry, SILENCE } from "./follow.js";
 import { markIn } from "./found.js";
 import { json, setHttpCallbacks } from "./http.js";
-import { keepDraft, readChoice, readDraft, recall, remember } from "./kept.js";
+import { dropLeftFiles, keepDraft, readChoice, readDraft, readDraftFiles, recall, remember } from "./kept.js";
 import { closeMenu, fitBox, focusBox, setDrawer, setTheme, toBottom, toggleList, toggleMenu } from "./layout.js";
 import { attempt, setSessionLost, setUnreachable } from "./notices.js";
 import { render, renderClock, renderComposer } from "./render.js";
@@ -253,8 +253,11 @@ function refreshAll() {
 drawIcons();
 setTheme(readChoice("theme") ?? "auto");
 setDrawer(false);
-box.value = readDraft(null) || (recall("new")?.text ?? "");
+box.value = readDraft(null);
+setParts(state.view, readDraftFiles(null));
+giveBack(state.view, recall("new") ?? {});
 remember("new", null);
+dropLeftFiles();
 fitBox();
 render();
 refreshAll();

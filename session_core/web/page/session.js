@@ -1,13 +1,13 @@
 // The session that is shown: opened, kept up to date, renamed, left.
 
-import { drawParts } from "./attachments.js";
+import { drawParts, setParts } from "./attachments.js";
 import { drawEnd, giveBack, merge, readPage, restoreVersion, showEarlier, unsentMessage } from "./conversation.js";
 import { deleteLater } from "./deleting.js";
 import { $ } from "./element.js";
 import { markIn, patternOf } from "./found.js";
 import { hurry, newTurn, pause } from "./follow.js";
 import { ConnectionLost, json, Refused } from "./http.js";
-import { forgetSession, keepDraft, readDraft, recall } from "./kept.js";
+import { forgetSession, keepDraft, readDraft, readDraftFiles, recall } from "./kept.js";
 import { closeMenu, fitBox, focusBox, setDrawer, stay, toBottom } from "./layout.js";
 import { announce, attempt, setUnreachable, showNotice } from "./notices.js";
 import { render } from "./render.js";
@@ -19,7 +19,7 @@ import { box, isShown, newView, state } from "./view.js";
 export async function openSession(id, place = null) {
   const left = state.view;
   keepDraft(left.id, box.value);
-  const view = (id && state.unsent.get(id)) || newView(id);
+  const view = (id && state.unsent.get(id)) || { ...newView(id), parts: readDraftFiles(id) };
   state.view = view;
   // A message that the server does not have yet is still on its way. All else is read again.
   if (left.id && left.turn?.key && !left.turn.lastEvent) state.unsent.set(left.id, left);
@@ -174,12 +174,13 @@ export function startNew() {
 /** Leaves a session that the server no longer has, and saves the message that was on its way. */
 export function leaveLostSession(lost) {
   const asked = recall(lost.id);
-  const draft = isShown(lost) ? box.value : "";
+  const [draft, parts] = isShown(lost) ? [box.value, lost.parts] : ["", []];
   history.replaceState(null, "", location.pathname + location.search);
   openSession(null);
-  forgetSession(lost.id);
   box.value = draft || box.value;
+  setParts(state.view, [...state.view.parts, ...parts]);
   if (asked) giveBack(state.view, asked);
+  forgetSession(lost.id);
   showNotice(state.view, "That session is no longer on the server. Sessions in memory end when the server does.");
   attempt(refreshList);
 }

@@ -3,9 +3,10 @@
 import { Answer } from "./answer.js";
 import { contentOf, takeParts } from "./attachments.js";
 import { drawEnd, endNote, giveBack, merge, readPage, renderMessages, settle } from "./conversation.js";
+import { partsOf, sendable } from "./files.js";
 import { follow, newTurn, pause } from "./follow.js";
 import { ConnectionLost, json, newKey, Refused, request } from "./http.js";
-import { keepDraft, remember } from "./kept.js";
+import { keepDraft, keepFile, remember } from "./kept.js";
 import { fitBox, focusBox, toBottom } from "./layout.js";
 import { drawQuestion } from "./messages.js";
 import { announce, attempt, setUnreachable, showNotice, tell } from "./notices.js";
@@ -44,12 +45,13 @@ export async function sendMeanwhile(how) {
   const content = contentOf(text, view.parts);
   const key = isSame(view.returned, content) && view.returned.key ? view.returned.key : newKey();
   view.returned = { content, key };
-  const body = { message: content, if_busy: how };
+  const sent = await sendable(content);
+  const body = { message: sent, if_busy: how };
   const response = await request(`sessions/${view.id}/run_stream`, { method: "POST", body, headers: { "Idempotency-Key": key } });
   view.returned = null;
   takeParts(view);
   if (isShown(view) && box.value.trimEnd() === text) emptyBox(view);
-  if (response.status === 202) addToQueue(view, { id: (await response.json()).id, content }, how);
+  if (response.status === 202) addToQueue(view, { id: (await response.json()).id, content: sent }, how);
   else response.body.cancel(); // Its turn has begun.
   if (!view.turn) await run(newTurn(view, nextTurn(view)));
 }
@@ -70,6 +72,7 @@ export async function takeBack(id) {
   await json(`sessions/${view.id}/queued/${id}`, { method: "DELETE" });
   view.session.queued = view.session.queued?.filter((one) => one.id !== id);
   if (view.turn?.queuedAs === id) view.turn.release();
+  for (const part of partsOf(message.content)) if (part.data) await keepFile(part);
   giveBack(view, { text: textOf(message.content), content: message.content });
   focusBox();
   render();
@@ -197,14 +200,16 @@ export async function run(turn) {
 async function runToEnd(turn) {
   const { view } = turn;
   let problem = null;
-  if (!view.id) await makeSession(turn);
+  const isNew = !view.id;
+  if (isNew) await makeSession(turn);
   if (turn.key !== null) remember(view.id, { ...rememberable(turn), at: Date.now() });
+  if (isNew) remember("new", null);
   const last = await follow(turn, handleEvent).catch((error) => {
     // A watched turn is tried again by `poll`. Of one that we asked for we must know whether it was stored.
     if (turn.key === null || !(error instanceof Refused) || error.status === 404) throw error;
     problem = error;
-    remember(view.id, null);
     if (turn.bubble) giveBack(view, turn);
+    remember(view.id, null);
     return null;
   });
   if (!isShown(view)) return null;
@@ -229,22 +234,22 @@ function sayProblem({ view, bubble }, problem) {
 }
 
 /** Makes the session of a new view, however long that takes. */
-async function makeSession({ view, text }) {
-  remember("new", { text, at: Date.now() });
+async function makeSession(turn) {
+  const { view } = turn;
+  remember("new", rememberable(turn));
   for (let wait = 300; !view.id; wait = Math.min(2 * wait, 10_000)) {
     try {
       view.id = (await json("sessions", { method: "POST", body: view.chosen })).id;
     } catch (error) {
       if (!(error instanceof ConnectionLost)) {
+        giveBack(view, turn);
         remember("new", null);
-        giveBack(view, { text });
         throw error;
       }
       setUnreachable(true);
       await pause(wait);
     }
   }
-  remember("new", null);
   view.session = { ...view.chosen };
   if (isShown(view)) history.pushState(null, "", `#${view.id}`);
   else state.unsent.set(view.id, view);

@@ -1,0 +1,240 @@
+"""The chat page: what was typed, given and sent is there after a reload or a crash, however large it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import browser
+from tests.support.browser import Driver, Page
+from tests.support.model_server import ModelServer, answer, status
+from tests.support.pictures import png
+from tests.support.relay import Relay
+from tests.support.server import Server
+from tests.web.conftest import Script, Serve
+from tests.web.test_page_files import PICTURE, drawn, give, parts
+
+pytestmark = browser.NEEDED
+
+SIZE = 4 << 20  # bytes of each large picture; what browsers keep as text has room for 5 MB in all
+PICTURES = [(f"{shade}.png", "image/png", png(shade)) for shade in (10, 20, 30)]
+ENLARGE = """
+const whole = Blob.prototype.arrayBuffer;
+File.prototype.arrayBuffer = async function () {
+  const bytes = new Uint8Array(given[0]);
+  bytes.set(new Uint8Array(await whole.call(this)));
+  return bytes.buffer;
+};
+"""
+KEPT = """
+const opening = indexedDB.open("session_server", 1);
+await new Promise((resolve) => (opening.onsuccess = resolve));
+const counting = opening.result.transaction("files").objectStore("files").count();
+await new Promise((resolve) => (counting.onsuccess = resolve));
+opening.result.close();
+return counting.result;
+"""
+
+
+def kept(page: Page) -> int:
+    """How many files the browser's database holds."""
+    found: int = page.run(KEPT)
+    return found
+
+
+def await_none_kept(page: Page) -> None:
+    page.wait_until(lambda: kept(page) == 0, "the end of what the browser keeps")
+
+
+def give_large(page: Page) -> None:
+    """Drops pictures of 12 MB together, which the page itself makes so large: the driver would take long."""
+    page.run(ENLARGE, SIZE)
+    give(page, "drop", *PICTURES)
+
+
+def value_of(page: Page) -> str:
+    return str(page.run("return document.getElementById('message').value"))
+
+
+def contents(server: Server, session: str) -> list[Any]:
+    return [message["content"] for message in server.messages(session) if message["role"] == "user"]
+
+
+@pytest.fixture
+def relay(server: Server) -> Iterator[Relay]:
+    with Relay(server.port) as relay:
+        yield relay
+
+
+@pytest.fixture
+def far(page: Page, relay: Relay, script: Script) -> Iterator[Page]:
+    """The page, open at a server whose line can be cut."""
+    page.open(f"http://127.0.0.1:{relay.port}")
+    yield page
+    page.driver.get("about:blank")
+
+
+def test_a_message_with_large_pictures_is_sent_once_after_the_tab_was_closed(
+    far: Page, relay: Relay, server: Server, model: ModelServer, script: Script
+) -> None:
+    script(answer("One."), answer("Two."))
+    far.ask("First")
+    session = far.session
+    give_large(far)
+    relay.cut()
+    far.send("What are these?")
+    far.wait_until(lambda: "connection is lost" in far.notice, "the words")
+    far.driver.get("about:blank")
+    relay.mend()
+    far.open(f"http://127.0.0.1:{relay.port}", session)
+    far.wait_until(lambda: far.answers == ["One.", "Two."], "the answer")
+    far.settle()
+    assert [part["type"] for part in parts(model)] == ["text", *["image_url"] * 3]
+    _, sent = contents(server, session)
+    assert [part.get("size") for part in sent[1:]] == [SIZE] * 3
+    assert far.questions == ["First", "What are these?"]
+    await_none_kept(far)
+    far.click(".question .picture")
+    far.wait_until(lambda: drawn(far, "#file-body img") == [True], "the large picture")
+
+
+def test_a_message_with_large_pictures_outlives_the_server_and_the_tab(
+    page: Page, serve: Serve, tmp_path: Path, script: Script
+) -> None:
+    server = serve("-demo", f"-session_dir={tmp_path}")
+    page.open(server.url)
+    page.ask("1+1")
+    session = page.session
+    give_large(page)
+    server.kill()
+    page.send("What are these?")
+    page.wait_until(lambda: "connection is lost" in page.notice, "the words")
+    page.driver.get("about:blank")
+    again = serve("-demo", f"-session_dir={tmp_path}", f"-port={server.port}")
+    page.open(again.url, session)
+    page.wait_until(lambda: len(page.answers) == 2, "the answer")
+    page.settle()
+    _, sent = contents(again, session)
+    assert [part["type"] for part in sent] == ["text", *["image"] * 3]
+
+
+def test_the_first_message_of_a_session_is_back_at_the_box_with_its_pictures(
+    far: Page, relay: Relay, model: ModelServer
+) -> None:
+    give(far, "drop", *PICTURES)
+    relay.cut()
+    far.send("What are these?")
+    far.wait_until(lambda: "connection is lost" in far.notice, "the words")
+    far.driver.get("about:blank")
+    relay.mend()
+    far.open(f"http://127.0.0.1:{relay.port}")
+    far.wait_until(lambda: drawn(far, "#parts img") == [True] * 3, "the pictures")
+    assert value_of(far) == "What are these?"
+    far.ask("")
+    assert [part["type"] for part in parts(model)] == ["text", *["image_url"] * 3]
+    await_none_kept(far)
+
+
+def test_files_that_were_not_sent_are_there_after_a_reload(here: Page, server: Server, model: ModelServer) -> None:
+    give(here, "drop", *PICTURES, ("notes.txt", "text/plain", b"Buy bread."))
+    here.type("#message", "Half a thought")
+    here.reload()
+    here.wait_until(lambda: drawn(here, "#parts img") == [True] * 3, "the pictures")
+    assert here.texts("#parts .attachment") == ["notes.txt"]
+    assert value_of(here) == "Half a thought"
+    here.click("#parts li:last-child .remove-part")
+    here.ask("")
+    assert [part["type"] for part in parts(model)] == ["text", *["image_url"] * 3]
+    await_none_kept(here)
+    here.reload()
+    here.settle()
+    assert not here.shows("#parts")
+
+
+def test_files_are_at_the_session_that_they_were_given_to_when_one_comes_back(here: Page, script: Script) -> None:
+    here.ask("First")
+    first = here.session
+    give(here, "drop", PICTURE)
+    here.click("#new")
+    here.wait_until(lambda: not here.shows("#parts"), "a new session without files")
+    here.driver.back()
+    here.wait_until(lambda: here.session == first and drawn(here, "#parts img") == [True], "its picture")
+
+
+def test_a_message_that_is_refused_keeps_its_files_over_a_reload(here: Page) -> None:
+    give(here, "drop", ("one.png", "image/png", b"this is no picture"))
+    here.send("Look")
+    here.wait_until(lambda: here.notice and len(here.all("#parts li")) == 1, "the file at the box")
+    here.reload()
+    here.wait_until(lambda: len(here.all("#parts li")) == 1, "the file once more")
+    assert value_of(here) == "Look"
+    here.click(".remove-part")
+    await_none_kept(here)
+
+
+def test_a_deleted_session_leaves_no_files(here: Page, script: Script) -> None:
+    here.ask("First")
+    give(here, "drop", PICTURE)
+    here.reload()
+    here.wait_until(lambda: drawn(here, "#parts img") == [True], "the picture")
+    here.choose("delete")
+    await_none_kept(here)
+
+
+def test_a_failed_turn_keeps_its_files_until_it_has_ended_well(
+    here: Page, model: ModelServer, script: Script
+) -> None:
+    script(status(401, {"error": {"message": "bad key"}}), answer("Now."))
+    give(here, "drop", PICTURE)
+    here.ask("What is this?")
+    assert kept(here) == 1
+    here.reload()
+    here.click(".retry")
+    here.wait_until(lambda: here.answers == ["Now."], "the answer")
+    here.settle()
+    assert [part["type"] for part in parts(model)] == ["text", "image_url"]
+    await_none_kept(here)
+
+
+def test_a_message_whose_files_the_browser_has_lost_is_back_with_words(
+    far: Page, relay: Relay, script: Script
+) -> None:
+    script(answer("One."))
+    far.ask("First")
+    session = far.session
+    give(far, "drop", PICTURE)
+    relay.cut()
+    far.send("What is this?")
+    far.wait_until(lambda: "connection is lost" in far.notice, "the words")
+    far.driver.get("about:blank")
+    relay.mend()
+    far.open(f"http://127.0.0.1:{relay.port}/health")
+    far.run("indexedDB.deleteDatabase('session_server')")
+    far.open(f"http://127.0.0.1:{relay.port}", session)
+    far.wait_until(lambda: "no longer has the files" in far.notice, "the words")
+    assert value_of(far) == "What is this?"
+
+
+@pytest.fixture
+def bare(driver: Driver) -> Iterator[None]:
+    """A browser that has no database for a page, as some have in private windows."""
+    script = "Object.defineProperty(window, 'indexedDB', { value: undefined })"
+    made = driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": script})
+    yield
+    driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", made)
+
+
+@pytest.mark.usefixtures("bare")
+def test_without_a_database_files_go_all_the_same_and_the_page_says_what_may_be_lost(
+    here: Page, model: ModelServer, script: Script
+) -> None:
+    give(here, "drop", *PICTURES)
+    here.wait_until(lambda: "keeps no files" in here.notice, "the words")
+    here.ask("What are these?")
+    assert [part["type"] for part in parts(model)] == ["text", *["image_url"] * 3]
+    give(here, "drop", PICTURE)
+    here.reload()
+    here.wait_until(lambda: drawn(here, "#parts img") == [True], "a small one, which is kept as text")
