@@ -2,7 +2,6 @@
 
 import { element, textButton } from "./element.js";
 import { announce, attempt } from "./notices.js";
-import { state } from "./view.js";
 
 let answerPending = () => {};
 
@@ -46,6 +45,3 @@ function pretty(given) {
     return String(given);
   }
 }
-
-/** The button that Enter would press, for the keyboard. */
-export const focusApproval = () => state.view.stored.querySelector(".approval button")?.focus();

@@ -53,8 +53,7 @@ function finishDrawing(view) {
 export function merge(view, page, startedAt = null) {
   if (view.earlier) {
     view.earlier = null;
-    view.stored.replaceChildren(drawMessages(view.messages));
-    view.note = null;
+    renderMessages(view);
   }
   const known = page.messages.findIndex(({ id }) => id === view.messages.at(-1)?.id);
   const ids = new Set(page.messages.map(({ id }) => id));
@@ -143,9 +142,7 @@ export function settle(turn, last, page) {
 function renderAnswered(view, page) {
   const known = page.messages.findIndex(({ id }) => id === view.messages.at(-1)?.id);
   view.messages.splice(-1, 1, ...page.messages.slice(known));
-  view.stored.replaceChildren(drawMessages(view.messages));
-  view.note = null;
-  finishDrawing(view);
+  renderMessages(view);
 }
 
 /** Whether the server has the message, or the other wish, that was on its way. */

@@ -24,10 +24,9 @@ export function deleteLater(id, title) {
 }
 
 export function undoDelete() {
-  if (!waiting) return;
-  const { id, timer } = waiting;
-  clearTimeout(timer);
-  forget(id);
+  const id = endWaiting();
+  if (!id) return;
+  state.hidden.delete(id);
   location.hash = id;
   attempt(refreshList);
   announce("The session is back.");
@@ -35,17 +34,16 @@ export function undoDelete() {
 
 /** The page is left: what is still to be deleted is deleted now. */
 export function deleteAtOnce() {
-  if (!waiting) return;
-  sendAtOnce(`sessions/${waiting.id}`, "DELETE");
-  forgetSession(waiting.id);
-  clearTimeout(waiting.timer);
-  forget(waiting.id);
+  const id = endWaiting();
+  if (!id) return;
+  sendAtOnce(`sessions/${id}`, "DELETE");
+  forgetSession(id);
+  state.hidden.delete(id);
 }
 
 function finish() {
-  if (!waiting) return;
-  const { id, timer } = waiting;
-  clearTimeout(timer);
+  const id = endWaiting();
+  if (!id) return;
   attempt(async () => {
     try {
       await json(`sessions/${id}`, { method: "DELETE" });
@@ -56,12 +54,13 @@ function finish() {
       state.hidden.delete(id);
     }
   });
-  waiting = null;
-  $("deleted").hidden = true;
 }
 
-function forget(id) {
-  state.hidden.delete(id);
+/** Nothing waits any more. Returns the session that did. */
+function endWaiting() {
+  const { id, timer } = waiting ?? {};
+  clearTimeout(timer);
   waiting = null;
   $("deleted").hidden = true;
+  return id;
 }

@@ -14,7 +14,7 @@ const nameOf = ({ name, type }) => name ?? (type === "image" ? "Picture" : "File
 const isText = ({ media_type: mediaType }) => mediaType.startsWith("text/");
 
 /** A size in bytes, in words. */
-export function sizeOf(bytes) {
+function sizeOf(bytes) {
   const [unit, name] = bytes < 1e3 ? [1, "bytes"] : bytes < 1e6 ? [1e3, "kB"] : [1e6, "MB"];
   return `${(bytes / unit).toLocaleString([], { maximumFractionDigits: 1 })} ${name}`;
 }

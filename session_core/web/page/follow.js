@@ -31,9 +31,12 @@ export function pause(milliseconds) {
 
 /** A turn of a view. With a key it is asked for; without, the running turn is watched. `bubble` says whether its question is drawn with it. */
 export function newTurn(view, asked = {}) {
-  const { text = null, content = text, key = null, bubble = false, replaces, after, continues = false, answers = null, model, last, queuedAs } = asked;
+  const { text = null } = asked;
+  const whole = { text, content: text, key: null, bubble: false, continues: false, answers: null, ...asked };
   return {
-    view, text, content, key, bubble, replaces, after, continues, answers, model, last, queuedAs,
+    view,
+    asked: whole, // what is remembered of it
+    ...whole,
     answer: null,
     length: 0, // characters of text
     lastEvent: null,

@@ -9,6 +9,8 @@ const DEEPEST = 24; // elements in one another
 const SPECIAL = /[\\`*_~[\]!<&$\n]|(?<![\p{L}\p{N}])(?:https?:\/\/|www\.)/giu;
 const PUNCTUATION = /[\p{P}\p{S}]/u;
 const ESCAPABLE = /[!-/:-@[-`{-~]/;
+const ENTITY = /&(?:#(\d{1,7})|#[xX]([0-9a-fA-F]{1,6})|([A-Za-z][A-Za-z0-9]{1,31}));/;
+const ESCAPE_OR_ENTITY = new RegExp(`\\\\(${ESCAPABLE.source})|${ENTITY.source}`, "g");
 
 const sticky = (pattern) => new RegExp(pattern.source, "yu");
 const DESTINATION = sticky(/\([ \t\n]{0,9}(?:<((?:[^<>\n\\]|\\.){0,2000})>|((?:[^\s()\\]|\\[^\s]|\((?:[^\s()\\]|\\[^\s]|\([^\s()]{0,200}\)){0,400}\)){0,2000}))(?:[ \t\n]{1,9}(?:"(?:[^"\\]|\\[^]){0,500}"|'(?:[^'\\]|\\[^]){0,500}'|\((?:[^()\\]|\\[^]){0,500}\)))?[ \t\n]{0,9}\)/);
@@ -16,7 +18,7 @@ const LABEL = sticky(/\[((?:[^[\]\\]|\\[^]){0,999})\]/);
 const FOOTNOTE = sticky(/\[\^([^\s[\]]{1,60})\]/);
 const AUTOLINK = sticky(/<([A-Za-z][A-Za-z0-9+.-]{1,31}:[^\s<>]{0,2000}|[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,200}@[A-Za-z0-9.-]{1,200})>/);
 const BREAK = sticky(/<[bB][rR][ \t]{0,9}\/?>/);
-const ENTITY = sticky(/&(?:#(\d{1,7})|#[xX]([0-9a-fA-F]{1,6})|([A-Za-z][A-Za-z0-9]{1,31}));/);
+const NEXT_ENTITY = sticky(ENTITY);
 const URL_TEXT = sticky(/[^\s<>"`*[\]]{1,2000}/);
 
 const NAMES =
@@ -38,8 +40,7 @@ function entityText([, decimal, hexadecimal, name]) {
 
 /** A text with its escapes and entities resolved, as in an address or the name of a language. */
 export const unescaped = (text) =>
-  text.replace(/\\([!-/:-@[-`{-~])|&(?:#(\d{1,7})|#[xX]([0-9a-fA-F]{1,6})|([A-Za-z][A-Za-z0-9]{1,31}));/g, (whole, escaped, ...groups) =>
-    escaped ?? entityText([whole, ...groups.slice(0, 3)]) ?? whole);
+  text.replace(ESCAPE_OR_ENTITY, (whole, escaped, ...groups) => escaped ?? entityText([whole, ...groups.slice(0, 3)]) ?? whole);
 
 export const normalLabel = (label) => label.trim().replace(/\s+/g, " ").toLowerCase().toUpperCase();
 
@@ -146,10 +147,7 @@ class InlineReader {
   }
 
   dollar() {
-    if (this.words.startsWith("$$", this.at)) {
-      if (!this.formula("$$", "$$")) this.text("$$", 2);
-      return;
-    }
+    if (this.words.startsWith("$$", this.at)) return this.formula("$$", "$$") || this.text("$$", 2);
     const from = this.at + 1;
     const to = this.nextEnd("$", from);
     // Prices are no formulas: within its marks a formula has no space at either end, and no digit follows.
@@ -233,7 +231,7 @@ class InlineReader {
   }
 
   entity() {
-    const match = this.match(ENTITY);
+    const match = this.match(NEXT_ENTITY);
     const text = match && entityText(match);
     if (text) this.text(text, match[0].length);
     else this.text("&", 1);

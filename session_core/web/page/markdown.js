@@ -226,7 +226,7 @@ function readItem(lines, at) {
   const rest = lines[at].slice(mark.length);
   const spaces = columns(rest, Infinity, mark.length).count - mark.length;
   const width = isBlank(rest) || spaces > 4 ? mark.length + 1 : mark.length + spaces;
-  const { inside, end } = containerLines(lines, at, (line, before) => {
+  const { inside } = containerLines(lines, at, (line, before) => {
     if (!before.length) return dedent(rest, width - mark.length);
     if (isBlank(line)) return before.length === 1 && isBlank(before[0]) ? null : "";
     return indentOf(line) >= width ? dedent(line, width) : null;
@@ -234,7 +234,7 @@ function readItem(lines, at) {
   let length = inside.length;
   while (length > 1 && isBlank(inside[length - 1])) length -= 1;
   const content = inside.slice(0, length);
-  return { inside: content, end: at + length, endsBlank: inside.length > length, hasGap: hasGap(content), past: end };
+  return { inside: content, end: at + length, endsBlank: inside.length > length, hasGap: hasGap(content) };
 }
 
 /** Whether blank lines stand between blocks of an item, and not only within those that are deeper. */

@@ -4,7 +4,7 @@
 // and `session_list.js` draw those when they change.
 
 import { $, element, iconButton, textButton } from "./element.js";
-import { box, isShown, narrow, shownMessages, state, touch } from "./view.js";
+import { box, isShown, shownMessages, state, touch } from "./view.js";
 
 export function render() {
   const { view } = state;
@@ -52,6 +52,16 @@ export function shortTime(time) {
   return date.toLocaleString([], today ? { hour: "2-digit", minute: "2-digit" } : { day: "numeric", month: "short" });
 }
 
+const drawings = new WeakMap();
+
+/** Whether a node is to be drawn anew, since what it shows is not what it was. */
+export function isOutdated(node, ...shown) {
+  const drawing = JSON.stringify(shown);
+  if (drawings.get(node) === drawing) return false;
+  drawings.set(node, drawing);
+  return true;
+}
+
 function renderHeader(view) {
   const loading = view.phase === "loading" && !state.sessions.some(({ id }) => id === view.id);
   const title = !view.id ? "New session" : loading ? "Session" : titleOf(detailsOf(view));
@@ -88,9 +98,7 @@ const EXAMPLES = {
 function renderWelcome() {
   const tools = (state.tools ?? []).map(({ name }) => name);
   const demo = state.models?.default === "demo";
-  const drawing = JSON.stringify([tools, state.models, narrow.matches]);
-  if ($("examples").dataset.drawing === drawing) return;
-  $("examples").dataset.drawing = drawing;
+  if (!isOutdated($("examples"), tools, state.models)) return;
   const facts = [];
   if (demo) facts.push("This is the built-in demo. It is no real model: it only calculates.");
   else if (state.models) facts.push(`The model is ${state.models.default}.`);
@@ -106,10 +114,8 @@ function renderNotice(view) {
   else if (state.unreachable) words = "The connection is lost. The page goes on trying.";
   if (state.signedOut || state.unreachable) action = failure = null;
   const node = $("notice");
-  const drawn = `${words}|${action?.[0]}|${failure}`;
-  if (node.dataset.drawn === drawn) return void (node.action = action?.[1]);
-  node.dataset.drawn = drawn;
   node.action = action?.[1];
+  if (!isOutdated(node, words, action, failure)) return;
   node.classList.toggle("failure", Boolean(failure));
   node.replaceChildren(words);
   if (action) node.append(" ", textButton(action[0], "notice-action", () => node.action()));
@@ -118,10 +124,8 @@ function renderNotice(view) {
 
 /** What waits its turn, each with a button to take it back. */
 function renderQueue({ session: { queued = [] } }) {
-  const drawing = JSON.stringify(queued.map(({ id }) => id));
   $("queue").hidden = !queued.length;
-  if ($("queue").dataset.drawing === drawing) return;
-  $("queue").dataset.drawing = drawing;
+  if (!isOutdated($("queue"), queued.map(({ id }) => id))) return;
   $("queue").replaceChildren(...queued.map(({ id, content }) => {
     const words = textOf(content).trim() || "A file";
     const back = iconButton("close", `Take back: ${words.slice(0, 40)}`, "take-back", () => {});
@@ -146,11 +150,7 @@ export function renderComposer(view) {
   $("model-name").textContent = models[0] ?? "";
   $("model-name").hidden = models.length !== 1;
   $("model-choice").hidden = models.length < 2;
-  const drawing = JSON.stringify([models, state.models?.default]);
-  if ($("model-choice").dataset.drawing !== drawing) {
-    $("model-choice").dataset.drawing = drawing;
-    $("model-choice").replaceChildren(...models.map((name) => new Option(name, name)));
-  }
+  if (isOutdated($("model-choice"), models)) $("model-choice").replaceChildren(...models.map((name) => new Option(name, name)));
   $("model-choice").value = modelOf(view);
   if (focusLost) (touch.matches ? $("title") : $("message")).focus();
 }

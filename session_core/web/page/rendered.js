@@ -10,8 +10,7 @@ import { codeFigure } from "./markdown.js";
 const GAINS = /^ {0,3}(?:`{3}|~{3})[ \t]*\w|\$|\\[([]/m; // what is drawn better there
 const LONGEST = 64 << 10; // bytes
 
-const PLAIN = ["p", "h3", "h4", "h5", "h6", "blockquote", "ul", "li", "hr", "strong", "em", "del", "br", "code", "sup", "span", "section"];
-const TABLE = ["table", "thead", "tbody", "tr"];
+const PLAIN = ["p", "h3", "h4", "h5", "h6", "blockquote", "ul", "hr", "strong", "em", "del", "br", "code", "sup", "thead", "tbody", "tr"];
 const ATTRIBUTES = { ol: ["start"], th: ["class"], td: ["class"], span: ["class"], li: ["class"], section: ["class"], math: ["display"] };
 const MATHML = "http://www.w3.org/1998/Math/MathML";
 const MATH_ATTRIBUTES = ["display", "mathvariant", "stretchy", "fence", "form", "accent", "columnalign", "rowspacing", "width", "linethickness", "movablelimits"];
@@ -45,7 +44,7 @@ export function build(tree) {
   if (name === "a") return webLink(attributes.href, ...inside) ?? element("span", {}, ...inside);
   if (name === "math") return buildMath(tree);
   if (name === "table") return element("div", { class: "wide", tabindex: "0" }, element("table", {}, ...inside));
-  if (!PLAIN.includes(name) && !TABLE.includes(name) && !(name in ATTRIBUTES)) return element("span", {}, ...inside);
+  if (!PLAIN.includes(name) && !(name in ATTRIBUTES)) return element("span", {}, ...inside);
   return element(name, allowed(attributes, ATTRIBUTES[name] ?? []), ...inside);
 }
 

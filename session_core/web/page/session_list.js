@@ -5,7 +5,7 @@ import { marked, patternOf, wordsOf } from "./found.js";
 import { json } from "./http.js";
 import { menuButton } from "./layout.js";
 import { announce, attempt } from "./notices.js";
-import { plainWords, render, shortTime, titleOf } from "./render.js";
+import { isOutdated, plainWords, render, shortTime, titleOf } from "./render.js";
 import { PAGE_SIZE, state } from "./view.js";
 
 let callbacks = { rename() {}, remove() {} };
@@ -80,16 +80,12 @@ export async function findDetails(id) {
     addSessions(await json(`sessions?details=true&limit=1000&after=${state.nextSessions}`));
 }
 
-let drawnList = "";
-
 export function drawList() {
   render();
   const words = wordsOf(state.filter.toLocaleLowerCase());
   const titled = state.sessions.filter((session) => words.every((word) => titleOf(session).toLocaleLowerCase().includes(word)));
   const shown = state.found ?? titled;
-  const drawing = JSON.stringify([shown, state.view.id, state.nextSessions, Boolean(state.found), state.nextFound, state.filter, new Date().getDate()]);
-  if (drawing === drawnList) return;
-  drawnList = drawing;
+  if (!isOutdated($("list"), shown, state.view.id, state.nextSessions, Boolean(state.found), state.nextFound, state.filter, new Date().getDate())) return;
   const focused = document.activeElement?.closest("#list a")?.hash;
   let day = "";
   $("list").replaceChildren(...shown.map((session) => {

@@ -2,7 +2,7 @@
 
 import { Answer } from "./answer.js";
 import { contentOf, takeParts } from "./attachments.js";
-import { drawEnd, endNote, giveBack, merge, readPage, renderMessages, settle } from "./conversation.js";
+import { endNote, giveBack, merge, readPage, renderMessages, settle } from "./conversation.js";
 import { partsOf, sendable } from "./files.js";
 import { follow, newTurn, pause } from "./follow.js";
 import { ConnectionLost, json, newKey, Refused, request } from "./http.js";
@@ -20,7 +20,9 @@ const BUSY = "An answer is being written. Stop it, or send this when it is compl
 
 const cancel = (view) => json(`sessions/${view.id}/cancel`, { method: "POST" });
 
-const isSame = (returned, content) => Boolean(returned) && JSON.stringify(returned.content) === JSON.stringify(content);
+/** The key of a message. One that came back unsent, and is sent unchanged, is the same turn: the server may have it after all. */
+const identify = ({ returned }, content) =>
+  returned?.key && JSON.stringify(returned.content) === JSON.stringify(content) ? returned : { key: newKey() };
 
 export async function send() {
   const { view } = state;
@@ -31,8 +33,7 @@ export async function send() {
   const after = view.earlier?.at(-1).id;
   const content = contentOf(text, takeParts(view));
   emptyBox(view);
-  // A message that came back unsent, and is sent unchanged, is the same turn. The server may have it after all.
-  const { key, replaces } = isSame(view.returned, content) && view.returned.key ? view.returned : { key: newKey() };
+  const { key, replaces } = identify(view, content);
   await ask(view, { text, content, key, bubble: true, replaces, after: replaces ? undefined : after });
 }
 
@@ -43,7 +44,7 @@ export async function sendMeanwhile(how) {
   if (!text.trim() && !view.parts.length) return;
   if (!view.id) return showNotice(view, BUSY, { turn: view.turn });
   const content = contentOf(text, view.parts);
-  const key = isSame(view.returned, content) && view.returned.key ? view.returned.key : newKey();
+  const { key } = identify(view, content);
   view.returned = { content, key };
   const sent = await sendable(content);
   const body = { message: sent, if_busy: how };
@@ -202,7 +203,7 @@ async function runToEnd(turn) {
   let problem = null;
   const isNew = !view.id;
   if (isNew) await makeSession(turn);
-  if (turn.key !== null) remember(view.id, { ...rememberable(turn), at: Date.now() });
+  if (turn.key !== null) remember(view.id, { ...turn.asked, at: Date.now() });
   if (isNew) remember("new", null);
   const last = await follow(turn, handleEvent).catch((error) => {
     // A watched turn is tried again by `poll`. Of one that we asked for we must know whether it was stored.
@@ -223,9 +224,6 @@ async function runToEnd(turn) {
   return page;
 }
 
-const rememberable = ({ text, content, key, bubble, replaces, after, continues, answers, last }) =>
-  ({ text, content, key, bubble, replaces, after, continues, answers, last });
-
 function sayProblem({ view, bubble }, problem) {
   if (problem.status === 422) view.returned = null;
   const busy = problem.code === "session_busy" && bubble;
@@ -236,7 +234,7 @@ function sayProblem({ view, bubble }, problem) {
 /** Makes the session of a new view, however long that takes. */
 async function makeSession(turn) {
   const { view } = turn;
-  remember("new", rememberable(turn));
+  remember("new", turn.asked);
   for (let wait = 300; !view.id; wait = Math.min(2 * wait, 10_000)) {
     try {
       view.id = (await json("sessions", { method: "POST", body: view.chosen })).id;
@@ -256,7 +254,7 @@ async function makeSession(turn) {
   render();
 }
 
-const ACTIVITIES = { stream_start: "Waiting for the model", stream_tool_result: "Waiting for the model", stream_chunk: "Waiting for the model", stream_reasoning: "Waiting for the model" };
+const MODEL_IS_NEXT = ["stream_start", "stream_tool_result", "stream_chunk", "stream_reasoning"]; // what it goes on after
 
 /** Draws one event of the running turn. */
 async function handleEvent(turn, { type, id, created_at: startedAt, data }) {
@@ -277,7 +275,8 @@ async function handleEvent(turn, { type, id, created_at: startedAt, data }) {
   } else if (type === "stream_tool_call") turn.answer.addCall(data);
   else if (type === "stream_tool_result") addResult(turn, data);
   else if (type === "stream_message") addMessage(turn, data);
-  setActivity(turn, type === "stream_tool_call" ? `Waiting for ${data.name}` : (ACTIVITIES[type] ?? ""));
+  const next = type === "stream_tool_call" ? data.name : MODEL_IS_NEXT.includes(type) && "the model";
+  setActivity(turn, next ? `Waiting for ${next}` : "");
   turn.lastEvent = id;
 }
 
