@@ -205,7 +205,10 @@ class _Responses:
         if reader.turn.request is wish:
             id = ResponseId(session_id, reader.turn.message_id, reader.turn.attempt)
             return reader, ResponseRenderer(id, wish.response or {}, waiting)
-        found = last_response(self._responses.session(session_id), reader.turn.message_id)
+        with contextlib.ExitStack() as stack:
+            stack.callback(reader.close)
+            found = last_response(self._responses.session(session_id), reader.turn.message_id)
+            stack.pop_all()
         return reader, found.renderer(reader.turn.attempt)
 
     def _start_one_shot(

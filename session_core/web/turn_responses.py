@@ -104,8 +104,8 @@ class TurnResponses:
         """Waits for the end of the turn that a request asks for, which is to come before what it asks for beside
         that. Raises what `Turns.start` raises."""
         reader = self.start(session_id, asked)
-        reader.turn.result()
-        reader.close()
+        with contextlib.closing(reader):
+            reader.turn.result()
 
     def start_one_shot(self, messages: Sequence[StoredMessage], asked: TurnRequest) -> TurnReader:
         """Reads a turn in a session in memory with these messages, which goes with its answer."""

@@ -397,6 +397,16 @@ def test_a_deleted_response_leaves_its_items_in_the_conversation(client: Client)
     assert [item.role for item in items.data] == ["assistant", "user"]  # type: ignore[union-attr]
 
 
+def test_a_retry_of_a_deleted_response_is_not_found_and_holds_no_place() -> None:
+    with Client(max_streams=1) as client:
+        id = json_of(client.request("POST", "/v1/responses", {"input": "Hi"}, {"Idempotency-Key": "key"}))["id"]
+        assert client.request("DELETE", f"/v1/responses/{id}").status_code == 200
+        for _ in range(20):  # more than there are places
+            retry = client.request("POST", "/v1/responses", {"input": "Hi"}, {"Idempotency-Key": "key"})
+            assert retry.status_code == 404
+        assert client.request("POST", "/v1/responses", {"input": "Hi"}).status_code == 200
+
+
 def test_items_that_are_referred_to_are_found(client: Client) -> None:
     first = checked(ask(client))
     (item,) = first["output"]
