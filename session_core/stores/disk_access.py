@@ -74,12 +74,16 @@ def read_file(path: str) -> bytes:
 
 
 def read_regular(path: str, max_bytes: float = _MAX_BYTES) -> bytes | None:
-    """All that is in a file. None where there is none, or none that this program can have written. Raises OSError."""
+    """All that is in a file. None where there is none, or, with a warning, none that this program can have written.
+    Raises OSError."""
     try:
         found = os.lstat(path)
-        return read_file(path) if stat.S_ISREG(found.st_mode) and found.st_size <= max_bytes else None
+        if stat.S_ISREG(found.st_mode) and found.st_size <= max_bytes:
+            return read_file(path)
+        log.warning("%s is left alone: it is no regular file, or larger than %s bytes", path, max_bytes)
     except (FileNotFoundError, NotADirectoryError):
-        return None
+        pass
+    return None
 
 
 def write_file(path: str, temporary: str, data: bytes) -> None:

@@ -106,6 +106,13 @@ def set_error_form(blueprint: Blueprint, form: ErrorForm) -> None:
     )
 
 
+def set_error_code(
+    blueprint: Blueprint, kind: type[Exception], code: str, text: Callable[[Exception], str] | None = None
+) -> None:
+    """Has the routes of the blueprint answer exceptions of this kind with a code, and a text, of their own."""
+    blueprint.register_error_handler(kind, lambda error: answer_error(ApiError(code, text and text(error))))
+
+
 def error_response(code: str, text: str | None = None, headers: Mapping[str, str] | None = None) -> Response:
     """The error in the form of the dialect that was asked, with Retry-After where one is fixed."""
     code, status, default = describe_error(code)

@@ -14,7 +14,7 @@ from session_core.model.outgoing_messages import read_tool_calls
 from session_core.turns.models import ModelRefused
 from session_core.turns.turn_request import TurnRequest
 from session_core.web.bodies import FailingFast, ModelName, check_question, idempotency_key, parse_body
-from session_core.web.errors import ApiError, answer_error, json_response, set_error_form
+from session_core.web.errors import ApiError, json_response, set_error_code, set_error_form
 from session_core.web.openai_events import CompletionRenderer, openai_error, render_completion
 from session_core.web.openai_history import ChatRequest, find_chat, start_in_session
 from session_core.web.openai_tools import (
@@ -67,9 +67,7 @@ def openai_dialect(responses: TurnResponses, agent: Agent, session_headers: Sequ
     """The routes that OpenAI's clients call. `session_headers` are those that name sessions."""
     blueprint = Blueprint("openai", __name__, url_prefix="/v1")
     set_error_form(blueprint, openai_error)
-    blueprint.register_error_handler(
-        ModelRefused, lambda error: answer_error(ApiError("model_not_found", str(error)))
-    )
+    set_error_code(blueprint, ModelRefused, "model_not_found", str)
 
     @blueprint.post("/chat/completions")
     def complete_chat() -> Response:

@@ -26,7 +26,7 @@ from session_core.web.bodies import (
     number_argument,
     parse_body,
 )
-from session_core.web.errors import ApiError, error_response, json_response, set_error_form
+from session_core.web.errors import ApiError, json_response, set_error_code, set_error_form
 from session_core.web.openai_events import openai_error
 from session_core.web.response_compaction import SUM_UP, CompactBody, render_compaction
 from session_core.web.response_ids import (
@@ -70,12 +70,10 @@ def openai_routes(name: str, *routes: tuple[str, str, Callable[..., Response]]) 
     """Routes below `/v1`: methods, rules and views. The errors of sessions are told in the words of this API."""
     blueprint = Blueprint(name, __name__, url_prefix="/v1")
     set_error_form(blueprint, openai_error)
-    blueprint.register_error_handler(SessionBusy, lambda _: error_response("conversation_locked"))
-    blueprint.register_error_handler(ModelRefused, lambda error: error_response("model_not_found", str(error)))
-    blueprint.register_error_handler(NothingToContinue, lambda _: error_response("invalid_request", _NO_CALL))
-    blueprint.register_error_handler(
-        SessionNotFound, lambda error: error_response("not_found", f"{conversation_id(str(error))} was not found.")
-    )
+    set_error_code(blueprint, SessionBusy, "conversation_locked")
+    set_error_code(blueprint, ModelRefused, "model_not_found", str)
+    set_error_code(blueprint, NothingToContinue, "invalid_request", lambda _: _NO_CALL)
+    set_error_code(blueprint, SessionNotFound, "not_found", lambda e: f"{conversation_id(str(e))} was not found.")
     for method, rule, view in routes:
         blueprint.add_url_rule(rule, view_func=view, methods=[method])
     return blueprint
@@ -164,8 +162,8 @@ class _Responses:
 
     def list_input_items(self, id: str) -> Response:
         parsed = parse_response_id(id)
-        session = self._responses.session(parsed.session_id)
-        return items_page(list(input_items(session, find_response(session, parsed))))
+        found, _ = self._find(parsed)
+        return items_page(list(input_items(self._responses.session(parsed.session_id), found)))
 
     def _find(self, id: ResponseId) -> tuple[StoredResponse, Turn]:
         """The response, and its turn: one that runs, or one with the events that are stored. Raises ApiError."""

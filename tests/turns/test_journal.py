@@ -162,7 +162,9 @@ def test_no_rubbish_in_a_journal_is_an_error(lines: list[bytes]) -> None:
 
 
 @pytest.mark.parametrize("foreign", ["a directory", "a link", "a FIFO", "an old journal"])
-def test_a_foreign_file_in_the_place_of_a_journal_is_no_error(tmp_path: Path, foreign: str) -> None:
+def test_a_foreign_file_in_the_place_of_a_journal_is_no_error(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, foreign: str
+) -> None:
     path = tmp_path / "journal"
     if foreign == "a directory":
         path.mkdir()
@@ -174,6 +176,7 @@ def test_a_foreign_file_in_the_place_of_a_journal_is_no_error(tmp_path: Path, fo
     else:
         path.write_text("old\n")
     assert read_journal(str(path)) == ([b"old", b""] if foreign == "an old journal" else [])
+    assert ("is left alone" in caplog.text) is (foreign != "an old journal")
     journal = FileJournal(str(path), b"first", Lines(b"second"))
     journal.flush()
     journal.close()
