@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from werkzeug.routing import Rule
 
 from agent import Agent
 from tests.support.agent import MakeAgent, calculator
@@ -16,6 +17,23 @@ from tests.support.server import Server
 pytest.register_assert_rewrite(
     "tests.support.storage_conformance", "tests.support.lock_conformance", "tests.support.queue_conformance"
 )
+
+
+def _share_url_builders() -> None:
+    """Has all apps share the functions that make URLs of their rules. Nobody calls those here, and to compile them
+    took three quarters of what a short test costs."""
+    compile_builder, compiled = Rule._compile_builder, dict[Any, Any]()
+
+    def find_builder(rule: Rule, append_unknown: bool = True) -> Any:
+        key = (rule.rule, append_unknown)
+        if key not in compiled:
+            compiled[key] = compile_builder(rule, append_unknown)
+        return compiled[key]
+
+    Rule._compile_builder = find_builder  # type: ignore[method-assign]
+
+
+_share_url_builders()
 
 
 @pytest.fixture
