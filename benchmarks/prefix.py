@@ -58,19 +58,19 @@ def _requests(**limit: int) -> list[str]:
 
     history: list[StoredMessage] = []
     summary = ""
-    with ModelServer(script) as model:
-        agent = Agent(api_key="k", base_url=model.base_url, model="m", system_prompt=_TEXT, **limit)
-        for number in range(_TURNS):
-            for made in agent.sum_up(history, Cancellation(), if_due=True, summary=summary):
-                if isinstance(made, SummedUp):
-                    ids = [message["id"] for message in history]
-                    history, summary = history[ids.index(made.until) + 1 :], made.content
-            history.append({"id": f"q{number}", "role": "user", "content": f"{number}: {_TEXT}", "created_at": ""})
-            last = list(agent.run(history, Cancellation(), summary=summary))[-1]
-            assert isinstance(last, Answer)
-            answer = assistant_message(last.content, **last.fields)
-            history.append({**answer, "id": f"a{number}", "created_at": ""})
-        agent.close()
+    model = ModelServer(script).start()  # to the end of the process
+    agent = Agent(api_key="k", base_url=model.base_url, model="m", system_prompt=_TEXT, **limit)
+    for number in range(_TURNS):
+        for made in agent.sum_up(history, Cancellation(), if_due=True, summary=summary):
+            if isinstance(made, SummedUp):
+                ids = [message["id"] for message in history]
+                history, summary = history[ids.index(made.until) + 1 :], made.content
+        history.append({"id": f"q{number}", "role": "user", "content": f"{number}: {_TEXT}", "created_at": ""})
+        last = list(agent.run(history, Cancellation(), summary=summary))[-1]
+        assert isinstance(last, Answer)
+        answer = assistant_message(last.content, **last.fields)
+        history.append({**answer, "id": f"a{number}", "created_at": ""})
+    agent.close()
     return seen
 
 

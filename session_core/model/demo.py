@@ -1,12 +1,11 @@
-"""The scripted model server of `-demo` and of the tests.
+"""The scripted model server of `-demo`, which the tests extend.
 
-    with ModelServer(demo_script()) as model:
-        agent = Agent(api_key="demo", base_url=model.base_url, model="demo", tools=[calculator])
+    model = ModelServer(demo_script()).start()
+    agent = Agent(api_key="demo", base_url=model.base_url, model="demo", tools=[calculator])
 
 It speaks the Chat Completions format, streamed and whole, on a free loopback port.
 """
 
-import contextlib
 import itertools
 import json
 import re
@@ -47,11 +46,7 @@ class Exchange(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        try:
-            self.send(self.server.script(request))
-        except ConnectionError:
-            self.close_connection = True
-            self.server.client_left(self)
+        self.send(self.server.script(request))
 
     def send(self, reply: ScriptedReply) -> None:
         begun = False
@@ -82,63 +77,23 @@ class Exchange(BaseHTTPRequestHandler):
 
 
 class ModelServer(ThreadingHTTPServer):
-    """A model server on loopback that answers as a script says, until it is stopped."""
+    """A model server on loopback that answers as a script says, for as long as the process lives."""
 
     daemon_threads = True
     request_queue_size = 1024
-    exchange = Exchange
 
-    def __init__(self, script: Script) -> None:
-        super().__init__(("127.0.0.1", 0), self.exchange)
+    def __init__(self, script: Script, exchange: type[Exchange] = Exchange) -> None:
+        super().__init__(("127.0.0.1", 0), exchange)
         self.script = script
         self.base_url = f"http://127.0.0.1:{self.server_port}/v1"
-        self._connections: dict[threading.Thread, socket.socket] = {}
-        self._thread = threading.Thread(target=self._serve, name="model server", daemon=True)
-        self._stopped = False
 
     def start(self) -> Self:
-        self._thread.start()
+        """Answers from now on, on threads of its own."""
+        threading.Thread(target=self.serve_forever, args=(3600,), name="model server", daemon=True).start()
         return self
 
-    def stop(self) -> None:
-        """Ends all connections and threads."""
-        self._stopped = True
-        socket.create_connection(("127.0.0.1", self.server_port)).close()  # wakes the thread that accepts
-        self._thread.join()
-        self.server_close()
-        for thread, connection in list(self._connections.items()):
-            with contextlib.suppress(OSError):  # closed by now
-                connection.shutdown(socket.SHUT_RDWR)
-            thread.join(10)
-
-    def _serve(self) -> None:
-        while not self._stopped:
-            self.handle_request()
-
-    def verify_request(self, request: Any, client_address: Any) -> bool:
-        return not self._stopped
-
-    def client_left(self, exchange: Exchange) -> None:
-        """Called when a client has gone before its answer was complete."""
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        self._connections[threading.current_thread()] = request
-        try:
-            if self._stopped:
-                self.shutdown_request(request)
-            else:
-                super().process_request_thread(request, client_address)
-        finally:
-            del self._connections[threading.current_thread()]
-
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Writes nothing about a connection that broke between requests."""
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(self, *args: object) -> None:
-        self.stop()
+        """Writes nothing about a connection that broke: the client has left."""
 
 
 # The wire format

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from session_core.model.demo import ModelServer, demo_script
+from session_core.model.demo import demo_script
 from session_core.model.summarizing import ASK, INTRODUCTION
+from tests.support.scripted_server import ModelServer
 
 HELLO = json.dumps({"messages": [{"role": "user", "content": "Hello"}], "stream": True})
 CALCULATOR = [{"type": "function", "function": {"name": "calculator", "parameters": {}}}]

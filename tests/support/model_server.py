@@ -41,8 +41,9 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from session_core.model import demo
-from session_core.model.demo import Exchange, ScriptedReply, chunk, completion, event
+from session_core.model.demo import ScriptedReply, chunk, completion, event
+from tests.support import scripted_server
+from tests.support.scripted_server import Exchange
 
 Step = Callable[[Exchange], object]
 Piece = str | bytes | Mapping[str, Any] | Step
@@ -194,13 +195,11 @@ class _Exchange(Exchange):
         self.send(ScriptedReply([data], 200 if models else 404, {"Content-Type": "application/json"}))
 
 
-class ModelServer(demo.ModelServer):
+class ModelServer(scripted_server.ModelServer):
     """A model server with replies in line; see the module."""
 
-    exchange = _Exchange
-
     def __init__(self, *replies: ReplyTo, default: ReplyTo | None = None) -> None:
-        super().__init__(self._next)
+        super().__init__(self._next, _Exchange)
         self.default = default or answer("OK")
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
