@@ -2,12 +2,10 @@
 
 import asyncio
 import contextlib
-import functools
 import inspect
 import re
-import threading
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NewType, Protocol
 
 import pydantic
@@ -88,12 +86,10 @@ class Tool:
         if not isinstance(rule, bool) and (not callable(rule) or inspect.iscoroutinefunction(rule)):
             raise ValueError(f"{self.name} cannot be a tool: its needs_approval is neither true nor a plain function")
         self.may_need_approval = bool(rule)
+        self._function, self._rule = function, rule
         try:
-            target, self._id_parameter = _without_call_id(function)
-            self._adapter: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(target)
-            self._checked = pydantic.TypeAdapter(_keywords_of(target)) if callable(rule) else None
-            self._rule: Any = rule
-            self.parameters: dict[str, Any] = self._adapter.json_schema()
+            self._arguments, self._id_parameter = _arguments_of(function)
+            self.parameters: dict[str, Any] = self._arguments.json_schema()
         except (pydantic.errors.PydanticUserError, NameError, TypeError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"{self.name} cannot be a tool: {reason}; change the annotation") from error
@@ -107,11 +103,11 @@ class Tool:
 
         So it is where nothing can be said, such as for arguments that do not fit.
         """
-        if self._checked is None:
-            return self.may_need_approval
+        if isinstance(self._rule, bool):
+            return self._rule
         try:
             given = read_arguments(arguments)
-            checked = self._checked.validate_json(pydantic_core.to_json(given))
+            checked = self._arguments.validate_json(pydantic_core.to_json(given))
             return bool(self._rule(**{name: value for name, value in checked.items() if name in given}))
         except Exception:  # noqa: BLE001  the function is anybody's code
             return True
@@ -126,13 +122,14 @@ class Tool:
         model, if the arguments do not fit, and whatever the function raises.
         """
         given = read_arguments(arguments)
-        if self._id_parameter:
-            _call_id.value = call_id
         try:
-            result = self._adapter.validate_json(pydantic_core.to_json(given))
+            checked = self._arguments.validate_json(pydantic_core.to_json(given))
         except pydantic.ValidationError as error:
             faults = (f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
             raise ValueError("invalid arguments: " + "; ".join(faults)) from None
+        if self._id_parameter:
+            checked[self._id_parameter] = CallId(call_id)
+        result = self._function(**checked)
         if self._async:
             result = asyncio.run(result)
         text, pictures = split_pictures(result)
@@ -160,50 +157,20 @@ def result_text(result: Any) -> str:
     return data.decode()
 
 
-_call_id = threading.local()
-
-
-def _without_call_id(function: Callable[..., Any]) -> tuple[Any, str | None]:
-    """The function without its parameter of type CallId, and the name of that parameter."""
+def _arguments_of(function: Callable[..., Any]) -> tuple[pydantic.TypeAdapter[Any], str | None]:
+    """What checks the arguments of a function and gives them by name, without the parameter of type CallId, and the
+    name of that."""
     hints = typing.get_type_hints(function, include_extras=True)
-    name = next((name for name, hint in hints.items() if hint is CallId), None)
-    if name is None or name == "return":
-        return function, None
-
+    id_parameter = next((name for name, hint in hints.items() if hint is CallId and name != "return"), None)
     signature = inspect.signature(function)
-    rest = [parameter for key, parameter in signature.parameters.items() if key != name]
-    with_call_id = _with_signature(
-        lambda *args, **kwargs: function(*args, **kwargs, **{name: CallId(_call_id.value)}),
-        function,
-        signature.replace(parameters=rest),
-        {key: hint for key, hint in hints.items() if key != name},
-    )
-    return with_call_id, name
+    told = [parameter for name, parameter in signature.parameters.items() if name != id_parameter]
 
+    def arguments(**given: Any) -> dict[str, Any]:
+        return given
 
-def _keywords_of(target: Callable[..., Any]) -> Any:
-    """A function that takes what `target` takes, and gives it by name."""
-    signature = inspect.signature(target)
-    further = [one.name for one in signature.parameters.values() if one.kind is one.VAR_KEYWORD]
-
-    def keywords(*args: Any, **kwargs: Any) -> dict[str, Any]:
-        given = signature.bind(*args, **kwargs).arguments
-        return {name: value for name, value in given.items() if name not in further} | dict(
-            *(given.get(name, {}) for name in further)
-        )
-
-    return _with_signature(keywords, target, signature, typing.get_type_hints(target, include_extras=True))
-
-
-def _with_signature(
-    function: Callable[..., Any], like: Callable[..., Any], signature: inspect.Signature, hints: Mapping[str, Any]
-) -> Callable[..., Any]:
-    """The function, which pydantic reads as if it had this signature."""
-    functools.update_wrapper(function, like)
-    function.__signature__ = signature  # type: ignore[attr-defined]
-    function.__annotations__ = dict(hints)
-    del function.__wrapped__  # type: ignore[attr-defined]  # pydantic would read its signature
-    return function
+    arguments.__signature__ = signature.replace(parameters=told)  # type: ignore[attr-defined]  # for pydantic
+    arguments.__annotations__ = hints
+    return pydantic.TypeAdapter(arguments), id_parameter  # type: ignore[arg-type]
 
 
 def read_arguments(arguments: str) -> dict[str, Any]:
