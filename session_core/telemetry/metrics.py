@@ -55,6 +55,19 @@ class _Numbers:
         ):
             for value in values:
                 known.labels(value)
+        self._tools: set[str] = set()
+        self._lock = threading.Lock()
+
+    def count_store_error(self, code: str | None) -> None:
+        if code in _STORE_ERRORS:
+            self.store_errors.labels(code).inc()
+
+    def tool_name(self, call: ToolSpan) -> str:
+        """The name of a tool that is offered, as long as there are not too many names."""
+        with self._lock:
+            if call.offered and len(self._tools) < _MAX_NAMES:
+                self._tools.add(call.name)
+            return call.name if call.name in self._tools else _OTHER
 
 
 class Metrics(Observer):
@@ -69,71 +82,51 @@ class Metrics(Observer):
         self._observer = observer
         self._registry = CollectorRegistry()
         self._numbers = _Numbers(self._registry)
-        self._tools: set[str] = set()
-        self._lock = threading.Lock()
         ProcessCollector(registry=self._registry)
 
     def render(self) -> bytes:
         """All metrics in the Prometheus text format."""
         return generate_latest(self._registry)
 
-    def start_span(self, work: Span, within: Observer | None = None) -> Observer:
-        if isinstance(work, TurnSpan):
-            self._numbers.running.inc()
-        return _Observed(self, work, (within or self._observer).start_span(work))
-
-    def count(self, work: Span, outcome: Result) -> None:
-        """Counts work that has ended."""
-        match work:
-            case RequestSpan(method, route):
-                method = method if method in METHODS else _OTHER
-                self._numbers.requests.labels(route or _OTHER, method, outcome.name).inc()
-                self._count_store_error(outcome.error)
-            case TurnSpan():
-                self._numbers.running.dec()
-                self._numbers.turns.labels(outcome.name).inc()
-                self._numbers.turn_seconds.observe(time.monotonic() - work.started_at)
-                self._count_store_error(outcome.name)
-            case ModelSpan():
-                self._numbers.model_calls.labels(outcome.name).inc()
-                for kind, number in count_tokens(outcome.usage).items():
-                    self._numbers.tokens.labels(kind).inc(number)
-            case ToolSpan():
-                self._numbers.tool_calls.labels(self._tool(work), outcome.name).inc()
-
-    def count_first_chunk(self, seconds: float) -> None:
-        """Counts the time until a turn's first text."""
-        self._numbers.chunk_seconds.observe(seconds)
-
-    def _count_store_error(self, code: str | None) -> None:
-        if code in _STORE_ERRORS:
-            self._numbers.store_errors.labels(code).inc()
-
-    def _tool(self, work: ToolSpan) -> str:
-        """The name of a tool that is offered, as long as there are not too many names."""
-        with self._lock:
-            if work.offered and len(self._tools) < _MAX_NAMES:
-                self._tools.add(work.name)
-            return work.name if work.name in self._tools else _OTHER
+    def start_span(self, work: Span) -> Observer:
+        return _Observed(self._numbers, work, self._observer.start_span(work))
 
 
 class _Observed(Observer):
-    def __init__(self, metrics: Metrics, work: Span, observer: Observer) -> None:
+    def __init__(self, numbers: _Numbers, work: Span, observer: Observer) -> None:
         self.headers = observer.headers
-        self._metrics = metrics
+        self._numbers = numbers
         self._work = work
         self._observer = observer
+        if isinstance(work, TurnSpan):
+            numbers.running.inc()
 
     def start_span(self, work: Span) -> Observer:
-        return self._metrics.start_span(work, self._observer)
+        return _Observed(self._numbers, work, self._observer.start_span(work))
 
     def current(self) -> AbstractContextManager[object]:
         return self._observer.current()
 
     def first_chunk(self, seconds: float) -> None:
-        self._metrics.count_first_chunk(seconds)
+        self._numbers.chunk_seconds.observe(seconds)
         self._observer.first_chunk(seconds)
 
     def end(self, outcome: Result) -> None:
-        self._metrics.count(self._work, outcome)
+        numbers = self._numbers
+        match self._work:
+            case RequestSpan(method, route):
+                method = method if method in METHODS else _OTHER
+                numbers.requests.labels(route or _OTHER, method, outcome.name).inc()
+                numbers.count_store_error(outcome.error)
+            case TurnSpan(started_at=started_at):
+                numbers.running.dec()
+                numbers.turns.labels(outcome.name).inc()
+                numbers.turn_seconds.observe(time.monotonic() - started_at)
+                numbers.count_store_error(outcome.name)
+            case ModelSpan():
+                numbers.model_calls.labels(outcome.name).inc()
+                for kind, number in count_tokens(outcome.usage).items():
+                    numbers.tokens.labels(kind).inc(number)
+            case ToolSpan() as call:
+                numbers.tool_calls.labels(numbers.tool_name(call), outcome.name).inc()
         self._observer.end(outcome)
