@@ -1,5 +1,6 @@
 """What happened so far, in numbers, for Prometheus."""
 
+import functools
 import threading
 import time
 from contextlib import AbstractContextManager
@@ -30,23 +31,21 @@ class _Numbers:
     """The metrics of one registry. Those whose values are known begin with zero."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(f"session_server_{name}", text, labels, registry=registry)
-
-        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-            return Histogram(f"session_server_{name}", text, buckets=buckets, registry=registry)
-
-        self.turns = counter("turns", "Turns that ended here, by status or code of the error.", "status")
-        self.turn_seconds = histogram("turn_seconds", "Seconds from the start of a turn to its end.", _TURN_BUCKETS)
+        counter = functools.partial(Counter, namespace="session_server", registry=registry)
+        histogram = functools.partial(Histogram, namespace="session_server", registry=registry)
+        self.turns = counter("turns", "Turns that ended here, by status or code of the error.", ["status"])
+        self.turn_seconds = histogram(
+            "turn_seconds", "Seconds from the start of a turn to its end.", buckets=_TURN_BUCKETS
+        )
         self.chunk_seconds = histogram(
-            "first_chunk_seconds", "Seconds from the start of a turn to its first text.", _CHUNK_BUCKETS
+            "first_chunk_seconds", "Seconds from the start of a turn to its first text.", buckets=_CHUNK_BUCKETS
         )
         self.running = Gauge("session_server_running_turns", "Turns that run here now.", registry=registry)
-        self.model_calls = counter("model_calls", "Requests to the model server, each try counted.", "outcome")
-        self.tokens = counter("tokens", "Tokens, as the model server told: cached ones are input too.", "kind")
-        self.tool_calls = counter("tool_calls", "Calls of tools.", "tool", "outcome")
-        self.requests = counter("http_requests", "Requests that were answered.", "route", "method", "status")
-        self.store_errors = counter("store_errors", "Errors of the store that a request or a turn met.", "error")
+        self.model_calls = counter("model_calls", "Requests to the model server, each try counted.", ["outcome"])
+        self.tokens = counter("tokens", "Tokens, as the model server told: cached ones are input too.", ["kind"])
+        self.tool_calls = counter("tool_calls", "Calls of tools.", ["tool", "outcome"])
+        self.requests = counter("http_requests", "Requests that were answered.", ["route", "method", "status"])
+        self.store_errors = counter("store_errors", "Errors of the store that a request or a turn met.", ["error"])
         for known, values in (
             (self.turns, ("completed", "incomplete", "cancelled", "waiting")),
             (self.model_calls, ("ok",)),
