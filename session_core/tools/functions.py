@@ -1,12 +1,14 @@
 """A function as the model sees it."""
 
+import abc
 import asyncio
 import contextlib
 import inspect
 import re
 import typing
 from collections.abc import Callable
-from typing import Any, NewType, Protocol
+from dataclasses import dataclass
+from typing import Any, NewType
 
 import pydantic
 import pydantic_core
@@ -26,28 +28,37 @@ _Function = typing.TypeVar("_Function", bound=Callable[..., Any])
 _FENCE = "```"
 
 
-class AnyTool(Protocol):
+@dataclass(eq=False)
+class AnyTool(abc.ABC):
     """What the agent and `GET /tools` need of a tool, wherever it comes from.
 
-    A call gets a JSON object of arguments, and returns its result as text for the model, or with pictures. It raises
-    ValueError in words for the model. A call that can be interrupted hears of that by `cancellation`.
-
-    `may_need_approval` says whether a person must agree to calls, or to some of them, before they run.
+    `source` says where that is, for people. `may_need_approval` says whether a person must agree to calls, or to some
+    of them, before they run.
     """
 
     name: str
     source: str
     description: str
     parameters: dict[str, Any]
-    schema: dict[str, Any]
     may_need_approval: bool
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """Its description for the model server."""
+        return tool_schema(self.name, self.description, self.parameters)
 
     def needs_approval(self, arguments: str) -> bool:
         """Whether a person must agree to a call with this JSON object of arguments. Never raises."""
+        return self.may_need_approval
 
+    @abc.abstractmethod
     def __call__(
         self, arguments: str, call_id: str = "", cancellation: Cancellation | None = None
-    ) -> str | ToolOutput: ...
+    ) -> str | ToolOutput:
+        """Calls the tool with a JSON object of arguments. Returns its result as text for the model, or with pictures.
+
+        A call that can be interrupted hears of that by `cancellation`. Raises ValueError in words for the model.
+        """
 
 
 def tool_schema(name: str, description: str, parameters: dict[str, Any]) -> dict[str, Any]:
@@ -69,34 +80,30 @@ def tool(*, needs_approval: bool | Callable[..., object]) -> Callable[[_Function
     return marked
 
 
-class Tool:
-    """A function that the model may call, plain or `async`. `schema` is its description for the model server.
+class Tool(AnyTool):
+    """A function that the model may call, plain or `async`.
 
-    `source` says where it comes from, for people. The function's attribute `needs_approval` says which calls need
-    approval, see `tool`. Raises ValueError where the function cannot be a tool.
+    The function's attribute `needs_approval` says which calls need approval, see `tool`. Raises ValueError where the
+    function cannot be a tool.
     """
 
     def __init__(self, function: Callable[..., Any], source: str = "embedded") -> None:
-        self.name = getattr(function, "__name__", "")
-        self.source = source
-        if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", self.name):
+        name = getattr(function, "__name__", "")
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name):
             raise ValueError(f"{function!r} cannot be a tool: it has no name of letters, digits, _ and -")
-        self._async = inspect.iscoroutinefunction(function)
         rule = getattr(function, "needs_approval", False)
         if not isinstance(rule, bool) and (not callable(rule) or inspect.iscoroutinefunction(rule)):
-            raise ValueError(f"{self.name} cannot be a tool: its needs_approval is neither true nor a plain function")
-        self.may_need_approval = bool(rule)
+            raise ValueError(f"{name} cannot be a tool: its needs_approval is neither true nor a plain function")
         self._function, self._rule = function, rule
         try:
             self._arguments, self._id_parameter = _arguments_of(function)
-            self.parameters: dict[str, Any] = self._arguments.json_schema()
+            parameters = self._arguments.json_schema()
         except (pydantic.errors.PydanticUserError, NameError, TypeError) as error:
             reason = str(error).splitlines()[0]
-            raise ValueError(f"{self.name} cannot be a tool: {reason}; change the annotation") from error
-        if self.parameters["type"] != "object":
-            raise ValueError(f"{self.name} cannot be a tool: its arguments need names")
-        self.description = inspect.getdoc(function) or ""
-        self.schema = tool_schema(self.name, self.description, self.parameters)
+            raise ValueError(f"{name} cannot be a tool: {reason}; change the annotation") from error
+        if parameters["type"] != "object":
+            raise ValueError(f"{name} cannot be a tool: its arguments need names")
+        super().__init__(name, source, inspect.getdoc(function) or "", parameters, bool(rule))
 
     def needs_approval(self, arguments: str) -> bool:
         """Whether a person must agree to a call with these arguments, which the function gets as the tool does.
@@ -130,7 +137,7 @@ class Tool:
         if self._id_parameter:
             checked[self._id_parameter] = CallId(call_id)
         result = self._function(**checked)
-        if self._async:
+        if inspect.iscoroutinefunction(self._function):
             result = asyncio.run(result)
         text, pictures = split_pictures(result)
         text = bounded(result_text(text))

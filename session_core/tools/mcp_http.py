@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -64,17 +65,17 @@ def _sent(content: bytes) -> dict[str, Any]:
     return message
 
 
+@dataclass(frozen=True)
 class _Mended(httpx2.AsyncByteStream):
-    def __init__(self, received: httpx2.Response, parts: AsyncGenerator[bytes, None]) -> None:
-        self._received = received
-        self._parts = parts
+    received: httpx2.Response
+    parts: AsyncGenerator[bytes, None]
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        return self._parts
+        return self.parts
 
     async def aclose(self) -> None:
-        await self._parts.aclose()
-        await self._received.aclose()
+        await self.parts.aclose()
+        await self.received.aclose()
 
 
 async def _body(received: httpx2.Response, asked: Any) -> AsyncGenerator[bytes, None]:

@@ -13,7 +13,7 @@ import pydantic
 
 from session_core.data.text import as_object, utf8_text
 from session_core.model.cancellation import Cancellation
-from session_core.tools.functions import bounded, read_arguments, tool_schema
+from session_core.tools.functions import AnyTool, bounded, read_arguments
 from session_core.tools.mcp_answers import mcp_pictures, mcp_result_text
 from session_core.tools.mcp_config import McpServer
 from session_core.tools.pictures import ToolOutput
@@ -26,7 +26,7 @@ _Type = Literal["object", "string", "number", "integer", "boolean", "array", "nu
 _FOLDED = ("allOf", "anyOf", "oneOf", "enum", "not", "$ref", "required")  # what OpenAI does not take at the top
 
 
-class McpTool:
+class McpTool(AnyTool):
     """A tool of `server`, under a name that no other tool has.
 
     `call` asks the server for it on `loop`, and is given the tool's own name, the arguments and the call's id.
@@ -35,19 +35,12 @@ class McpTool:
     def __init__(
         self, name: str, tool: mcp_types.Tool, server: McpServer, call: Call, loop: asyncio.AbstractEventLoop
     ) -> None:
-        self.name = name
-        self.source = f"MCP server {server.name}"
-        self.description = utf8_text(tool.description)[:_MAX_DESCRIPTION]
-        self.parameters = tool.input_schema
-        self.schema = tool_schema(name, self.description, self.parameters)
-        self.may_need_approval = "*" in server.approve or tool.name in server.approve
+        description = utf8_text(tool.description)[:_MAX_DESCRIPTION]
+        approved = "*" in server.approve or tool.name in server.approve
+        super().__init__(name, f"MCP server {server.name}", description, tool.input_schema, approved)
         self._tool = tool.name
         self._call = call
         self._loop = loop
-
-    def needs_approval(self, arguments: str) -> bool:
-        """Whether a person must agree to a call with these arguments."""
-        return self.may_need_approval
 
     def __call__(
         self, arguments: str, call_id: str = "", cancellation: Cancellation | None = None
