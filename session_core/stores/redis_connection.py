@@ -92,9 +92,7 @@ class RedisConnection:
 
     def _check_configuration(self) -> None:
         """Warns of what makes Redis less durable than it can be, and reads how many replicas must have a change."""
-        info: Any = {}
-        with contextlib.suppress(_Refused):
-            info = call("reach Redis", self.client.info, level=logging.DEBUG)
+        info = _told(self.client.info)
         if info.get("cluster_enabled"):
             raise StorageUnavailable("a Redis Cluster cannot be used: give one server, with replicas or without")
         self.check(logging.DEBUG)  # the error is shown at the start
@@ -116,10 +114,7 @@ class RedisConnection:
 
     def _configured(self, name: str) -> Any:
         """The text of a setting. None where Redis does not tell it."""
-        found: Any = {}
-        with contextlib.suppress(_Refused):
-            found = call("reach Redis", lambda: self.client.config_get(name), level=logging.DEBUG)
-        return found.get(name)
+        return _told(lambda: self.client.config_get(name)).get(name)
 
 
 @dataclass(frozen=True)
@@ -161,6 +156,13 @@ class RedisKeys:
 
 class _Refused(StorageUnavailable):
     """Redis refuses a command."""
+
+
+def _told(command: Callable[[], Any]) -> Any:
+    """What Redis tells of itself. Nothing where it refuses that."""
+    with contextlib.suppress(_Refused):
+        return call("reach Redis", command, level=logging.DEBUG)
+    return {}
 
 
 def call(
