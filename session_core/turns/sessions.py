@@ -100,9 +100,11 @@ class Sessions:
     def delete(self, session_id: str) -> None:
         """Deletes the session, durably. Cancels a turn that runs in it, which has ended when this returns.
 
-        Raises what `cancel` does, and SessionBusy where one turn after the other starts.
+        Raises what `cancel` does, and SessionBusy where one turn after the other starts. Where the turn cannot be
+        cancelled from here, what waits stays in the queue.
         """
         for tries in range(1, _MAX_TRIES + 1):
+            self._turns.attach((self.storage, session_id))
             with contextlib.suppress(SessionCorrupt):  # first, so that no turn of one begins meanwhile
                 for message in self.storage.queue(session_id).read():
                     self.storage.queue(session_id).remove(message["id"])

@@ -70,3 +70,15 @@ def test_a_session_that_was_deleted_stays_so_whoever_writes_at_the_same_time(sto
             assert answers[2] == 200
             assert client.get(f"/sessions/{session_id}").status_code == 404
         assert json_of(client.get("/sessions")) == {"sessions": []}
+
+
+def test_a_delete_that_another_process_does_not_hear_leaves_what_waits(tmp_path: Path) -> None:
+    stores = [FileStorage.open(str(tmp_path)) for _ in range(2)]
+    with Client(answer(STALL), storage=stores[0]) as runs, Client(storage=stores[1]) as beside:
+        session_id = runs.create()
+        assert runs.stream(session_id).next()["type"] == "stream_start"
+        body = {"message": "two", "if_busy": "queue"}
+        assert runs.request("POST", f"/sessions/{session_id}/run", body).status_code == 202
+        assert error_of(beside.request("DELETE", f"/sessions/{session_id}")) == (409, "session_busy")
+        assert [one["content"] for one in runs.session(session_id)["queued"]] == ["two"]
+        runs.shut_down()
