@@ -38,6 +38,8 @@ class Workers:
             job = None  # and what it holds
             self._idle.release()
             job = self._next()
+        if self._closed:
+            self.close()  # again: this thread may have taken the end that was for one that waits
 
     def _next(self) -> Callable[[], None] | None:
         try:
