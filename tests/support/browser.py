@@ -118,8 +118,7 @@ class Page:
         return self.driver.execute_async_script(reported, *arguments)
 
     def click(self, selector: str) -> None:
-        self.wait_until(lambda: self.shows(selector), f"{selector} to click")
-        self.all(selector)[0].click()
+        self._with_first(selector, lambda found: found.click())
 
     def choose(self, name: str) -> None:
         """Clicks an item of the session's menu."""
@@ -127,8 +126,19 @@ class Page:
         self.click(f"#{name}")
 
     def type(self, selector: str, *keys: str) -> None:
-        self.wait_until(lambda: self.shows(selector), f"{selector} to type in")
-        self.all(selector)[0].send_keys(*keys)
+        self._with_first(selector, lambda found: found.send_keys(*keys))
+
+    def _with_first(self, selector: str, act: Callable[[WebElement], object]) -> None:
+        """Does something with the first of these elements, once one is shown. The page may replace it meanwhile: then
+        with what stands there next."""
+
+        def done() -> bool:
+            if not self.shows(selector):
+                return False
+            act(self.all(selector)[0])
+            return True
+
+        self.wait_until(done, selector)
 
     def press(self, *keys: str) -> None:
         """Types where the focus is."""

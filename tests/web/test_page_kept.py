@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from selenium.webdriver.common.keys import Keys
 
 from tests.support import browser
 from tests.support.browser import Driver, Page
@@ -182,6 +183,21 @@ def test_a_deleted_session_leaves_no_files(here: Page, script: Script) -> None:
     here.wait_until(lambda: drawn(here, "#parts img") == [True], "the picture")
     here.choose("delete")
     await_none_kept(here)
+
+
+def test_who_signs_out_leaves_neither_drafts_nor_files(page: Page, serve: Serve) -> None:
+    page.open(serve("-demo", "-auth_token=correct-horse").url)
+    page.type("#token-field", "correct-horse", Keys.ENTER)
+    page.wait_until(lambda: not page.shows("#token-dialog"), "the end of the question")
+    page.ask("Hello")
+    page.type("#message", "A secret")
+    give(page, "drop", PICTURE)
+    page.wait_until(lambda: kept(page) == 1, "the picture to be kept")
+    page.click("#page-menu")
+    page.click("#sign-out")
+    page.wait_until(lambda: page.shows("#token-dialog"), "the question again")
+    assert page.run("return JSON.stringify(localStorage)") == "{}"
+    assert kept(page) == 0
 
 
 def test_a_failed_turn_keeps_its_files_until_it_has_ended_well(

@@ -1,6 +1,6 @@
 // What the browser keeps: the token in the tab, and messages, drafts and choices on the machine.
 
-import { dropBytes, keepBytes, olderNames, readBytes } from "./kept_files.js";
+import { dropAllBytes, dropBytes, keepBytes, olderNames, readBytes } from "./kept_files.js";
 
 const TOKEN = "session_server.token";
 const LONGEST_DRAFT = 200_000; // characters
@@ -90,4 +90,11 @@ export function forgetSession(session) {
   keepDraft(session, "");
   keepDraftFiles(session, []);
   keepChoice(`version.${session}`, null);
+}
+
+/** Forgets all that was written and seen, for whoever uses the browser next. What it looks like stays. */
+export async function forgetAll() {
+  const names = [...unkept.keys(), ...Object.keys(localStorage)];
+  for (const name of names) if (/^session_server\.(asked|draft|files|version)\./.test(name)) keep("localStorage", name, null);
+  await dropAllBytes().catch(() => {}); // A browser without a database has none.
 }

@@ -44,6 +44,7 @@ export async function keepBytes(data) {
 /** The bytes of that name, or undefined where they are gone. */
 export const readBytes = (name) => ask("readonly", (store) => store.get(name));
 
+export const dropAllBytes = () => ask("readwrite", (store) => store.clear());
 export const dropBytes = (names) => ask("readwrite", (store) => names.forEach((name) => store.delete(name)));
 
 /** The names of what has been kept for a while. */

@@ -1,9 +1,9 @@
 // Who asks: the token that the server wants, the way to give it and to forget it.
 
 import { $ } from "./element.js";
-import { keepToken, readToken } from "./kept.js";
+import { forgetAll, keepToken, readToken } from "./kept.js";
 import { render } from "./render.js";
-import { state } from "./view.js";
+import { box, state } from "./view.js";
 
 let asking = null;
 
@@ -49,9 +49,11 @@ export async function signIn() {
   return askToken(readToken());
 }
 
-/** Forgets the token and all that it has shown. */
-export function signOut() {
+/** Forgets the token, all that it has shown, and all that was written here. */
+export async function signOut() {
   keepToken(null);
+  box.value = ""; // or it is kept as the page goes
+  await forgetAll();
   location.replace(location.pathname + location.search);
   location.reload();
 }
