@@ -50,6 +50,27 @@ def test_messages_wait_their_turn_and_are_asked_in_order(here: Page, server: Ser
     assert [message["content"] for message in server.messages(here.session)][::2] == ["Count", "second", "third"]
 
 
+def test_a_message_whose_place_was_not_heard_of_before_a_reload_is_in_line_once(
+    here: Page, server: Server, script: Script
+) -> None:
+    go = threading.Event()
+    script(answer("one", wait(go)), answer("two"))
+    begin(here)
+    here.run("const sent = fetch; window.fetch = async (...given) => (await sent(...given), new Promise(() => {}))")
+    here.send("second")
+    path = f"/sessions/{here.session}"
+    here.wait_until(lambda: server.request("GET", path).json.get("queued"), "the message at the server")
+    here.reload()
+    here.wait_until(lambda: value(here) == "second" and here.shows("#stop"), "the message in the box")
+    here.click("#send")
+    here.wait_until(lambda: value(here) == "", "its place in the line")
+    assert waiting(here) == ["second"]
+    go.set()
+    here.wait_until(lambda: here.answers == ["one", "two"], "both answers")
+    here.settle()
+    assert [message["content"] for message in server.messages(here.session)][::2] == ["Count", "second"]
+
+
 def test_what_waits_is_taken_back_into_the_box(here: Page, server: Server, script: Script) -> None:
     go = threading.Event()
     script(answer("one", wait(go)))

@@ -36,10 +36,12 @@ export const keepToken = (token) => keep("sessionStorage", TOKEN, token);
 
 const namesIn = (text) => [...(text ?? "").matchAll(/"kept":"([\d-]+)"/g)].map(([, name]) => name);
 
+/** What is sent as text, without the bytes that are kept beside it. */
+export const writeWithoutBytes = (value) => JSON.stringify(value, (key, part) => (part?.kept ? { ...part, data: undefined } : part));
+
 function keepWithFiles(name, value) {
   const before = namesIn(kept("localStorage", name));
-  const withoutBytes = (key, part) => (part?.kept ? { ...part, data: undefined } : part);
-  keep("localStorage", name, value && JSON.stringify(value, withoutBytes));
+  keep("localStorage", name, value && writeWithoutBytes(value));
   if (before.length) dropUnnamed(before);
 }
 
@@ -72,6 +74,10 @@ export async function dataOf(part) {
 export const remember = (session, asked) => keepWithFiles(`session_server.asked.${session}`, asked);
 export const recall = (session) => JSON.parse(kept("localStorage", `session_server.asked.${session}`));
 
+/** Keeps the key and the content of a message that goes out beside a running turn, until the server has it: the box has the same message after a reload. */
+export const keepBeside = (session, sent) => keepWithFiles(`session_server.beside.${session}`, sent);
+export const readBeside = (session) => JSON.parse(kept("localStorage", `session_server.beside.${session}`));
+
 /** What was typed and not sent, by session; of no session, what a new one will get. */
 export const keepDraft = (session, text) =>
   keep("localStorage", `session_server.draft.${session ?? "new"}`, text.trim() && text.length <= LONGEST_DRAFT ? text : null);
@@ -87,6 +93,7 @@ export const readChoice = (name) => kept("localStorage", `session_server.${name}
 /** Forgets all that is kept of a session that is no more. */
 export function forgetSession(session) {
   remember(session, null);
+  keepBeside(session, null);
   keepDraft(session, "");
   keepDraftFiles(session, []);
   keepChoice(`version.${session}`, null);
@@ -95,6 +102,6 @@ export function forgetSession(session) {
 /** Forgets all that was written and seen, for whoever uses the browser next. What it looks like stays. */
 export async function forgetAll() {
   const names = [...unkept.keys(), ...Object.keys(localStorage)];
-  for (const name of names) if (/^session_server\.(asked|draft|files|version)\./.test(name)) keep("localStorage", name, null);
+  for (const name of names) if (/^session_server\.(asked|beside|draft|files|version)\./.test(name)) keep("localStorage", name, null);
   await dropAllBytes().catch(() => {}); // A browser without a database has none.
 }

@@ -6,7 +6,7 @@ import { endNote, giveBack, merge, readPage, renderMessages, settle } from "./co
 import { partsOf, sendable } from "./files.js";
 import { follow, newTurn, pause } from "./follow.js";
 import { ConnectionLost, json, newKey, Refused, request } from "./http.js";
-import { keepDraft, keepFile, remember } from "./kept.js";
+import { keepBeside, keepDraft, keepFile, remember, writeWithoutBytes } from "./kept.js";
 import { fitBox, focusBox, toBottom } from "./layout.js";
 import { drawQuestion } from "./messages.js";
 import { announce, attempt, setUnreachable, showNotice, tell } from "./notices.js";
@@ -22,7 +22,7 @@ const cancel = (view) => json(`sessions/${view.id}/cancel`, { method: "POST" });
 
 /** The key of a message. One that came back unsent, and is sent unchanged, is the same turn: the server may have it after all. */
 const identify = ({ returned }, content) =>
-  returned?.key && JSON.stringify(returned.content) === JSON.stringify(content) ? returned : { key: newKey() };
+  returned?.key && writeWithoutBytes(returned.content) === writeWithoutBytes(content) ? returned : { key: newKey() };
 
 export async function send() {
   const { view } = state;
@@ -46,10 +46,12 @@ export async function sendMeanwhile(how) {
   const content = contentOf(text, view.parts);
   const { key } = identify(view, content);
   view.returned = { content, key };
+  keepBeside(view.id, view.returned);
   const sent = await sendable(content);
   const body = { message: sent, if_busy: how };
   const response = await request(`sessions/${view.id}/run_stream`, { method: "POST", body, headers: { "Idempotency-Key": key } });
   view.returned = null;
+  keepBeside(view.id, null);
   takeParts(view);
   if (isShown(view) && box.value.trimEnd() === text) emptyBox(view);
   if (response.status === 202) addToQueue(view, { id: (await response.json()).id, content: sent }, how);
@@ -61,7 +63,8 @@ const MEANWHILE = { queue: "The message is in line.", steer: "The model gets the
 
 function addToQueue(view, message, how) {
   const queued = view.session.queued ?? [];
-  view.session.queued = how === "queue" ? [...queued, message] : [message, ...queued];
+  const known = queued.some(({ id }) => id === message.id); // It was sent before a reload.
+  if (!known) view.session.queued = how === "queue" ? [...queued, message] : [message, ...queued];
   announce(MEANWHILE[how]);
   render();
 }
