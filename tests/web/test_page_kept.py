@@ -200,6 +200,30 @@ def test_who_signs_out_leaves_neither_drafts_nor_files(page: Page, serve: Serve)
     assert kept(page) == 0
 
 
+@pytest.fixture
+def refusing(driver: Driver) -> Iterator[None]:
+    """A browser that refuses a page all storage, as some do with cookies blocked."""
+    script = """
+    for (const name of ["localStorage", "sessionStorage", "indexedDB"])
+      Object.defineProperty(window, name, { get() { throw new DOMException("refused", "SecurityError"); } });
+    """
+    made = driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": script})
+    yield
+    driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", made)
+
+
+@pytest.mark.usefixtures("refusing")
+def test_who_signs_out_leaves_nothing_where_there_is_no_storage(page: Page, serve: Serve) -> None:
+    page.open(serve("-demo", "-auth_token=correct-horse").url)
+    page.type("#token-field", "correct-horse", Keys.ENTER)
+    page.wait_until(lambda: not page.shows("#token-dialog"), "the end of the question")
+    page.ask("Hello")
+    page.click("#page-menu")
+    page.click("#sign-out")
+    page.wait_until(lambda: page.shows("#token-dialog") and not page.questions, "the page as it was at first")
+    page.driver.get("about:blank")
+
+
 def test_a_failed_turn_keeps_its_files_until_it_has_ended_well(
     here: Page, model: ModelServer, script: Script
 ) -> None:

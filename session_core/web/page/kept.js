@@ -101,7 +101,10 @@ export function forgetSession(session) {
 
 /** Forgets all that was written and seen, for whoever uses the browser next. What it looks like stays. */
 export async function forgetAll() {
-  const names = [...unkept.keys(), ...Object.keys(localStorage)];
-  for (const name of names) if (/^session_server\.(asked|beside|draft|files|version)\./.test(name)) keep("localStorage", name, null);
+  try {
+    for (const name of Object.keys(localStorage)) if (/^session_server\.(asked|beside|draft|files|version)\./.test(name)) keep("localStorage", name, null);
+  } catch {
+    // A browser that refuses storage has kept nothing that outlives the page.
+  }
   await dropAllBytes().catch(() => {}); // A browser without a database has none.
 }
