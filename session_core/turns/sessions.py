@@ -104,11 +104,11 @@ class Sessions:
         cancelled from here, what waits stays in the queue.
         """
         for tries in range(1, _MAX_TRIES + 1):
-            self._turns.attach((self.storage, session_id))
-            with contextlib.suppress(SessionCorrupt):  # first, so that no turn of one begins meanwhile
+            turn = self._turns.attach((self.storage, session_id))
+            with contextlib.suppress(SessionCorrupt):  # before the end, so that no turn of one begins then
                 for message in self.storage.queue(session_id).read():
                     self.storage.queue(session_id).remove(message["id"])
-            if self._turns.cancel((self.storage, session_id)):
+            if turn is not None and turn.cancel():
                 self.storage.flush()  # so that those who watch from elsewhere get the turn's end
             try:
                 with self.storage.lock(session_id) as session:
