@@ -90,19 +90,18 @@ export const readDraftFiles = (session) => JSON.parse(kept("localStorage", `sess
 export const keepChoice = (name, value) => keep("localStorage", `session_server.${name}`, value);
 export const readChoice = (name) => kept("localStorage", `session_server.${name}`);
 
+const OF_SESSIONS = ["asked", "beside", "draft", "files", "version"]; // what is kept of each, under its id
+
 /** Forgets all that is kept of a session that is no more. */
 export function forgetSession(session) {
-  remember(session, null);
-  keepBeside(session, null);
-  keepDraft(session, "");
-  keepDraftFiles(session, []);
-  keepChoice(`version.${session}`, null);
+  for (const kind of OF_SESSIONS) keepWithFiles(`session_server.${kind}.${session}`, null);
 }
 
 /** Forgets all that was written and seen, for whoever uses the browser next. What it looks like stays. */
 export async function forgetAll() {
   try {
-    for (const name of Object.keys(localStorage)) if (/^session_server\.(asked|beside|draft|files|version)\./.test(name)) keep("localStorage", name, null);
+    const ofSessions = (name) => OF_SESSIONS.some((kind) => name.startsWith(`session_server.${kind}.`));
+    for (const name of Object.keys(localStorage).filter(ofSessions)) keep("localStorage", name, null);
   } catch {
     // A browser that refuses storage has kept nothing that outlives the page.
   }
