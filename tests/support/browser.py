@@ -169,6 +169,11 @@ class Page:
         )
 
     @property
+    def written(self) -> str:
+        """What stands in the message box."""
+        return str(self.run("return document.getElementById('message').value"))
+
+    @property
     def questions(self) -> list[str]:
         return self.texts(".question .body")
 

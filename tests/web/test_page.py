@@ -207,7 +207,7 @@ def test_a_message_that_was_refused_goes_back_into_the_box(here: Page) -> None:
     here.click("#send")
     here.wait_until(lambda: here.notice, "the words")
     assert here.questions == []
-    assert here.driver.execute_script("return document.getElementById('message').value") == text
+    assert here.written == text
 
 
 def test_a_session_that_is_busy_shows_its_running_turn_and_gives_the_message_back(
@@ -223,7 +223,7 @@ def test_a_session_that_is_busy_shows_its_running_turn_and_gives_the_message_bac
     here.send("Mine")
     here.wait_until(lambda: here.answers == ["First.", "For another"], "the other's turn")
     assert "back in the box" in here.notice
-    assert here.driver.execute_script("return document.getElementById('message').value") == "Mine"
+    assert here.written == "Mine"
     go.set()
     here.settle()
     here.click("#send")
@@ -244,7 +244,7 @@ def test_a_server_with_too_much_to_do_says_when_to_try_again(
     page.wait_until(lambda: page.notice, "the words")
     page.settle()
     assert page.questions == []
-    assert page.all("#message")[0].get_attribute("value") == "Me too"
+    assert page.written == "Me too"
     other.close()
 
 

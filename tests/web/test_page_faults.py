@@ -38,10 +38,6 @@ def width_of(page: Page, selector: str) -> float:
     return float(page.run("return document.querySelector(given[0]).getBoundingClientRect().width", selector))
 
 
-def value_of(page: Page) -> str:
-    return str(page.run("return document.getElementById('message').value"))
-
-
 def set_hidden(page: Page, hidden: bool) -> None:
     """Has the page think that its tab is, or is not, in front."""
     page.driver.execute_script(
@@ -215,7 +211,7 @@ field.dispatchEvent(event);
 def test_enter_that_confirms_a_word_sends_nothing(here: Page, composing: bool) -> None:
     here.type("#message", "にほん")
     here.run(COMPOSING, "message", "Enter", composing)
-    assert (here.questions, value_of(here)) == ([], "にほん")
+    assert (here.questions, here.written) == ([], "にほん")
 
 
 @pytest.mark.parametrize("composing", [True, False])
@@ -230,17 +226,17 @@ def test_a_draft_is_there_after_a_reload(here: Page) -> None:
     here.ask("Hello")
     here.type("#message", "Half a thought")
     here.reload()
-    here.wait_until(lambda: value_of(here) == "Half a thought", "the draft")
+    here.wait_until(lambda: here.written == "Half a thought", "the draft")
     here.click("#new")
-    here.wait_until(lambda: value_of(here) == "", "an empty box")
+    here.wait_until(lambda: here.written == "", "an empty box")
     here.driver.back()
-    here.wait_until(lambda: value_of(here) == "Half a thought", "the draft")
+    here.wait_until(lambda: here.written == "Half a thought", "the draft")
     here.send("")
     here.wait_until(lambda: here.questions == ["Hello", "Half a thought"], "the message")
     here.settle()
     here.reload()
     here.wait_until(lambda: here.questions == ["Hello", "Half a thought"], "the conversation")
-    assert value_of(here) == ""
+    assert here.written == ""
 
 
 def test_a_small_step_upwards_leaves_the_end(here: Page, script: Script) -> None:

@@ -137,7 +137,7 @@ def test_a_file_that_the_server_refuses_is_back_at_the_box_with_its_words(here: 
     here.send("Look")
     here.wait_until(lambda: here.notice, "the words")
     here.wait_until(lambda: len(here.all("#parts li")) == 1, "the file")
-    assert here.run("return document.getElementById('message').value") == "Look"
+    assert here.written == "Look"
 
 
 def test_files_stay_with_the_session_that_they_were_given_to(here: Page, script: Script) -> None:
@@ -147,7 +147,7 @@ def test_files_stay_with_the_session_that_they_were_given_to(here: Page, script:
     here.click("#new")
     here.wait_until(lambda: not here.shows("#parts"), "a new session without files")
     here.driver.back()
-    here.wait_until(lambda: here.session == first, "the first session")
+    here.wait_until(lambda: here.session == first and drawn(here, "#parts img") == [True], "its picture")
 
 
 def test_a_question_with_a_picture_is_edited_and_keeps_it(here: Page, model: ModelServer, script: Script) -> None:

@@ -56,8 +56,11 @@ def give_large(page: Page) -> None:
     give(page, "drop", *PICTURES)
 
 
-def value_of(page: Page) -> str:
-    return str(page.run("return document.getElementById('message').value"))
+def leave_unheard(page: Page, text: str) -> None:
+    """Sends a message that does not arrive, and leaves the page."""
+    page.send(text)
+    page.wait_until(lambda: "connection is lost" in page.notice, "the words")
+    page.driver.get("about:blank")
 
 
 def contents(server: Server, session: str) -> list[Any]:
@@ -86,9 +89,7 @@ def test_a_message_with_large_pictures_is_sent_once_after_the_tab_was_closed(
     session = far.session
     give_large(far)
     relay.cut()
-    far.send("What are these?")
-    far.wait_until(lambda: "connection is lost" in far.notice, "the words")
-    far.driver.get("about:blank")
+    leave_unheard(far, "What are these?")
     relay.mend()
     far.open(f"http://127.0.0.1:{relay.port}", session)
     far.wait_until(lambda: far.answers == ["One.", "Two."], "the answer")
@@ -111,9 +112,7 @@ def test_a_message_with_large_pictures_outlives_the_server_and_the_tab(
     session = page.session
     give_large(page)
     server.kill()
-    page.send("What are these?")
-    page.wait_until(lambda: "connection is lost" in page.notice, "the words")
-    page.driver.get("about:blank")
+    leave_unheard(page, "What are these?")
     again = serve("-demo", f"-session_dir={tmp_path}", f"-port={server.port}")
     page.open(again.url, session)
     page.wait_until(lambda: len(page.answers) == 2, "the answer")
@@ -127,13 +126,11 @@ def test_the_first_message_of_a_session_is_back_at_the_box_with_its_pictures(
 ) -> None:
     give(far, "drop", *PICTURES)
     relay.cut()
-    far.send("What are these?")
-    far.wait_until(lambda: "connection is lost" in far.notice, "the words")
-    far.driver.get("about:blank")
+    leave_unheard(far, "What are these?")
     relay.mend()
     far.open(f"http://127.0.0.1:{relay.port}")
     far.wait_until(lambda: drawn(far, "#parts img") == [True] * 3, "the pictures")
-    assert value_of(far) == "What are these?"
+    assert far.written == "What are these?"
     far.ask("")
     assert [part["type"] for part in parts(model)] == ["text", *["image_url"] * 3]
     await_none_kept(far)
@@ -145,7 +142,7 @@ def test_files_that_were_not_sent_are_there_after_a_reload(here: Page, server: S
     here.reload()
     here.wait_until(lambda: drawn(here, "#parts img") == [True] * 3, "the pictures")
     assert here.texts("#parts .attachment") == ["notes.txt"]
-    assert value_of(here) == "Half a thought"
+    assert here.written == "Half a thought"
     here.click("#parts li:last-child .remove-part")
     here.ask("")
     assert [part["type"] for part in parts(model)] == ["text", *["image_url"] * 3]
@@ -155,23 +152,13 @@ def test_files_that_were_not_sent_are_there_after_a_reload(here: Page, server: S
     assert not here.shows("#parts")
 
 
-def test_files_are_at_the_session_that_they_were_given_to_when_one_comes_back(here: Page, script: Script) -> None:
-    here.ask("First")
-    first = here.session
-    give(here, "drop", PICTURE)
-    here.click("#new")
-    here.wait_until(lambda: not here.shows("#parts"), "a new session without files")
-    here.driver.back()
-    here.wait_until(lambda: here.session == first and drawn(here, "#parts img") == [True], "its picture")
-
-
 def test_a_message_that_is_refused_keeps_its_files_over_a_reload(here: Page) -> None:
     give(here, "drop", ("one.png", "image/png", b"this is no picture"))
     here.send("Look")
     here.wait_until(lambda: here.notice and len(here.all("#parts li")) == 1, "the file at the box")
     here.reload()
     here.wait_until(lambda: len(here.all("#parts li")) == 1, "the file once more")
-    assert value_of(here) == "Look"
+    assert here.written == "Look"
     here.click(".remove-part")
     await_none_kept(here)
 
@@ -247,15 +234,13 @@ def test_a_message_whose_files_the_browser_has_lost_is_back_with_words(
     session = far.session
     give(far, "drop", PICTURE)
     relay.cut()
-    far.send("What is this?")
-    far.wait_until(lambda: "connection is lost" in far.notice, "the words")
-    far.driver.get("about:blank")
+    leave_unheard(far, "What is this?")
     relay.mend()
     far.open(f"http://127.0.0.1:{relay.port}/health")
     far.run("indexedDB.deleteDatabase('session_server')")
     far.open(f"http://127.0.0.1:{relay.port}", session)
     far.wait_until(lambda: "no longer has the files" in far.notice, "the words")
-    assert value_of(far) == "What is this?"
+    assert far.written == "What is this?"
 
 
 @pytest.fixture

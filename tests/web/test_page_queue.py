@@ -30,10 +30,6 @@ def waiting(page: Page) -> list[str]:
     return page.texts("#queue li bdi")
 
 
-def value(page: Page) -> str:
-    return str(page.run("return document.getElementById('message').value"))
-
-
 def test_messages_wait_their_turn_and_are_asked_in_order(here: Page, server: Server, script: Script) -> None:
     go = threading.Event()
     script(answer("one", wait(go)), answer("two"), answer("three"))
@@ -41,7 +37,7 @@ def test_messages_wait_their_turn_and_are_asked_in_order(here: Page, server: Ser
     for text in ("second", "third"):
         here.send(text)
         here.wait_until(lambda text=text: waiting(here)[-1:] == [text], "its place in the line")  # type: ignore[misc]
-    assert value(here) == ""
+    assert here.written == ""
     go.set()
     here.wait_until(lambda: here.answers == ["one", "two", "three"], "all answers")
     here.settle()
@@ -61,9 +57,9 @@ def test_a_message_whose_place_was_not_heard_of_before_a_reload_is_in_line_once(
     path = f"/sessions/{here.session}"
     here.wait_until(lambda: server.request("GET", path).json.get("queued"), "the message at the server")
     here.reload()
-    here.wait_until(lambda: value(here) == "second" and here.shows("#stop"), "the message in the box")
+    here.wait_until(lambda: here.written == "second" and here.shows("#stop"), "the message in the box")
     here.click("#send")
-    here.wait_until(lambda: value(here) == "", "its place in the line")
+    here.wait_until(lambda: here.written == "", "its place in the line")
     assert waiting(here) == ["second"]
     go.set()
     here.wait_until(lambda: here.answers == ["one", "two"], "both answers")
@@ -79,7 +75,7 @@ def test_what_waits_is_taken_back_into_the_box(here: Page, server: Server, scrip
     here.wait_until(lambda: waiting(here) == ["second"], "its place in the line")
     here.click(".take-back")
     here.wait_until(lambda: not here.shows("#queue"), "its end")
-    assert value(here) == "second"
+    assert here.written == "second"
     go.set()
     here.settle()
     assert here.questions == ["Count"]
@@ -201,7 +197,7 @@ def test_a_message_with_a_line_that_is_full_stays_in_the_box(here: Page, script:
         here.wait_until(lambda number=number: len(waiting(here)) == number + 1, "its place")  # type: ignore[misc]
     here.send("One too many")
     here.wait_until(lambda: here.notice, "the words")
-    assert value(here) == "One too many"
+    assert here.written == "One too many"
     here.driver.execute_script("document.getElementById('message').value = ''")
 
 
@@ -231,6 +227,6 @@ def test_the_end_stays_in_view_when_the_box_grows_and_shrinks(here: Page, script
     left = "const s = document.getElementById('scroller'); return s.scrollHeight - s.scrollTop - s.clientHeight"
     for _ in range(3):
         here.type("#message", "Two", Keys.SHIFT + Keys.ENTER, Keys.NULL, "lines", Keys.ENTER)
-        here.wait_until(lambda: value(here) == "" and here.run(left) < 1, "the end in view")
+        here.wait_until(lambda: here.written == "" and here.run(left) < 1, "the end in view")
         assert not here.shows("#latest")
     here.press(Keys.ESCAPE)
