@@ -40,7 +40,7 @@ from session_core.web.response_input import ResponseInput
 from session_core.web.response_listing import ItemFinder, input_items, list_page
 from session_core.web.response_object import ResponseRenderer
 from session_core.web.response_request import SEALED_REASONING, ResponseBody
-from session_core.web.stored_responses import StoredResponse, find_response, last_response
+from session_core.web.stored_responses import StoredResponse, find_response, response_of_key
 from session_core.web.turn_responses import TurnReader, TurnResponses, add_stream
 from session_core.web.uploads import Uploads, body_with_files
 from storage import Session, SessionBusy, SessionExists, SessionNotFound
@@ -205,9 +205,16 @@ class _Responses:
             return reader, ResponseRenderer(id, wish.response or {}, waiting)
         with contextlib.ExitStack() as stack:
             stack.callback(reader.close)
-            found = last_response(self._responses.session(session_id), reader.turn.message_id)
+            found = response_of_key(self._responses.session(session_id), reader.turn.message_id, wish.key)
+            if reader.turn.attempt > found.turn.attempt:  # another try, of which nothing is stored yet
+                stack.pop_all()
+                id = dataclasses.replace(found.id, attempt=reader.turn.attempt)
+                return reader, ResponseRenderer(id, found.record, waiting)
+            if not found.is_told_by(reader.turn):  # the turn has gone on since, under another key
+                reader = dataclasses.replace(reader, turn=self._responses.show(found.replay()))
+            renderer = found.renderer(reader.turn.attempt)
             stack.pop_all()
-        return reader, found.renderer(reader.turn.attempt)
+        return reader, renderer
 
     def _start_one_shot(
         self, asked: ResponseBody, place: _Place, read: ResponseInput

@@ -51,6 +51,10 @@ class StoredResponse:
         """Whether its turn is the session's last one, and it is the last of its turn."""
         return self.turn.is_last and self.attempts[-1] == self.turn.attempt
 
+    def is_told_by(self, turn: Turn) -> bool:
+        """Whether the events of this turn, which runs or has ended, are those of the response."""
+        return (turn.attempt or self.turn.attempt) in self.attempts
+
     def replay(self) -> Turn:
         """A turn with the events of the last attempt."""
         return Turn.replay(self.id.session_id, self._at(self.attempts[-1]))
@@ -85,11 +89,16 @@ def find_response(session: Session, id: ResponseId) -> StoredResponse:
     raise response_not_found(id)
 
 
-def last_response(session: Session, message_id: str) -> StoredResponse:
-    """The response that the last attempt at a turn belongs to, by the turn's first message. Raises
-    ApiError as `find_response` does."""
+def response_of_key(session: Session, message_id: str, key: str | None) -> StoredResponse:
+    """The response that was asked for under this key, of the turn with this first message: the last one before
+    answers that came under another key. Raises ApiError as `find_response` does."""
     turn = turn_at(session, [message["id"] for message in session.messages].index(message_id))
-    return find_response(session, ResponseId(session.id, message_id, _responses_of(turn)[-1][0]))
+    begun: list[Mapping[str, Any]] = [*turn.messages, turn.continues]
+    own = {one.get("attempt", 1) for one in begun if one.get("idempotency_key") == key}
+    answered = {one.get("attempt", 1) for one in begun if one.get("answers_digest")} - own
+    next_one = min((number for number in answered if number > min(own, default=0)), default=1 + turn.attempt)
+    numbers = [found[0] for found in _responses_of(turn) if found[0] < next_one]
+    return find_response(session, ResponseId(session.id, message_id, numbers[-1]))
 
 
 def _responses_of(turn: StoredTurn) -> list[list[int]]:

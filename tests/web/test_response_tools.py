@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import base64
 import json
+import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from werkzeug.test import TestResponse
 
 from agent import tool
+from session_core.stores.files import FileStorage
 from tests.support.client import Client, error_of, json_of
-from tests.support.model_server import answer, frames, tool_call, tool_calls
+from tests.support.model_server import answer, frames, status, tool_call, tool_calls, wait
 from tests.support.responses import (
     check_input_item,
     check_item,
@@ -23,6 +26,7 @@ from tests.support.responses import (
     types_of,
     whole_stream,
 )
+from tests.support.server import TIMEOUT, wait_until
 from tests.support.well_formed import assert_well_formed
 
 PATH = "/v1/responses"
@@ -337,3 +341,40 @@ def test_reasoning_has_no_sealed_content_unless_that_is_asked_for(client: Client
     with sdk(client) as openai_client:
         again = openai_client.responses.retrieve(response["id"], include=["reasoning.encrypted_content"])
     assert again.output[0].encrypted_content  # type: ignore[union-attr]
+
+
+# --- retries ---
+
+
+def keyed(client: Client, key: str, given: Any = "Weather?", **body: Any) -> TestResponse:
+    sent = {"input": given, "tools": [WEATHER], **body}
+    return client.request("POST", PATH, sent, {"Idempotency-Key": key})
+
+
+def test_a_retry_of_a_response_whose_call_was_answered_is_that_response(client: Client) -> None:
+    client.model.then(ASK, answer("It rains."))
+    asked = checked(keyed(client, "asked"))
+    answered = checked(keyed(client, "answered", [OUTPUT], previous_response_id=asked["id"]))
+    assert checked(keyed(client, "asked")) == asked
+    assert checked(keyed(client, "answered", [OUTPUT], previous_response_id=asked["id"])) == answered
+
+
+def test_a_retry_where_another_process_has_taken_the_answer_is_that_response(tmp_path: Path) -> None:
+    stores = [FileStorage.open(str(tmp_path)) for _ in range(2)]
+    with Client(ASK, storage=stores[0]) as first, Client(answer("It rains."), storage=stores[1]) as second:
+        asked = checked(keyed(first, "asked"))
+        checked(ask(second, [OUTPUT], previous_response_id=asked["id"]))
+        assert checked(keyed(first, "asked")) == asked
+
+
+def test_a_retry_joins_another_try_of_which_nothing_is_stored_yet(client: Client) -> None:
+    go = threading.Event()
+    client.model.then(status(401, {"error": "no"}), answer(wait(go), "It rains."))
+    assert keyed(client, "asked").status_code == 502
+    again = client.later(keyed, client, "asked")
+    wait_until(lambda: len(client.model.requests) == 2)
+    body = {"input": "Weather?", "tools": [WEATHER], "stream": True}
+    joined = client.app.test_client().post(PATH, json=body, headers={"Idempotency-Key": "asked"})
+    assert joined.status_code == 200
+    go.set()
+    assert whole_stream(joined)[-1]["response"] == checked(again.result(TIMEOUT))
