@@ -25,7 +25,11 @@ class CompactBody(ResponseBody, strict=True):
     """What `POST /v1/responses/compact` takes."""
 
     model: ModelName
-    store: bool | None = False
+
+    @property
+    def is_stored(self) -> bool:
+        """A summary is the client's, whatever it says of `store`."""
+        return False
 
     def check(self) -> None:
         """See ResponseBody.check."""

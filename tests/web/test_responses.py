@@ -441,3 +441,10 @@ def test_a_compaction_needs_a_model_and_a_conversation(client: Client) -> None:
     output = [{"type": "function_call_output", "call_id": "call_x", "output": "rain"}]
     for body in ({"input": "Hi"}, {"model": "gpt-3.5-turbo"}, {"model": "gpt-3.5-turbo", "input": output}):
         assert error_of(client.request("POST", f"{PATH}/compact", body)) == (400, "invalid_request")
+
+
+def test_a_compaction_leaves_no_session(client: Client) -> None:
+    for body in ({}, {"store": True}, {"store": False}):
+        asked = {"model": "gpt-3.5-turbo", "input": "Hello", **body}
+        assert client.request("POST", f"{PATH}/compact", asked, {"Idempotency-Key": "key"}).status_code == 200
+    assert json_of(client.get("/sessions")) == {"sessions": []}
