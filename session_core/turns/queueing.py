@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 
+from session_core.data.message_queue import MAX_QUEUED, QueueFull
 from session_core.turns import stored
 from session_core.turns.queued import find_queued, queued_message, still_waiting
 from session_core.turns.recent import Place
@@ -48,6 +49,8 @@ def accept(turns: Turns, place: Place, request: TurnRequest) -> Accepted:
         raise SessionBusy(session_id)
     turn = turns.attach(place)
     running = turn.message_id if turn is not None and not turn.ended else None
+    if len(before) >= MAX_QUEUED:  # before its pictures and files are kept
+        raise QueueFull
     message = queued_message(storage, session, request, running)
     position = queue.add(message, first=request.if_busy == "interrupt")
     if request.if_busy == "interrupt":

@@ -12,6 +12,7 @@ from werkzeug.test import TestResponse
 from storage import Storage
 from tests.support.client import Client, Stream, error_of, json_of
 from tests.support.model_server import STALL, ModelServer, answer, status, wait
+from tests.support.pictures import encoded, png, sha256
 from tests.support.server import TIMEOUT, wait_until
 
 
@@ -147,6 +148,14 @@ def test_at_most_16_messages_wait_in_a_session(client: Client) -> None:
         assert error_of(refused) == (429, "queue_full")
         assert refused.headers["Retry-After"] == "1"
     assert queued(client, session) == [str(number) for number in range(16)]
+
+
+def test_a_message_that_finds_the_queue_full_leaves_no_picture(client: Client) -> None:
+    session, _ = begin(client)
+    queue(client, session, *map(str, range(16)))
+    picture = [{"type": "image", "data": encoded(png())}]
+    assert send(client, session, None, message=picture).status_code == 429
+    assert client.storage.files.read(session, sha256(png())) is None
 
 
 # --- their turns ---
