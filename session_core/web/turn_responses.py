@@ -94,7 +94,7 @@ class TurnResponses:
         sessions = sessions or self.sessions
         sessions.models.check(asked.model)
         with contextlib.ExitStack() as stack:
-            admit = functools.partial(_take_place, self._responses, stack)
+            admit = functools.cache(functools.partial(_take_place, self._responses, stack))  # once, in several tries
             turn, replayed = sessions.start(session_id, asked, admit=admit, observer=g.observed)
             headers = {"Idempotency-Replayed": "true"} if replayed else {}
             role: Role = "first" if turn.request is asked else "joined"

@@ -128,3 +128,13 @@ def test_a_chat_completion_in_a_busy_session_is_refused(client: Client) -> None:
     body = {"messages": [{"role": "user", "content": "three"}]}
     response = client.request("POST", "/v1/chat/completions", body, {"X-Session-Id": session})
     assert error_of(response) == (409, "session_busy")
+
+
+def test_a_keyed_message_that_is_refused_needs_one_place_alone() -> None:
+    with Client(tool_call("send_letter", {"to": "Ann"}), tools=[send_letter], max_streams=1) as client:
+        session, other = held(client), client.create()
+        client.run(other, Idempotency_Key="k")
+        replays = [client.stream(other, Idempotency_Key="k") for _ in range(client.settings.max_responses - 1)]
+        assert error_of(client.run(session, "three", Idempotency_Key="new")) == (409, "session_busy")
+        for replay in replays:
+            replay.close()
