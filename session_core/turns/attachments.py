@@ -1,6 +1,6 @@
 """The pictures and files of a turn: those of its question, kept before the question is, and those of its tools."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from session_core.data.message import Content, ContentPart, MessageFields, file_parts, named_files
@@ -25,6 +25,15 @@ class SessionFiles:
         self.storage.files.keep(self.session_id, files)
 
 
+def find_files(session: Session, named: Collection[str], sent: Mapping[str, bytes]) -> dict[str, ContentPart]:
+    """The parts for all that the session has, by SHA-256. Raises TurnRefused where one of these names is neither
+    there nor among what is sent."""
+    known = {part["sha256"]: part for one in expanded(session.messages) for part in file_parts(one["content"])}
+    if missing := [name for name in named if name not in known and name not in sent]:
+        raise TurnRefused(f"There is no picture or file {missing[0]} in this session: send its data.")
+    return known
+
+
 def keep_question_files(storage: Storage, session: Session, request: TurnRequest, fields: MessageFields) -> None:
     """Keeps what the question of a request names and the session has not, and makes its parts whole that name what
     the session has. The request lets go of the bytes.
@@ -35,10 +44,8 @@ def keep_question_files(storage: Storage, session: Session, request: TurnRequest
     named = named_files(messages)
     if not named:
         return
-    known = {part["sha256"]: part for one in expanded(session.messages) for part in file_parts(one["content"])}
+    known = find_files(session, named, request.files)
     whole = {part["sha256"]: part for one in messages for part in file_parts(one["content"]) if "media_type" in part}
-    if missing := [name for name in named if name not in known and name not in request.files]:
-        raise TurnRefused(f"There is no picture or file {missing[0]} in this session: send its data.")
     for message in messages:
         message["content"] = _with_whole_parts(message["content"], {**known, **whole})
     sent = {name: request.files[name] for name in named if name in request.files}

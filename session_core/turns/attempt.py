@@ -6,6 +6,7 @@ from typing import Any, cast
 from session_core.data.message import AttemptFields, StoredMessage
 from session_core.data.removed import without_removed
 from session_core.model.events import ToolCall, ToolResult
+from session_core.turns.added import add_messages
 from session_core.turns.attachments import SessionFiles, keep_question_files
 from session_core.turns.compaction import behind_summary
 from session_core.turns.queued import check_order
@@ -46,6 +47,9 @@ def begin_attempt(storage: Storage, session: LockedSession, request: TurnRequest
     if stored is None and request.behind not in (None, *(one["id"] for one in session.session.messages[-1:])):
         raise SessionBusy(session.id)
     if request.goes_on:
+        if stored is None:  # else they were added by the first request of this key
+            add_messages(storage, session, request.history, request.files)
+        request.files.clear()
         stored, fields, answers = _go_on(session, request)
         message, answered = stored.messages[0], settle(stored.unanswered, answers)
     elif stored is None:

@@ -8,14 +8,14 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from session_core.data.message import MessageFields, StoredMessage, assistant_message
+from session_core.data.message import StoredMessage, assistant_message
 from session_core.telemetry.spans import Observer
-from session_core.turns.attachments import keep_question_files
+from session_core.turns.added import add_messages
 from session_core.turns.expiry import Sweeps
 from session_core.turns.journal import with_partial_answer
 from session_core.turns.queued import next_request, still_waiting
 from session_core.turns.queueing import Accepted, accept, find_turn
-from session_core.turns.stored import last_failure, last_turn, question_message, settled_messages, waiting_message
+from session_core.turns.stored import last_failure, last_turn, settled_messages, waiting_message
 from session_core.turns.turn import Turn
 from session_core.turns.turn_request import TurnRequest
 from session_core.turns.turns import Turns
@@ -51,22 +51,12 @@ class Sessions:
             session.configure(**settings)
 
     def append(self, session_id: str, messages: Sequence[StoredMessage], files: dict[str, bytes]) -> None:
-        """Adds messages that come in to the session, with the bytes of their pictures and files, durably, one after
-        the other.
+        """Adds messages that come in to the session, see `add_messages`.
 
         Raises SessionNotFound, SessionBusy where a turn runs, TurnRefused, SessionCorrupt and StorageUnavailable.
         """
         with self.storage.lock(session_id) as session:
-            for message in messages:
-                turn = last_turn(session.session)
-                stored: MessageFields = {**message}  # type: ignore[typeddict-unknown-key]
-                if message["role"] == "user":
-                    asked = TurnRequest(message["content"], files=dict(files))
-                    stored = question_message(session.session, asked)
-                    keep_question_files(self.storage, session.session, asked, stored)
-                elif turn is not None:
-                    stored = {**stored, **turn.fields}
-                session.append({**stored, "imported": True, "added": True}, message["id"], message["created_at"])
+            add_messages(self.storage, session, messages, files)
         self.begin_next(session_id)  # which a turn that waited for answers has held
 
     def session(self, session_id: str) -> Session:

@@ -41,8 +41,9 @@ class TurnRequest:
     all behind it. Without a `content` it is the same once more. `after` is the id of a message behind which the
     question stands (or `BEGINNING`). `history` are whole messages that a client has before the question and the
     server has not: they come first. With `continues` there is no question, and the model is asked again from what is
-    stored. `key` is the idempotency key. `model`, `system_prompt` and `options` (of the request to the model) are for
-    this turn alone. `prefix` is the beginning of the answer, which the model is to continue.
+    stored, with the `history` behind it. `key` is the idempotency key. `model`, `system_prompt` and `options` (of the
+    request to the model) are for this turn alone. `prefix` is the beginning of the answer, which the model is to
+    continue.
 
     `answers` are those to all that the last turn waits for: `approve` (with a `reason` where it is false), or the
     client's own `result` or `error`, as the model gets them. The turn goes on with them, or before the question of

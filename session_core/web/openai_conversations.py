@@ -1,5 +1,6 @@
 """The Conversations dialect: sessions as conversations, and their messages as items."""
 
+import contextlib
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -61,7 +62,10 @@ class _Conversations:
         prompt = "\n\n".join(read.system) or None
         sessions = self._responses.sessions
         session_id = sessions.create(responses=kept, system_prompt=prompt)
-        sessions.append(session_id, read.messages, read.files)
+        with contextlib.ExitStack() as undo:
+            undo.callback(sessions.delete, session_id)
+            sessions.append(session_id, read.messages, read.files)
+            undo.pop_all()
         return _render(sessions.session(session_id))
 
     def get_conversation(self, id: str) -> Response:

@@ -291,7 +291,7 @@ class _Responses:
 
     def _complete(self, session: Session, read: ResponseInput, wish: TurnRequest) -> TurnRequest:
         """The wish with what the input asks for: a question, answers, or that the model goes on behind what the
-        client has, which is stored before."""
+        client has."""
         answers = read.answers or None
         if read.has_question:
             if any(answer.get("approve") for answer in read.answers.values()):
@@ -302,12 +302,13 @@ class _Responses:
             return dataclasses.replace(wish, content=content, history=tuple(history), answers=answers)
         if not read.messages:
             return dataclasses.replace(wish, answers=answers or {})
+        wish = dataclasses.replace(wish, continues=True, history=tuple(read.messages))
         if wish.key is None or find_turn(session, wish.key) is None:
             _check_end(read.messages, wish)
             if answers:
                 self._run_answered(session.id, answers)
-            self._responses.sessions.append(session.id, read.messages, read.files)
-        return dataclasses.replace(wish, continues=True, behind=None)
+                wish = dataclasses.replace(wish, behind=None)
+        return wish
 
     def _run_answered(self, session_id: str, answers: Mapping[str, Mapping[str, Any]]) -> None:
         """Has the calls that wait get their results, before what the client says next."""

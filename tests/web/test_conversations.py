@@ -284,6 +284,33 @@ def test_items_that_cannot_be_added_are_refused(client: Client, body: dict[str, 
     assert items(client, conversation) == []
 
 
+def test_items_are_added_all_or_none(client: Client) -> None:
+    address = "http://localhost/sessions/session-1/files/" + "a" * 64
+    unknown = {"role": "user", "content": [{"type": "input_image", "image_url": address}]}
+    conversation = create(client)
+    response = client.request("POST", f"{PATH}/{conversation}/items", {"items": [USER, unknown]})
+    assert error_of(response) == (400, "invalid_request")
+    assert items(client, conversation) == []
+    assert error_of(client.request("POST", PATH, {"items": [USER, unknown]})) == (400, "invalid_request")
+    assert json_of(client.get("/sessions")) == {"sessions": [session_of(conversation)]}
+
+
+@pytest.mark.parametrize("key", [{}, {"Idempotency-Key": "key"}], ids=["alone", "keyed"])
+def test_a_response_that_does_not_begin_adds_nothing(tmp_path: Path, key: dict[str, str]) -> None:
+    for store in storages(tmp_path).values():
+        with Client(answer(STALL), storage=store(), max_streams=1) as client:
+            conversation, busy = create(client, USER), client.create()
+            client.stream(busy).next("stream_start")
+            body = {"conversation": conversation, "input": [USER, CALL, OUTPUT]}
+            assert error_of(client.request("POST", "/v1/responses", body, key)) == (503, "overloaded")
+            assert len(items(client, conversation)) == 1
+            client.cancel(busy)
+            for _ in range(2 if key else 1):
+                checked(client.request("POST", "/v1/responses", body, key))
+            kinds = [item["type"] for item in items(client, conversation)]
+            assert kinds == ["message", "message", "function_call", "function_call_output", "message"]
+
+
 def test_a_message_that_came_into_a_turn_is_an_item_of_it() -> None:
     called, go = threading.Event(), threading.Event()
 
