@@ -125,7 +125,7 @@ class Sessions:
         accepted = accept(self._turns, (self.storage, session_id), request)
         if request.if_busy == "interrupt":
             with contextlib.suppress(SessionBusy):
-                self._cancel_waiting(session_id)
+                self._cancel_waiting(session_id, before=accepted.message_id)
         return accepted
 
     def take_back(self, session_id: str, message_id: str) -> bool:
@@ -166,7 +166,9 @@ class Sessions:
                 return self._cancel_waiting(session_id)
         raise SessionBusy(session_id)
 
-    def _cancel_waiting(self, session_id: str) -> bool:
+    def _cancel_waiting(self, session_id: str, before: str | None = None) -> bool:
+        """Denies what the last turn waits for, unless the turn of the message `before` has begun. Returns whether it
+        did."""
         try:
             if waiting_message(self.storage.get(session_id)) is None:
                 return False
@@ -175,6 +177,8 @@ class Sessions:
         with self.storage.lock(session_id) as session:
             turn = last_turn(session.session)
             if turn is None or turn.waiting is None:  # it was answered in between
+                return False
+            if any(message["id"] == before for message in session.session.messages):
                 return False
             for message in settled_messages(session.session):
                 session.append(message, message["id"], message["created_at"])

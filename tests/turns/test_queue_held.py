@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,7 +13,7 @@ from werkzeug.test import TestResponse
 
 from agent import tool
 from session_core.turns.expiry import expire
-from storage import Storage
+from storage import MemoryStorage, Session, Storage
 from tests.support.client import Client, error_of, json_of
 from tests.support.model_server import STALL, answer, tool_call
 from tests.support.server import wait_until
@@ -138,3 +139,27 @@ def test_a_keyed_message_that_is_refused_needs_one_place_alone() -> None:
         assert error_of(client.run(session, "three", Idempotency_Key="new")) == (409, "session_busy")
         for replay in replays:
             replay.close()
+
+
+class Unhurried(MemoryStorage):
+    """A store in which whoever looks at a session after a cancel, from elsewhere than a turn, sees it when the next
+    turn has ended."""
+
+    def _read(self, session_id: str) -> Session:
+        def look() -> Session:
+            return MemoryStorage._read(self, session_id)
+
+        if look().messages[1:] and threading.current_thread().name != "turns":
+            wait_until(lambda: len(look().messages) > 3 and not self.running(session_id))
+        return look()
+
+
+def test_an_interrupt_does_not_deny_what_its_own_turn_waits_for() -> None:
+    replies = answer("Hel", STALL), tool_call("send_letter", {"to": "Ann"})
+    with Client(*replies, storage=Unhurried(), tools=[send_letter]) as client:
+        session = client.create()
+        client.stream(session, "one").next("stream_chunk")
+        assert send(client, session, "two", "interrupt").status_code == 202
+        found = client.session(session)
+        assert [one["role"] for one in found["messages"]] == ["user", "assistant", "user", "assistant"]
+        assert found["messages"][-1]["status"] == "waiting"
