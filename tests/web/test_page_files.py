@@ -68,7 +68,7 @@ def test_a_picture_goes_with_the_message_and_is_shown_in_it(
     for state in ("live", "stored"):
         here.wait_until(lambda: drawn(here, ".question .picture img") == [True], state)
         here.reload()
-    assert here.questions == ["What is this?"]
+    here.wait_until(lambda: here.questions == ["What is this?"], "the stored question")
 
 
 def test_a_file_is_chosen_with_the_button(here: Page, model: ModelServer, tmp_path: Path) -> None:
