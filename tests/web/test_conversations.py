@@ -301,6 +301,7 @@ def test_a_response_that_does_not_begin_adds_nothing(tmp_path: Path, key: dict[s
         with Client(answer(STALL), storage=store(), max_streams=1) as client:
             conversation, busy = create(client, USER), client.create()
             client.stream(busy).next("stream_start")
+            client.model.wait_for(1)
             body = {"conversation": conversation, "input": [USER, CALL, OUTPUT]}
             assert error_of(client.request("POST", "/v1/responses", body, key)) == (503, "overloaded")
             assert len(items(client, conversation)) == 1
