@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from session_core.data.message import StoredMessage, assistant_message
+from session_core.data.message_queue import QueuedMessage, QueueFull
 from session_core.telemetry.spans import Observer
 from session_core.turns.added import add_messages
 from session_core.turns.expiry import Sweeps
@@ -19,7 +20,7 @@ from session_core.turns.stored import last_failure, last_turn, settled_messages,
 from session_core.turns.turn import Turn
 from session_core.turns.turn_request import TurnRequest
 from session_core.turns.turns import Turns
-from storage import Session, SessionBusy, SessionCorrupt, Storage, StorageUnavailable
+from storage import Session, SessionBusy, SessionCorrupt, SessionNotFound, Storage, StorageUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -90,24 +91,32 @@ class Sessions:
     def delete(self, session_id: str) -> None:
         """Deletes the session, durably. Cancels a turn that runs in it, which has ended when this returns.
 
-        Raises what `cancel` does, and SessionBusy where one turn after the other starts. Where the turn cannot be
-        cancelled from here, what waits stays in the queue.
+        Raises what `cancel` does, and SessionBusy where one turn after the other starts. Where it raises, what waits
+        goes on waiting.
         """
-        for tries in range(1, _MAX_TRIES + 1):
-            turn = self._turns.attach((self.storage, session_id))
-            with contextlib.suppress(SessionCorrupt):  # before the end, so that no turn of one begins then
-                for message in self.storage.queue(session_id).read():
-                    self.storage.queue(session_id).remove(message["id"])
-            if turn is not None and turn.cancel():
-                self.storage.flush()  # so that those who watch from elsewhere get the turn's end
-            try:
-                with self.storage.lock(session_id) as session:
-                    session.delete()
-                break
-            except SessionBusy:  # another turn started in between
-                if tries == _MAX_TRIES:
-                    raise
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.begin_next, session_id)
+            for tries in range(1, _MAX_TRIES + 1):
+                turn = self._turns.attach((self.storage, session_id))
+                with contextlib.suppress(SessionCorrupt):  # before the end, so that no turn of one begins then
+                    for message in self.storage.queue(session_id).read():
+                        if self.storage.queue(session_id).remove(message["id"]):
+                            undo.callback(self._put_back, session_id, message)
+                if turn is not None and turn.cancel():
+                    self.storage.flush()  # so that those who watch from elsewhere get the turn's end
+                try:
+                    with self.storage.lock(session_id) as session:
+                        session.delete()
+                    break
+                except SessionBusy:  # another turn started in between
+                    if tries == _MAX_TRIES:
+                        raise
+            undo.pop_all()
         self._turns.forget((self.storage, session_id))
+
+    def _put_back(self, session_id: str, message: QueuedMessage) -> None:
+        with contextlib.suppress(SessionNotFound, StorageUnavailable, QueueFull):  # those that came since were accepted
+            self.storage.queue(session_id).add(message, first=True)
 
     def start(
         self,

@@ -9,7 +9,7 @@ from pathlib import Path
 from werkzeug.test import TestResponse
 
 from session_core.stores.files import FileStorage
-from storage import Storage
+from storage import LockedSession, MemoryStorage, SessionBusy, Storage
 from tests.support.client import Client, error_of, json_of
 from tests.support.model_server import STALL, answer
 from tests.support.phases import Tool, every_phase, outcome, phase
@@ -82,3 +82,28 @@ def test_a_delete_that_another_process_does_not_hear_leaves_what_waits(tmp_path:
         assert error_of(beside.request("DELETE", f"/sessions/{session_id}")) == (409, "session_busy")
         assert [one["content"] for one in runs.session(session_id)["queued"]] == ["two"]
         runs.shut_down()
+
+
+class Taken(MemoryStorage):
+    """A store in which another process has each session, when it is to be deleted."""
+
+    taken = True
+
+    def lock(self, session_id: str) -> LockedSession:
+        if self.taken:
+            raise SessionBusy(session_id)
+        return super().lock(session_id)
+
+
+def test_a_delete_that_is_refused_leaves_what_waits_in_its_order() -> None:
+    with Client(answer(STALL), answer(STALL), storage=Taken()) as client:
+        session_id = client.create()
+        client.stream(session_id, "one").next()
+        for text in ("two", "three", "four"):
+            body = {"message": text, "if_busy": "queue"}
+            assert client.request("POST", f"/sessions/{session_id}/run", body).status_code == 202
+        assert error_of(client.request("DELETE", f"/sessions/{session_id}")) == (409, "session_busy")
+        client.model.wait_for(2)  # what waits first begins, since nothing else would have it begin
+        found = client.session(session_id)
+        assert [one["content"] for one in found["messages"] if one["role"] == "user"] == ["one", "two"]
+        assert [one["content"] for one in found["queued"]] == ["three", "four"]
