@@ -321,13 +321,15 @@ class _LockedFile(LockedSession):
         self.drop_journal()
 
     def _release(self) -> None:
-        if self._journal is not None:
-            self._journal.flush()  # unless it was dropped, what it holds could not be stored
-            self._journal.close()
-        if self._parsed is not None:
-            with contextlib.suppress(OSError):
-                self._storage._cache.put(self._path, version_of(self._stat()), self._parsed)
-        close_unlocked(self._file)
+        try:
+            if self._journal is not None:
+                self._journal.flush()  # unless it was dropped, what it holds could not be stored
+                self._journal.close()
+            if self._parsed is not None:
+                with contextlib.suppress(OSError):
+                    self._storage._cache.put(self._path, version_of(self._stat()), self._parsed)
+        finally:
+            close_unlocked(self._file)
 
     @property
     def _path(self) -> str:

@@ -234,24 +234,44 @@ class LocalTurn(Turn):
         """Stores the answer or what there is of it, releases the session, and only then adds the last event."""
         if not self._log.seal():
             return False
-        if status == "cancelled" or failure:
-            self._cancellation.cancel()
+        last: Ended | Failed = Failed("internal_error")
+        version: tuple[Any, ...] = ()
+        with self._apart():
+            if status == "cancelled" or failure:
+                self._cancellation.cancel()
         with self._storing:
-            beside: AnswerFields = {**(self._partial_fields() if fields is None else fields), **self._next_fields()}
-            beside |= self._deltas()
-            if status != "completed":
-                beside |= {"status": status, "reason": reason or ""}
-            if self.request.key is not None:
-                beside["finish_reason"] = finish_reason or ""
-            beside["usage"] = self.report.usage or {}
-            answer = assistant_message(self._log.unstored(Chunk), **beside)
-            last = self._store_end(answer, finish_reason, failure)
-            version = version_of(self._recorder.session)
-            self._recorder.release()
-        self.report.end(last)
-        self._on_end(self, version)
+            with self._apart():
+                last = self._store_end(self._answer(status, reason, finish_reason, fields), finish_reason, failure)
+                version = version_of(self._recorder.session)
+            with self._apart():
+                self._recorder.release()
+        with self._apart():
+            self.report.end(last)
+        with self._apart():
+            self._on_end(self, version)
         self._log.close(last)
         return True
+
+    @contextlib.contextmanager
+    def _apart(self) -> Iterator[None]:
+        """A part of the end, which keeps no other one from coming, whatever it raises."""
+        try:
+            yield
+        except Exception:
+            log.exception("a part of the end of turn %s of %s failed", self.id, self.session_id)
+
+    def _answer(
+        self, status: str, reason: str | None, finish_reason: str | None, fields: AnswerFields | None
+    ) -> MessageFields:
+        """The turn's last message: the answer, or what there is of it."""
+        beside: AnswerFields = {**(self._partial_fields() if fields is None else fields), **self._next_fields()}
+        beside |= self._deltas()
+        if status != "completed":
+            beside |= {"status": status, "reason": reason or ""}
+        if self.request.key is not None:
+            beside["finish_reason"] = finish_reason or ""
+        beside["usage"] = self.report.usage or {}
+        return assistant_message(self._log.unstored(Chunk), **beside)
 
     def _next_fields(self) -> AttemptFields:
         """What the next message has beside its own fields. The first one alone has the response."""
@@ -274,8 +294,8 @@ class LocalTurn(Turn):
         return {"reasoning": self._log.unstored(Reasoning), "model": self._attempt.settings["model"]}
 
     def _store_end(self, answer: MessageFields, finish_reason: str | None, failure: Failed | None) -> Ended | Failed:
-        """Stores the answer, or the code of the failure where there is no text. Returns the last event. Never
-        raises: what could not be stored stays recorded."""
+        """Stores the answer, or the code of the failure where there is no text. Returns the last event. What could
+        not be stored stays recorded."""
         try:
             last = self._store(answer, finish_reason, failure)
             self._recorder.drop_journal()
@@ -284,9 +304,6 @@ class LocalTurn(Turn):
             return Failed("internal_error", INTERRUPTED_TEXT)  # what other servers tell their watchers
         except StorageUnavailable:
             return failure or Failed("storage_unavailable")
-        except Exception:
-            log.exception("turn %s of %s could not be stored", self.id, self.session_id)
-            return Failed("internal_error")
 
     def _store(self, answer: MessageFields, finish_reason: str | None, failure: Failed | None) -> Ended | Failed:
         turn = last_turn(self._recorder.session)

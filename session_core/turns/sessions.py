@@ -115,7 +115,9 @@ class Sessions:
         self._turns.forget((self.storage, session_id))
 
     def _put_back(self, session_id: str, message: QueuedMessage) -> None:
-        with contextlib.suppress(SessionNotFound, StorageUnavailable, QueueFull):  # those that came since were accepted
+        with contextlib.suppress(
+            SessionNotFound, StorageUnavailable, QueueFull
+        ):  # those that came since were accepted
             self.storage.queue(session_id).add(message, first=True)
 
     def start(

@@ -216,12 +216,12 @@ class Turns:
             take_over(place[0], locked)
             begin = begin_compaction if request.compacts else begin_attempt
             attempt = begin(place[0], locked, request, self.models.agent.model)
+            span = observer.start_span(TurnSpan(locked.id, attempt.settings["model"], start.began_at))
+            report = TurnReport(locked.id, span, start.began_at)
+            kind = CompactionTurn if request.compacts else LocalTurn
+            turn = kind(locked, request, attempt, report, functools.partial(self._on_end, place))
+            turn.start()
             undo.pop_all()
-        span = observer.start_span(TurnSpan(locked.id, attempt.settings["model"], start.began_at))
-        report = TurnReport(locked.id, span, start.began_at)
-        kind = CompactionTurn if request.compacts else LocalTurn
-        turn = kind(locked, request, attempt, report, functools.partial(self._on_end, place))
-        turn.start()
         try:
             self._workers.run(functools.partial(turn.run, self.models.agent, attempt.history, queue))
         except RuntimeError:  # the system gives no more threads
@@ -292,10 +292,10 @@ class Turns:
 
     def _on_end(self, place: Place, turn: LocalTurn, version: tuple[Any, ...]) -> None:
         now, size = time.monotonic(), turn.size
+        self._slots.release()
         with self._lock:
             del self._local[place]
             until = self._recent.add(place, turn, version, size, now) if turn.message_id else now
-        self._slots.release()
         self.queues.look(place)
         with contextlib.suppress(RuntimeError):  # the system gives no more threads: it is let go of later
             self._clock.wake_by(until)

@@ -99,6 +99,7 @@ def test_a_delete_that_is_refused_leaves_what_waits_in_its_order() -> None:
     with Client(answer(STALL), answer(STALL), storage=Taken()) as client:
         session_id = client.create()
         client.stream(session_id, "one").next()
+        client.model.wait_for(1)
         for text in ("two", "three", "four"):
             body = {"message": text, "if_busy": "queue"}
             assert client.request("POST", f"/sessions/{session_id}/run", body).status_code == 202
