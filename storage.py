@@ -74,7 +74,8 @@ class Storage(ABC):
         """Creates a session and returns its id. The session is durable when this returns.
 
         `messages` are whole, with ids. What they name is in `files`: bytes by SHA-256, or a session's id. `fields`
-        are further ones of `Session`, also its `id` (see `_create`). Raises ValueError for what JSON cannot hold.
+        are further ones of `Session`, also its `id` (see `_create`). Raises ValueError for what JSON cannot hold, and
+        SessionNotFound where the session that has the files is gone.
         """
         now = timestamp()
         copies = json.loads(to_json(list(messages)))
@@ -83,6 +84,12 @@ class Storage(ABC):
         to_json(fields)
         session = Session(fields.pop("id", "") or new_id("session"), now, now, messages=copies, **fields)
         self.files.take(session.id, named_files(copies), files)
+        if files and isinstance(files, str):
+            try:
+                self.running(files)
+            except SessionNotFound:  # it was deleted meanwhile, with what was to be shared
+                self.files.remove(session.id)
+                raise
         self._create(session)
         return session.id
 
@@ -410,8 +417,7 @@ class MemoryStorage(Storage):
         pass
 
     def queue(self, session_id: str) -> MessageQueue:
-        with self._mutex:
-            return ListQueue(self._find(checked_id(session_id)).queue, self._mutex)
+        return ListQueue(lambda: self._find(checked_id(session_id)).queue, self._mutex)
 
     def _create(self, session: Session) -> None:
         lines = [to_json(message) for message in session.messages]
@@ -491,7 +497,7 @@ class _LockedMemory(LockedSession):
     def _delete(self) -> None:
         with self._storage._mutex:
             del self._storage._sessions[self.id]
-        self._storage.files.remove(self.id)
+            self._storage.files.remove(self.id)
 
     def _release(self) -> None:
         with self._storage._mutex:

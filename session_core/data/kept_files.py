@@ -33,6 +33,9 @@ class KeptFiles(ABC):
     def read(self, session_id: str, name: str) -> bytes | None:
         """The bytes of a file. None where the session has none of this name."""
 
+    def remove(self, session_id: str) -> None:
+        """Removes all files of a session that is gone. Never raises: what is left goes later."""
+
 
 class MemoryFiles(KeptFiles):
     """Files in a dict, for as long as the process lives."""
@@ -53,6 +56,5 @@ class MemoryFiles(KeptFiles):
             return self._files.get(session_id, {}).get(name)
 
     def remove(self, session_id: str) -> None:
-        """Removes all files of a session."""
         with self._lock:
             self._files.pop(session_id, None)

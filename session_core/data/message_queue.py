@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, Required, TypedDict
 
 from session_core.data.message import Content, is_message
@@ -58,23 +59,23 @@ class MessageQueue(ABC):
 
 
 class ListQueue(MessageQueue):
-    """A queue in a list of the process, which this lock is held to change."""
+    """A queue in a list of the process, which this lock is held to find and to change."""
 
-    def __init__(self, messages: list[QueuedMessage], lock: threading.Lock) -> None:
-        self._messages = messages
+    def __init__(self, find: Callable[[], list[QueuedMessage]], lock: threading.Lock) -> None:
+        self._find = find
         self._lock = lock
 
     def read(self) -> list[QueuedMessage]:
         with self._lock:
-            return list(self._messages)
+            return list(self._find())
 
     def add(self, message: QueuedMessage, *, first: bool = False) -> int:
         with self._lock:
-            return insert(self._messages, message, first=first)
+            return insert(self._find(), message, first=first)
 
     def remove(self, message_id: str) -> bool:
         with self._lock:
-            return take_out(self._messages, message_id)
+            return take_out(self._find(), message_id)
 
 
 def insert(messages: list[QueuedMessage], message: QueuedMessage, *, first: bool) -> int:

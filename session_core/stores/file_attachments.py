@@ -47,7 +47,6 @@ class DirectoryFiles(KeptFiles):
             return next((data for path in paths if (data := read_regular(path, math.inf)) is not None), None)
 
     def remove(self, session_id: str) -> None:
-        """Removes all files of a session. Never raises: what is left goes at a later start."""
         shutil.rmtree(self._path(session_id), ignore_errors=True)
 
     def _path(self, session_id: str) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from session_core.data.message import Content, ContentPart, MessageFields, file_parts, named_files
 from session_core.data.session import expanded
 from session_core.turns.turn_request import TurnRefused, TurnRequest
-from storage import Session, Storage
+from storage import Session, SessionNotFound, Storage
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,12 @@ class SessionFiles:
         return self.storage.files.read(self.session_id, part["sha256"])
 
     def keep(self, files: Mapping[str, bytes]) -> None:
-        """Keeps files under their SHA-256, durably. Raises StorageUnavailable."""
+        """Keeps files under their SHA-256, durably, unless the session is gone. Raises StorageUnavailable."""
         self.storage.files.keep(self.session_id, files)
+        try:
+            self.storage.running(self.session_id)
+        except SessionNotFound:  # it was deleted meanwhile, with the files that it had
+            self.storage.files.remove(self.session_id)
 
 
 def find_files(session: Session, named: Collection[str], sent: Mapping[str, bytes]) -> dict[str, ContentPart]:

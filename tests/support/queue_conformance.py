@@ -67,11 +67,14 @@ class QueueConformance(LockConformance):
         assert texts(other, id) == ["one", "two", "three"]
 
     def test_a_deleted_session_has_no_queue(self, storage: Storage, other: Storage, id: str) -> None:
-        storage.queue(id).add(queued("a"))
+        queue = storage.queue(id)
+        queue.add(queued("a"))
         with storage.lock(id) as locked:
             locked.delete()
         with pytest.raises(SessionNotFound):
             storage.queue(id).read()
+        with pytest.raises(SessionNotFound):
+            queue.add(queued("b"))
         storage.ensure(id)
         assert waiting(storage, id) == waiting(other, id) == []
 

@@ -10,8 +10,9 @@ import pytest
 
 from session_core.stores.files import FileStorage
 from storage import timestamp
-from tests.support.client import Client, error_of, json_of
+from tests.support.client import Client, error_of, json_of, storages
 from tests.support.model_server import ModelServer, answer, status, tool_call
+from tests.support.pictures import image, png, sha256, text
 from tests.support.sessions import asked, post, texts
 from tests.support.thinking_servers import SERVERS
 from tests.support.well_formed import assert_well_formed
@@ -249,3 +250,23 @@ def test_an_import_is_in_one_write(tmp_path: Path) -> None:
         client.request("POST", "/sessions", {"messages": [{"role": "user", "content": "é"}] * 3})
         [path] = tmp_path.glob("session-*.json")
         assert [message["content"] for message in json.loads(path.read_text())["messages"]] == ["é"] * 3
+
+
+@pytest.mark.parametrize("kind", ["memory", "files"])
+def test_a_copy_beside_the_end_of_its_source_has_its_pictures_or_is_none(kind: str, tmp_path: Path) -> None:
+    with Client(storage=storages(tmp_path)[kind]()) as client:
+        session, files = client.create(), client.storage.files
+        post(client, session, message=[text("one"), image(png())])
+        share, copies = files.share, []
+
+        def late(source: str, copy: str, names: Any) -> None:
+            assert client.request("DELETE", f"/sessions/{source}").status_code == 200
+            share(source, copy, names)
+            copies.append(copy)
+
+        files.share = late  # type: ignore[method-assign]
+        copy = client.request("POST", "/sessions", {"copy_of": session})
+        assert error_of(copy) == (404, "session_not_found")
+        assert json_of(client.get("/sessions")) == {"sessions": []}
+        assert not list(tmp_path.glob("sessions/.*.files"))
+        assert [files.read(one, sha256(png())) for one in copies] == [None]

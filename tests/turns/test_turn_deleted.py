@@ -5,15 +5,19 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
+import pytest
 from werkzeug.test import TestResponse
 
+from agent import Picture
 from session_core.stores.files import FileStorage
 from storage import LockedSession, MemoryStorage, SessionBusy, Storage
-from tests.support.client import Client, error_of, json_of
-from tests.support.model_server import STALL, answer
+from tests.support.client import Client, error_of, json_of, storages
+from tests.support.model_server import STALL, answer, tool_call
 from tests.support.phases import Tool, every_phase, outcome, phase
-from tests.support.server import TIMEOUT
+from tests.support.pictures import image, png, sha256, text
+from tests.support.server import TIMEOUT, wait_until
 
 
 @every_phase
@@ -108,3 +112,32 @@ def test_a_delete_that_is_refused_leaves_what_waits_in_its_order() -> None:
         found = client.session(session_id)
         assert [one["content"] for one in found["messages"] if one["role"] == "user"] == ["one", "two"]
         assert [one["content"] for one in found["queued"]] == ["three", "four"]
+
+
+def drawing() -> Picture:
+    """Draws."""
+    return Picture(png())
+
+
+@pytest.mark.parametrize("kind", ["memory", "files"])
+@pytest.mark.parametrize("way", ["queued", "drawn"])
+def test_a_picture_that_is_kept_while_its_session_is_deleted_is_gone(way: str, kind: str, tmp_path: Path) -> None:
+    replies = [tool_call("drawing", {})] if way == "drawn" else [answer(STALL)]
+    with Client(*replies, storage=storages(tmp_path)[kind](), tools=[drawing]) as client:
+        session_id, files = client.create(), client.storage.files
+        keep, deleted = files.keep, threading.Event()
+
+        def late(*arguments: Any) -> None:
+            assert client.request("DELETE", f"/sessions/{session_id}").status_code == 200
+            keep(*arguments)
+            deleted.set()
+
+        files.keep = late  # type: ignore[method-assign]
+        client.stream(session_id, "one").next()
+        if way == "queued":
+            body = {"message": [text("two"), image(png())], "if_busy": "queue"}
+            response = client.request("POST", f"/sessions/{session_id}/run", body)
+            assert error_of(response) == (404, "session_not_found")
+        assert deleted.wait(TIMEOUT)
+        wait_until(lambda: files.read(session_id, sha256(png())) is None)
+        wait_until(lambda: not list(tmp_path.glob("sessions/.*.files")))
