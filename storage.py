@@ -88,10 +88,17 @@ class Storage(ABC):
             try:
                 self.running(files)
             except SessionNotFound:  # it was deleted meanwhile, with what was to be shared
-                self.files.remove(session.id)
+                self.drop_files(session.id)
                 raise
         self._create(session)
         return session.id
+
+    def drop_files(self, session_id: str) -> None:
+        """Removes what was kept for the session, if it is not there, or not any more. Raises StorageUnavailable."""
+        try:
+            self.running(session_id)
+        except SessionNotFound:
+            self.files.remove(session_id)
 
     def ensure(self, session_id: str) -> None:
         """Creates an empty session of this id, durably, unless there is one.
@@ -242,6 +249,7 @@ class LockedSession(ABC):
     def __init__(self, session_id: str) -> None:
         self.id = session_id
         self._session: Session | None = None
+        self._lines: list[bytes] | None = None  # of messages that are stored together
         self._released = False
 
     @property
@@ -275,8 +283,23 @@ class LockedSession(ABC):
         if not is_message(message):
             raise ValueError("a message needs a role, which is a string, and a content")
         taken = message["id"] if queued else None
-        self._update(line, taken=taken, continues=None if begins_turn(message) else self.session.continues)
+        self._update([line], taken=taken, continues=None if begins_turn(message) else self.session.continues)
         return message
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Has what is added and set in the block stored in one write at its end, none of it where the block raises.
+        Nothing is taken out of the queue in it. Raises what `append` raises."""
+        before, self._lines = self.session, []
+        self._session = started = replace(before, messages=before.messages.copy())
+        try:
+            yield
+            changed, lines = self.session, self._lines
+        finally:
+            self._session, self._lines = before, None
+        if changed is not started:
+            self._append(replace(changed, messages=before.messages), lines, None)
+            self._session = changed
 
     def set_last_error(self, code: str, *, refused: bool = False) -> None:
         """Stores the code of the error that ended the turn, and whether the model server refused the question. Both
@@ -285,7 +308,7 @@ class LockedSession(ABC):
         Durable when this returns. Raises ValueError for what JSON in UTF-8 cannot hold.
         """
         to_json(code)
-        self._update(None, last_error=code, last_refused=refused)
+        self._update([], last_error=code, last_refused=refused)
 
     def set_continues(self, attempt: Mapping[str, Any]) -> None:
         """Stores what tells of an attempt that goes on with the last turn, in force until the next user's message.
@@ -293,7 +316,7 @@ class LockedSession(ABC):
         It ends the force of `last_error`. Durable when this returns. Raises ValueError for what JSON in UTF-8 cannot
         hold.
         """
-        self._update(None, continues=json.loads(to_json(attempt)))
+        self._update([], continues=json.loads(to_json(attempt)))
 
     def configure(self, **settings: Any) -> None:
         """Sets fields of `CONFIGURABLE`, or removes them with None. Durable when this returns.
@@ -351,8 +374,8 @@ class LockedSession(ABC):
         """What is stored, as an object of its own."""
 
     @abstractmethod
-    def _append(self, session: Session, line: bytes | None, taken: str | None) -> None:
-        """Adds a line of JSON (if any), `updated_at`, `STATE`. Takes `taken` from the queue, or raises NotQueued."""
+    def _append(self, session: Session, lines: Sequence[bytes], taken: str | None) -> None:
+        """Adds these messages in JSON, `updated_at`, `STATE`. Takes `taken` from the queue, or raises NotQueued."""
 
     @abstractmethod
     def _rewrite(self, session: Session) -> None:
@@ -366,13 +389,15 @@ class LockedSession(ABC):
     def _release(self) -> None:
         """Unlocks. Is called once."""
 
-    def _update(self, line: bytes | None, *, taken: str | None = None, **state: Any) -> None:
-        """Stores a message (if any), and this state of the last turn."""
+    def _update(self, lines: Sequence[bytes], *, taken: str | None = None, **state: Any) -> None:
+        """Stores messages, and this state of the last turn."""
         cleared: dict[str, Any] = {"last_error": None, "last_refused": False}
         changed = replace(self.session, updated_at=timestamp(), **{**cleared, **state})
-        self._append(changed, line, taken)
-        if line is not None:
-            changed.messages.append(json.loads(line))
+        if self._lines is None:
+            self._append(changed, lines, taken)
+        else:
+            self._lines += lines
+        changed.messages.extend(map(json.loads, lines))
         self._session = changed
 
     def _check_locked(self) -> None:
@@ -480,15 +505,14 @@ class _LockedMemory(LockedSession):
     def _load(self) -> Session:
         return self._storage._read(self.id)
 
-    def _append(self, session: Session, line: bytes | None, taken: str | None) -> None:
+    def _append(self, session: Session, lines: Sequence[bytes], taken: str | None) -> None:
         with self._storage._mutex:
             if taken is not None and not take_out(self._memory.queue, taken):
                 raise NotQueued
             self._memory.session = replace(session, messages=[])
             self._memory.order = time.time_ns()
             self._storage._sessions[self.id] = self._storage._sessions.pop(self.id)
-            if line is not None:
-                self._memory.lines.append(line)
+            self._memory.lines += lines
 
     def _rewrite(self, session: Session) -> None:
         with self._storage._mutex:

@@ -9,7 +9,7 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Self, TypeVar
 
@@ -250,6 +250,7 @@ class _LockedFile(LockedSession):
     def __init__(self, storage: FileStorage, session_id: str, file: int, turn: bool) -> None:
         super().__init__(session_id)
         self._storage = storage
+        self._path = storage._path(session_id)
         self._file = file
         self._turn = turn
         self._journal: FileJournal | None = None
@@ -278,36 +279,38 @@ class _LockedFile(LockedSession):
         self._end = self._parsed.end
         return self._parsed.copy()
 
-    def _append(self, session: Session, line: bytes | None, taken: str | None) -> None:
+    def _append(self, session: Session, lines: Sequence[bytes], taken: str | None) -> None:
         with contextlib.nullcontext() if taken is None else self._storage.queue(self.id).taking(taken):
-            self._add(session, line)
+            self._add(session, lines)
 
-    def _add(self, session: Session, line: bytes | None) -> None:
+    def _add(self, session: Session, lines: Sequence[bytes]) -> None:
+        added = [json.loads(line) for line in lines]
+        if len(lines) > 1:  # of which a crash could leave some
+            return self._rewrite(replace(session, messages=session.messages + added), time.time_ns())
         if self._end is None:
             log.warning("%s.json is torn or has another layout: it is rewritten before a message is added", self.id)
             self._rewrite(self.session)
         parsed, self._parsed = self._parsed, None  # unless the write succeeds
         assert self._end is not None
-        added = b"" if line is None else (b",\n" if session.messages else b"\n") + line
+        data = b"".join((b",\n" if session.messages else b"\n") + line for line in lines)
         with unavailable("write", self.id):
             modified = self._stat().st_mtime_ns
             try:
-                self._write_end(self._end, added + closing(session), time.time_ns())
+                self._write_end(self._end, data + closing(session), time.time_ns())
             except OSError:
                 # The first bytes stand where the closing line was, so a full disk has room for that line.
                 with contextlib.suppress(OSError):
                     self._write_end(self._end, closing(self.session), modified)
                 raise
-        self._end += len(added)
+        self._end += len(data)
         if parsed is not None:
-            messages = parsed.session.messages
-            messages += [] if line is None else [json.loads(line)]
-            self._parsed = ParsedFile(replace(session, messages=messages), self._end)
+            parsed.session.messages.extend(added)
+            self._parsed = ParsedFile(replace(session, messages=parsed.session.messages), self._end)
 
-    def _rewrite(self, session: Session) -> None:
+    def _rewrite(self, session: Session, modified: int = 0) -> None:
         with unavailable("write", self.id), synced(self._storage._directory):
             old = self._file
-            self._file = self._storage._write_new(session, self._stat().st_mtime_ns, turn=self._turn)
+            self._file = self._storage._write_new(session, modified or self._stat().st_mtime_ns, turn=self._turn)
             close_unlocked(old)
             self._parsed = None
             self._end = None  # until the directory is synced, a crash may bring the old file back
@@ -330,10 +333,6 @@ class _LockedFile(LockedSession):
                     self._storage._cache.put(self._path, version_of(self._stat()), self._parsed)
         finally:
             close_unlocked(self._file)
-
-    @property
-    def _path(self) -> str:
-        return self._storage._path(self.id)
 
     def _stat(self) -> os.stat_result:
         found = os.fstat(self._file)

@@ -6,7 +6,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from session_core.data.message_queue import MessageQueue, NotQueued
@@ -229,21 +229,21 @@ class _LockedRedis(LockedSession):
     def _load(self) -> Session:
         return self._storage._read(self.id)
 
-    def _append(self, session: Session, line: bytes | None, taken: str | None) -> None:
-        self._write(session, line or b"", self.id, taken or "")
+    def _append(self, session: Session, lines: Sequence[bytes], taken: str | None) -> None:
+        self._write(session, b"\n".join(lines), self.id, taken or "")
 
     def _rewrite(self, session: Session) -> None:
         self._write(session, b"", "", "")
 
-    def _write(self, session: Session, line: bytes, touched: str, taken: str) -> None:
+    def _write(self, session: Session, lines: bytes, touched: str, taken: str) -> None:
         self._changes += 1
         fields = _fields(session)
         if touched:  # a summary is long, and does not change with a message
             del fields["compacted"]
-        if any(name in line for name in (b'"replaces"', b'"after"', b'"history"')):
+        if any(name in lines for name in (b'"replaces"', b'"after"', b'"history"')):
             fields["replaced"] = "true"  # so that the summary counts what is in the conversation
         pairs = [part for pair in fields.items() for part in pair]
-        self._change("write", self._changes, len(session.messages), line, touched, taken, *pairs)
+        self._change("write", self._changes, len(session.messages), lines, touched, taken, *pairs)
 
     def _delete(self) -> None:
         self._change("delete", self.id)

@@ -149,9 +149,9 @@ return {redis.call('GET', lease), newest}
 """,
     # Earlier versions write `note` and `continuation`, which are true where one has written last.
     # Changes are numbered, so that one that arrives twice, or after the next one, does nothing. `count` is how many
-    # messages there should be. One more is the rest of a try that was reported as failed.
+    # messages there should be. More are the rest of a try that was reported as failed.
     "write": """
-local fence, number, count, line, id, taken = unpack(ARGV, 1, 6)
+local fence, number, count, lines, id, taken = unpack(ARGV, 1, 6)
 if redis.call('HGET', session, 'token') ~= fence then
     return redis.call('EXISTS', session) == 1 and 'lost' or 'vanished'
 end
@@ -161,11 +161,11 @@ if taken ~= '' then
     place, entry = queued(taken)
     if not place then return 'taken' end
 end
-if line ~= '' then
+if lines ~= '' then
     local found = redis.call('LLEN', messages)
     if found > tonumber(count) then redis.call('LTRIM', messages, -found, count - found - 1) end
-    redis.call('RPUSH', messages, line)
-    hold(id, line)
+    for line in string.gmatch(lines, '[^\\n]+') do redis.call('RPUSH', messages, line) end
+    hold(id, lines)
 end
 redis.call('HDEL', session, 'note', 'continuation')
 redis.call('HSET', session, 'written', number, unpack(ARGV, 7))

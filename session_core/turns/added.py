@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from session_core.data.message import MessageFields, StoredMessage, named_files
-from session_core.turns.attachments import find_files, keep_question_files
+from session_core.data.message import MessageFields, StoredMessage
+from session_core.turns.attachments import keep_question_files
 from session_core.turns.stored import last_turn, question_message
 from session_core.turns.turn_request import TurnRequest
 from storage import LockedSession, Storage
@@ -14,12 +14,11 @@ from storage import LockedSession, Storage
 def add_messages(
     storage: Storage, session: LockedSession, messages: Sequence[StoredMessage], files: Mapping[str, bytes]
 ) -> None:
-    """Adds messages with the bytes of their pictures and files, durably, one after the other.
+    """Adds messages with the bytes of their pictures and files, durably.
 
-    Raises TurnRefused where one of them names a picture or a file that is not there; then none was added. Raises
-    SessionCorrupt and StorageUnavailable.
+    Raises TurnRefused where one of them names a picture or a file that is not there, SessionCorrupt and
+    StorageUnavailable.
     """
-    find_files(session.session, named_files(messages), files)
     for message in messages:
         turn = last_turn(session.session)
         stored: MessageFields = {**message}  # type: ignore[typeddict-unknown-key]

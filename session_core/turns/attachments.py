@@ -1,12 +1,12 @@
 """The pictures and files of a turn: those of its question, kept before the question is, and those of its tools."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from session_core.data.message import Content, ContentPart, MessageFields, file_parts, named_files
 from session_core.data.session import expanded
 from session_core.turns.turn_request import TurnRefused, TurnRequest
-from storage import Session, SessionNotFound, Storage
+from storage import Session, Storage
 
 
 @dataclass(frozen=True)
@@ -23,19 +23,7 @@ class SessionFiles:
     def keep(self, files: Mapping[str, bytes]) -> None:
         """Keeps files under their SHA-256, durably, unless the session is gone. Raises StorageUnavailable."""
         self.storage.files.keep(self.session_id, files)
-        try:
-            self.storage.running(self.session_id)
-        except SessionNotFound:  # it was deleted meanwhile, with the files that it had
-            self.storage.files.remove(self.session_id)
-
-
-def find_files(session: Session, named: Collection[str], sent: Mapping[str, bytes]) -> dict[str, ContentPart]:
-    """The parts for all that the session has, by SHA-256. Raises TurnRefused where one of these names is neither
-    there nor among what is sent."""
-    known = {part["sha256"]: part for one in expanded(session.messages) for part in file_parts(one["content"])}
-    if missing := [name for name in named if name not in known and name not in sent]:
-        raise TurnRefused(f"There is no picture or file {missing[0]} in this session: send its data.")
-    return known
+        self.storage.drop_files(self.session_id)  # where it was deleted meanwhile, with those that it had
 
 
 def keep_question_files(storage: Storage, session: Session, request: TurnRequest, fields: MessageFields) -> None:
@@ -48,7 +36,9 @@ def keep_question_files(storage: Storage, session: Session, request: TurnRequest
     named = named_files(messages)
     if not named:
         return
-    known = find_files(session, named, request.files)
+    known = {part["sha256"]: part for one in expanded(session.messages) for part in file_parts(one["content"])}
+    if missing := [name for name in named if name not in known and name not in request.files]:
+        raise TurnRefused(f"There is no picture or file {missing[0]} in this session: send its data.")
     whole = {part["sha256"]: part for one in messages for part in file_parts(one["content"]) if "media_type" in part}
     for message in messages:
         message["content"] = _with_whole_parts(message["content"], {**known, **whole})

@@ -47,10 +47,11 @@ def begin_attempt(storage: Storage, session: LockedSession, request: TurnRequest
     if stored is None and request.behind not in (None, *(one["id"] for one in session.session.messages[-1:])):
         raise SessionBusy(session.id)
     if request.goes_on:
-        if stored is None:  # else they were added by the first request of this key
-            add_messages(storage, session, request.history, request.files)
-        request.files.clear()
-        stored, fields, answers = _go_on(session, request)
+        with session.together():
+            if stored is None:  # else they were added by the first request of this key
+                add_messages(storage, session, request.history, request.files)
+            request.files.clear()
+            stored, fields, answers = _go_on(session, request)
         message, answered = stored.messages[0], settle(stored.unanswered, answers)
     elif stored is None:
         check_order(storage.queue(session.id), session.session, request)

@@ -56,7 +56,7 @@ class Sessions:
 
         Raises SessionNotFound, SessionBusy where a turn runs, TurnRefused, SessionCorrupt and StorageUnavailable.
         """
-        with self.storage.lock(session_id) as session:
+        with self.storage.lock(session_id) as session, session.together():
             add_messages(self.storage, session, messages, files)
         self.begin_next(session_id)  # which a turn that waited for answers has held
 
@@ -191,9 +191,10 @@ class Sessions:
                 return False
             if any(message["id"] == before for message in session.session.messages):
                 return False
-            for message in settled_messages(session.session):
-                session.append(message, message["id"], message["created_at"])
-            session.append(assistant_message("", status="cancelled", reason="cancelled", **turn.fields))
+            with session.together():
+                for message in settled_messages(session.session):
+                    session.append(message, message["id"], message["created_at"])
+                session.append(assistant_message("", status="cancelled", reason="cancelled", **turn.fields))
         self._turns.forget((self.storage, session_id))
         self.begin_next(session_id)
         return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import openai
 import pytest
 
+from storage import LockedSession, MemoryStorage, StorageUnavailable
 from tests.support.client import Client, error_of, json_of, storages
 from tests.support.model_server import STALL, answer, tool_call
 from tests.support.responses import check_conversation, check_item, checked, sdk
@@ -134,6 +136,36 @@ def test_an_unknown_conversation_is_not_found(client: Client, conversation: str)
         assert "session-" not in json_of(response)["error"]["message"] or conversation == "session-a"
     response = client.request("POST", "/v1/responses", {"input": "Hi", "conversation": conversation})
     assert error_of(response) == (404, "not_found")
+
+
+class _Failing(MemoryStorage):
+    """A store whose second write in a lock fails, once."""
+
+    failed = False
+
+    def _lock(self, session_id: str, turn: bool) -> LockedSession | None:
+        locked, writes = super()._lock(session_id, turn), itertools.count(1)
+        if locked is not None:
+            append = locked._append
+
+            def fail(*arguments: Any) -> None:
+                if next(writes) == 2 and not self.failed:
+                    self.failed = True
+                    raise StorageUnavailable("full")
+                append(*arguments)
+
+            locked._append = fail  # type: ignore[method-assign, assignment]
+        return locked
+
+
+def test_items_of_which_one_cannot_be_stored_are_there_once_after_a_retry() -> None:
+    with Client(storage=_Failing()) as client:
+        conversation = create(client)
+        path, body = f"{PATH}/{conversation}/items", {"items": [USER, ANSWER, USER]}
+        answers = [client.request("POST", path, body).status_code]
+        while answers[-1] == 503:
+            answers.append(client.request("POST", path, body).status_code)
+        assert len(items(client, conversation)) == 3
 
 
 def test_items_are_added_in_their_order(client: Client, openai_client: openai.OpenAI) -> None:
