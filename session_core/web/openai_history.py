@@ -89,7 +89,8 @@ def find_chat(storage: Storage, headers: Sequence[str]) -> ChatName | None:
     """The session that X-Session-Id names, or one of these headers. None where none does, or the chat is not to be
     kept. Raises ApiError.
 
-    A value that is the id of a session names that one; any other value stands for an id of its own.
+    A value that is the id of a session names that one, and is not found where that is deleted meanwhile; any other
+    value stands for a session of its own, which is made where it does not exist.
     """
     name = next((name for name in (_SESSION_HEADER, *headers) if request.headers.get(name)), _SESSION_HEADER)
     value = request.headers.get(name, "")
@@ -101,16 +102,17 @@ def find_chat(storage: Storage, headers: Sequence[str]) -> ChatName | None:
         with contextlib.suppress(SessionNotFound):
             storage.running(value)
             return ChatName(value, whole_chats=name != _SESSION_HEADER)
-    return ChatName(f"session-{hashlib.sha256(value.encode()).hexdigest()[:32]}", whole_chats=name != _SESSION_HEADER)
+    chat = ChatName(f"session-{hashlib.sha256(value.encode()).hexdigest()[:32]}", whole_chats=name != _SESSION_HEADER)
+    storage.ensure(chat.session_id)
+    return chat
 
 
 def start_in_session(responses: TurnResponses, chat: ChatName, asked: ChatRequest, key: str | None) -> TurnReader:
-    """Reads the turn that a request means in a session, which is made where it does not exist.
+    """Reads the turn that a request means in a session.
 
     Where another turn runs there, a front end that sends whole chats gets an answer to its own transcript.
     """
     sessions = responses.sessions
-    sessions.storage.ensure(chat.session_id)
     unanswered: set[str] = set()
     for look in range(1, _MAX_LOOKS + 1):
         try:

@@ -141,3 +141,21 @@ def test_a_picture_that_is_kept_while_its_session_is_deleted_is_gone(way: str, k
         assert deleted.wait(TIMEOUT)
         wait_until(lambda: files.read(session_id, sha256(png())) is None)
         wait_until(lambda: not list(tmp_path.glob("sessions/.*.files")))
+
+
+class DeletedBehind(MemoryStorage):
+    """A store in which somebody deletes each session as soon as a caller has found it."""
+
+    def running(self, session_id: str) -> bool:
+        found = super().running(session_id)
+        with self.lock(session_id) as locked:
+            locked.delete()
+        return found
+
+
+def test_a_completion_does_not_bring_a_deleted_session_back() -> None:
+    with Client(storage=DeletedBehind()) as client:
+        session_id, body = client.create(), {"messages": [{"role": "user", "content": "Hi"}]}
+        response = client.request("POST", "/v1/chat/completions", body, {"X-Session-Id": session_id})
+        assert error_of(response) == (404, "session_not_found")
+        assert json_of(client.get("/sessions")) == {"sessions": []}
