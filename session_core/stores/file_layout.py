@@ -23,7 +23,7 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 def layout(session: Session) -> bytes:
     """The whole file."""
-    lines = b",".join(b"\n" + to_json(message) for message in session.messages)
+    lines = b",".join(b"\n" + to_json({"id": message["id"], **message}) for message in session.messages)
     return _head(session) + lines + closing(session)
 
 

@@ -285,3 +285,12 @@ def test_the_log_says_nothing_of_what_is_in_a_file(
         with contextlib.suppress(SessionCorrupt), storage.lock(ID) as locked:
             locked.append(user("secret"))
         assert secret not in caplog.text.replace(ID, "")
+
+
+def test_a_message_is_added_in_place_whatever_was_imported(storage: FileStorage, directory: Path) -> None:
+    given: Any = {"role": "user", "content": "Hi", "created_at": "2026-01-31T12:34:56Z", "id": "msg-1"}
+    id = storage.create([given])
+    before = (directory / f"{id}.json").stat().st_ino
+    with storage.lock(id) as locked:
+        locked.append({"role": "assistant", "content": "Hello"})
+    assert (directory / f"{id}.json").stat().st_ino == before
