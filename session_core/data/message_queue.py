@@ -91,10 +91,9 @@ def insert(messages: list[QueuedMessage], message: QueuedMessage, *, first: bool
 
 def take_out(messages: list[QueuedMessage], message_id: str) -> bool:
     """Removes a message from a list. Returns whether it was there."""
-    found = [one for one in messages if one["id"] == message_id]
-    for one in found:
-        messages.remove(one)
-    return bool(found)
+    before = len(messages)
+    messages[:] = (one for one in messages if one["id"] != message_id)
+    return len(messages) < before
 
 
 def parse_queue(session_id: str, data: bytes) -> list[QueuedMessage]:

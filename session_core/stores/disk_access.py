@@ -30,12 +30,19 @@ def unavailable(verb: str, what: str, level: int = logging.ERROR) -> Iterator[No
 def synced(directory: str) -> Iterator[int]:
     """Makes the changes in the directory durable. Opens it first, so that nothing changes if that fails. Yields it
     open."""
-    opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    with opened(directory, os.O_RDONLY | os.O_DIRECTORY) as file:
+        yield file
+        os.fsync(file)
+
+
+@contextlib.contextmanager
+def opened(path: str, flags: int) -> Iterator[int]:
+    """The file at the path, which is made where the flags say so, for nobody else to read. Raises OSError."""
+    file = os.open(path, flags, 0o600)
     try:
-        yield opened
-        os.fsync(opened)
+        yield file
     finally:
-        os.close(opened)
+        os.close(file)
 
 
 def make_directory(path: str) -> None:
@@ -65,41 +72,34 @@ def read_all(file: int) -> bytes:
 
 def read_file(path: str) -> bytes:
     """All that is in a file, by few calls of the system. Waits for no FIFO, and follows no link: raises OSError."""
-    file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    try:
+    with opened(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK) as file:
         data = os.read(file, _READ_BYTES)
         return data if len(data) < _READ_BYTES else read_all(file)
-    finally:
-        os.close(file)
 
 
 def read_regular(path: str, max_bytes: float = _MAX_BYTES) -> bytes | None:
     """All that is in a file. None where there is none, or, with a warning, none that this program can have written.
     Raises OSError."""
-    try:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         found = os.lstat(path)
         if stat.S_ISREG(found.st_mode) and found.st_size <= max_bytes:
             return read_file(path)
         log.warning("%s is left alone: it is no regular file, or larger than %s bytes", path, max_bytes)
-    except (FileNotFoundError, NotADirectoryError):
-        pass
     return None
 
 
 def write_file(path: str, temporary: str, data: bytes) -> None:
     """Puts a file with this data at the path, by way of another one, and syncs it. The caller syncs the directory.
     Raises OSError; then nothing has changed."""
-    file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        write_all(file, data, 0)
-        os.fsync(file)
-        os.rename(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-    finally:
-        os.close(file)
+    with opened(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL) as file:
+        try:
+            write_all(file, data, 0)
+            os.fsync(file)
+            os.rename(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
 
 
 def write_all(file: int, data: bytes, offset: int) -> None:

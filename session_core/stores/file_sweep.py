@@ -7,7 +7,7 @@ import stat
 import time
 from collections.abc import Iterable, Iterator, Sequence
 
-from session_core.stores.disk_access import read_file, unavailable
+from session_core.stores.disk_access import opened, read_file, unavailable
 from session_core.stores.file_attachments import settle_files
 from session_core.stores.file_journal import remove_journal
 from storage import SESSION_ID
@@ -23,13 +23,10 @@ _ORPHAN_SECONDS = 3600.0  # after which a temporary file is the rest of a crash
 def scan(directory: str, names: Iterable[str] | None = None) -> Iterator[tuple[int, str]]:
     """When each session's file was last changed, in nanoseconds, and the session's id, of all files in the directory
     or of those with these names. Raises OSError."""
-    opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        for name in os.listdir(opened) if names is None else names:
-            if (file := SESSION_FILE.fullmatch(name)) and (modified := modified_at(name, opened)) is not None:
+    with opened(directory, os.O_RDONLY | os.O_DIRECTORY) as place:
+        for name in os.listdir(place) if names is None else names:
+            if (file := SESSION_FILE.fullmatch(name)) and (modified := modified_at(name, place)) is not None:
                 yield modified, file[1]
-    finally:
-        os.close(opened)
 
 
 def modified_at(name: str, directory: int | None = None) -> int | None:

@@ -117,8 +117,7 @@ class RedisStorage(Storage):
         return -float(found) / 1e6 if found else self.clock()
 
     def changed_since(self, when: float) -> Iterator[str]:
-        found = self._keys.run("list", "newer", "", int(when * 1_000_000))
-        yield from (id.decode() for id in found)
+        yield from (id.decode() for id in self._keys.run("list", "newer", "", int(when * 1_000_000)))
 
     def unchanged_since(self, when: float) -> Iterator[str]:
         kept = 0  # of those that were given, which the caller has not deleted

@@ -42,15 +42,11 @@ def keep_question_files(storage: Storage, session: Session, request: TurnRequest
     whole = {part["sha256"]: part for one in messages for part in file_parts(one["content"]) if "media_type" in part}
     for message in messages:
         message["content"] = _with_whole_parts(message["content"], {**known, **whole})
-    sent = {name: request.files[name] for name in named if name in request.files}
-    _keep_new(SessionFiles(storage, session.id), sent, known)
-    request.files.clear()
-
-
-def _keep_new(files: SessionFiles, sent: Mapping[str, bytes], known: Mapping[str, ContentPart]) -> None:
-    """Keeps what the session does not name yet, and what it names whose bytes are gone."""
-    if new := {name: sent[name] for name in sent if name not in known or files.read(known[name]) is None}:
+    files, sent = SessionFiles(storage, session.id), request.files
+    absent = (name for name in named if name in sent and (name not in known or files.read(known[name]) is None))
+    if new := {name: sent[name] for name in absent}:  # also what it names whose bytes are gone
         files.keep(new)
+    request.files.clear()
 
 
 def _with_whole_parts(content: Content, whole: Mapping[str, ContentPart]) -> Content:

@@ -77,8 +77,7 @@ def begin_attempt(storage: Storage, session: LockedSession, request: TurnRequest
         "files": SessionFiles(storage, session.id),
     }
     if request.prefix:
-        now = timestamp()
-        history.append({"id": "", "role": "assistant", "content": request.prefix, "created_at": now})
+        history.append({"id": "", "role": "assistant", "content": request.prefix, "created_at": timestamp()})
     keeps_deltas = request.response is not None or "response" in message
     return Attempt(message["id"], number, fields, settings, history, keeps_deltas)
 

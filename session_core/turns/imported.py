@@ -1,5 +1,6 @@
 """Conversations that come in: from a caller, or as a copy of another session."""
 
+import contextlib
 import re
 from collections.abc import Sequence
 from datetime import datetime
@@ -136,11 +137,9 @@ def _marked(messages: list[StoredMessage]) -> list[StoredMessage]:
 
 def _time(given: Any) -> str:
     """A time as this server writes it: the one that is given, or now."""
-    try:
+    with contextlib.suppress(ValueError):  # no day, or no time of a day
         if isinstance(given, str) and _TIME.fullmatch(given) and datetime.fromisoformat(given):
             return given
-    except ValueError:  # no day, or no time of a day
-        pass
     return timestamp()
 
 

@@ -217,8 +217,8 @@ class LocalTurn(Turn):
             found = steering(queue, self.message_id)
         for message in found:
             with self._before_the_end(), contextlib.suppress(NotQueued):
-                fields = steered_message(message, self._attempt.number)
-                taken.append(self._recorder.append(fields, message["id"], queued=True))
+                steered = steered_message(message, self._attempt.number)
+                taken.append(self._recorder.append(steered, message["id"], queued=True))
                 self._log.append(Steered(message["id"], message["content"]))
         return taken
 
@@ -239,16 +239,13 @@ class LocalTurn(Turn):
         with self._apart():
             if status == "cancelled" or failure:
                 self._cancellation.cancel()
-        with self._storing:
+        with self._storing, self._apart():
+            last = self._store_end(self._answer(status, reason, finish_reason, fields), finish_reason, failure)
+            version = version_of(self._recorder.session)
+        parts = (self._recorder.release, lambda: self.report.end(last), lambda: self._on_end(self, version))
+        for part in parts:
             with self._apart():
-                last = self._store_end(self._answer(status, reason, finish_reason, fields), finish_reason, failure)
-                version = version_of(self._recorder.session)
-            with self._apart():
-                self._recorder.release()
-        with self._apart():
-            self.report.end(last)
-        with self._apart():
-            self._on_end(self, version)
+                part()
         self._log.close(last)
         return True
 

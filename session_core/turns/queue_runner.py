@@ -62,33 +62,26 @@ class QueueRunner:
         self._clock.hurry()
 
     def _begin(self, place: Place) -> None:
+        """Tries again later where that may help: not where a turn runs here, since its end is another try. A process
+        elsewhere may die."""
+        storage, session_id = place
+        again = False
         try:
-            again = not self._begin_next(place)
-        except (SessionNotFound, SessionCorrupt):
-            return
+            request = None if self._closed else next_request(storage, session_id)
+            if request is not None:
+                self._start(place, request)
+        except (SessionNotFound, SessionCorrupt, ShuttingDown):
+            pass
+        except SessionBusy:
+            again = not self._runs_here(place)
         except (StorageUnavailable, Overloaded, NotQueued):
             again = True
         except Exception:
-            log.exception("what waits in %s could not begin", place[1])
-            return
+            log.exception("what waits in %s could not begin", session_id)
         with self._changed:
             self._changed.notify_all()
         if again:
             self._try_later(place)
-
-    def _begin_next(self, place: Place) -> bool:
-        """Returns False where it is worth another try: not where a turn runs here, since its end is one. A process
-        elsewhere may die."""
-        storage, session_id = place
-        request = None if self._closed else next_request(storage, session_id)
-        try:
-            if request is not None:
-                self._start(place, request)
-        except ShuttingDown:
-            pass
-        except SessionBusy:
-            return self._runs_here(place)
-        return True
 
     def _try_later(self, place: Place) -> None:
         if self._closed:

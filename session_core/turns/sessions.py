@@ -96,7 +96,7 @@ class Sessions:
         """
         with contextlib.ExitStack() as undo:
             undo.callback(self.begin_next, session_id)
-            for tries in range(1, _MAX_TRIES + 1):
+            for _ in range(_MAX_TRIES):
                 turn = self._turns.attach((self.storage, session_id))
                 with contextlib.suppress(SessionCorrupt):  # before the end, so that no turn of one begins then
                     for message in self.storage.queue(session_id).read():
@@ -104,15 +104,12 @@ class Sessions:
                             undo.callback(self._put_back, session_id, message)
                 if turn is not None and turn.cancel():
                     self.storage.flush()  # so that those who watch from elsewhere get the turn's end
-                try:
+                with contextlib.suppress(SessionBusy):  # another turn started in between
                     with self.storage.lock(session_id) as session:
                         session.delete()
-                    break
-                except SessionBusy:  # another turn started in between
-                    if tries == _MAX_TRIES:
-                        raise
-            undo.pop_all()
-        self._turns.forget((self.storage, session_id))
+                    undo.pop_all()
+                    return self._turns.forget((self.storage, session_id))
+            raise SessionBusy(session_id)
 
     def _put_back(self, session_id: str, message: QueuedMessage) -> None:
         with contextlib.suppress(
@@ -187,9 +184,8 @@ class Sessions:
             return False
         with self.storage.lock(session_id) as session:
             turn = last_turn(session.session)
-            if turn is None or turn.waiting is None:  # it was answered in between
-                return False
-            if any(message["id"] == before for message in session.session.messages):
+            begun = any(message["id"] == before for message in session.session.messages)
+            if begun or turn is None or turn.waiting is None:  # it was answered in between
                 return False
             with session.together():
                 for message in settled_messages(session.session):

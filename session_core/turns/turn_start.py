@@ -24,8 +24,7 @@ class TurnStart:
     @property
     def turn(self) -> LocalTurn | None:
         """The turn, once it has started."""
-        done = self.decided.done() and self.decided.exception() is None
-        return self.decided.result() if done else None
+        return self.wait() if self.decided.done() else None
 
     def wait(self) -> LocalTurn | None:
         """The turn, None where none starts. Waits for that."""

@@ -76,8 +76,7 @@ class Turns:
                     self._local[place] = start
             if other is None and not closing:
                 looks += 1
-                last_try = looks == _MAX_LOOKS
-                found = self._take(place, start, admit, observer or self._observer, last_try=last_try)
+                found = self._take(place, start, admit, observer or self._observer, last_try=looks == _MAX_LOOKS)
             else:
                 found = self._beside(place, request, other)
             if found is not None:
@@ -210,8 +209,7 @@ class Turns:
             if stored is not None and not stored.can_be_retried:
                 return None, session
             start.looked.set()
-            self._admit(start, admit)
-            undo.callback(self._slots.release)
+            self._admit(start, admit, undo)
             self.models.check(None if request.queued_id else request.model or session.model)
             take_over(place[0], locked)
             begin = begin_compaction if request.compacts else begin_attempt
@@ -228,17 +226,17 @@ class Turns:
             turn.fail("overloaded")
         return turn, session
 
-    def _admit(self, start: TurnStart, admit: _Admit | None) -> None:
+    def _admit(self, start: TurnStart, admit: _Admit | None, undo: contextlib.ExitStack) -> None:
         if self._closing:
             raise ShuttingDown
         if admit is not None:
             admit()
         if not self._slots.acquire(blocking=False):
             raise Overloaded
+        undo.callback(self._slots.release)
         try:
             self._clock.wake_by(start.began_at + self._timeout)
         except RuntimeError:  # the system gives no more threads
-            self._slots.release()
             raise Overloaded from None
 
     def _earlier_turn(
@@ -311,8 +309,7 @@ class Turns:
             if not starts and (self._closing or next_expiry is None):
                 return None
         running = [(start.began_at + self._timeout, turn) for start in starts if (turn := start.turn)]
-        due = [turn for deadline, turn in running if deadline <= now and not turn.ending]
-        fail_all(due, "model_timeout")
+        fail_all([turn for deadline, turn in running if deadline <= now and not turn.ending], "model_timeout")
         deadlines = [deadline for deadline, turn in running if not turn.ending]
         deadlines += [start.began_at + self._timeout for start in starts if not start.decided.done()]
         deadlines += [] if next_expiry is None else [next_expiry]
