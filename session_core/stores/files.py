@@ -319,9 +319,10 @@ class _LockedFile(LockedSession):
     def _delete(self) -> None:
         with unavailable("delete", self.id), synced(self._storage._directory), contextlib.suppress(FileNotFoundError):
             os.unlink(self._path)
-        FileQueue(self._storage._directory, self.id).clear()
-        self._storage.files.remove(self.id)
-        self.drop_journal()
+        if not os.path.lexists(self._path):  # else another caller has made it again, and has what stands beside it
+            FileQueue(self._storage._directory, self.id).clear()
+            self._storage.files.remove(self.id)
+            self.drop_journal()
 
     def _release(self) -> None:
         try:

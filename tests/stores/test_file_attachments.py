@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,6 +18,7 @@ from session_core.stores.files import FileStorage
 from storage import Storage, StorageUnavailable
 from tests.support.files_conformance import keep, naming
 from tests.support.pictures import png, sha256
+from tests.support.queue_conformance import queued
 from tests.support.server import ROOT
 
 ONE, TWO = png(1), png(2)
@@ -227,3 +229,24 @@ def test_a_process_that_is_killed_between_the_bytes_and_the_message_leaves_nothi
     assert files_of(directory, id) == [f"{sha256(png())}.new"]
     FileStorage.open(str(directory))
     assert files_of(directory, id) == []
+
+
+def test_what_a_session_has_that_is_made_again_beside_its_deletion_stays(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage, other = FileStorage.open(str(directory)), FileStorage.open(str(directory))
+    id, unlink = storage.create(), os.unlink
+    storage.queue(id).remove("msg-none")  # so that there is a lock of the queues
+
+    def unlink_and_make_again(path: str, **more: Any) -> None:
+        unlink(path, **more)
+        if path.endswith(f"{id}.json"):
+            other.ensure(id)
+            keep(other, id, ONE)
+            other.queue(id).add(queued("a"))
+
+    monkeypatch.setattr(os, "unlink", unlink_and_make_again)
+    with storage.lock(id) as locked:
+        locked.delete()
+    assert other.files.read(id, sha256(ONE)) == ONE
+    assert len(other.queue(id).read()) == 1
