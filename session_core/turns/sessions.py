@@ -98,12 +98,13 @@ class Sessions:
             undo.callback(self.begin_next, session_id)
             for _ in range(_MAX_TRIES):
                 turn = self._turns.attach((self.storage, session_id))
-                with contextlib.suppress(SessionCorrupt):  # before the end, so that no turn of one begins then
-                    for message in self.storage.queue(session_id).read():
-                        if self.storage.queue(session_id).remove(message["id"]):
-                            undo.callback(self._put_back, session_id, message)
-                if turn is not None and turn.cancel():
-                    self.storage.flush()  # so that those who watch from elsewhere get the turn's end
+                if turn is not None and not turn.ended:
+                    with contextlib.suppress(SessionCorrupt):  # before the end, so that no turn of one begins then
+                        for message in self.storage.queue(session_id).read():
+                            if self.storage.queue(session_id).remove(message["id"]):
+                                undo.callback(self._put_back, session_id, message)
+                    if turn.cancel():
+                        self.storage.flush()  # so that those who watch from elsewhere get the turn's end
                 with contextlib.suppress(SessionBusy):  # another turn started in between
                     with self.storage.lock(session_id) as session:
                         session.delete()
@@ -112,9 +113,8 @@ class Sessions:
             raise SessionBusy(session_id)
 
     def _put_back(self, session_id: str, message: QueuedMessage) -> None:
-        with contextlib.suppress(
-            SessionNotFound, StorageUnavailable, QueueFull
-        ):  # those that came since were accepted
+        """Has a message wait again, unless others fill the queue by now or the store fails once more."""
+        with contextlib.suppress(SessionNotFound, StorageUnavailable, QueueFull):
             self.storage.queue(session_id).add(message, first=True)
 
     def start(
