@@ -122,8 +122,7 @@ class FileStorage(Storage):
     def contents(self, after: str | None = None) -> Iterator[tuple[str, bytes | None]]:
         ids = self.page(None, after)[0]
         journaled = self._index.journaled()  # which may hold what the files do not
-        found = read_contents(self._directory, ids)
-        return ((id, None if id in journaled else content) for id, content in found)
+        return ((id, None if id in journaled else content) for id, content in read_contents(self._directory, ids))
 
     def _ids(self) -> list[str]:
         with unavailable("list", self._directory):

@@ -312,8 +312,7 @@ class LocalTurn(Turn):
             return Ended(self._recorder.append(answer), self._log.text, finish_reason)
         silent = self._log.text == self.request.prefix  # the model has said nothing
         if answer["content"] and not silent:
-            message_id = self._recorder.append(answer)["id"]
-            return Failed(failure.code, failure.text, failure.retry_after, message_id)
+            return replace(failure, message_id=self._recorder.append(answer)["id"], refused=False)
         self._recorder.set_last_error(failure.code, refused=failure.refused and silent)
         return failure
 
