@@ -33,6 +33,7 @@ from session_core.data.store_errors import (
     SessionExists,
     SessionNotFound,
     StorageUnavailable,
+    checked_id,
 )
 from session_core.data.strict_json import to_json
 from session_core.data.turn_feed import TurnFeed, TurnLines
@@ -74,8 +75,7 @@ class Storage(ABC):
         """Creates a session and returns its id. The session is durable when this returns.
 
         `messages` are whole, with ids. What they name is in `files`: bytes by SHA-256, or a session's id. `fields`
-        are further ones of `Session`, also its `id` (see `_create`). Raises ValueError for what JSON cannot hold, and
-        SessionNotFound where the session that has the files is gone.
+        are further ones of `Session`, also its `id` (see `_create`). Raises ValueError for what JSON cannot hold.
         """
         now = timestamp()
         copies = json.loads(to_json(list(messages)))
@@ -84,21 +84,8 @@ class Storage(ABC):
         to_json(fields)
         session = Session(fields.pop("id", "") or new_id("session"), now, now, messages=copies, **fields)
         self.files.take(session.id, named_files(copies), files)
-        if files and isinstance(files, str):
-            try:
-                self.running(files)
-            except SessionNotFound:  # it was deleted meanwhile, with what was to be shared
-                self.drop_files(session.id)
-                raise
         self._create(session)
         return session.id
-
-    def drop_files(self, session_id: str) -> None:
-        """Removes what was kept for the session, if it is not there, or not any more. Raises StorageUnavailable."""
-        try:
-            self.running(session_id)
-        except SessionNotFound:
-            self.files.remove(session_id)
 
     def ensure(self, session_id: str) -> None:
         """Creates an empty session of this id, durably, unless there is one.
@@ -112,10 +99,8 @@ class Storage(ABC):
                 self.create(id=checked_id(session_id))
 
     def get(self, session_id: str) -> Session:
-        """The session as it is now. While a turn runs, it holds all that the turn has stored so far.
-
-        Raises SessionNotFound, SessionCorrupt, StorageUnavailable.
-        """
+        """The session as it is now, with all that a turn which runs has stored so far. Raises SessionNotFound,
+        SessionCorrupt, StorageUnavailable."""
         return self._read(checked_id(session_id))
 
     def summary(self, session_id: str) -> Summary:
@@ -183,9 +168,7 @@ class Storage(ABC):
 
     def running(self, session_id: str) -> bool:
         """Whether the session is locked for a turn, in any process. Asking never makes another caller's lock fail.
-
-        Raises SessionNotFound and StorageUnavailable.
-        """
+        Raises SessionNotFound and StorageUnavailable."""
         return self._running(checked_id(session_id))
 
     def with_queue(self) -> Iterator[str]:
@@ -288,8 +271,7 @@ class LockedSession(ABC):
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        """Has what is added and set in the block stored in one write at its end, none of it where the block raises.
-        Nothing is taken out of the queue in it. Raises what `append` raises."""
+        """Has what is added and set in the block stored in one write at its end, or nothing where it raises."""
         before, self._lines = self.session, []
         self._session = started = replace(before, messages=before.messages.copy())
         try:
@@ -405,16 +387,6 @@ class LockedSession(ABC):
             raise RuntimeError(f"{self.id} was changed after its release")
 
 
-# --- what every store needs ---
-
-
-def checked_id(session_id: str) -> str:
-    """The id, if it has the form of one. Raises SessionNotFound."""
-    if not SESSION_ID.fullmatch(session_id):
-        raise SessionNotFound(session_id)
-    return session_id
-
-
 @dataclass
 class _MemorySession:
     """A session in memory. It holds the JSON lines of a file, so that both stores refuse the same and give copies."""
@@ -490,10 +462,9 @@ class MemoryStorage(Storage):
             return self._find(session_id).turn
 
     def _find(self, session_id: str) -> _MemorySession:
-        try:
-            return self._sessions[session_id]
-        except KeyError:
-            raise SessionNotFound(session_id) from None
+        if session_id not in self._sessions:
+            raise SessionNotFound(session_id)
+        return self._sessions[session_id]
 
 
 class _LockedMemory(LockedSession):

@@ -1,5 +1,7 @@
 """What a store raises, and what each of these errors means to a caller."""
 
+from session_core.data.session import SESSION_ID
+
 
 class SessionNotFound(Exception):
     """There is no session of this id, or the id has not the form of one."""
@@ -27,3 +29,10 @@ class LockLost(StorageUnavailable):
 
 class FeedGap(StorageUnavailable):
     """Lines that another process has published of its turn are gone."""
+
+
+def checked_id(session_id: str) -> str:
+    """The id, if it has the form of one. Raises SessionNotFound."""
+    if not SESSION_ID.fullmatch(session_id):
+        raise SessionNotFound(session_id)
+    return session_id

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from session_core.data.message import Content, ContentPart, MessageFields, file_parts, named_files
 from session_core.data.session import expanded
 from session_core.turns.turn_request import TurnRefused, TurnRequest
-from storage import Session, Storage
+from storage import Session, SessionNotFound, Storage
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,15 @@ class SessionFiles:
     def keep(self, files: Mapping[str, bytes]) -> None:
         """Keeps files under their SHA-256, durably, unless the session is gone. Raises StorageUnavailable."""
         self.storage.files.keep(self.session_id, files)
-        self.storage.drop_files(self.session_id)  # where it was deleted meanwhile, with those that it had
+        try:
+            self.storage.running(self.session_id)
+        except SessionNotFound:  # it was deleted meanwhile, with the files that it had
+            self.storage.files.remove(self.session_id)
+
+    def keep_new(self, sent: Mapping[str, bytes], known: Mapping[str, ContentPart]) -> None:
+        """Keeps what the session does not know yet, and what it knows whose bytes are gone, see `keep`."""
+        if new := {name: sent[name] for name in sent if name not in known or self.read(known[name]) is None}:
+            self.keep(new)
 
 
 def keep_question_files(storage: Storage, session: Session, request: TurnRequest, fields: MessageFields) -> None:
@@ -42,10 +50,8 @@ def keep_question_files(storage: Storage, session: Session, request: TurnRequest
     whole = {part["sha256"]: part for one in messages for part in file_parts(one["content"]) if "media_type" in part}
     for message in messages:
         message["content"] = _with_whole_parts(message["content"], {**known, **whole})
-    files, sent = SessionFiles(storage, session.id), request.files
-    absent = (name for name in named if name in sent and (name not in known or files.read(known[name]) is None))
-    if new := {name: sent[name] for name in absent}:  # also what it names whose bytes are gone
-        files.keep(new)
+    sent = {name: request.files[name] for name in named if name in request.files}
+    SessionFiles(storage, session.id).keep_new(sent, known)
     request.files.clear()
 
 

@@ -36,9 +36,16 @@ class Sessions:
         self._turns = turns
 
     def create(self, messages: Sequence[StoredMessage] = (), **others: Any) -> str:
-        """Creates a session as `Storage.create` does. Raises ModelRefused and StorageUnavailable."""
+        """Creates a session as `Storage.create` does. Raises ModelRefused, StorageUnavailable, and SessionNotFound
+        where the session is gone by then that has the files."""
         self.models.check(others.get("model"))
-        return self.storage.create(messages, **others)
+        session_id, source = self.storage.create(messages, **others), others.get("files")
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.delete, session_id)  # of whose pictures some may be missing
+            if source and isinstance(source, str):
+                self.storage.running(source)
+            undo.pop_all()
+        return session_id
 
     def configure(self, session_id: str, settings: Mapping[str, str | None]) -> None:
         """Sets the session's title, model or instructions, or removes them with None.
