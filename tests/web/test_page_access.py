@@ -25,7 +25,8 @@ TEXT = "# Plan\n\n1. **one**\n\n| a | b |\n|---|--:|\n| 1 | 2 |\n\n```python\nx 
 
 def findings(page: Page) -> list[str]:
     """What axe finds on the page as it is now."""
-    page.driver.execute_cdp_cmd("Runtime.evaluate", {"expression": AXE.read_text()})
+    if page.run("return !window.axe"):
+        page.driver.execute_cdp_cmd("Runtime.evaluate", {"expression": AXE.read_text()})
     found = page.run(
         """
         const { violations } = await axe.run(document, { resultTypes: ["violations"] });

@@ -188,13 +188,17 @@ def test_no_text_holds_up_the_page(here: Page) -> None:
         const parts = ["*a ", "**a __b ", "`", "`a``b```c", "[", "[a](", "[a](http://x", "](http://x \"", "http://a.b/((",
           ">", "> > \n", "- ", "- a\n", " - a\n", "# ", " #", "|", "|-", "a|b\n-|-\n", "```\n", " ", "\n", "*[_`~~**",
           "http://" + ".".repeat(999)];
-        const slow = [];
-        for (const part of parts) {
-          const text = part.repeat(100_000 / part.length) + "x";
+        const cost = (part, size) => {
+          const text = part.repeat(size / part.length) + "x";
           const begun = performance.now();
           markdown(text);
-          const took = performance.now() - begun;
-          if (took > 3000) slow.push([part, took]);
+          return performance.now() - begun;
+        };
+        const slow = [];
+        for (const part of parts) {
+          const took = cost(part, 100_000);
+          // What is quadratic takes sixteen times as long for four times the size.
+          if (took > 1000 && took > 9 * Math.max(cost(part, 25_000), cost(part, 25_000))) slow.push([part, took]);
         }
         return slow;
         """
