@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from pathlib import Path
 
 from selenium.webdriver.common.keys import Keys
@@ -30,13 +31,17 @@ def waiting(page: Page) -> list[str]:
     return page.texts("#queue li bdi")
 
 
+def put_in_line(page: Page, *texts: str) -> None:
+    for text in texts:
+        page.send(text)
+        page.wait_until(lambda text=text: waiting(page)[-1:] == [text], "its place in the line")  # type: ignore[misc]
+
+
 def test_messages_wait_their_turn_and_are_asked_in_order(here: Page, server: Server, script: Script) -> None:
     go = threading.Event()
     script(answer("one", wait(go)), answer("two"), answer("three"))
     begin(here)
-    for text in ("second", "third"):
-        here.send(text)
-        here.wait_until(lambda text=text: waiting(here)[-1:] == [text], "its place in the line")  # type: ignore[misc]
+    put_in_line(here, "second", "third")
     assert here.written == ""
     go.set()
     here.wait_until(lambda: here.answers == ["one", "two", "three"], "all answers")
@@ -44,6 +49,58 @@ def test_messages_wait_their_turn_and_are_asked_in_order(here: Page, server: Ser
     assert here.questions == ["Count", "second", "third"]
     assert not here.shows("#queue")
     assert [message["content"] for message in server.messages(here.session)][::2] == ["Count", "second", "third"]
+
+
+HOLD_READ = """
+const [ask, held] = [window.fetch, given[0]];
+let reads = 0;
+window.fetch = async (path, settings) => {
+  if (path.endsWith("?limit=50") && (reads += 1) === held) await new Promise((go) => (window.go = go));
+  return ask(path, settings);
+};
+"""
+
+
+def test_each_answer_is_shown_once_however_late_the_session_is_read(
+    here: Page, server: Server, script: Script
+) -> None:
+    first, second = threading.Event(), threading.Event()
+    script(answer("one", wait(first)), answer("two", wait(second)), answer("three"))
+    begin(here)
+    put_in_line(here, "second", "third")
+    here.run(HOLD_READ, 2)
+    first.set()
+    here.wait_until(lambda: here.run("return Boolean(window.go)"), "the read")
+    time.sleep(1 - time.time() % 1)  # all in one second, which the times of messages are told in
+    second.set()
+    path = f"/sessions/{here.session}"
+    here.wait_until(lambda: len(server.messages(here.session)) == 6, "all answers at the server")
+    here.wait_until(lambda: not server.request("GET", path).json["running"], "the end")
+    here.run("go()")
+    here.wait_until(lambda: "three" in here.answers, "all answers")
+    here.settle()
+    assert here.questions == ["Count", "second", "third"]
+    assert here.answers == ["one", "two", "three"]
+
+
+def test_the_answer_to_what_waited_is_shown_as_it_grows_however_soon_it_began(
+    here: Page, server: Server, script: Script
+) -> None:
+    first, second = threading.Event(), threading.Event()
+    script(answer("one", wait(first)), answer("two", wait(second), " too"), answer("three"))
+    begin(here)
+    put_in_line(here, "second", "third")
+    here.run(HOLD_READ, 1)
+    first.set()
+    here.wait_until(lambda: len(server.messages(here.session)) == 3, "the next turn")
+    here.wait_until(lambda: here.run("return Boolean(window.go)"), "the read")
+    here.run("go()")
+    here.wait_until(lambda: here.answers == ["one", "two"], "the answer as it grows")
+    assert waiting(here) == ["third"]
+    second.set()
+    here.wait_until(lambda: here.answers == ["one", "two too", "three"], "all answers")
+    here.settle()
+    assert here.questions == ["Count", "second", "third"]
 
 
 def test_a_message_whose_place_was_not_heard_of_before_a_reload_is_in_line_once(

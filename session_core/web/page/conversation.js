@@ -48,9 +48,10 @@ function finishDrawing(view) {
 
 /**
  * Shows the stored messages of a page that are not shown yet. Beside a running turn, which is drawn live, those are
- * the messages up to its question, and after it those that an earlier try at the same question has left.
+ * the messages up to its question, and after it those that an earlier try at the same question has left. The time is
+ * in whole seconds: it tells the question only where the turn was found running.
  */
-export function merge(view, page, startedAt = null) {
+export function merge(view, page, startedAt = null, question = null) {
   if (view.earlier) {
     view.earlier = null;
     renderMessages(view);
@@ -64,7 +65,7 @@ export function merge(view, page, startedAt = null) {
     view.stored.replaceChildren();
     toBottom();
   }
-  const asked = page.messages.findLastIndex(({ role, created_at: at }) => role === "user" && at <= startedAt);
+  const asked = page.messages.findLastIndex(({ id, role, created_at: at }) => (question ? id === question : role === "user" && at <= startedAt));
   const fresh = page.messages.filter(
     ({ created_at: at }, index) => index > known && (!startedAt || index <= asked || at < startedAt),
   );
@@ -112,16 +113,24 @@ export async function showEarlier() {
 export function settle(turn, last, page) {
   const { view } = turn;
   const known = page.messages.findIndex(({ id }) => id === view.messages.at(-1)?.id);
-  const fresh = page.messages.slice(known + 1);
+  const isOther = known < 0 && view.messages.length > 0;
+  const later = page.messages.slice(known + 1);
+  const id = last?.data.message_id;
+  const at = later.findIndex((message) => message.id === id); // -1 where it was read with what came before
+  const end = later.findIndex(({ role }, index) => !isOther && role === "user" && index > Math.max(at, turn.bubble - 1));
+  const fresh = end < 0 ? later : later.slice(0, end); // Behind the answer stand later turns.
+  const own = { ...page, messages: page.messages.slice(0, known + 1 + fresh.length) };
   const questions = fresh.filter(({ role }) => role === "user").length;
   const seen =
     last &&
+    !isOther &&
+    (at >= 0 || !id) &&
     turn.length === (last.data.complete_text?.length ?? turn.length) &&
     questions === Number(turn.bubble) &&
-    (known >= 0 || !view.messages.length) &&
     !turn.answers &&
     !fresh.slice(0, -1).some(({ status }) => status) &&
     !fresh.some(({ role, content }) => role === "tool" && Array.isArray(content)); // Their pictures come with what is stored.
+  const isWhole = seen || at >= 0 || !page.running;
   if (seen) {
     addToVersions(view, fresh);
     view.messages.push(...fresh);
@@ -133,16 +142,15 @@ export function settle(turn, last, page) {
   } else {
     view.live.replaceChildren();
     // The answer to what waited belongs to the message that asked for it.
-    if (turn.answers && known >= 0) renderAnswered(view, page);
-    else if (!page.running) merge(view, page);
+    if (turn.answers && known >= 0) {
+      view.messages.splice(-1, 1, ...own.messages.slice(known));
+      renderMessages(view);
+    } else if (isWhole) merge(view, own);
   }
-  return page.running ? "" : drawEnd(view, last?.type === "error" ? last.data.error : "");
-}
-
-function renderAnswered(view, page) {
-  const known = page.messages.findIndex(({ id }) => id === view.messages.at(-1)?.id);
-  view.messages.splice(-1, 1, ...page.messages.slice(known));
-  renderMessages(view);
+  const words = isWhole ? drawEnd(view, last?.type === "error" ? last.data.error : "") : "";
+  if (end < 0 || page.running) return words;
+  merge(view, page);
+  return drawEnd(view);
 }
 
 /** Whether the server has the message, or the other wish, that was on its way. */

@@ -82,9 +82,11 @@ export async function takeBack(id) {
   render();
 }
 
-/** What is to be watched next: the first message that waits. While somebody is asked, none begins. */
-export function nextTurn({ session: { queued = [], pending = [] } }) {
-  return queued.length && !pending.length ? { queuedAs: queued[0].id } : {};
+/** What is to be watched next: the turn of a question that is not shown yet, or else of the first message that waits. While somebody is asked, none begins. */
+export function nextTurn({ messages, session: { queued = [], pending = [] } }, page = { messages: [], waited: [] }) {
+  const isNew = ({ id, role }) => role === "user" && !messages.some((shown) => shown.id === id);
+  const next = page.messages.findLast(isNew) ?? page.waited.find(isNew) ?? queued[0];
+  return next && !pending.length ? { queuedAs: next.id } : {};
 }
 
 function emptyBox(view) {
@@ -197,7 +199,7 @@ export async function run(turn) {
   }
   if (!isShown(view) || !page) return;
   attempt(refreshList);
-  const next = nextTurn(view);
+  const next = nextTurn(view, page);
   if (next.queuedAs || (page.running && turn.key !== null)) await run(newTurn(view, next));
 }
 
@@ -218,7 +220,8 @@ async function runToEnd(turn) {
   });
   if (!isShown(view)) return null;
   turn.answer?.finish();
-  const page = await readPatiently(view);
+  const { queued: waited = [] } = view.session;
+  const page = { ...(await readPatiently(view)), waited };
   view.turn = null;
   const words = settle(turn, last, page);
   announce([last && turn.answer.words, words].filter(Boolean).join(" "));
@@ -266,7 +269,7 @@ async function handleEvent(turn, { type, id, created_at: startedAt, data }) {
     drawTurn(turn);
     // From now on the turn's question is stored, and older messages can be told from those of the turn.
     if (!turn.bubble && !turn.answers) {
-      merge(view, await readPage(view), startedAt);
+      merge(view, await readPage(view), startedAt, turn.queuedAs);
       endNote(view, false);
     }
     if (turn.stopping) await cancel(view);
@@ -300,6 +303,7 @@ function addResult({ answer, answers }, data) {
 function addMessage(turn, { content, message_id: id }) {
   const { view } = turn;
   turn.answer.finish();
+  turn.length = NaN; // All is drawn again from what is stored.
   view.live.append(drawQuestion(content, id));
   turn.answer = new Answer(view.live);
   view.session.queued = view.session.queued?.filter((one) => one.id !== id);
