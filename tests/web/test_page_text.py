@@ -133,23 +133,80 @@ def test_code_is_copied_as_it_was_write_numbered(here: Page, script: Script) -> 
     assert here.written == "if a < b:\n\treturn 1"
 
 
+LEFT = "const s = document.getElementById('scroller'); return s.scrollHeight - s.scrollTop - s.clientHeight"
+
+
 def test_the_page_follows_the_answer_unless_the_reader_has_scrolled_up(here: Page, script: Script) -> None:
     first, second = threading.Event(), threading.Event()
     script(answer("line\n\n" * 50, wait(first), "line\n\n" * 50, wait(second), "line\n\n" * 50 + "last"))
-    left = "const s = document.getElementById('scroller'); return s.scrollHeight - s.scrollTop - s.clientHeight"
     here.send("A long one")
     here.wait_until(lambda: len(here.text(".answer .text").split()) == 50, "the first part")
-    here.wait_until(lambda: here.driver.execute_script(left) < 1, "the end in view")
+    here.wait_until(lambda: here.driver.execute_script(LEFT) < 1, "the end in view")
     first.set()
     here.wait_until(lambda: len(here.text(".answer .text").split()) == 100, "the second part")
-    here.wait_until(lambda: here.driver.execute_script(left) < 1, "the end in view")
+    here.wait_until(lambda: here.driver.execute_script(LEFT) < 1, "the end in view")
     here.driver.execute_script("document.getElementById('scroller').scrollTop = 100")
     here.wait_until(lambda: here.shows("#latest"), "the way back to the end")
     second.set()
     here.settle()
     assert here.driver.execute_script("return document.getElementById('scroller').scrollTop") == 100
     here.click("#latest")
-    here.wait_until(lambda: here.driver.execute_script(left) < 1, "the end in view")
+    here.wait_until(lambda: here.driver.execute_script(LEFT) < 1, "the end in view")
+
+
+CHANGE = """
+const growing = document.createElement("div");
+document.getElementById("live").append(growing);
+const frame = () => new Promise(requestAnimationFrame);
+const resize = (height) => {
+  growing.replaceChildren(document.createElement("p"));
+  growing.firstChild.style.height = `${height}px`;
+  return growing.offsetHeight; // lays the page out, as whatever measures it does
+};
+resize(600);
+await frame();
+await frame();
+resize(100);
+await null;
+resize(400);
+await frame();
+await frame();
+"""
+
+
+@pytest.mark.parametrize("width", [390, 1200])
+def test_the_end_stays_in_view_when_text_shrinks_and_grows_before_the_next_frame(
+    here: Page, script: Script, width: int
+) -> None:
+    browser.resize(here.driver, width, 780)
+    script(answer("line\n\n" * 60 + "last"))
+    here.ask("A long one")
+    here.run(CHANGE)
+    here.wait_until(lambda: here.run(LEFT) < 1, "the end in view")
+    assert not here.shows("#latest")
+
+
+AT_ONCE = """
+const shown = await (await fetch(given[0])).json();
+const ask = window.fetch;
+window.fetch = async (path, settings) => {
+  if (!path.startsWith(given[0])) return ask(path, settings);
+  return { ok: true, status: 200, headers: new Headers(), json: async () => shown };
+};
+"""
+
+
+def test_a_session_that_comes_at_once_is_shown_at_its_end(here: Page, script: Script) -> None:
+    script(answer("line\n\n" * 60 + "one"), answer("line\n\n" * 90 + "two"))
+    here.ask("First")
+    first = here.session
+    here.click("#new")
+    here.ask("Second")
+    here.run(AT_ONCE, f"sessions/{first}")
+    here.click(f"#list a[href='#{first}']")
+    here.wait_until(lambda: here.questions == ["First"], "the session")
+    here.wait_until(lambda: here.run(LEFT) < 1, "the end in view")
+    assert not here.shows("#latest")
 
 
 def test_text_that_comes_in_pieces_is_drawn_like_text_that_comes_whole(here: Page) -> None:

@@ -12,6 +12,8 @@ export function toBottom() {
   atBottom = true;
   $("latest").hidden = true;
   scroller.scrollTop = scroller.scrollHeight;
+  // Where the page itself has gone, nobody has moved to.
+  noteTop();
 }
 
 /** Lets the newest text come without moving to it. */
@@ -19,16 +21,25 @@ export function stay() {
   atBottom = false;
 }
 
-scroller.addEventListener("scroll", () => {
-  // A move upwards leaves the end, however small it is. Text that shrinks moves too, but leaves nothing below.
-  // So does a message box that becomes smaller, below which something may have come by now.
+/** Takes a move upwards for the reader's, who leaves the end, however small it is. Text that shrinks moves too, but leaves
+ * nothing below. So does a message box that becomes smaller, below which something may have come by now. */
+function look() {
   const { scrollTop: top, clientHeight: height } = scroller;
   const rest = scroller.scrollHeight - top - height;
   if (top < lastTop && rest >= 1 && height === lastHeight) atBottom = false;
   else if (top > lastTop && rest < 40) atBottom = true;
-  [lastTop, lastHeight] = [top, height];
+  noteTop();
   $("latest").hidden = atBottom;
-});
+}
+
+function noteTop() {
+  [lastTop, lastHeight] = [scroller.scrollTop, scroller.clientHeight];
+}
+
+scroller.addEventListener("scroll", look);
+
+// The browser tells of a move with the next frame. What has shrunk may have grown again by then, so each change is looked at.
+new MutationObserver(look).observe($("conversation"), { childList: true, subtree: true, characterData: true, attributeFilter: ["open", "hidden"] });
 
 const resized = new ResizeObserver(() => atBottom && toBottom());
 resized.observe($("conversation"));
