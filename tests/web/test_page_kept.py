@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,13 @@ from selenium.webdriver.common.keys import Keys
 
 from tests.support import browser
 from tests.support.browser import Driver, Page
-from tests.support.model_server import ModelServer, answer, status
+from tests.support.model_server import ModelServer, answer, status, wait
 from tests.support.pictures import png
 from tests.support.relay import Relay
 from tests.support.server import Server
 from tests.web.conftest import Script, Serve
 from tests.web.test_page_files import PICTURE, drawn, give, parts
+from tests.web.test_page_queue import begin, waiting
 
 pytestmark = browser.NEEDED
 
@@ -170,6 +172,76 @@ def test_a_deleted_session_leaves_no_files(here: Page, script: Script) -> None:
     here.wait_until(lambda: drawn(here, "#parts img") == [True], "the picture")
     here.choose("delete")
     await_none_kept(here)
+
+
+LOSE_ANSWER = """
+const ask = window.fetch;
+window.fetch = async (path, settings) => {
+  const response = await ask(path, settings);
+  if (!settings?.body?.includes('"if_busy"')) return response;
+  window.accepted = response.status;
+  return new Promise(() => {});
+};
+"""
+
+
+def send_without_hearing(page: Page, text: str) -> None:
+    """Sends a message while an answer is written, and loads the page again before it hears that the server has it."""
+    page.run(LOSE_ANSWER)
+    page.send(text)
+    page.wait_until(lambda: page.run("return window.accepted") == 202, "the server to have it")
+    page.reload()
+    page.wait_until(lambda: waiting(page) == [text], "its place in the line")
+    assert page.written == text
+
+
+def test_a_message_that_was_sent_meanwhile_is_the_same_after_a_reload(
+    here: Page, server: Server, script: Script
+) -> None:
+    go = threading.Event()
+    script(answer("one", wait(go)), answer("two"), answer("three"))
+    begin(here)
+    give(here, "drop", PICTURE)
+    send_without_hearing(here, "second")
+    here.wait_until(lambda: drawn(here, "#parts img") == [True], "the picture")
+    here.type("#message", Keys.ENTER)
+    here.wait_until(lambda: here.written == "" and not here.shows("#parts"), "the empty box")
+    assert waiting(here) == ["second"]
+    go.set()
+    here.wait_until(lambda: here.answers == ["one", "two"], "both answers")
+    here.settle()
+    assert here.questions == ["Count", "second"]
+    assert len(contents(server, here.session)) == 2
+    await_none_kept(here)
+
+
+def test_a_message_that_was_sent_meanwhile_is_the_same_when_it_is_answered_already(
+    here: Page, server: Server, script: Script
+) -> None:
+    go = threading.Event()
+    script(answer("one", wait(go)), answer("two"), answer("three"))
+    begin(here)
+    send_without_hearing(here, "second")
+    go.set()
+    here.wait_until(lambda: here.answers == ["one", "two"], "both answers")
+    here.settle()
+    here.type("#message", Keys.ENTER)
+    here.wait_until(lambda: here.written == "", "the empty box")
+    here.settle()
+    assert here.questions == ["Count", "second"]
+    assert contents(server, here.session) == ["Count", "second"]
+
+
+def test_the_same_words_are_another_message_when_the_box_was_emptied(here: Page, script: Script) -> None:
+    go = threading.Event()
+    script(answer("one", wait(go)), answer("two"), answer("three"))
+    begin(here)
+    send_without_hearing(here, "second")
+    here.type("#message", *[Keys.BACKSPACE] * len("second"))
+    here.send("second")
+    here.wait_until(lambda: waiting(here) == ["second", "second"], "both in the line")
+    go.set()
+    here.wait_until(lambda: here.answers == ["one", "two", "three"], "all answers")
 
 
 def test_who_signs_out_leaves_neither_drafts_nor_files(page: Page, serve: Serve) -> None:

@@ -103,27 +103,6 @@ def test_the_answer_to_what_waited_is_shown_as_it_grows_however_soon_it_began(
     assert here.questions == ["Count", "second", "third"]
 
 
-def test_a_message_whose_place_was_not_heard_of_before_a_reload_is_in_line_once(
-    here: Page, server: Server, script: Script
-) -> None:
-    go = threading.Event()
-    script(answer("one", wait(go)), answer("two"))
-    begin(here)
-    here.run("const sent = fetch; window.fetch = async (...given) => (await sent(...given), new Promise(() => {}))")
-    here.send("second")
-    path = f"/sessions/{here.session}"
-    here.wait_until(lambda: server.request("GET", path).json.get("queued"), "the message at the server")
-    here.reload()
-    here.wait_until(lambda: here.written == "second" and here.shows("#stop"), "the message in the box")
-    here.click("#send")
-    here.wait_until(lambda: here.written == "", "its place in the line")
-    assert waiting(here) == ["second"]
-    go.set()
-    here.wait_until(lambda: here.answers == ["one", "two"], "both answers")
-    here.settle()
-    assert [message["content"] for message in server.messages(here.session)][::2] == ["Count", "second"]
-
-
 def test_what_waits_is_taken_back_into_the_box(here: Page, server: Server, script: Script) -> None:
     go = threading.Event()
     script(answer("one", wait(go)))

@@ -7,7 +7,7 @@ import { setParts } from "./attachments.js";
 import { element, textButton } from "./element.js";
 import { partsOf } from "./files.js";
 import { json } from "./http.js";
-import { keepDraft, recall, remember } from "./kept.js";
+import { keepDraft, keepReturned, recall, remember } from "./kept.js";
 import { fitBox, stay, toBottom } from "./layout.js";
 import { markdown } from "./markdown.js";
 import { drawMessages, drawNote, hasFailed, outcome } from "./messages.js";
@@ -197,7 +197,7 @@ export function drawEnd(view, error = "") {
 /** Puts a message that the server does not have back into the box. */
 export function giveBack(view, { text, content = text, key, replaces, after }) {
   if (!content) return;
-  view.returned = { content, key, replaces, after };
+  keepReturned(view.id, key ? { content, key, replaces, after } : null);
   setParts(view, [...view.parts, ...partsOf(content)]);
   if (!isShown(view)) return keepDraft(view.id, text);
   if (box.value !== text) box.value = [text, box.value].filter(Boolean).join("\n\n");

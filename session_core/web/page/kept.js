@@ -36,12 +36,12 @@ export const keepToken = (token) => keep("sessionStorage", TOKEN, token);
 
 const namesIn = (text) => [...(text ?? "").matchAll(/"kept":"([\d-]+)"/g)].map(([, name]) => name);
 
-/** What is sent as text, without the bytes that are kept beside it. */
-export const writeWithoutBytes = (value) => JSON.stringify(value, (key, part) => (part?.kept ? { ...part, data: undefined } : part));
+/** A value as text, without the bytes that are kept beside it. */
+const written = (value) => JSON.stringify(value, (key, part) => (part?.kept ? { ...part, data: undefined } : part));
 
 function keepWithFiles(name, value) {
   const before = namesIn(kept("localStorage", name));
-  keep("localStorage", name, value && writeWithoutBytes(value));
+  keep("localStorage", name, value && written(value));
   if (before.length) dropUnnamed(before);
 }
 
@@ -74,9 +74,18 @@ export async function dataOf(part) {
 export const remember = (session, asked) => keepWithFiles(`session_server.asked.${session}`, asked);
 export const recall = (session) => JSON.parse(kept("localStorage", `session_server.asked.${session}`));
 
-/** Keeps the key and the content of a message that goes out beside a running turn, until the server has it: the box has the same message after a reload. */
-export const keepBeside = (session, sent) => keepWithFiles(`session_server.beside.${session}`, sent);
-export const readBeside = (session) => JSON.parse(kept("localStorage", `session_server.beside.${session}`));
+/**
+ * Keeps the key of a message that is in the box and may have reached the server all the same, so that it is the same
+ * message when it is sent unchanged. The content is a text inside the text: the files in it belong to the draft.
+ */
+export const keepReturned = (session, returned) =>
+  keep("localStorage", `session_server.returned.${session ?? "new"}`, returned && JSON.stringify({ ...returned, content: written(returned.content) }));
+
+/** What is kept of a message with this content, or null where another one is in the box. */
+export function readReturned(session, content) {
+  const returned = JSON.parse(kept("localStorage", `session_server.returned.${session ?? "new"}`));
+  return returned?.content === written(content) ? returned : null;
+}
 
 /** What was typed and not sent, by session; of no session, what a new one will get. */
 export const keepDraft = (session, text) =>
@@ -90,7 +99,7 @@ export const readDraftFiles = (session) => JSON.parse(kept("localStorage", `sess
 export const keepChoice = (name, value) => keep("localStorage", `session_server.${name}`, value);
 export const readChoice = (name) => kept("localStorage", `session_server.${name}`);
 
-const OF_SESSIONS = ["asked", "beside", "draft", "files", "version"]; // what is kept of each, under its id
+const OF_SESSIONS = ["asked", "draft", "files", "returned", "version"]; // what is kept of each, under its id
 
 /** Forgets all that is kept of a session that is no more. */
 export function forgetSession(session) {

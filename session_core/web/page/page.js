@@ -9,7 +9,7 @@ import { $, drawIcons } from "./element.js";
 import { hurry, SILENCE } from "./follow.js";
 import { markIn } from "./found.js";
 import { json, setHttpCallbacks } from "./http.js";
-import { dropLeftFiles, keepDraft, readChoice, readDraft, readDraftFiles, recall, remember } from "./kept.js";
+import { dropLeftFiles, keepDraft, keepReturned, readChoice, readDraft, readDraftFiles, recall, remember } from "./kept.js";
 import { closeMenu, fitBox, focusBox, setDrawer, setTheme, toBottom, toggleList, toggleMenu } from "./layout.js";
 import { attempt, setSessionLost, setUnreachable } from "./notices.js";
 import { render, renderClock, renderComposer } from "./render.js";
@@ -67,6 +67,8 @@ box.addEventListener("input", () => {
   fitBox();
   renderComposer(state.view);
   keepDraft(state.view.id, box.value);
+  // What is typed from now on is another message.
+  if (!box.value) keepReturned(state.view.id, null);
 });
 box.addEventListener("keydown", (event) => {
   // A touch keyboard has no Shift+Enter.

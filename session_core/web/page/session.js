@@ -7,7 +7,7 @@ import { $ } from "./element.js";
 import { markIn, patternOf } from "./found.js";
 import { hurry, newTurn, pause } from "./follow.js";
 import { ConnectionLost, json, Refused } from "./http.js";
-import { forgetSession, keepDraft, readBeside, readDraft, readDraftFiles, recall } from "./kept.js";
+import { forgetSession, keepDraft, readDraft, readDraftFiles, recall } from "./kept.js";
 import { closeMenu, fitBox, focusBox, setDrawer, stay, toBottom } from "./layout.js";
 import { announce, attempt, setUnreachable, showNotice } from "./notices.js";
 import { render } from "./render.js";
@@ -19,7 +19,7 @@ import { box, isShown, newView, state } from "./view.js";
 export async function openSession(id, place = null) {
   const left = state.view;
   keepDraft(left.id, box.value);
-  const view = (id && state.unsent.get(id)) || { ...newView(id), parts: readDraftFiles(id), returned: readBeside(id) };
+  const view = (id && state.unsent.get(id)) || { ...newView(id), parts: readDraftFiles(id) };
   state.view = view;
   // A message that the server does not have yet is still on its way. All else is read again.
   if (left.id && left.turn?.key && !left.turn.lastEvent) state.unsent.set(left.id, left);

@@ -6,7 +6,7 @@ import { endNote, giveBack, merge, readPage, renderMessages, settle } from "./co
 import { partsOf, sendable } from "./files.js";
 import { follow, newTurn, pause } from "./follow.js";
 import { ConnectionLost, json, newKey, Refused, request } from "./http.js";
-import { keepBeside, keepDraft, keepFile, remember, writeWithoutBytes } from "./kept.js";
+import { keepDraft, keepFile, keepReturned, readReturned, remember } from "./kept.js";
 import { fitBox, focusBox, toBottom } from "./layout.js";
 import { drawQuestion } from "./messages.js";
 import { announce, attempt, setUnreachable, showNotice, tell } from "./notices.js";
@@ -21,8 +21,7 @@ const BUSY = "An answer is being written. Stop it, or send this when it is compl
 const cancel = (view) => json(`sessions/${view.id}/cancel`, { method: "POST" });
 
 /** The key of a message. One that came back unsent, and is sent unchanged, is the same turn: the server may have it after all. */
-const identify = ({ returned }, content) =>
-  returned?.key && writeWithoutBytes(returned.content) === writeWithoutBytes(content) ? returned : { key: newKey() };
+const identify = (view, content) => readReturned(view.id, content) ?? { key: newKey() };
 
 export async function send() {
   const { view } = state;
@@ -45,13 +44,11 @@ export async function sendMeanwhile(how) {
   if (!view.id) return showNotice(view, BUSY, { turn: view.turn });
   const content = contentOf(text, view.parts);
   const { key } = identify(view, content);
-  view.returned = { content, key };
-  keepBeside(view.id, view.returned);
+  keepReturned(view.id, { content, key });
   const sent = await sendable(content);
   const body = { message: sent, if_busy: how };
   const response = await request(`sessions/${view.id}/run_stream`, { method: "POST", body, headers: { "Idempotency-Key": key } });
-  view.returned = null;
-  keepBeside(view.id, null);
+  keepReturned(view.id, null);
   takeParts(view);
   if (isShown(view) && box.value.trimEnd() === text) emptyBox(view);
   if (response.status === 202) addToQueue(view, { id: (await response.json()).id, content: sent }, how);
@@ -62,9 +59,9 @@ export async function sendMeanwhile(how) {
 const MEANWHILE = { queue: "The message is in line.", steer: "The model gets the message next.", interrupt: "The message takes the place of this answer." };
 
 function addToQueue(view, message, how) {
-  const queued = view.session.queued ?? [];
-  const known = queued.some(({ id }) => id === message.id); // It was sent before a reload.
-  if (!known) view.session.queued = how === "queue" ? [...queued, message] : [message, ...queued];
+  // The server may have had it already.
+  const queued = (view.session.queued ?? []).filter(({ id }) => id !== message.id);
+  view.session.queued = how === "queue" ? [...queued, message] : [message, ...queued];
   announce(MEANWHILE[how]);
   render();
 }
@@ -107,7 +104,7 @@ export function ask(view, asked) {
   const before = replaces ? view.messages.findIndex(({ id }) => id === replaces) : view.messages.length;
   const last = view.messages.slice(0, before < 0 ? undefined : before).at(-1)?.id;
   view.notice = null;
-  view.returned = null;
+  keepReturned(view.id, null);
   endNote(view, asked.bubble);
   if (isShown(view)) toBottom();
   return run(newTurn(view, { ...asked, last }));
@@ -231,7 +228,7 @@ async function runToEnd(turn) {
 }
 
 function sayProblem({ view, bubble }, problem) {
-  if (problem.status === 422) view.returned = null;
+  if (problem.status === 422) keepReturned(view.id, null);
   const busy = problem.code === "session_busy" && bubble;
   if (busy) showNotice(view, "Another message is being answered in this session. Yours was not sent and is back in the box.");
   else showNotice(view, problem.words, { failure: true });

@@ -25,7 +25,6 @@ export const newView = (id) => ({
   all: null, // all messages, those too that others have replaced, once they were needed
   note: null, // the words under the last answer, as a node
   retry: null, // the turn that "Try again" asks for
-  returned: null, // a message that the server does not have, back in the box
   notice: null, // what is said above the box: words, kind, the turn that it is about, a button
   parts: [], // pictures and files that go with the next message
   chosen: {}, // settings, until the session is made
