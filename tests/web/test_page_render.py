@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 
+from selenium.webdriver.common.action_chains import ActionChains
+
 from tests.support import browser
 from tests.support.browser import Page
 from tests.support.model_server import answer, wait
@@ -21,6 +23,32 @@ def test_a_finished_answer_has_colours_and_mathematics(here: Page, script: Scrip
     assert here.texts(".code pre") == ["def one():\n    return 1"]
     here.click(".code button")
     here.wait_until(lambda: here.text(".code button") == "Copied", "the copy")
+
+
+HOLD = """
+const ask = window.fetch;
+window.fetch = async (path, settings) => {
+  const response = await ask(path, settings);
+  if (path !== "render") return response;
+  const drawn = await response.json();
+  await new Promise((go) => (window.go = go));
+  return { ok: true, status: 200, headers: new Headers(), json: async () => drawn };
+};
+"""
+
+
+def test_a_button_that_is_pressed_is_not_replaced_under_the_press(here: Page, script: Script) -> None:
+    here.run(HOLD)
+    script(answer(CODE))
+    here.ask("Show me")
+    here.wait_until(lambda: here.run("return Boolean(window.go)"), "what the server draws")
+    ActionChains(here.driver).click_and_hold(here.all(".code button")[0]).perform()
+    here.run("go(); await new Promise((done) => setTimeout(done))")  # by then it would have been drawn
+    ActionChains(here.driver).release().perform()
+    here.wait_until(lambda: here.text(".code button") == "Copied", "the copy")
+    assert not here.all(".code .keyword")
+    here.click("#message")
+    here.wait_until(lambda: here.all(".code .keyword"), "the colours")
 
 
 def test_a_growing_answer_is_drawn_by_the_page(here: Page, script: Script) -> None:

@@ -9,6 +9,8 @@ import { codeFigure } from "./markdown.js";
 
 const GAINS = /^ {0,3}(?:`{3}|~{3})[ \t]*\w|\$|\\[([]/m; // what is drawn better there
 const LONGEST = 64 << 10; // bytes
+// A press on a button that is replaced does nothing, and the focus in what is replaced is lost.
+const IN_USE = ":active, :focus-within";
 
 const PLAIN = ["p", "h3", "h4", "h5", "h6", "blockquote", "ul", "hr", "strong", "em", "del", "br", "code", "sup", "thead", "tbody", "tr"];
 const ATTRIBUTES = { ol: ["start"], th: ["class"], td: ["class"], span: ["class"], li: ["class"], section: ["class"], math: ["display"] };
@@ -28,6 +30,7 @@ async function draw(node, text) {
   if (refused) return;
   try {
     const { tree } = await json("render", { method: "POST", body: { text }, quiet: true });
+    while (node.matches(IN_USE)) await new Promise((done) => setTimeout(done, 100));
     replaceInPlace(node, () => node.replaceChildren(...tree.map(build)));
     markAgain();
   } catch (error) {
