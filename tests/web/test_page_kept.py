@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -244,6 +245,52 @@ def test_the_same_words_are_another_message_when_the_box_was_emptied(here: Page,
     here.wait_until(lambda: here.answers == ["one", "two", "three"], "all answers")
 
 
+HOLD_ANSWER = """
+const ask = window.fetch;
+window.fetch = async (path, settings) => {
+  const response = await ask(path, settings);
+  if (settings?.body?.includes('"if_busy"')) await new Promise((go) => (window.go = go));
+  return response;
+};
+"""
+
+
+@pytest.mark.parametrize("comes_back", [False, True])
+def test_a_message_that_was_sent_meanwhile_is_no_draft_when_another_session_was_looked_at(
+    here: Page, script: Script, comes_back: bool
+) -> None:
+    go = threading.Event()
+    script(answer("one", wait(go)), answer("two"))
+    begin(here)
+    session = here.session
+    give(here, "drop", PICTURE)
+    here.run(HOLD_ANSWER)
+    here.send("second")
+    here.wait_until(lambda: here.run("return Boolean(window.go)"), "the server to have it")
+    here.click("#new")
+    here.type("#message", "Something else")
+    if comes_back:
+        here.click(f"#list a[href='#{session}']")
+        here.wait_until(lambda: here.written == "second" and here.answers == ["one"], "the draft")
+    here.run("go()")
+    if not comes_back:
+        here.wait_until(lambda: here.run("return !localStorage.getItem(given[0])", draft_of(session)), "its end")
+        assert here.written == "Something else"
+        here.click(f"#list a[href='#{session}']")
+    here.wait_until(lambda: waiting(here) == ["second"], "its place in the line")
+    assert here.written == ""
+    assert not here.shows("#parts")
+    go.set()
+    here.wait_until(lambda: here.answers == ["one", "two"], "both answers")
+    here.settle()
+    assert here.questions == ["Count", "second"]
+    await_none_kept(here)
+
+
+def draft_of(session: str) -> str:
+    return f"session_server.draft.{session}"
+
+
 def test_who_signs_out_leaves_neither_drafts_nor_files(page: Page, serve: Serve) -> None:
     page.open(serve("-demo", "-auth_token=correct-horse").url)
     page.type("#token-field", "correct-horse", Keys.ENTER)
@@ -257,6 +304,35 @@ def test_who_signs_out_leaves_neither_drafts_nor_files(page: Page, serve: Serve)
     page.wait_until(lambda: page.shows("#token-dialog"), "the question again")
     assert page.run("return JSON.stringify(localStorage)") == "{}"
     assert kept(page) == 0
+
+
+CACHED = """
+const headers = { Authorization: "Bearer correct-horse" };
+const asked = { headers, cache: "only-if-cached", mode: "same-origin" };
+return fetch(given[0], asked).then(({ ok }) => ok, () => false);
+"""
+
+
+def test_who_signs_out_leaves_no_pictures_and_nothing_that_was_deleted(page: Page, serve: Serve) -> None:
+    server = serve("-demo", "-auth_token=correct-horse")
+    page.open(server.url)
+    page.type("#token-field", "correct-horse", Keys.ENTER)
+    page.wait_until(lambda: not page.shows("#token-dialog"), "the end of the question")
+    give(page, "drop", PICTURE)
+    page.ask("What is this?")
+    page.wait_until(lambda: drawn(page, ".question img") == [True], "the picture")
+    page.reload()
+    page.wait_until(lambda: drawn(page, ".question img") == [True], "the picture from the server")
+    address = f"sessions/{page.session}/files/{hashlib.sha256(PICTURE[2]).hexdigest()}"
+    page.choose("delete")
+    page.click("#page-menu")
+    page.click("#sign-out")
+    page.wait_until(lambda: page.shows("#token-dialog"), "the question again")
+    assert page.run(CACHED, address) is False
+    authorized = {"Authorization": "Bearer correct-horse"}
+    page.wait_until(
+        lambda: server.request("GET", "/sessions", headers=authorized).json == {"sessions": []}, "its end"
+    )
 
 
 @pytest.fixture

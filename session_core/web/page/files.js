@@ -2,7 +2,7 @@
 
 import { $, element } from "./element.js";
 import { Refused, request } from "./http.js";
-import { dataOf } from "./kept.js";
+import { dataOf, readToken } from "./kept.js";
 import { whenSeen } from "./layout.js";
 import { announce, attempt } from "./notices.js";
 import { state } from "./view.js";
@@ -19,9 +19,9 @@ function sizeOf(bytes) {
   return `${(bytes / unit).toLocaleString([], { maximumFractionDigits: 1 })} ${name}`;
 }
 
-/** The bytes of a part: those that the page has, or those that the server keeps. The token goes with the request, which an address in the document could not carry. */
+/** The bytes of a part: those that the page has, or those that the server keeps. The token goes with the request, which an address in the document could not carry. Where one can sign out, the browser keeps none. */
 async function bytesOf(part, session) {
-  if (part.sha256) return (await request(`sessions/${session}/files/${part.sha256}`, { cache: "default" })).blob();
+  if (part.sha256) return (await request(`sessions/${session}/files/${part.sha256}`, { cache: readToken() ? "no-store" : "default" })).blob();
   await readKept(part);
   return new Blob([Uint8Array.from(atob(part.data), (letter) => letter.charCodeAt(0))]);
 }

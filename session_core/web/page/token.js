@@ -1,5 +1,6 @@
 // Who asks: the token that the server wants, the way to give it and to forget it.
 
+import { deleteAtOnce } from "./deleting.js";
 import { $ } from "./element.js";
 import { forgetAll, keepToken, readToken } from "./kept.js";
 import { render } from "./render.js";
@@ -51,6 +52,7 @@ export async function signIn() {
 
 /** Forgets the token, all that it has shown, and all that was written here. */
 export async function signOut() {
+  deleteAtOnce();
   keepToken(null);
   box.value = ""; // or it is kept as the page goes
   await forgetAll();

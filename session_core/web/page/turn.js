@@ -6,7 +6,7 @@ import { endNote, giveBack, merge, readPage, renderMessages, settle } from "./co
 import { partsOf, sendable } from "./files.js";
 import { follow, newTurn, pause } from "./follow.js";
 import { ConnectionLost, json, newKey, Refused, request } from "./http.js";
-import { keepDraft, keepFile, keepReturned, readReturned, remember } from "./kept.js";
+import { keepDraft, keepFile, keepReturned, readDraft, readReturned, remember } from "./kept.js";
 import { fitBox, focusBox, toBottom } from "./layout.js";
 import { drawQuestion } from "./messages.js";
 import { announce, attempt, setUnreachable, showNotice, tell } from "./notices.js";
@@ -49,11 +49,13 @@ export async function sendMeanwhile(how) {
   const body = { message: sent, if_busy: how };
   const response = await request(`sessions/${view.id}/run_stream`, { method: "POST", body, headers: { "Idempotency-Key": key } });
   keepReturned(view.id, null);
-  takeParts(view);
-  if (isShown(view) && box.value.trimEnd() === text) emptyBox(view);
-  if (response.status === 202) addToQueue(view, { id: (await response.json()).id, content: sent }, how);
+  // Somebody may have looked at another session meanwhile, or come back.
+  const now = state.view.id === view.id ? state.view : view;
+  takeParts(now);
+  if ((isShown(now) ? box.value : readDraft(now.id)).trimEnd() === text) emptyBox(now);
+  if (response.status === 202) addToQueue(now, { id: (await response.json()).id, content: sent }, how);
   else response.body.cancel(); // Its turn has begun.
-  if (!view.turn) await run(newTurn(view, nextTurn(view)));
+  if (isShown(now) && now.phase === "ready" && !now.turn) await run(newTurn(now, nextTurn(now)));
 }
 
 const MEANWHILE = { queue: "The message is in line.", steer: "The model gets the message next.", interrupt: "The message takes the place of this answer." };
@@ -87,8 +89,9 @@ export function nextTurn({ messages, session: { queued = [], pending = [] } }, p
 }
 
 function emptyBox(view) {
-  box.value = "";
   keepDraft(view.id, "");
+  if (!isShown(view)) return;
+  box.value = "";
   fitBox();
 }
 
