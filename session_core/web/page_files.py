@@ -28,7 +28,7 @@ _FILES = sorted(file.name for file in _PAGE.iterdir() if file.name.endswith((".c
 _STYLES = re.compile(r'(?:<link rel="stylesheet" href="\w+\.css">\n)+')
 _IMPORT = re.compile(r'^import \{([^}]*)\} from "\./(\w+)\.js";\n', re.MULTILINE)
 _EXPORT = re.compile(r"^export (?:async )?(?:function\*?|class|const|let) ?([\w$]+)", re.MULTILINE)
-_COMMENT = re.compile(r"^ *(?://.*|/\*(?:[^*]|\*(?!/))*\*/)\n", re.MULTILINE)  # on lines of its own
+_COMMENT = re.compile(r"^ *(?://.*|/\*(?:[^*]|\*(?!/))*\*/)\n|(?<=\S) +// [^\"'`\n]*$", re.MULTILINE)
 _JOINED = {
     "all.css",
     "all.js",
