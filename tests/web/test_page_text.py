@@ -124,6 +124,12 @@ def test_arithmetic_and_names_are_no_markdown(here: Page, script: Script) -> Non
     assert here.answers == [text]
 
 
+def test_entities_are_read_by_their_names_and_what_is_none_stays(here: Page, script: Script) -> None:
+    script(answer("&hearts; &frac34; &NotEqualTilde; &semi; &amp;amp; &#9829; &nosuch; &notit; &lt;b&gt; x&Tab;y"))
+    here.ask("Show me")
+    assert here.answers == ["♥ ¾ ≂̸ ; &amp; ♥ &nosuch; &notit; <b> x\ty"]
+
+
 def test_code_is_copied_as_it_was_write_numbered(here: Page, script: Script) -> None:
     script(answer("```py\nif a < b:\n\treturn 1\n```"))
     here.ask("Show me")

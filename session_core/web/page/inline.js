@@ -21,18 +21,17 @@ const BREAK = sticky(/<[bB][rR][ \t]{0,9}\/?>/);
 const NEXT_ENTITY = sticky(ENTITY);
 const URL_TEXT = sticky(/[^\s<>"`*[\]]{1,2000}/);
 
-const NAMES =
-  "amp& lt< gt> quot\" apos' nbsp\u00a0 copy© reg® trade™ hellip… mdash— ndash– lsquo‘ rsquo’ sbquo‚ ldquo“ rdquo” bdquo„ laquo« raquo» bull• middot· " +
-  "times× divide÷ plusmn± minus− deg° micro\u00b5 euro€ pound£ yen¥ cent¢ sect§ para¶ larr← rarr→ uarr↑ darr↓ harr↔ lArr⇐ rArr⇒ hArr⇔ infin∞ ne≠ le≤ ge≥ " +
-  "asymp≈ equiv≡ sum∑ prod∏ radic√ int∫ part∂ nabla∇ forall∀ exist∃ isin∈ notin∉ sub⊂ sup⊃ cap∩ cup∪ and∧ or∨ not¬ empty∅ alphaα betaβ gammaγ deltaδ " +
-  "epsilonε zetaζ etaη thetaθ iotaι kappaκ lambdaλ muμ nuν xiξ piπ rhoρ sigmaσ tauτ phiφ chiχ psiψ omegaω GammaΓ DeltaΔ ThetaΘ LambdaΛ PiΠ SigmaΣ PhiΦ " +
-  "PsiΨ OmegaΩ frac12½ frac14¼ frac34¾ sup1¹ sup2² sup3³ szligß aumlä oumlö uumlü AumlÄ OumlÖ UumlÜ aacuteá eacuteé iacuteí oacuteó uacuteú agraveà egraveè " +
-  "acircâ ecircê icircî ocircô ccedilç ntildeñ aringå AringÅ oslashø aeligæ AEligÆ iexcl¡ iquest¿ ensp\u2002 emsp\u2003 thinsp\u2009 zwj\u200d zwnj\u200c shy\u00ad check✓";
-const ENTITIES = new Map(NAMES.split(" ").map((pair) => [pair.slice(0, -1), pair.slice(-1)]));
+const entities = new Map(); // texts by names, as the browser knows them: at most two characters
+
+function namedText(name) {
+  if (!entities.has(name)) entities.set(name, new DOMParser().parseFromString(`x&${name};`, "text/html").body.textContent.slice(1));
+  const text = entities.get(name);
+  return text.length > 2 ? null : text;
+}
 
 /** The text of an entity, or null where it is none that is known. */
 function entityText([, decimal, hexadecimal, name]) {
-  if (name) return ENTITIES.get(name) ?? null;
+  if (name) return namedText(name);
   const code = parseInt(decimal ?? hexadecimal, decimal ? 10 : 16);
   const valid = code > 0 && code <= 0x10ffff && !(code >= 0xd800 && code < 0xe000);
   return valid ? String.fromCodePoint(code) : "\ufffd";
