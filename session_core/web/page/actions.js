@@ -11,7 +11,7 @@ import { announce, attempt } from "./notices.js";
 import { modelsFor, shortTime, textOf } from "./render.js";
 import { drawSteps } from "./stepping.js";
 import { askInPlace } from "./turn.js";
-import { shownMessages, state } from "./view.js";
+import { isQuestion, shownMessages, state } from "./view.js";
 
 const LONG = 600; // seconds
 const idsOf = (article) => article.dataset.ids.split(" ");
@@ -64,7 +64,7 @@ function facts({ dataset: { model, at, tokens, seconds = 0 } }) {
 async function tryAgain(view, article, model) {
   const shown = shownMessages(view);
   const answered = shown.findIndex(({ id }) => id === idsOf(article)[0]);
-  const question = shown.slice(0, answered).findLast(({ role }) => role === "user");
+  const question = shown.slice(0, answered).findLast(isQuestion);
   if (!question) return;
   focusBox();
   await askInPlace(view, question.id, question.content, model);

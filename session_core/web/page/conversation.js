@@ -12,7 +12,7 @@ import { fitBox, stay, toBottom } from "./layout.js";
 import { markdown } from "./markdown.js";
 import { drawMessages, drawNote, hasFailed, outcome } from "./messages.js";
 import { render, textOf } from "./render.js";
-import { box, isShown, PAGE_SIZE, scroller, shownMessages, state } from "./view.js";
+import { box, isQuestion, isShown, PAGE_SIZE, scroller, shownMessages, state } from "./view.js";
 import { addToVersions, keptVersion } from "./versions.js";
 
 const LATE = 24 * 3600_000; // milliseconds, after which a message that the server does not have is not sent any more
@@ -59,17 +59,17 @@ export function merge(view, page, startedAt = null, question = null) {
   const known = page.messages.findIndex(({ id }) => id === view.messages.at(-1)?.id);
   const ids = new Set(page.messages.map(({ id }) => id));
   const common = view.messages.findLastIndex(({ id }) => ids.has(id));
-  const hidden = known < 0 && view.session.replaced ? view.messages.slice(common + 1).filter(({ role }) => role === "user") : [];
+  const hidden = known < 0 && view.session.replaced ? view.messages.slice(common + 1).filter(isQuestion) : [];
   if (known < 0) {
     Object.assign(view, { messages: [], next: page.next, note: null, all: null });
     view.stored.replaceChildren();
     toBottom();
   }
-  const asked = page.messages.findLastIndex(({ id, role, created_at: at }) => (question ? id === question : role === "user" && at <= startedAt));
+  const asked = page.messages.findLastIndex((one) => (question ? one.id === question : isQuestion(one) && one.created_at <= startedAt));
   const fresh = page.messages.filter(
     ({ created_at: at }, index) => index > known && (!startedAt || index <= asked || at < startedAt),
   );
-  if (fresh.length) endNote(view, fresh[0].role === "user");
+  if (fresh.length) endNote(view, isQuestion(fresh[0]));
   addToVersions(view, fresh);
   view.messages.push(...fresh);
   view.stored.append(drawMessages(fresh));
@@ -117,10 +117,10 @@ export function settle(turn, last, page) {
   const later = page.messages.slice(known + 1);
   const id = last?.data.message_id;
   const at = later.findIndex((message) => message.id === id); // -1 where it was read with what came before
-  const end = later.findIndex(({ role }, index) => !isOther && role === "user" && index > Math.max(at, turn.bubble - 1));
+  const end = later.findIndex((one, index) => !isOther && isQuestion(one) && index > Math.max(at, turn.bubble - 1));
   const fresh = end < 0 ? later : later.slice(0, end); // Behind the answer stand later turns.
   const own = { ...page, messages: page.messages.slice(0, known + 1 + fresh.length) };
-  const questions = fresh.filter(({ role }) => role === "user").length;
+  const questions = fresh.filter(isQuestion).length;
   const seen =
     last &&
     !isOther &&
@@ -135,7 +135,7 @@ export function settle(turn, last, page) {
     addToVersions(view, fresh);
     view.messages.push(...fresh);
     if (turn.bubble) view.live.querySelector(".question").dataset.ids = fresh[0].id;
-    turn.answer.asked = view.messages.findLast(({ role }) => role === "user")?.created_at;
+    turn.answer.asked = view.messages.findLast(isQuestion)?.created_at;
     for (const message of fresh.slice(questions)) turn.answer.addId(message);
     view.stored.append(...view.live.childNodes);
     finishDrawing(view);
@@ -158,7 +158,7 @@ function hasArrived(view, asked) {
   const before = view.messages.findLastIndex(({ id }) => id === asked.last);
   const later = view.messages.slice(before + 1);
   if (!asked.bubble || asked.text === null) return later.length > 0;
-  return later.some(({ role, content }) => role === "user" && textOf(content) === asked.text);
+  return later.some((one) => isQuestion(one) && textOf(one.content) === asked.text);
 }
 
 /** A message of this session that the server does not have yet, if there is one. */
@@ -175,7 +175,7 @@ export function unsentMessage(view) {
 export function drawEnd(view, error = "") {
   const last = view.messages.at(-1);
   const asked = recall(view.id);
-  const question = view.messages.findLast(({ role }) => role === "user");
+  const question = view.messages.findLast(isQuestion);
   const sameTurn = asked && !view.earlier && last && hasFailed(last) && (asked.text === null || asked.text === textOf(question?.content));
   if (asked && !sameTurn && hasArrived(view, asked)) remember(view.id, null);
   const stored = last ? outcome(last) : null;

@@ -29,6 +29,18 @@ export function pause(milliseconds) {
   });
 }
 
+/** Does something until it succeeds, or fails in a way that does not pass. */
+export async function patiently(act, passes) {
+  for (let wait = 500; ; wait = Math.min(2 * wait, 10_000)) {
+    try {
+      return await act();
+    } catch (error) {
+      if (!passes(error)) throw error;
+    }
+    await pause(wait);
+  }
+}
+
 /** A turn of a view. With a key it is asked for; without, the running turn is watched. `bubble` says whether its question is drawn with it. */
 export function newTurn(view, asked = {}) {
   const { text = null } = asked;

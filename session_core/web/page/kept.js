@@ -8,7 +8,7 @@ const LONGEST_DRAFT = 200_000; // characters
 // Where a browser refuses storage, the page remembers until it is reloaded.
 const unkept = new Map();
 
-function keep(storage, name, value) {
+function keep(name, value, storage = "localStorage") {
   unkept.delete(name);
   try {
     if (value === null) window[storage].removeItem(name);
@@ -18,7 +18,7 @@ function keep(storage, name, value) {
   }
 }
 
-function kept(storage, name) {
+function kept(name, storage = "localStorage") {
   try {
     return unkept.get(name) ?? window[storage].getItem(name);
   } catch {
@@ -26,13 +26,16 @@ function kept(storage, name) {
   }
 }
 
-export const readToken = () => kept("sessionStorage", TOKEN);
-export const keepToken = (token) => keep("sessionStorage", TOKEN, token);
+export const readToken = () => kept(TOKEN, "sessionStorage");
+export const keepToken = (token) => keep(TOKEN, token, "sessionStorage");
 
 // ---- Messages and drafts with their files ----
 //
 // What is kept as text says which bytes belong to it, so that a message has all of its files or is not there, whenever
 // the page ends. Bytes that no text names any more are dropped.
+
+/** Under which name it is kept, of which session. What is of none yet is of the new one. */
+const nameOf = (kind, session) => `session_server.${kind}.${session ?? "new"}`;
 
 const namesIn = (text) => [...(text ?? "").matchAll(/"kept":"([\d-]+)"/g)].map(([, name]) => name);
 
@@ -40,8 +43,8 @@ const namesIn = (text) => [...(text ?? "").matchAll(/"kept":"([\d-]+)"/g)].map((
 const written = (value) => JSON.stringify(value, (key, part) => (part?.kept ? { ...part, data: undefined } : part));
 
 function keepWithFiles(name, value) {
-  const before = namesIn(kept("localStorage", name));
-  keep("localStorage", name, value && written(value));
+  const before = namesIn(kept(name));
+  keep(name, value && written(value));
   if (before.length) dropUnnamed(before);
 }
 
@@ -71,46 +74,45 @@ export async function dataOf(part) {
 }
 
 /** Keeps the key and the content of a session's message from before it is sent until its turn has ended well, so that after a crash of the server or the browser the same turn can be asked for. */
-export const remember = (session, asked) => keepWithFiles(`session_server.asked.${session}`, asked);
-export const recall = (session) => JSON.parse(kept("localStorage", `session_server.asked.${session}`));
+export const remember = (session, asked) => keepWithFiles(nameOf("asked", session), asked);
+export const recall = (session) => JSON.parse(kept(nameOf("asked", session)));
 
 /**
  * Keeps the key of a message that is in the box and may have reached the server all the same, so that it is the same
  * message when it is sent unchanged. The content is a text inside the text: the files in it belong to the draft.
  */
 export const keepReturned = (session, returned) =>
-  keep("localStorage", `session_server.returned.${session ?? "new"}`, returned && JSON.stringify({ ...returned, content: written(returned.content) }));
+  keep(nameOf("returned", session), returned && JSON.stringify({ ...returned, content: written(returned.content) }));
 
 /** What is kept of a message with this content, or null where another one is in the box. */
 export function readReturned(session, content) {
-  const returned = JSON.parse(kept("localStorage", `session_server.returned.${session ?? "new"}`));
+  const returned = JSON.parse(kept(nameOf("returned", session)));
   return returned?.content === written(content) ? returned : null;
 }
 
 /** What was typed and not sent, by session; of no session, what a new one will get. */
 export const keepDraft = (session, text) =>
-  keep("localStorage", `session_server.draft.${session ?? "new"}`, text.trim() && text.length <= LONGEST_DRAFT ? text : null);
-export const readDraft = (session) => kept("localStorage", `session_server.draft.${session ?? "new"}`) ?? "";
+  keep(nameOf("draft", session), text.trim() && text.length <= LONGEST_DRAFT ? text : null);
+export const readDraft = (session) => kept(nameOf("draft", session)) ?? "";
 
 /** The files that were given and not sent. */
-export const keepDraftFiles = (session, parts) => keepWithFiles(`session_server.files.${session ?? "new"}`, parts.length ? parts : null);
-export const readDraftFiles = (session) => JSON.parse(kept("localStorage", `session_server.files.${session ?? "new"}`)) ?? [];
+export const keepDraftFiles = (session, parts) => keepWithFiles(nameOf("files", session), parts.length ? parts : null);
+export const readDraftFiles = (session) => JSON.parse(kept(nameOf("files", session))) ?? [];
 
-export const keepChoice = (name, value) => keep("localStorage", `session_server.${name}`, value);
-export const readChoice = (name) => kept("localStorage", `session_server.${name}`);
+export const keepChoice = (name, value) => keep(`session_server.${name}`, value);
+export const readChoice = (name) => kept(`session_server.${name}`);
 
 const OF_SESSIONS = ["asked", "draft", "files", "returned", "version"]; // what is kept of each, under its id
 
 /** Forgets all that is kept of a session that is no more. */
 export function forgetSession(session) {
-  for (const kind of OF_SESSIONS) keepWithFiles(`session_server.${kind}.${session}`, null);
+  for (const kind of OF_SESSIONS) keepWithFiles(nameOf(kind, session), null);
 }
 
 /** Forgets all that was written and seen, for whoever uses the browser next. What it looks like stays. */
 export async function forgetAll() {
   try {
-    const ofSessions = (name) => OF_SESSIONS.some((kind) => name.startsWith(`session_server.${kind}.`));
-    for (const name of Object.keys(localStorage).filter(ofSessions)) keep("localStorage", name, null);
+    for (const name of Object.keys(localStorage)) if (OF_SESSIONS.some((kind) => name.startsWith(nameOf(kind, "")))) keep(name, null);
   } catch {
     // A browser that refuses storage has kept nothing that outlives the page.
   }

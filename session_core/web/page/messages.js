@@ -5,23 +5,24 @@ import { element } from "./element.js";
 import { drawParts } from "./files.js";
 import { textOf } from "./render.js";
 
-const REASONS = {
-  length: "The answer is cut off: it reached the model's limit of length.",
-  content_filter: "The answer is cut off: the model server's content filter stopped it.",
-  no_finish_reason: "The answer may be cut off: the model server did not say that it was complete.",
-  model_timeout: "The answer is incomplete: the model took too long.",
-  model_error: "The answer is incomplete: the model server failed.",
-  model_rate_limited: "The answer is incomplete: the model server refused more requests for now.",
-  model_unauthorized: "The answer is incomplete: the model server refused the key.",
-  context_length_exceeded: "The answer is incomplete: the conversation is too long for the model.",
-  too_many_tool_rounds: "The answer is incomplete: the model kept calling tools.",
-  storage_unavailable: "The answer is incomplete: the server could not store it.",
-  shutting_down: "The answer is incomplete: the server was stopped.",
-  interrupted: "The answer was interrupted: the server ended in the middle of it.",
+// After these the answer stands as the model gave it; any other reason is a failure.
+const CUT_OFF = {
+  length: "is cut off: it reached the model's limit of length.",
+  content_filter: "is cut off: the model server's content filter stopped it.",
+  no_finish_reason: "may be cut off: the model server did not say that it was complete.",
 };
 
-// After these the answer stands as the model gave it; any other reason is a failure.
-const STANDS = ["length", "content_filter", "no_finish_reason"];
+const INCOMPLETE = {
+  model_timeout: "the model took too long.",
+  model_error: "the model server failed.",
+  model_rate_limited: "the model server refused more requests for now.",
+  model_unauthorized: "the model server refused the key.",
+  context_length_exceeded: "the conversation is too long for the model.",
+  too_many_tool_rounds: "the model kept calling tools.",
+  storage_unavailable: "the server could not store it.",
+  shutting_down: "the server was stopped.",
+  interrupted: "the server ended in the middle of it.",
+};
 
 /** One article for a question, and one for all that answers it; `next` is the message that is shown after these. */
 export function drawMessages(messages, next = null) {
@@ -52,8 +53,8 @@ export function outcome({ role, status, reason, tool_calls: calls, content }) {
   if (status === "waiting") return null;
   if (status === "cancelled") return { words: "Stopped before the answer was complete.", failure: false };
   if (status) {
-    const words = REASONS[reason] ?? "The answer is incomplete: something failed on the server.";
-    return { words, failure: !STANDS.includes(reason) };
+    const words = CUT_OFF[reason] ?? `is incomplete: ${INCOMPLETE[reason] ?? "something failed on the server."}`;
+    return { words: `The answer ${words}`, failure: !(reason in CUT_OFF) };
   }
   if (role !== "assistant" || calls) return { words: "There is no answer: the turn failed or was interrupted.", failure: true };
   return content ? null : { words: "The answer is empty.", failure: false };
@@ -62,7 +63,7 @@ export function outcome({ role, status, reason, tool_calls: calls, content }) {
 /** Whether the turn that ends with this message failed, so that it may be asked for again as the same turn. */
 export function hasFailed({ role, status, reason, tool_calls: calls }) {
   if (status === "waiting") return false;
-  return role !== "assistant" || Boolean(calls) || (status === "incomplete" && !STANDS.includes(reason));
+  return role !== "assistant" || Boolean(calls) || (status === "incomplete" && !(reason in CUT_OFF));
 }
 
 export const drawNote = ({ words, failure }) => element("p", { class: failure ? "note failure" : "note" }, words);

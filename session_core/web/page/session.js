@@ -5,7 +5,7 @@ import { drawEnd, giveBack, merge, readPage, restoreVersion, showEarlier, unsent
 import { deleteLater } from "./deleting.js";
 import { $ } from "./element.js";
 import { markIn, patternOf } from "./found.js";
-import { hurry, newTurn, pause } from "./follow.js";
+import { hurry, newTurn, patiently } from "./follow.js";
 import { ConnectionLost, json, Refused } from "./http.js";
 import { forgetSession, keepDraft, readDraft, readDraftFiles, recall } from "./kept.js";
 import { closeMenu, fitBox, focusBox, setDrawer, stay, toBottom } from "./layout.js";
@@ -13,7 +13,7 @@ import { announce, attempt, setUnreachable, showNotice } from "./notices.js";
 import { render } from "./render.js";
 import { drawList, findDetails, refreshList, updateSession } from "./session_list.js";
 import { nextTurn, run } from "./turn.js";
-import { box, isShown, newView, state } from "./view.js";
+import { box, isQuestion, isShown, newView, state } from "./view.js";
 
 /** Shows a session, or a new one where there is no id; at the place of a message where one is given. */
 export async function openSession(id, place = null) {
@@ -43,18 +43,8 @@ export async function openSession(id, place = null) {
 export async function load(view) {
   view.phase = "loading";
   render();
-  for (let wait = 500; isShown(view); wait = Math.min(2 * wait, 10_000)) {
-    try {
-      await refresh(view);
-      return;
-    } catch (error) {
-      if (!(error instanceof ConnectionLost)) return fail(view, error);
-      setUnreachable(true);
-      showUnsent(view);
-    }
-    await pause(wait);
-    if (view.turn) return;
-  }
+  const passes = (error) => error instanceof ConnectionLost && isShown(view) && (setUnreachable(true), showUnsent(view), true);
+  await patiently(() => isShown(view) && !view.turn && refresh(view), passes).catch((error) => fail(view, error));
 }
 
 function fail(view, error) {
@@ -83,7 +73,7 @@ async function refresh(view) {
   if (page.running) {
     // What the running turn has stored comes again as events. Its question may not be stored yet; its first event
     // tells when it is.
-    const asked = page.messages.findLastIndex(({ role }) => role === "user");
+    const asked = page.messages.findLastIndex(isQuestion);
     if (!view.messages.length) merge(view, { ...page, messages: page.messages.slice(0, asked + 1) });
     attempt(() => run(newTurn(view)));
     return;

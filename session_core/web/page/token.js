@@ -30,7 +30,6 @@ function showDialog(refused) {
       keepToken(token);
       dialog.close("given");
     };
-    $("token-cancel").onclick = () => dialog.close("");
     dialog.onclose = () => {
       asking = null;
       const isGiven = dialog.returnValue === "given";

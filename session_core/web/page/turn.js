@@ -4,7 +4,7 @@ import { Answer } from "./answer.js";
 import { contentOf, takeParts } from "./attachments.js";
 import { endNote, giveBack, merge, readPage, renderMessages, settle } from "./conversation.js";
 import { partsOf, sendable } from "./files.js";
-import { follow, newTurn, pause } from "./follow.js";
+import { follow, newTurn, patiently, pause } from "./follow.js";
 import { ConnectionLost, json, newKey, Refused, request } from "./http.js";
 import { keepDraft, keepFile, keepReturned, readDraft, readReturned, remember } from "./kept.js";
 import { fitBox, focusBox, toBottom } from "./layout.js";
@@ -14,7 +14,7 @@ import { render, textOf } from "./render.js";
 import { refreshList } from "./session_list.js";
 import { showVersion } from "./stepping.js";
 import { keepVersion } from "./versions.js";
-import { box, isShown, state } from "./view.js";
+import { box, isQuestion, isShown, state } from "./view.js";
 
 const BUSY = "An answer is being written. Stop it, or send this when it is complete.";
 
@@ -83,7 +83,7 @@ export async function takeBack(id) {
 
 /** What is to be watched next: the turn of a question that is not shown yet, or else of the first message that waits. While somebody is asked, none begins. */
 export function nextTurn({ messages, session: { queued = [], pending = [] } }, page = { messages: [], waited: [] }) {
-  const isNew = ({ id, role }) => role === "user" && !messages.some((shown) => shown.id === id);
+  const isNew = (one) => isQuestion(one) && !messages.some(({ id }) => id === one.id);
   const next = page.messages.findLast(isNew) ?? page.waited.find(isNew) ?? queued[0];
   return next && !pending.length ? { queuedAs: next.id } : {};
 }
@@ -118,7 +118,7 @@ export async function askInPlace(view, id, content, model) {
   if (view.turn) return showNotice(view, BUSY, { turn: view.turn });
   const shown = view.earlier ?? view.messages;
   const index = shown.findIndex((message) => message.id === id);
-  const hidden = shown.slice(index + 1).filter(({ role }) => role === "user");
+  const hidden = shown.slice(index + 1).filter(isQuestion);
   Object.assign(view, { earlier: null, all: null, messages: shown.slice(0, index) });
   renderMessages(view);
   const done = ask(view, { text: textOf(content), content, key: newKey(), bubble: true, replaces: id, model });
@@ -221,7 +221,8 @@ async function runToEnd(turn) {
   if (!isShown(view)) return null;
   turn.answer?.finish();
   const { queued: waited = [] } = view.session;
-  const page = { ...(await readPatiently(view)), waited };
+  const passes = (error) => isShown(view) && (error instanceof ConnectionLost || error.status >= 500);
+  const page = { ...(await patiently(() => readPage(view), passes)), waited };
   view.turn = null;
   const words = settle(turn, last, page);
   announce([last && turn.answer.words, words].filter(Boolean).join(" "));
@@ -241,19 +242,13 @@ function sayProblem({ view, bubble }, problem) {
 async function makeSession(turn) {
   const { view } = turn;
   remember("new", turn.asked);
-  for (let wait = 300; !view.id; wait = Math.min(2 * wait, 10_000)) {
-    try {
-      view.id = (await json("sessions", { method: "POST", body: view.chosen })).id;
-    } catch (error) {
-      if (!(error instanceof ConnectionLost)) {
-        giveBack(view, turn);
-        remember("new", null);
-        throw error;
-      }
-      setUnreachable(true);
-      await pause(wait);
-    }
-  }
+  const make = () => json("sessions", { method: "POST", body: view.chosen });
+  const made = await patiently(make, (error) => {
+    if (error instanceof ConnectionLost) return setUnreachable(true), true;
+    giveBack(view, turn);
+    remember("new", null);
+  });
+  view.id = made.id;
   view.session = { ...view.chosen };
   if (isShown(view)) history.pushState(null, "", `#${view.id}`);
   else state.unsent.set(view.id, view);
@@ -316,15 +311,4 @@ function drawTurn(turn) {
   if (turn.bubble) turn.view.live.append(drawQuestion(turn.content));
   turn.answer = new Answer(turn.view.live);
   turn.answer.showWaiting(turn.activity, Date.now());
-}
-
-async function readPatiently(view) {
-  for (let wait = 500; ; wait = Math.min(2 * wait, 10_000)) {
-    try {
-      return await readPage(view);
-    } catch (error) {
-      if (!isShown(view) || !(error instanceof ConnectionLost || error.status >= 500)) throw error;
-    }
-    await pause(wait);
-  }
 }

@@ -46,5 +46,6 @@ export const state = {
   signedOut: false,
 };
 
+export const isQuestion = ({ role }) => role === "user";
 export const isShown = (view) => state.view === view;
 export const shownMessages = (view) => view.earlier ?? view.messages;
