@@ -6,6 +6,7 @@ import re
 import threading
 from pathlib import Path
 
+import pytest
 from selenium.webdriver.common.keys import Keys
 
 from tests.support import browser
@@ -432,6 +433,22 @@ def test_on_a_phone_the_list_is_a_drawer(page: Page, server: Server, script: Scr
     page.press(Keys.ESCAPE)
     page.wait_until(lambda: not page.shows("#new"), "the end of the list")
     assert page.focused == "open-list"
+
+
+@pytest.mark.parametrize("width", [390, 768, 1280])
+def test_a_new_session_is_one_press_away_where_the_list_is_not_in_view(
+    page: Page, server: Server, width: int
+) -> None:
+    browser.resize(page.driver, width, 800)
+    page.open(server.url)
+    page.ask("Hello")
+    if width > 390:
+        assert not page.shows("#new-here")
+        page.click("#open-list")
+    assert page.run("return document.documentElement.scrollWidth") == width
+    page.click("#new-here")
+    page.wait_until(lambda: page.shows("#empty") and not page.session, "the new session")
+    assert not page.shows("#new-here")
 
 
 def test_it_is_dark_where_the_reader_wants_that(page: Page, server: Server, script: Script) -> None:

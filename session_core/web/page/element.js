@@ -18,6 +18,7 @@ export function fill(parent, nodes) {
 }
 
 const PATHS = {
+  add: "M8 3v10M3 8h10",
   attach: "M12.5 7.5 7.7 12.3a2.8 2.8 0 0 1-4-4l5.2-5.2a1.9 1.9 0 0 1 2.7 2.7l-5.1 5.1a.9.9 0 0 1-1.3-1.3l4.6-4.6",
   branch: "M4 2.5v11M4 10c0-3 8-2 8-6M10 5.5l2-2 2 2",
   close: "M4 4l8 8M12 4l-8 8",

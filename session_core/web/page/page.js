@@ -118,7 +118,7 @@ onClick("stop", stop);
 onClick("now", () => sendMeanwhile("steer"));
 onClick("instead", () => sendMeanwhile("interrupt"));
 onClick("compact", compact);
-onClick("new", startNew);
+for (const id of ["new", "new-here"]) onClick(id, startNew);
 onClick("more", showMoreSessions);
 onClick("earlier", showEarlier);
 onClick("latest", () => (toBottom(), focusBox()));
