@@ -287,6 +287,25 @@ def test_a_message_that_was_sent_meanwhile_is_no_draft_when_another_session_was_
     await_none_kept(here)
 
 
+def test_a_message_that_is_sent_meanwhile_without_a_connection_goes_when_there_is_one(
+    far: Page, relay: Relay, server: Server, script: Script
+) -> None:
+    go = threading.Event()
+    script(answer("one", wait(go)), answer("two"))
+    begin(far)
+    relay.cut()
+    far.send("second")
+    far.wait_until(lambda: "connection is lost" in far.notice, "the words")
+    assert far.written == "second"
+    relay.mend()
+    far.wait_until(lambda: waiting(far) == ["second"], "its place in the line")
+    assert far.written == ""
+    go.set()
+    far.wait_until(lambda: far.answers == ["one", "two"], "both answers")
+    far.settle()
+    assert contents(server, far.session) == ["Count", "second"]
+
+
 def draft_of(session: str) -> str:
     return f"session_server.draft.{session}"
 

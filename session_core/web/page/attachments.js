@@ -12,13 +12,6 @@ const UNKEPT = "This browser keeps no files for a page that is closed or loaded 
 /** The content of a message: its text, or a list of parts where pictures or files go with it. */
 export const contentOf = (text, parts) => (parts.length ? [...(text.trim() ? [{ type: "text", text }] : []), ...parts] : text);
 
-/** The pictures and files that wait for the next message of a view. They are taken. */
-export function takeParts(view) {
-  const taken = view.parts;
-  setParts(view, []);
-  return taken;
-}
-
 /** Sets what waits for the next message, and keeps it over a reload. */
 export function setParts(view, parts) {
   view.parts = parts;

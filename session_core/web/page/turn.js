@@ -1,7 +1,7 @@
 // A turn on the page: sent, drawn from its events, stopped, settled.
 
 import { Answer } from "./answer.js";
-import { contentOf, takeParts } from "./attachments.js";
+import { contentOf, setParts } from "./attachments.js";
 import { endNote, giveBack, merge, readPage, renderMessages, settle } from "./conversation.js";
 import { partsOf, sendable } from "./files.js";
 import { follow, newTurn, patiently, pause } from "./follow.js";
@@ -30,7 +30,7 @@ export async function send() {
   const text = box.value.trimEnd();
   if (!text.trim() && !view.parts.length) return;
   const after = view.earlier?.at(-1).id;
-  const content = contentOf(text, takeParts(view));
+  const content = contentOf(text, view.parts);
   emptyBox(view);
   const { key, replaces } = identify(view, content);
   await ask(view, { text, content, key, bubble: true, replaces, after: replaces ? undefined : after });
@@ -47,12 +47,13 @@ export async function sendMeanwhile(how) {
   keepReturned(view.id, { content, key });
   const sent = await sendable(content);
   const body = { message: sent, if_busy: how };
-  const response = await request(`sessions/${view.id}/run_stream`, { method: "POST", body, headers: { "Idempotency-Key": key } });
+  const post = () => request(`sessions/${view.id}/run_stream`, { method: "POST", body, headers: { "Idempotency-Key": key } });
+  const isInBox = () => state.view.id === view.id && box.value.trimEnd() === text;
+  const response = await patiently(post, (error) => error instanceof ConnectionLost && isInBox() && (setUnreachable(true), true));
   keepReturned(view.id, null);
   // Somebody may have looked at another session meanwhile, or come back.
   const now = state.view.id === view.id ? state.view : view;
-  takeParts(now);
-  if ((isShown(now) ? box.value : readDraft(now.id)).trimEnd() === text) emptyBox(now);
+  if (isInBox() || (!isShown(now) && readDraft(now.id).trimEnd() === text)) emptyBox(now);
   if (response.status === 202) addToQueue(now, { id: (await response.json()).id, content: sent }, how);
   else response.body.cancel(); // Its turn has begun.
   if (isShown(now) && now.phase === "ready" && !now.turn) await run(newTurn(now, nextTurn(now)));
@@ -89,6 +90,7 @@ export function nextTurn({ messages, session: { queued = [], pending = [] } }, p
 }
 
 function emptyBox(view) {
+  setParts(view, []);
   keepDraft(view.id, "");
   if (!isShown(view)) return;
   box.value = "";
