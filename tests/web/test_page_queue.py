@@ -157,6 +157,19 @@ def test_instead_ends_the_answer_and_begins_another(here: Page, script: Script) 
     assert "Stopped" in here.note
 
 
+def test_the_focus_is_in_the_box_after_the_press_of_a_button_that_goes(here: Page, script: Script) -> None:
+    script(answer("one", STALL), answer("two", STALL))
+    begin(here)
+    here.type("#message", "second")
+    for name, said in (("instead", "one"), ("stop", "two")):
+        here.wait_until(lambda said=said: here.answers[-1:] == [said], "the answer")  # type: ignore[misc]
+        here.run("document.getElementById(given[0]).focus()", name)
+        here.press(Keys.SPACE)
+        here.wait_until(lambda name=name: not here.shows(f"#{name}"), "its end")  # type: ignore[misc]
+        assert here.focused == "message"
+    here.settle()
+
+
 def test_what_waits_is_there_after_a_reload_and_in_a_second_tab(here: Page, server: Server, script: Script) -> None:
     go = threading.Event()
     script(answer("one", wait(go)), answer("two"))

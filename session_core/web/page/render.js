@@ -137,11 +137,11 @@ function renderQueue({ session: { queued = [] } }) {
 /** Draws what depends on what is in the message box. */
 export function renderComposer(view) {
   const { turn } = view;
+  const focused = document.activeElement;
   const queues = Boolean(turn && view.id);
   const canInterrupt = queues && Boolean(box.value.trim() || view.parts.length);
   for (const id of ["now", "instead"]) $(id).hidden = !canInterrupt;
   $("keys").textContent = queues ? "Enter puts the message in line." : "Enter sends, Shift+Enter begins a new line, Escape stops an answer.";
-  const focusLost = document.activeElement === $(turn ? "send" : "stop");
   $("send").hidden = Boolean(turn) && !queues;
   $("send").disabled = (view.phase !== "ready" && !turn) || view.compacting;
   $("stop").hidden = !turn && !view.compacting;
@@ -152,7 +152,7 @@ export function renderComposer(view) {
   $("model-choice").hidden = models.length < 2;
   if (isOutdated($("model-choice"), models)) $("model-choice").replaceChildren(...models.map((name) => new Option(name, name)));
   $("model-choice").value = modelOf(view);
-  if (focusLost) (touch.matches ? $("title") : $("message")).focus();
+  if (focused.matches("#composer button") && (focused.hidden || focused.disabled)) (touch.matches ? $("title") : box).focus();
 }
 
 export const modelOf = (view) => (view.id ? view.session.model : view.chosen.model) ?? state.models?.default ?? "";
