@@ -1,7 +1,7 @@
 // Deleting a session, with some seconds to think better of it.
 
 import { $ } from "./element.js";
-import { json, sendAtOnce } from "./http.js";
+import { json } from "./http.js";
 import { forgetSession } from "./kept.js";
 import { announce, attempt } from "./notices.js";
 import { drawList, refreshList, removeSession } from "./session_list.js";
@@ -13,8 +13,8 @@ let waiting = null; // the session that goes when its time is up
 
 /** Takes the session out of the list now, and deletes it on the server when the time to undo that is over. */
 export function deleteLater(id, title) {
-  finish();
-  waiting = { id, timer: setTimeout(finish, UNDO) };
+  deleteAtOnce();
+  waiting = { id, timer: setTimeout(deleteAtOnce, UNDO) };
   state.hidden.add(id);
   removeSession(id);
   drawList();
@@ -32,22 +32,14 @@ export function undoDelete() {
   announce("The session is back.");
 }
 
-/** The page is left: what is still to be deleted is deleted now. */
+/** Deletes now what is still to be deleted, also when the page is left. */
 export function deleteAtOnce() {
   const id = endWaiting();
   if (!id) return;
-  sendAtOnce(`sessions/${id}`, "DELETE");
   forgetSession(id);
-  state.hidden.delete(id);
-}
-
-function finish() {
-  const id = endWaiting();
-  if (!id) return;
   attempt(async () => {
     try {
-      await json(`sessions/${id}`, { method: "DELETE" });
-      forgetSession(id);
+      await json(`sessions/${id}`, { method: "DELETE", keepalive: true });
     } catch (error) {
       if (error.status !== 404) throw error;
     } finally {

@@ -2,11 +2,12 @@
 
 import { readToken } from "./kept.js";
 
+const UNAVAILABLE = "The server, or a proxy before it, is not available.";
 const STATUSES = {
   413: "That is too long for the server.",
   429: "Too many requests for now.",
-  502: "The server, or a proxy before it, is not available.",
-  503: "The server, or a proxy before it, is not available.",
+  502: UNAVAILABLE,
+  503: UNAVAILABLE,
   504: "The server did not answer in time.",
 };
 
@@ -31,13 +32,14 @@ let callbacks = { askToken: async () => false, onAnswer() {} };
 /** `askToken` is called with the token that was refused, and says whether there is another. `onAnswer` hears of each answer. */
 export const setHttpCallbacks = (given) => (callbacks = given);
 
-/** The answer to a request, if it is 2xx. Asks for the token where the server does, unless `quiet`. */
-export async function request(path, { method = "GET", body, headers = {}, signal, cache = "no-store", quiet = false } = {}) {
+/** The answer to a request, if it is 2xx. Asks for the token where the server does, unless `quiet`. With `keepalive` it outlives the page. */
+export async function request(path, { method = "GET", body, headers = {}, signal, cache = "no-store", keepalive = false, quiet = false } = {}) {
   for (;;) {
     const token = readToken();
-    const sent = { ...headers, ...authorization(token) };
+    const sent = { ...headers };
+    if (token) sent.Authorization = `Bearer ${token}`;
     if (body) sent["Content-Type"] = "application/json";
-    const settings = { method, headers: sent, signal, cache, body: body && JSON.stringify(body) };
+    const settings = { method, headers: sent, signal, cache, keepalive, body: body && JSON.stringify(body) };
     const response = await fetch(path, settings).catch(() => {
       throw new ConnectionLost();
     });
@@ -46,13 +48,6 @@ export async function request(path, { method = "GET", body, headers = {}, signal
     const refused = new Refused(response, await response.json().catch(() => ({})));
     if (response.status !== 401 || quiet || !(await callbacks.askToken(token))) throw refused;
   }
-}
-
-const authorization = (token) => (token ? { Authorization: `Bearer ${token}` } : {});
-
-/** Sends a request that outlives the page. Nobody hears what came of it. */
-export function sendAtOnce(path, method) {
-  fetch(path, { method, keepalive: true, headers: authorization(readToken()) }).catch(() => {});
 }
 
 export async function json(path, options = {}) {

@@ -2,7 +2,7 @@
 
 import { $ } from "./element.js";
 import { saveBytes, withData } from "./files.js";
-import { json, Refused } from "./http.js";
+import { json } from "./http.js";
 import { announce, showNotice } from "./notices.js";
 import { textOf } from "./render.js";
 import { state } from "./view.js";
@@ -62,15 +62,10 @@ export async function importFile(file) {
     return showNotice(state.view, `${file.name} is no session in JSON.`, { failure: true });
   }
   const { title, system_prompt, messages, compacted } = session;
-  try {
-    // What is undefined is not sent.
-    const { id } = await json("sessions", { method: "POST", body: { title, system_prompt, compacted, messages: messages.map(importable) } });
-    location.hash = id;
-    announce("The session is here.");
-  } catch (error) {
-    if (!(error instanceof Refused)) throw error;
-    showNotice(state.view, error.words, { failure: true });
-  }
+  // What is undefined is not sent.
+  const { id } = await json("sessions", { method: "POST", body: { title, system_prompt, compacted, messages: messages.map(importable) } });
+  location.hash = id;
+  announce("The session is here.");
 }
 
 /** A message as an import takes it. */
