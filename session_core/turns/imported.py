@@ -52,7 +52,7 @@ def copied(session: Session, until: str | None) -> tuple[list[StoredMessage], di
         for name in ("idempotency_key", "replaces", "after", "client_id", "terms"):
             message.pop(name, None)  # type: ignore[misc]
     state: dict[str, Any] = {"last_error": found.last_error, "last_refused": found.last_refused}
-    state["compacted"] = found.current_compacted
+    state |= {"compacted": found.current_compacted, "continues": None}
     if last == len(ids) - 1 and "answers" in (session.continues or {}):  # by which no call runs in the copy too
         state["continues"] = {name: (session.continues or {}).get(name) for name in ("attempt", "answers")}
     return _marked(found.messages), state

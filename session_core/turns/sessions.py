@@ -20,7 +20,15 @@ from session_core.turns.stored import last_failure, last_turn, settled_messages,
 from session_core.turns.turn import Turn
 from session_core.turns.turn_request import TurnRequest
 from session_core.turns.turns import Turns
-from storage import Session, SessionBusy, SessionCorrupt, SessionNotFound, Storage, StorageUnavailable
+from storage import (
+    Session,
+    SessionBusy,
+    SessionCorrupt,
+    SessionExists,
+    SessionNotFound,
+    Storage,
+    StorageUnavailable,
+)
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +54,27 @@ class Sessions:
                 self.storage.running(source)
             undo.pop_all()
         return session_id
+
+    @contextlib.contextmanager
+    def made(self, messages: Sequence[StoredMessage] = (), **others: Any) -> Iterator[str]:
+        """The id of a session, made unless it is there for what begins in it in this block. Where that raises
+        and nothing has begun, there is no session any more.
+
+        Raises what `create` does, and SessionBusy where another block has failed meanwhile that began in it too.
+        """
+        id: str = others["id"]
+        with contextlib.suppress(SessionExists):
+            self.create(messages, **others)
+        try:
+            yield id
+        except SessionNotFound:
+            raise SessionBusy(id) from None
+        except BaseException:
+            faults = (SessionNotFound, SessionBusy, SessionCorrupt, StorageUnavailable)
+            with contextlib.suppress(*faults), self.storage.lock(id) as session:
+                if len(session.session.messages) == len(messages):
+                    session.delete()
+            raise
 
     def configure(self, session_id: str, settings: Mapping[str, str | None]) -> None:
         """Sets the session's title, model or instructions, or removes them with None.

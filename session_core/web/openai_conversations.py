@@ -1,6 +1,5 @@
 """The Conversations dialect: sessions as conversations, and their messages as items."""
 
-import contextlib
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -20,7 +19,7 @@ from session_core.web.response_object import seconds
 from session_core.web.response_request import Metadata
 from session_core.web.turn_responses import TurnResponses
 from session_core.web.uploads import Uploads, body_with_files
-from storage import Session
+from storage import Session, new_id
 
 _MAX_ITEMS = 20  # of one request, as at OpenAI
 
@@ -61,11 +60,8 @@ class _Conversations:
         kept = {"metadata": asked.metadata} if asked.metadata else None
         prompt = "\n\n".join(read.system) or None
         sessions = self._responses.sessions
-        session_id = sessions.create(responses=kept, system_prompt=prompt)
-        with contextlib.ExitStack() as undo:
-            undo.callback(sessions.delete, session_id)
+        with sessions.made(id=new_id("session"), responses=kept, system_prompt=prompt) as session_id:
             sessions.append(session_id, read.messages, read.files)
-            undo.pop_all()
         return _render(sessions.session(session_id))
 
     def get_conversation(self, id: str) -> Response:

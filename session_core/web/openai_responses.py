@@ -10,7 +10,7 @@ from flask import Blueprint, Response, request
 
 from agent import Agent
 from session_core.data.message import StoredMessage, named_files, user_message
-from session_core.data.session import SETTINGS, new_message
+from session_core.data.session import CONFIGURABLE, STATE, new_message
 from session_core.model.events import ToolCall
 from session_core.model.outgoing_messages import read_tool_calls
 from session_core.turns.imported import copied
@@ -43,7 +43,7 @@ from session_core.web.response_request import SEALED_REASONING, ResponseBody
 from session_core.web.stored_responses import StoredResponse, find_response, response_of_key
 from session_core.web.turn_responses import TurnReader, TurnResponses, add_stream
 from session_core.web.uploads import Uploads, body_with_files
-from storage import Session, SessionBusy, SessionExists, SessionNotFound
+from storage import Session, SessionBusy, SessionNotFound, new_id
 
 _MAX_ITEMS = 100  # of one page
 _ITEMS = 20  # of a page, where no limit is given
@@ -81,12 +81,12 @@ def openai_routes(name: str, *routes: tuple[str, str, Callable[..., Response]]) 
 
 @dataclasses.dataclass(frozen=True)
 class _Place:
-    """Where a response takes place: a session, or what a one-shot one has of it. `behind` is the message that is to
-    be its last one. `is_new` says that it was made for this response."""
+    """Where a response takes place: a session, or what a new or a one-shot one begins with. `behind` is the message
+    that is to be its last one, and `new_id` the id of a session that is to be made."""
 
     session: Session
     behind: str | None = None
-    is_new: bool = False
+    new_id: str = ""
 
     @property
     def waiting(self) -> dict[str, ToolCall]:
@@ -105,16 +105,12 @@ class _Responses:
         self._agent = agent
 
     def create_response(self) -> Response:
-        with contextlib.ExitStack() as undo:
-            with body_with_files(self._responses.max_file_bytes) as (body, uploads):
-                asked = parse_body(ResponseBody, body)
-                place = self._check_place(asked)
-                if place.is_new:  # for this response, which may not begin
-                    undo.callback(self._responses.sessions.delete, place.session.id)
-                read = self._read(asked, place, uploads)
-            start = self._start if asked.is_stored else self._start_one_shot
-            reader, renderer = start(asked, place, read)
-            undo.pop_all()
+        with body_with_files(self._responses.max_file_bytes) as (body, uploads):
+            asked = parse_body(ResponseBody, body)
+            place = self._check_place(asked)
+            read = self._read(asked, place, uploads)
+        start = self._start if asked.is_stored else self._start_one_shot
+        reader, renderer = start(asked, place, read)
         if asked.stream:
             return self._responses.stream(reader, renderer)
         if asked.background:
@@ -195,21 +191,21 @@ class _Responses:
 
     def _start(self, asked: ResponseBody, place: _Place, read: ResponseInput) -> tuple[TurnReader, ResponseRenderer]:
         """A turn in a session."""
-        session_id, waiting = place.session.id, place.waiting
         wish = self._turn_request(asked, place.session, read)
         wish = dataclasses.replace(wish, key=idempotency_key(), behind=place.behind)
-        wish = self._complete(place.session, read, wish)
-        reader = self._responses.start(session_id, wish)
+        with self._made(place) as session_id:
+            wish = self._complete(session_id, place.session, read, wish)
+            reader = self._responses.start(session_id, wish)
         if reader.turn.request is wish:
             id = ResponseId(session_id, reader.turn.message_id, reader.turn.attempt)
-            return reader, ResponseRenderer(id, wish.response or {}, waiting)
+            return reader, ResponseRenderer(id, wish.response or {}, place.waiting)
         with contextlib.ExitStack() as stack:
             stack.callback(reader.close)
             found = response_of_key(self._responses.session(session_id), reader.turn.message_id, wish.key)
             if reader.turn.attempt > found.turn.attempt:  # another try, of which nothing is stored yet
                 stack.pop_all()
                 id = dataclasses.replace(found.id, attempt=reader.turn.attempt)
-                return reader, ResponseRenderer(id, found.record, waiting)
+                return reader, ResponseRenderer(id, found.record, place.waiting)
             if not found.is_told_by(reader.turn):  # the turn has gone on since, under another key
                 reader = dataclasses.replace(reader, turn=self._responses.show(found.replay()))
             renderer = found.renderer(reader.turn.attempt)
@@ -246,7 +242,7 @@ class _Responses:
             session = sessions.session(session_of(asked.conversation_id))
             return _Place(session if asked.is_stored else _copy(session, None))
         if previous is None:
-            return self._make_place(asked, key, Session("", "", ""))
+            return self._new_place(asked, key, Session("", "", ""))
         id = parse_response_id(previous)
         try:
             session = sessions.session(id.session_id)
@@ -258,20 +254,29 @@ class _Responses:
         last = session.messages[-1]["id"]
         if asked.is_stored and found.is_last and any(one["id"] == last for one in session.conversation):
             return _Place(session, last)
-        return self._make_place(asked, key, _copy(session, found.last_message["id"]))
+        return self._new_place(asked, key, _copy(session, found.last_message["id"]))
 
-    def _make_place(self, asked: ResponseBody, key: str | None, copy: Session) -> _Place:
-        """A session of its own with this content. That of a key is always the same."""
+    def _new_place(self, asked: ResponseBody, key: str | None, copy: Session) -> _Place:
+        """A session of its own that begins with this content. That of a key is always the same."""
         if not asked.is_stored:
             return _Place(copy)
-        fields: dict[str, Any] = {name: getattr(copy, name) for name in (*SETTINGS, "last_error", "last_refused")}
-        if key is not None:
-            name = f"{key} {asked.previous_response_id}"
-            fields["id"] = f"session-{hashlib.sha256(name.encode()).hexdigest()[:32]}"
-        id = fields.get("id", "")
-        with contextlib.suppress(SessionExists):
-            id = self._responses.sessions.create(copy.messages, files=copy.id, **fields)
-        return _Place(self._responses.sessions.session(id), is_new=key is None)
+        if key is None:
+            return _Place(copy, new_id=new_id("session"))
+        name = f"{key} {asked.previous_response_id}"
+        id = f"session-{hashlib.sha256(name.encode()).hexdigest()[:32]}"
+        try:
+            return _Place(self._responses.sessions.session(id))
+        except SessionNotFound:
+            return _Place(copy, new_id=id)
+
+    def _made(self, place: _Place) -> contextlib.AbstractContextManager[str]:
+        """The id of the session, which is made for a response where it is a new one."""
+        if not place.new_id:
+            return contextlib.nullcontext(place.session.id)
+        fields = {name: getattr(place.session, name) for name in (*CONFIGURABLE, *STATE)}
+        return self._responses.sessions.made(
+            place.session.messages, files=place.session.id, id=place.new_id, **fields
+        )
 
     def _turn_request(self, asked: ResponseBody, session: Session, read: ResponseInput) -> TurnRequest:
         """What the body sets for this turn alone."""
@@ -289,13 +294,13 @@ class _Responses:
             files=read.files,
         )
 
-    def _complete(self, session: Session, read: ResponseInput, wish: TurnRequest) -> TurnRequest:
+    def _complete(self, session_id: str, session: Session, read: ResponseInput, wish: TurnRequest) -> TurnRequest:
         """The wish with what the input asks for: a question, answers, or that the model goes on behind what the
         client has."""
         answers = read.answers or None
         if read.has_question:
             if any(answer.get("approve") for answer in read.answers.values()):
-                self._run_answered(session.id, read.answers)
+                self._run_answered(session_id, read.answers)
                 answers, wish = None, dataclasses.replace(wish, behind=None)
             *history, question = read.messages
             content = check_question(question["content"])
@@ -306,7 +311,7 @@ class _Responses:
         if wish.key is None or find_turn(session, wish.key) is None:
             _check_end(read.messages, wish)
             if answers:
-                self._run_answered(session.id, answers)
+                self._run_answered(session_id, answers)
                 wish = dataclasses.replace(wish, behind=None)
         return wish
 

@@ -1,0 +1,141 @@
+"""Responses that do not begin: nothing is left of them, and a retry is the first one that happens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from werkzeug.test import TestResponse
+
+from agent import tool
+from tests.support.client import BreakableStorage, Client, error_of, json_of
+from tests.support.model_server import STALL, answer
+from tests.support.responses import checked
+
+PATH = "/v1/responses"
+USER = {"role": "user", "content": "Hello!"}
+ANSWER = {"role": "assistant", "content": "Good day."}
+ADDRESS = "http://localhost/sessions/session-1/files/" + "a" * 64
+PICTURE = {"role": "user", "content": [{"type": "input_image", "image_url": ADDRESS}]}
+CALLS = [
+    {"type": "function_call", "call_id": id, "name": "weather", "arguments": "{}"} for id in ("call_a", "call_b")
+]
+OUTPUTS = [{"type": "function_call_output", "call_id": id, "output": "rain"} for id in ("call_a", "call_b")]
+REFERENCE = {"type": "item_reference", "id": "msg_1"}
+APPROVED = {"type": "mcp_approval_response", "approval_request_id": "mcpr_call_s", "approve": True}
+
+sent: list[str] = []
+
+
+@tool(needs_approval=True)
+def send(to: str) -> str:
+    """Sends a letter."""
+    sent.append(to)
+    return f"sent to {to}"
+
+
+@pytest.fixture
+def client() -> Iterator[Client]:
+    sent.clear()
+    with Client(storage=BreakableStorage(), tools=[send], max_streams=1, timeout=20.0) as client:
+        yield client
+
+
+@pytest.fixture(params=[None, "key"], ids=["alone", "keyed"])
+def key(request: pytest.FixtureRequest) -> str | None:
+    found: str | None = request.param
+    return found
+
+
+def ask(client: Client, given: Any = "Hi", key: str | None = None, **body: Any) -> TestResponse:
+    return client.request("POST", PATH, {"input": given, **body}, {"Idempotency-Key": key} if key else {})
+
+
+def sessions(client: Client) -> list[str]:
+    found: list[str] = json_of(client.get("/sessions"))["sessions"]
+    return found
+
+
+def stored(client: Client) -> dict[str, list[tuple[str, str]]]:
+    """What all sessions hold."""
+    return {
+        id: [(one["role"], one["content"]) for one in client.session(id)["messages"]]
+        for id in sorted(sessions(client))
+    }
+
+
+@pytest.fixture(params=[False, True], ids=["new", "branch"])
+def earlier(request: pytest.FixtureRequest, client: Client) -> dict[str, str]:
+    """A response that another one follows, or none."""
+    if not request.param:
+        return {}
+    first: str = checked(ask(client))["id"]
+    checked(ask(client, "And?", previous_response_id=first))
+    return {"previous_response_id": first}
+
+
+REFUSED: dict[str, tuple[Any, dict[str, Any], int]] = {
+    "an unknown picture": ([PICTURE], {}, 400),
+    "an unknown picture before the end": ([PICTURE, ANSWER, USER], {}, 400),
+    "an unknown picture before an output": ([PICTURE, *CALLS, *OUTPUTS], {}, 400),
+    "a blank question": ([{"role": "user", "content": " "}], {}, 400),
+    "no question": ([USER, ANSWER], {}, 400),
+    "an output of no call": ([OUTPUTS[0]], {}, 400),
+    # "an output of one of two calls": ([USER, *CALLS, OUTPUTS[0]], {}, 409),
+    "an unknown item": ([REFERENCE, USER], {}, 404),
+    "an unknown type": ([{"type": "web_search_call"}], {}, 400),
+    "a choice that is not served": ([USER], {"tool_choice": {"type": "file_search"}}, 400),
+    "a choice that is no list": ([USER], {"tool_choice": {"mode": "auto", "tools": 5}}, 400),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_nothing_is_left_of_a_response_that_is_refused(
+    client: Client, key: str | None, earlier: dict[str, str], case: str
+) -> None:
+    given, body, status = REFUSED[case]
+    before = stored(client)
+    for _ in range(2):
+        assert ask(client, given, key, **body, **earlier).status_code == status
+        assert stored(client) == before
+    checked(ask(client, [USER], key, **earlier))
+    assert len(sessions(client)) == len(before) + 1
+
+
+def test_nothing_is_left_of_a_response_that_finds_no_place(
+    client: Client, key: str | None, earlier: dict[str, str]
+) -> None:
+    client.model.then(answer("Hel", STALL))
+    busy = client.create()
+    client.stream(busy).next("stream_chunk")
+    before = stored(client)
+    assert error_of(ask(client, "Once", key, **earlier)) == (503, "overloaded")
+    assert stored(client) == before
+    client.cancel(busy)
+    for _ in range(2 if key else 1):
+        checked(ask(client, "Once", key, **earlier))
+    assert len(sessions(client)) == len(before) + 1
+
+
+def test_nothing_is_left_of_a_response_that_cannot_be_stored(
+    client: Client, key: str | None, earlier: dict[str, str]
+) -> None:
+    before = stored(client)
+    assert isinstance(client.storage, BreakableStorage)
+    client.storage.broken = True
+    assert error_of(ask(client, "Once", key, **earlier)) == (503, "storage_unavailable")
+    client.storage.broken = False
+    assert stored(client) == before
+    for _ in range(2 if key else 1):
+        checked(ask(client, "Once", key, **earlier))
+    assert len(sessions(client)) == len(before) + 1
+
+
+def test_a_retry_that_is_refused_leaves_the_response_of_its_key(client: Client) -> None:
+    response = checked(ask(client, "Once", "key"))
+    before = stored(client)
+    for given, status in (("Twice", 422), ([PICTURE], 422), ([REFERENCE], 404), ([USER, ANSWER], 422)):
+        assert ask(client, given, "key").status_code == status
+        assert stored(client) == before
+    assert checked(ask(client, "Once", "key")) == response
