@@ -232,7 +232,6 @@ class LockedSession(ABC):
     def __init__(self, session_id: str) -> None:
         self.id = session_id
         self._session: Session | None = None
-        self._lines: list[bytes] | None = None  # of messages that are stored together
         self._released = False
 
     @property
@@ -266,22 +265,8 @@ class LockedSession(ABC):
         if not is_message(message):
             raise ValueError("a message needs a role, which is a string, and a content")
         taken = message["id"] if queued else None
-        self._update([line], taken=taken, continues=None if begins_turn(message) else self.session.continues)
+        self._update(line, taken=taken, continues=None if begins_turn(message) else self.session.continues)
         return message
-
-    @contextlib.contextmanager
-    def together(self) -> Iterator[None]:
-        """Has what is added and set in the block stored in one write at its end, or nothing where it raises."""
-        before, self._lines = self.session, []
-        self._session = started = replace(before, messages=before.messages.copy())
-        try:
-            yield
-            changed, lines = self.session, self._lines
-        finally:
-            self._session, self._lines = before, None
-        if changed is not started:
-            self._append(replace(changed, messages=before.messages), lines, None)
-            self._session = changed
 
     def set_last_error(self, code: str, *, refused: bool = False) -> None:
         """Stores the code of the error that ended the turn, and whether the model server refused the question. Both
@@ -290,15 +275,16 @@ class LockedSession(ABC):
         Durable when this returns. Raises ValueError for what JSON in UTF-8 cannot hold.
         """
         to_json(code)
-        self._update([], last_error=code, last_refused=refused)
+        self._update(last_error=code, last_refused=refused)
 
-    def set_continues(self, attempt: Mapping[str, Any]) -> None:
-        """Stores what tells of an attempt that goes on with the last turn, in force until the next user's message.
+    def set_continues(self, attempt: Mapping[str, Any] | None, added: Sequence[StoredMessage] = ()) -> None:
+        """Stores what tells of an attempt that goes on with the last turn, in force until the next user's message. In
+        the same write it adds whole messages before that.
 
         It ends the force of `last_error`. Durable when this returns. Raises ValueError for what JSON in UTF-8 cannot
         hold.
         """
-        self._update([], continues=json.loads(to_json(attempt)))
+        self._update(*map(to_json, added), continues=json.loads(to_json(attempt)))
 
     def configure(self, **settings: Any) -> None:
         """Sets fields of `CONFIGURABLE`, or removes them with None. Durable when this returns.
@@ -357,7 +343,7 @@ class LockedSession(ABC):
 
     @abstractmethod
     def _append(self, session: Session, lines: Sequence[bytes], taken: str | None) -> None:
-        """Adds these messages in JSON, `updated_at`, `STATE`. Takes `taken` from the queue, or raises NotQueued."""
+        """Adds all these lines of JSON, `updated_at`, `STATE`. Takes `taken` from the queue, or raises NotQueued."""
 
     @abstractmethod
     def _rewrite(self, session: Session) -> None:
@@ -371,14 +357,11 @@ class LockedSession(ABC):
     def _release(self) -> None:
         """Unlocks. Is called once."""
 
-    def _update(self, lines: Sequence[bytes], *, taken: str | None = None, **state: Any) -> None:
+    def _update(self, *lines: bytes, taken: str | None = None, **state: Any) -> None:
         """Stores messages, and this state of the last turn."""
         cleared: dict[str, Any] = {"last_error": None, "last_refused": False}
         changed = replace(self.session, updated_at=timestamp(), **{**cleared, **state})
-        if self._lines is None:
-            self._append(changed, lines, taken)
-        else:
-            self._lines += lines
+        self._append(changed, lines, taken)
         changed.messages.extend(map(json.loads, lines))
         self._session = changed
 
@@ -483,7 +466,7 @@ class _LockedMemory(LockedSession):
             self._memory.session = replace(session, messages=[])
             self._memory.order = time.time_ns()
             self._storage._sessions[self.id] = self._storage._sessions.pop(self.id)
-            self._memory.lines += lines
+            self._memory.lines.extend(lines)
 
     def _rewrite(self, session: Session) -> None:
         with self._storage._mutex:

@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import cast
 
-from session_core.data.message import MessageFields, StoredMessage
-from session_core.turns.attachments import keep_question_files
+from session_core.data.message import MessageFields, StoredMessage, begins_turn
 from session_core.turns.stored import last_turn, question_message
 from session_core.turns.turn_request import TurnRequest
-from storage import LockedSession, Storage
+from storage import Session
 
 
-def add_messages(
-    storage: Storage, session: LockedSession, messages: Sequence[StoredMessage], files: Mapping[str, bytes]
-) -> None:
-    """Adds messages with the bytes of their pictures and files, durably.
-
-    Raises TurnRefused where one of them names a picture or a file that is not there, SessionCorrupt and
-    StorageUnavailable.
-    """
+def with_added(session: Session, messages: Sequence[StoredMessage]) -> Session:
+    """The session as it is when these messages stand behind its own, one after the other."""
     for message in messages:
-        turn = last_turn(session.session)
-        stored: MessageFields = {**message}  # type: ignore[typeddict-unknown-key]
-        if message["role"] == "user":
-            asked = TurnRequest(message["content"], files=dict(files))
-            stored = question_message(session.session, asked)
-            keep_question_files(storage, session.session, asked, stored)
+        turn = last_turn(session)
+        fields: MessageFields = {**message}  # type: ignore[typeddict-unknown-key]
+        if begins_turn(message):
+            fields = question_message(session, TurnRequest(message["content"]))
+            session = replace(session, continues=None)
         elif turn is not None:
-            stored = {**stored, **turn.fields}
-        session.append({**stored, "imported": True, "added": True}, message["id"], message["created_at"])
+            fields = {**fields, **turn.fields}
+        own = {"id": message["id"], "created_at": message["created_at"]}
+        added = cast(StoredMessage, {"id": "", **fields, "imported": True, "added": True, **own})
+        session = replace(session, messages=[*session.messages, added], last_error=None, last_refused=False)
+    return session

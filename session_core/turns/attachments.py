@@ -1,11 +1,11 @@
 """The pictures and files of a turn: those of its question, kept before the question is, and those of its tools."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from session_core.data.message import Content, ContentPart, MessageFields, file_parts, named_files
 from session_core.data.session import expanded
-from session_core.turns.turn_request import TurnRefused, TurnRequest
+from session_core.turns.turn_request import TurnRefused
 from storage import Session, SessionNotFound, Storage
 
 
@@ -34,25 +34,24 @@ class SessionFiles:
             self.keep(new)
 
 
-def keep_question_files(storage: Storage, session: Session, request: TurnRequest, fields: MessageFields) -> None:
-    """Keeps what the question of a request names and the session has not, and makes its parts whole that name what
-    the session has. The request lets go of the bytes.
+def keep_new_files(
+    storage: Storage, session: Session, files: dict[str, bytes], added: Sequence[MessageFields]
+) -> None:
+    """Keeps what messages name that are added, and the session has not, and makes their parts whole that name what
+    the session has. Lets go of the bytes.
 
     Raises TurnRefused where a part names what is in neither, and StorageUnavailable.
     """
-    messages = [fields, *fields.get("history", ())]
+    messages = [one for message in added for one in (message, *message.get("history", ()))]
     named = named_files(messages)
-    if not named:
-        return
     known = {part["sha256"]: part for one in expanded(session.messages) for part in file_parts(one["content"])}
-    if missing := [name for name in named if name not in known and name not in request.files]:
+    if missing := [name for name in named if name not in known and name not in files]:
         raise TurnRefused(f"There is no picture or file {missing[0]} in this session: send its data.")
     whole = {part["sha256"]: part for one in messages for part in file_parts(one["content"]) if "media_type" in part}
     for message in messages:
         message["content"] = _with_whole_parts(message["content"], {**known, **whole})
-    sent = {name: request.files[name] for name in named if name in request.files}
-    SessionFiles(storage, session.id).keep_new(sent, known)
-    request.files.clear()
+    SessionFiles(storage, session.id).keep_new({name: files[name] for name in named if name in files}, known)
+    files.clear()
 
 
 def _with_whole_parts(content: Content, whole: Mapping[str, ContentPart]) -> Content:

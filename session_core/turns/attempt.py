@@ -6,14 +6,14 @@ from typing import Any, cast
 from session_core.data.message import AttemptFields, StoredMessage
 from session_core.data.removed import without_removed
 from session_core.model.events import ToolCall, ToolResult
-from session_core.turns.added import add_messages
-from session_core.turns.attachments import SessionFiles, keep_question_files
+from session_core.turns.added import with_added
+from session_core.turns.attachments import SessionFiles, keep_new_files
 from session_core.turns.compaction import behind_summary
 from session_core.turns.queued import check_order
 from session_core.turns.stored import StoredTurn, find_turn, last_turn, outgoing_messages, question_message
 from session_core.turns.turn_request import Answers, NothingToContinue, TurnRequest, TurnWaiting
 from session_core.turns.waiting import answers_left, check_answers, settle
-from storage import LockedSession, SessionBusy, Storage, timestamp
+from storage import LockedSession, Session, SessionBusy, Storage, timestamp
 
 
 @dataclass(frozen=True)
@@ -47,17 +47,18 @@ def begin_attempt(storage: Storage, session: LockedSession, request: TurnRequest
     if stored is None and request.behind not in (None, *(one["id"] for one in session.session.messages[-1:])):
         raise SessionBusy(session.id)
     if request.goes_on:
-        with session.together():
-            if stored is None:  # else they were added by the first request of this key
-                add_messages(storage, session, request.history, request.files)
-            request.files.clear()
-            stored, fields, answers = _go_on(session, request)
+        came = request.history if stored is None else ()  # else it was added by the first request of this key
+        found = with_added(session.session, came)
+        added = found.messages[len(session.session.messages) :]
+        stored, fields, answers = _go_on(found, request)
+        keep_new_files(storage, session.session, request.files, added)
+        session.set_continues({**fields, **({"answers": answers} if answers else {})}, added)
         message, answered = stored.messages[0], settle(stored.unanswered, answers)
     elif stored is None:
         check_order(storage.queue(session.id), session.session, request)
         question = question_message(session.session, request)
         if request.queued_id is None:  # else they were kept when the message came
-            keep_question_files(storage, session.session, request, question)
+            keep_new_files(storage, session.session, request.files, [question])
         message = session.append(question, request.queued_id, queued=request.queued_id is not None)
     else:
         message, fields = stored.messages[0], {"attempt": 1 + stored.attempt}
@@ -82,17 +83,16 @@ def begin_attempt(storage: Storage, session: LockedSession, request: TurnRequest
     return Attempt(message["id"], number, fields, settings, history, keeps_deltas)
 
 
-def _go_on(session: LockedSession, request: TurnRequest) -> tuple[StoredTurn, AttemptFields, Answers]:
-    """Stores that an attempt goes on with the session's last turn. Returns the turn, the fields of its messages, and
-    the answers to what has waited: those of the request, or where it was interrupted with them, what is left of them.
-    """
-    stored = last_turn(session.session)
+def _go_on(session: Session, request: TurnRequest) -> tuple[StoredTurn, AttemptFields, Answers]:
+    """The session's last turn, with which an attempt goes on, the fields of its messages, and the answers to what has
+    waited: those of the request, or where it was interrupted with them, what is left of them."""
+    stored = last_turn(session)
     if stored is None or stored.complete:
         raise NothingToContinue
     waiting = stored.waiting
     if waiting is not None and request.answers is None:
         raise TurnWaiting
-    if waiting is None and request.answers is not None and find_turn(session.session, request.key) is None:
+    if waiting is None and request.answers is not None and find_turn(session, request.key) is None:
         raise NothingToContinue
     answers = answers_left(stored.continues.get("answers"))
     if waiting is not None and request.answers is not None:
@@ -106,5 +106,4 @@ def _go_on(session: LockedSession, request: TurnRequest) -> tuple[StoredTurn, At
     }
     kept = {name: value for name, value in beside.items() if value}
     fields = cast(AttemptFields, {"attempt": 1 + stored.attempt, "continues": True, **kept})
-    session.set_continues({**fields, **({"answers": answers} if answers else {})})
     return stored, fields, answers

@@ -9,7 +9,7 @@ from typing import Any
 from session_core.data.message import MessageFields, user_message
 from session_core.data.message_queue import MessageQueue, QueuedMessage
 from session_core.tools.client_tools import ClientTool, ClientTools
-from session_core.turns.attachments import keep_question_files
+from session_core.turns.attachments import keep_new_files
 from session_core.turns.stored import question_message, waiting_message
 from session_core.turns.turn_request import KeyReused, TurnRefused, TurnRequest
 from storage import Session, SessionBusy, Storage, new_id, timestamp
@@ -25,7 +25,7 @@ def queued_message(storage: Storage, session: Session, request: TurnRequest, run
     if request.if_busy == "steer" and (request.replaces or request.after):
         raise TurnRefused("Only a new message can come into a turn that runs.")
     question = question_message(session, request)
-    keep_question_files(storage, session, request, question)
+    keep_new_files(storage, session, request.files, [question])
     digest = hashlib.sha256(f"{session.id} {request.key}".encode()).hexdigest()[:32]
     asked: dict[str, Any] = {name: value for name in _ASKED if (value := getattr(request, name)) is not None}
     if request.client_tools is not None:

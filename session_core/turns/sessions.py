@@ -11,7 +11,8 @@ from typing import Any
 from session_core.data.message import StoredMessage, assistant_message
 from session_core.data.message_queue import QueuedMessage, QueueFull
 from session_core.telemetry.spans import Observer
-from session_core.turns.added import add_messages
+from session_core.turns.added import with_added
+from session_core.turns.attachments import keep_new_files
 from session_core.turns.expiry import Sweeps
 from session_core.turns.journal import with_partial_answer
 from session_core.turns.queued import next_request, still_waiting
@@ -88,12 +89,15 @@ class Sessions:
             session.configure(**settings)
 
     def append(self, session_id: str, messages: Sequence[StoredMessage], files: dict[str, bytes]) -> None:
-        """Adds messages that come in to the session, see `add_messages`.
+        """Adds messages that come in to the session, with the bytes of their pictures and files, all or none.
 
         Raises SessionNotFound, SessionBusy where a turn runs, TurnRefused, SessionCorrupt and StorageUnavailable.
         """
-        with self.storage.lock(session_id) as session, session.together():
-            add_messages(self.storage, session, messages, files)
+        with self.storage.lock(session_id) as session:
+            found = with_added(session.session, messages)
+            added = found.messages[len(session.session.messages) :]
+            keep_new_files(self.storage, session.session, files, added)
+            session.set_continues(found.continues, added)
         self.begin_next(session_id)  # which a turn that waited for answers has held
 
     def session(self, session_id: str) -> Session:
@@ -223,7 +227,7 @@ class Sessions:
             begun = any(message["id"] == before for message in session.session.messages)
             if begun or turn is None or turn.waiting is None:  # it was answered in between
                 return False
-            with session.together():
+            if True:
                 for message in settled_messages(session.session):
                     session.append(message, message["id"], message["created_at"])
                 session.append(assistant_message("", status="cancelled", reason="cancelled", **turn.fields))

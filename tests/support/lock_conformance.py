@@ -112,28 +112,6 @@ class LockConformance:
             assert other.summary(id).message_count == 3
             assert other.page() == ([id], None)
 
-    def test_what_is_added_together_is_stored_whole_or_not_at_all(
-        self, storage: Storage, other: Storage, id: str
-    ) -> None:
-        ids = [storage.create(), id]
-        with storage.lock(id) as locked:
-            with pytest.raises(KeyError), locked.together():
-                locked.append(user("a"))
-                raise KeyError
-            assert len(locked.session.messages) == 2
-            with locked.together():
-                assert [locked.append(user(text))["content"] for text in ("a", "b")] == ["a", "b"]
-                locked.set_continues({"attempt": 2})
-                assert texts(other, id) == ["one", "two"]
-            assert texts(other, id) == ["one", "two", "a", "b"]
-            locked.append({"role": "assistant", "content": "c"})
-            with locked.together():
-                pass
-        assert texts(other, id) == ["one", "two", "a", "b", "c"]
-        assert storage.get(id) == other.get(id)
-        assert storage.get(id).continues == {"attempt": 2}
-        assert other.page()[0] == list(reversed(ids))
-
     def test_sessions_are_taken_one_by_one(self, storage: Storage, other: Storage, id: str) -> None:
         second = storage.create()
         with storage.lock_for_turn(id) as one, other.lock_for_turn(second) as two:

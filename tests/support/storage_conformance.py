@@ -257,6 +257,21 @@ class StorageConformance(QueueConformance, FilesConformance):
             locked.append(user("four"))
         assert (other.get(id).continues, other.get(id).last_error) == (None, None)
 
+    def test_a_continuation_may_come_with_messages(self, storage: Storage, other: Storage, id: str) -> None:
+        say(storage, other.create(), "in between")
+        whole: list[Any] = [{**user(f"line {n}\n"), "id": f"msg-{n}", "created_at": "t"} for n in range(3)]
+        with storage.lock_for_turn(id) as locked:
+            before = locked.session.messages.copy()
+            locked.set_continues({"attempt": 2}, whole)
+            whole[0]["content"] = "changed"
+            for found in (locked.session, other.get(id)):
+                assert [one["content"] for one in found.messages[len(before) :]] == [f"line {n}\n" for n in range(3)]
+                assert found.continues == {"attempt": 2}
+            locked.append({"role": "assistant", "content": "four"})
+        assert [one["content"] for one in other.get(id).messages[-2:]] == ["line 2\n", "four"]
+        assert storage.page()[0][0] == id
+        assert storage.summary(id).message_count == len(before) + 4
+
     def test_a_continuation_that_json_cannot_hold_is_refused(self, storage: Storage, id: str) -> None:
         with storage.lock(id) as locked, pytest.raises(ValueError):
             locked.set_continues({"x": float("nan")})

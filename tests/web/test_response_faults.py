@@ -9,6 +9,7 @@ import pytest
 from werkzeug.test import TestResponse
 
 from agent import tool
+from storage import LockedSession, MemoryStorage, StorageUnavailable
 from tests.support.client import BreakableStorage, Client, error_of, json_of
 from tests.support.model_server import STALL, answer
 from tests.support.responses import checked
@@ -82,7 +83,7 @@ REFUSED: dict[str, tuple[Any, dict[str, Any], int]] = {
     "a blank question": ([{"role": "user", "content": " "}], {}, 400),
     "no question": ([USER, ANSWER], {}, 400),
     "an output of no call": ([OUTPUTS[0]], {}, 400),
-    # "an output of one of two calls": ([USER, *CALLS, OUTPUTS[0]], {}, 409),
+    "an output of one of two calls": ([USER, *CALLS, OUTPUTS[0]], {}, 409),
     "an unknown item": ([REFERENCE, USER], {}, 404),
     "an unknown type": ([{"type": "web_search_call"}], {}, 400),
     "a choice that is not served": ([USER], {"tool_choice": {"type": "file_search"}}, 400),
@@ -130,6 +131,58 @@ def test_nothing_is_left_of_a_response_that_cannot_be_stored(
     for _ in range(2 if key else 1):
         checked(ask(client, "Once", key, **earlier))
     assert len(sessions(client)) == len(before) + 1
+
+
+class FailingStorage(MemoryStorage):
+    """A store whose write of this number fails, from 1."""
+
+    failing = 0
+
+    def _lock(self, session_id: str, turn: bool) -> LockedSession | None:
+        locked = super()._lock(session_id, turn)
+        if locked is not None:
+            append = locked._append
+
+            def append_or_fail(*arguments: Any) -> None:
+                self.failing -= 1
+                if self.failing == 0:
+                    raise StorageUnavailable("/srv/sessions is full")
+                append(*arguments)
+
+            locked._append = append_or_fail  # type: ignore[assignment, method-assign]
+        return locked
+
+
+def kinds(client: Client, conversation: str) -> list[str]:
+    page = json_of(client.get(f"/v1/conversations/{conversation}/items?order=asc&limit=100"))
+    return [item["type"] for item in page["data"]]
+
+
+@pytest.mark.parametrize("number", range(1, 6))
+def test_items_are_added_all_or_none_where_the_store_fails(number: int) -> None:
+    with Client(storage=FailingStorage()) as client:
+        assert isinstance(client.storage, FailingStorage)
+        conversation = json_of(client.request("POST", "/v1/conversations", {}))["id"]
+        client.storage.failing = number
+        response = client.request(
+            "POST", f"/v1/conversations/{conversation}/items", {"items": [USER, *CALLS, *OUTPUTS]}
+        )
+        assert response.status_code == 200 or error_of(response) == (503, "storage_unavailable")
+        assert len(kinds(client, conversation)) == (5 if response.status_code == 200 else 0)
+
+
+@pytest.mark.parametrize("number", range(1, 8))
+def test_a_retry_doubles_nothing_where_the_store_fails(number: int) -> None:
+    with Client(storage=FailingStorage()) as client:
+        assert isinstance(client.storage, FailingStorage)
+        conversation = json_of(client.request("POST", "/v1/conversations", {"items": [USER]}))["id"]
+        client.storage.failing = number
+        for _ in range(3):
+            ask(client, [USER, *CALLS, *OUTPUTS], "key", conversation=conversation)
+        assert kinds(client, conversation) == [
+            *("message", "message", "function_call", "function_call"),
+            *("function_call_output", "function_call_output", "message"),
+        ]
 
 
 def test_a_retry_that_is_refused_leaves_the_response_of_its_key(client: Client) -> None:
