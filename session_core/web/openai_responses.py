@@ -40,7 +40,7 @@ from session_core.web.response_input import ResponseInput
 from session_core.web.response_listing import ItemFinder, input_items, list_page
 from session_core.web.response_object import ResponseRenderer
 from session_core.web.response_request import SEALED_REASONING, ResponseBody
-from session_core.web.stored_responses import StoredResponse, find_response, response_of_key
+from session_core.web.stored_responses import RESULTS_KEY, StoredResponse, find_response, response_of_key
 from session_core.web.turn_responses import TurnReader, TurnResponses, add_stream
 from session_core.web.uploads import Uploads, body_with_files
 from storage import Session, SessionBusy, SessionNotFound, new_id
@@ -316,8 +316,10 @@ class _Responses:
         return wish
 
     def _run_answered(self, session_id: str, answers: Mapping[str, Mapping[str, Any]]) -> None:
-        """Has the calls that wait get their results, before what the client says next."""
-        self._responses.finish(session_id, TurnRequest(answers=answers, results_only=True))
+        """Has the calls that wait get their results, before what the client says next. Once: a request that is sent
+        again, since what it says next was not taken, finds them."""
+        asked = TurnRequest(answers=answers, results_only=True)
+        self._responses.finish(session_id, dataclasses.replace(asked, key=RESULTS_KEY + asked.answers_digest))
 
 
 def items_page(items: list[dict[str, Any]]) -> Response:

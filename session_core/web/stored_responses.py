@@ -13,6 +13,8 @@ from session_core.web.response_ids import ResponseId, response_not_found
 from session_core.web.response_object import ResponseRenderer, seconds
 from storage import Session
 
+RESULTS_KEY = "results "  # begins the key of an attempt that is for results alone; that of a caller has no space
+
 
 @dataclass(frozen=True)
 class StoredResponse:
@@ -48,8 +50,12 @@ class StoredResponse:
 
     @property
     def is_last(self) -> bool:
-        """Whether its turn is the session's last one, and it is the last of its turn."""
-        return self.turn.is_last and self.attempts[-1] == self.turn.attempt
+        """Whether its turn is the session's last one, and it is the last of its turn but for results that a client
+        has given together with something else, which was not taken."""
+        later = [
+            one for one in (*self.turn.messages, self.turn.continues) if one.get("attempt", 1) > self.attempts[-1]
+        ]
+        return self.turn.is_last and all(str(one.get("idempotency_key")).startswith(RESULTS_KEY) for one in later)
 
     def is_told_by(self, turn: Turn) -> bool:
         """Whether the events of this turn, which runs or has ended, are those of the response."""

@@ -11,7 +11,7 @@ from werkzeug.test import TestResponse
 from agent import tool
 from storage import LockedSession, MemoryStorage, StorageUnavailable
 from tests.support.client import BreakableStorage, Client, error_of, json_of
-from tests.support.model_server import STALL, answer
+from tests.support.model_server import STALL, answer, tool_call
 from tests.support.responses import checked
 
 PATH = "/v1/responses"
@@ -24,6 +24,7 @@ CALLS = [
 ]
 OUTPUTS = [{"type": "function_call_output", "call_id": id, "output": "rain"} for id in ("call_a", "call_b")]
 REFERENCE = {"type": "item_reference", "id": "msg_1"}
+SEND = tool_call("send", {"to": "Ann"}, id="call_s")
 APPROVED = {"type": "mcp_approval_response", "approval_request_id": "mcpr_call_s", "approve": True}
 
 sent: list[str] = []
@@ -183,6 +184,24 @@ def test_a_retry_doubles_nothing_where_the_store_fails(number: int) -> None:
             *("message", "message", "function_call", "function_call"),
             *("function_call_output", "function_call_output", "message"),
         ]
+
+
+@pytest.mark.parametrize("by", ["previous_response_id", "conversation"])
+@pytest.mark.parametrize("number", range(1, 5))
+def test_what_is_approved_runs_once_where_the_question_behind_it_fails(key: str | None, by: str, number: int) -> None:
+    sent.clear()
+    with Client(SEND, storage=FailingStorage(), tools=[send], timeout=20.0) as client:
+        assert isinstance(client.storage, FailingStorage)
+        conversation = json_of(client.request("POST", "/v1/conversations", {}))["id"]
+        asking = checked(ask(client, "Write!", conversation=conversation))["id"]
+        body = {by: {"previous_response_id": asking, "conversation": conversation}[by]}
+        client.storage.failing = number
+        tries = [ask(client, [APPROVED, USER], key, **body).status_code for _ in range(2 if number in (1, 4) else 1)]
+        assert tries in ([503, 200], [200])
+        assert sent == ["Ann"]
+        assert sessions(client) == [f"session-{conversation.removeprefix('conv_')}"]
+        said = [one["content"] for one in client.session(sessions(client)[0])["messages"] if one["role"] == "user"]
+        assert said == ["Write!", "Hello!"]
 
 
 def test_a_retry_that_is_refused_leaves_the_response_of_its_key(client: Client) -> None:
