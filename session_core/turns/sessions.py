@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from session_core.data.message import StoredMessage, assistant_message
 from session_core.data.message_queue import QueuedMessage, QueueFull
+from session_core.data.removed import TEXT, removed_parts
+from session_core.data.session import new_message
 from session_core.telemetry.spans import Observer
 from session_core.turns.added import with_added
 from session_core.turns.attachments import keep_new_files
+from session_core.turns.compaction import without_summary_of
 from session_core.turns.expiry import Sweeps
 from session_core.turns.journal import with_partial_answer
 from session_core.turns.queued import next_request, still_waiting
@@ -99,6 +102,24 @@ class Sessions:
             keep_new_files(self.storage, session.session, files, added)
             session.set_continues(found.continues, added)
         self.begin_next(session_id)  # which a turn that waited for answers has held
+
+    def remove(self, session_id: str, parts: Mapping[str, str]) -> None:
+        """Takes parts out of messages, by their ids (see `session_core/data/removed.py`). A call of them that waits is
+        denied, and a summary that tells of one of them is in force no more.
+
+        Raises SessionNotFound, SessionBusy where a turn runs, SessionCorrupt and StorageUnavailable.
+        """
+        with self.storage.lock(session_id) as session:
+            added = _denied(session.session, parts.values())
+            if added:
+                session.set_continues(session.session.continues, added)
+            found = session.session.responses or {}
+            gone = {**parts, **{one["id"]: TEXT for one in added}}
+            removed = {id: [*removed_parts(found, id), part] for id, part in gone.items()}
+            responses = {**found, "removed": {**found.get("removed", {}), **removed}}
+            session.configure(responses=responses, compacted=without_summary_of(session.session, parts))
+        self._turns.forget((self.storage, session_id))
+        self.begin_next(session_id)
 
     def session(self, session_id: str) -> Session:
         """The session, with the partial answer that an interrupted turn has left. Raises SessionNotFound,
@@ -223,14 +244,10 @@ class Sessions:
         except SessionCorrupt:
             return False
         with self.storage.lock(session_id) as session:
-            turn = last_turn(session.session)
-            begun = any(message["id"] == before for message in session.session.messages)
-            if begun or turn is None or turn.waiting is None:  # it was answered in between
-                return False
-            if True:
-                for message in settled_messages(session.session):
-                    session.append(message, message["id"], message["created_at"])
-                session.append(assistant_message("", status="cancelled", reason="cancelled", **turn.fields))
+            added = _denied(session.session)
+            if not added or any(message["id"] == before for message in session.session.messages):
+                return False  # it was answered in between
+            session.set_continues(session.session.continues, added)
         self._turns.forget((self.storage, session_id))
         self.begin_next(session_id)
         return True
@@ -278,3 +295,17 @@ class SessionsOfUsers:
         """Ends the turns of all users, and the sweeps. See `Turns.shut_down`."""
         self.sweeps.stop()
         self.turns.shut_down(grace)
+
+
+def _denied(session: Session, calls: Collection[str] | None = None) -> list[StoredMessage]:
+    """The results that deny all that the last turn waits for, or these calls alone, and its end where no other waits.
+    Empty where none of them does."""
+    turn = last_turn(session)
+    if turn is None or turn.waiting is None:
+        return []
+    pending = turn.waiting["pending"]
+    gone = {id for id in pending if calls is None or id in calls}
+    found = [one for one in settled_messages(session) if calls is None or one.get("tool_call_id") in gone]
+    if len(gone) == len(pending):
+        found.append(new_message(assistant_message("", status="cancelled", reason="cancelled", **turn.fields)))
+    return found

@@ -1,14 +1,12 @@
 """The Conversations dialect: sessions as conversations, and their messages as items."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from flask import Blueprint, Response
 from pydantic import BaseModel
 
-from session_core.data.removed import removed_parts
 from session_core.model.outgoing_messages import read_tool_calls
-from session_core.turns.compaction import without_summary_of
 from session_core.web.bodies import json_body, parse_body
 from session_core.web.errors import ApiError, json_response
 from session_core.web.openai_responses import items_page, openai_routes
@@ -69,7 +67,9 @@ class _Conversations:
 
     def update_conversation(self, id: str) -> Response:
         asked = parse_body(_Body, json_body())
-        self._change(session_of(id), {"metadata": asked.metadata or {}})
+        with self._responses.sessions.storage.lock(session_of(id)) as session:
+            kept = session.session.responses or {}
+            session.configure(responses={**kept, "metadata": asked.metadata or {}})
         return _render(self._session(id))
 
     def delete_conversation(self, id: str) -> Response:
@@ -99,12 +99,7 @@ class _Conversations:
 
     def delete_item(self, id: str, item_id: str) -> Response:
         session = self._session(id)
-        kept = (session.responses or {}).get("removed", {})
-        parts = {
-            message_id: [*removed_parts(session.responses, message_id), part]
-            for message_id, part in placed_item(session, item_id).parts.items()
-        }
-        self._change(session.id, {"removed": {**kept, **parts}}, gone=parts)
+        self._responses.sessions.remove(session.id, placed_item(session, item_id).parts)
         return _render(self._session(id))
 
     def _read_items(self, asked: _Body, uploads: Uploads, names: Mapping[str, str]) -> ResponseInput:
@@ -117,12 +112,6 @@ class _Conversations:
 
     def _session(self, id: str) -> Session:
         return self._responses.session(session_of(id))
-
-    def _change(self, session_id: str, fields: Mapping[str, Any], gone: Collection[str] = ()) -> None:
-        """Stores these fields of `Session.responses`. A summary of messages that are `gone` is in force no more."""
-        with self._responses.sessions.storage.lock(session_id) as session:
-            responses = {**(session.session.responses or {}), **fields}
-            session.configure(responses=responses, compacted=without_summary_of(session.session, gone))
 
 
 def _render(session: Session) -> Response:

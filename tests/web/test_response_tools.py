@@ -300,6 +300,31 @@ def test_what_is_approved_runs_before_a_new_question(client: Client) -> None:
     assert [text for _, text in told(client) if text] == [*("Write!", "sent to Ann", "(interrupted)", "And then?")]
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_call_whose_item_is_deleted_waits_no_more(client: Client, count: int) -> None:
+    calls = [tool_call("send", {"to": name}, id=f"call_{name}") for name in ("Ann", "Bob")[:count]]
+    client.model.then(calls[0] if count == 1 else tool_calls(("send", {"to": "Ann"}), ("send", {"to": "Bob"})))
+    asking = checked(ask(client, "Write!"))
+    first, *others = [item["id"] for item in asking["output"]]
+    conversation = f"conv_{asking['id'].split('_')[1]}"
+    assert client.request("DELETE", f"/v1/conversations/{conversation}/items/{first}").status_code == 200
+    assert item_types(items(client, asking)) == ["message", *["mcp_approval_request"] * len(others)]
+    answers = [
+        {"type": "mcp_approval_response", "approval_request_id": id, "approve": True} for id in [first, *others]
+    ]
+    late = ask(client, answers, previous_response_id=asking["id"])
+    assert (error_of(late), sent) == ((400, "invalid_request"), [])
+    session = f"/sessions/session-{asking['id'].split('_')[1]}"
+    given = {id.removeprefix("mcpr_"): {"approve": True} for id in [first, *others]}
+    assert client.request("POST", f"{session}/run", {"answers": given}).status_code == (400 if others else 409)
+    if others:
+        checked(ask(client, answers[1:], previous_response_id=asking["id"]))
+        assert sent == ["Bob"]
+    checked(ask(client, "And now?", conversation=conversation))
+    assert not others or [role for role, _ in told(client)] == ["user", "assistant", "tool", "assistant", "user"]
+    assert others or [text for _, text in told(client)] == ["Write!\n\nAnd now?"]
+
+
 # --- reasoning ---
 
 THOUGHT: list[Any] = [
