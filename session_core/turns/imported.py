@@ -21,6 +21,7 @@ from session_core.data.message import (
     tool_message,
     user_message,
 )
+from session_core.data.removed import removed_parts
 from session_core.data.session import expanded
 from session_core.data.text import as_object, utf8_text
 from session_core.data.versions import find_parents, find_path
@@ -52,7 +53,9 @@ def copied(session: Session, until: str | None) -> tuple[list[StoredMessage], di
         for name in ("idempotency_key", "replaces", "after", "client_id", "terms"):
             message.pop(name, None)  # type: ignore[misc]
     state: dict[str, Any] = {"last_error": found.last_error, "last_refused": found.last_refused}
+    removed = {one["id"]: parts for one in found.messages if (parts := removed_parts(session.responses, one["id"]))}
     state |= {"compacted": found.current_compacted, "continues": None}
+    state["responses"] = {"removed": removed} if removed else None
     if last == len(ids) - 1 and "answers" in (session.continues or {}):  # by which no call runs in the copy too
         state["continues"] = {name: (session.continues or {}).get(name) for name in ("attempt", "answers")}
     return _marked(found.messages), state

@@ -104,8 +104,8 @@ class Sessions:
         self.begin_next(session_id)  # which a turn that waited for answers has held
 
     def remove(self, session_id: str, parts: Mapping[str, str]) -> None:
-        """Takes parts out of messages, by their ids (see `session_core/data/removed.py`). A call of them that waits is
-        denied, and a summary that tells of one of them is in force no more.
+        """Takes parts out of messages, by their ids (see `session_core/data/removed.py`). A call that waits is denied
+        with that, and a summary that tells of one of them is in force no more.
 
         Raises SessionNotFound, SessionBusy where a turn runs, SessionCorrupt and StorageUnavailable.
         """

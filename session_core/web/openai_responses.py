@@ -128,7 +128,8 @@ class _Responses:
         messages, wish = self._find_one_shot(asked, place, read)
         options = {"tool_choice": "none"} if self._agent.tools else None
         wish = dataclasses.replace(wish, options=options, response=None, continues=True, answers=None)
-        reader = self._responses.start_one_shot([*messages, new_message(user_message(SUM_UP))], wish)
+        asking = [*messages, new_message(user_message(SUM_UP))]
+        reader = self._responses.start_one_shot(asking, wish, place.session.current_compacted)
         return self._responses.whole(reader, lambda _, last: json_response(render_compaction(messages, last)))
 
     def get_response(self, id: str) -> Response:
@@ -218,7 +219,7 @@ class _Responses:
         """A turn of which nothing is stored."""
         messages, wish = self._find_one_shot(asked, place, read)
         _check_end(messages, wish)
-        reader = self._responses.start_one_shot(messages, wish)
+        reader = self._responses.start_one_shot(messages, wish, place.session.current_compacted)
         id = ResponseId(reader.turn.session_id, reader.turn.message_id, reader.turn.attempt)
         calls = {call.id: call for message in messages for call in read_tool_calls(message)}
         return reader, ResponseRenderer(id, wish.response or {}, calls)
@@ -229,11 +230,10 @@ class _Responses:
         """The whole conversation of a request of which nothing is stored, and what it asks for."""
         wish = self._turn_request(asked, place.session, read)
         wish = dataclasses.replace(wish, continues=not read.answers, answers=read.answers or None)
-        kept, source = self._responses.sessions.storage.files, place.session.id
-        for name in named_files(place.session.messages):
-            if (data := kept.read(source, name)) is not None:
-                wish.files[name] = data
-        return [*place.session.messages, *read.messages], wish
+        files, earlier = self._responses.sessions.storage.files, place.session.conversation
+        read_files = {name: files.read(place.session.id, name) for name in named_files(earlier)}
+        wish.files.update({name: data for name, data in read_files.items() if data is not None})
+        return [*earlier, *read.messages], wish
 
     def _find_place(self, asked: ResponseBody, key: str | None) -> _Place:
         """The session of a response; of one that is not stored, a copy of the conversation that it follows."""

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Protocol
 
 from flask import Blueprint, Response, g, request
 
+from session_core.data.compacted import Compacted
 from session_core.data.message import StoredMessage, file_parts
 from session_core.turns.event_log import Ended, Failed, LoggedEvent
 from session_core.turns.sessions import Sessions, SessionsOfUsers
@@ -107,11 +108,14 @@ class TurnResponses:
         with contextlib.closing(reader):
             reader.turn.result()
 
-    def start_one_shot(self, messages: Sequence[StoredMessage], asked: TurnRequest) -> TurnReader:
-        """Reads a turn in a session in memory with these messages, which goes with its answer."""
+    def start_one_shot(
+        self, messages: Sequence[StoredMessage], asked: TurnRequest, compacted: Compacted | None = None
+    ) -> TurnReader:
+        """Reads a turn in a session in memory with these messages, which goes with its answer. `compacted` is a
+        summary of the older ones."""
         if any("media_type" not in part for message in messages for part in file_parts(message["content"])):
             raise TurnRefused("A request without a session must have the data of its pictures and files.")
-        session_id = self.one_shot.create(messages, files=asked.files)
+        session_id = self.one_shot.create(messages, files=asked.files, compacted=compacted)
         asked.files.clear()
 
         def forget() -> None:

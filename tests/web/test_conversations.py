@@ -267,6 +267,40 @@ def test_a_deleted_item_takes_the_summary_that_tells_of_it_out_of_force(
     assert told(client)[0][0] == ("system" if kept else "user")
 
 
+def test_a_deleted_item_is_in_no_copy(client: Client) -> None:
+    conversation = create(client)
+    first = respond(client, conversation, "My secret is 7.")
+    respond(client, conversation, "And?")
+    secret = items(client, conversation)[0]["id"]
+    client.request("DELETE", f"{PATH}/{conversation}/items/{secret}")
+    body = {"input": "What?", "model": MODEL}
+    for path, asked in (
+        ("/v1/responses", {**body, "previous_response_id": first["id"]}),
+        ("/v1/responses", {**body, "previous_response_id": first["id"], "store": False}),
+        ("/v1/responses", {**body, "conversation": conversation, "store": False}),
+        ("/v1/responses/compact", {**body, "previous_response_id": first["id"]}),
+    ):
+        assert client.request("POST", path, asked).status_code == 200
+        assert "secret" not in str(client.model.requests[-1]["messages"])
+    copy = json_of(client.request("POST", "/sessions", {"copy_of": session_of(conversation)}))["id"]
+    assert "secret" not in str(client.messages(copy))
+    assert client.run(copy).status_code == 200
+    assert "secret" not in str(told(client))
+
+
+def test_what_is_not_stored_goes_on_from_the_summary_that_is(client: Client) -> None:
+    conversation = create(client, {**USER, "content": "I am Ann."}, ANSWER, *[{**USER, "content": "So? " * 99}] * 8)
+    last = respond(client, conversation)["id"]
+    client.model.then(answer("Ann asks."))
+    made = json_of(client.request("POST", f"/sessions/{session_of(conversation)}/compact"))
+    assert made["status"] == "completed"
+    body = {"input": "Who?", "model": MODEL, "previous_response_id": last}
+    for path, asked in (("/v1/responses", {**body, "store": False}), ("/v1/responses/compact", body)):
+        assert client.request("POST", path, asked).status_code == 200
+        sent = str(client.model.requests[-1]["messages"])
+        assert "Ann asks." in sent and "I am Ann." not in sent
+
+
 def test_of_a_message_one_item_alone_may_be_deleted(client: Client) -> None:
     conversation = create(client, USER)
     client.model.then(tool_call("calculator", {"expression": "1 + 1"}, text="I look."), answer("It is 2."))
