@@ -359,8 +359,9 @@ class LockedSession(ABC):
 
     def _update(self, *lines: bytes, taken: str | None = None, **state: Any) -> None:
         """Stores messages, and this state of the last turn."""
-        cleared: dict[str, Any] = {"last_error": None, "last_refused": False}
-        changed = replace(self.session, updated_at=timestamp(), **{**cleared, **state})
+        changed = replace(
+            self.session, **{"last_error": None, "last_refused": False, **state, "updated_at": timestamp()}
+        )
         self._append(changed, lines, taken)
         changed.messages.extend(map(json.loads, lines))
         self._session = changed

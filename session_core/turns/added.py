@@ -12,8 +12,8 @@ from session_core.turns.turn_request import TurnRequest
 from storage import Session
 
 
-def with_added(session: Session, messages: Sequence[StoredMessage]) -> Session:
-    """The session as it is when these messages stand behind its own, one after the other."""
+def with_added(session: Session, messages: Sequence[StoredMessage]) -> tuple[Session, list[StoredMessage]]:
+    """The session as it is when these messages stand behind its own, one after the other, and they as they do."""
     for message in messages:
         turn = last_turn(session)
         fields: MessageFields = {**message}  # type: ignore[typeddict-unknown-key]
@@ -25,4 +25,4 @@ def with_added(session: Session, messages: Sequence[StoredMessage]) -> Session:
         own = {"id": message["id"], "created_at": message["created_at"]}
         added = cast(StoredMessage, {"id": "", **fields, "imported": True, "added": True, **own})
         session = replace(session, messages=[*session.messages, added], last_error=None, last_refused=False)
-    return session
+    return session, session.messages[len(session.messages) - len(messages) :]

@@ -28,11 +28,6 @@ class SessionFiles:
         except SessionNotFound:  # it was deleted meanwhile, with the files that it had
             self.storage.files.remove(self.session_id)
 
-    def keep_new(self, sent: Mapping[str, bytes], known: Mapping[str, ContentPart]) -> None:
-        """Keeps what the session does not know yet, and what it knows whose bytes are gone, see `keep`."""
-        if new := {name: sent[name] for name in sent if name not in known or self.read(known[name]) is None}:
-            self.keep(new)
-
 
 def keep_new_files(
     storage: Storage, session: Session, files: dict[str, bytes], added: Sequence[MessageFields]
@@ -50,7 +45,10 @@ def keep_new_files(
     whole = {part["sha256"]: part for one in messages for part in file_parts(one["content"]) if "media_type" in part}
     for message in messages:
         message["content"] = _with_whole_parts(message["content"], {**known, **whole})
-    SessionFiles(storage, session.id).keep_new({name: files[name] for name in named if name in files}, known)
+    kept, sent = SessionFiles(storage, session.id), named & files.keys()
+    # also what the session names whose bytes are gone
+    if new := {name: files[name] for name in sent if name not in known or kept.read(known[name]) is None}:
+        kept.keep(new)
     files.clear()
 
 

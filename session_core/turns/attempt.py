@@ -48,8 +48,7 @@ def begin_attempt(storage: Storage, session: LockedSession, request: TurnRequest
         raise SessionBusy(session.id)
     if request.goes_on:
         came = request.history if stored is None else ()  # else it was added by the first request of this key
-        found = with_added(session.session, came)
-        added = found.messages[len(session.session.messages) :]
+        found, added = with_added(session.session, came)
         stored, fields, answers = _go_on(found, request)
         keep_new_files(storage, session.session, request.files, added)
         session.set_continues({**fields, **({"answers": answers} if answers else {})}, added)

@@ -52,10 +52,14 @@ def copied(session: Session, until: str | None) -> tuple[list[StoredMessage], di
     for message in found.messages:  # these tell of the other session's turns
         for name in ("idempotency_key", "replaces", "after", "client_id", "terms"):
             message.pop(name, None)  # type: ignore[misc]
-    state: dict[str, Any] = {"last_error": found.last_error, "last_refused": found.last_refused}
     removed = {one["id"]: parts for one in found.messages if (parts := removed_parts(session.responses, one["id"]))}
-    state |= {"compacted": found.current_compacted, "continues": None}
-    state["responses"] = {"removed": removed} if removed else None
+    state: dict[str, Any] = {
+        "last_error": found.last_error,
+        "last_refused": found.last_refused,
+        "continues": None,
+        "compacted": found.current_compacted,
+        "responses": {"removed": removed} if removed else None,
+    }
     if last == len(ids) - 1 and "answers" in (session.continues or {}):  # by which no call runs in the copy too
         state["continues"] = {name: (session.continues or {}).get(name) for name in ("attempt", "answers")}
     return _marked(found.messages), state

@@ -60,22 +60,23 @@ class Sessions:
         return session_id
 
     @contextlib.contextmanager
-    def made(self, messages: Sequence[StoredMessage] = (), **others: Any) -> Iterator[str]:
-        """The id of a session, made unless it is there for what begins in it in this block. Where that raises
+    def made(self, id: str, messages: Sequence[StoredMessage] = (), **others: Any) -> Iterator[None]:
+        """A session of this id, made unless it is there for what begins in it in this block. Where that raises
         and nothing has begun, there is no session any more.
 
         Raises what `create` does, and SessionBusy where another block has failed meanwhile that began in it too.
         """
-        id: str = others["id"]
         with contextlib.suppress(SessionExists):
-            self.create(messages, **others)
+            self.create(messages, id=id, **others)
         try:
-            yield id
+            yield
         except SessionNotFound:
             raise SessionBusy(id) from None
         except BaseException:
-            faults = (SessionNotFound, SessionBusy, SessionCorrupt, StorageUnavailable)
-            with contextlib.suppress(*faults), self.storage.lock(id) as session:
+            with (
+                contextlib.suppress(SessionNotFound, SessionBusy, SessionCorrupt, StorageUnavailable),
+                self.storage.lock(id) as session,
+            ):
                 if len(session.session.messages) == len(messages):
                     session.delete()
             raise
@@ -97,8 +98,7 @@ class Sessions:
         Raises SessionNotFound, SessionBusy where a turn runs, TurnRefused, SessionCorrupt and StorageUnavailable.
         """
         with self.storage.lock(session_id) as session:
-            found = with_added(session.session, messages)
-            added = found.messages[len(session.session.messages) :]
+            found, added = with_added(session.session, messages)
             keep_new_files(self.storage, session.session, files, added)
             session.set_continues(found.continues, added)
         self.begin_next(session_id)  # which a turn that waited for answers has held
@@ -116,8 +116,10 @@ class Sessions:
             found = session.session.responses or {}
             gone = {**parts, **{one["id"]: TEXT for one in added}}
             removed = {id: [*removed_parts(found, id), part] for id, part in gone.items()}
-            responses = {**found, "removed": {**found.get("removed", {}), **removed}}
-            session.configure(responses=responses, compacted=without_summary_of(session.session, parts))
+            session.configure(
+                responses={**found, "removed": {**found.get("removed", {}), **removed}},
+                compacted=without_summary_of(session.session, parts),
+            )
         self._turns.forget((self.storage, session_id))
         self.begin_next(session_id)
 
@@ -303,9 +305,8 @@ def _denied(session: Session, calls: Collection[str] | None = None) -> list[Stor
     turn = last_turn(session)
     if turn is None or turn.waiting is None:
         return []
-    pending = turn.waiting["pending"]
-    gone = {id for id in pending if calls is None or id in calls}
+    gone = {id for id in turn.waiting["pending"] if calls is None or id in calls}
     found = [one for one in settled_messages(session) if calls is None or one.get("tool_call_id") in gone]
-    if len(gone) == len(pending):
+    if gone == turn.waiting["pending"].keys():
         found.append(new_message(assistant_message("", status="cancelled", reason="cancelled", **turn.fields)))
     return found

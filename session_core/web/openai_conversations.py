@@ -56,9 +56,8 @@ class _Conversations:
             asked = parse_body(_Body, body)
             read = self._read_items(asked, uploads, {})
         kept = {"metadata": asked.metadata} if asked.metadata else None
-        prompt = "\n\n".join(read.system) or None
-        sessions = self._responses.sessions
-        with sessions.made(id=new_id("session"), responses=kept, system_prompt=prompt) as session_id:
+        sessions, session_id = self._responses.sessions, new_id("session")
+        with sessions.made(session_id, responses=kept, system_prompt="\n\n".join(read.system) or None):
             sessions.append(session_id, read.messages, read.files)
         return _render(sessions.session(session_id))
 
@@ -115,6 +114,5 @@ class _Conversations:
 
 
 def _render(session: Session) -> Response:
-    metadata = (session.responses or {}).get("metadata", {})
     shown = {"id": conversation_id(session.id), "object": "conversation", "created_at": seconds(session.created_at)}
-    return json_response({**shown, "metadata": metadata})
+    return json_response({**shown, "metadata": (session.responses or {}).get("metadata", {})})

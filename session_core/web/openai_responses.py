@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from flask import Blueprint, Response, request
@@ -17,7 +17,7 @@ from session_core.turns.imported import copied
 from session_core.turns.models import ModelRefused
 from session_core.turns.stored import find_turn, waiting_message
 from session_core.turns.turn import Turn
-from session_core.turns.turn_request import NothingToContinue, TurnRequest
+from session_core.turns.turn_request import Answers, NothingToContinue, TurnRequest
 from session_core.web.bodies import (
     check_question,
     flag_argument,
@@ -42,7 +42,7 @@ from session_core.web.response_object import ResponseRenderer
 from session_core.web.response_request import SEALED_REASONING, ResponseBody
 from session_core.web.stored_responses import RESULTS_KEY, StoredResponse, find_response, response_of_key
 from session_core.web.turn_responses import TurnReader, TurnResponses, add_stream
-from session_core.web.uploads import Uploads, body_with_files
+from session_core.web.uploads import body_with_files
 from storage import Session, SessionBusy, SessionNotFound, new_id
 
 _MAX_ITEMS = 100  # of one page
@@ -105,10 +105,7 @@ class _Responses:
         self._agent = agent
 
     def create_response(self) -> Response:
-        with body_with_files(self._responses.max_file_bytes) as (body, uploads):
-            asked = parse_body(ResponseBody, body)
-            place = self._check_place(asked)
-            read = self._read(asked, place, uploads)
+        asked, place, read = self._take(ResponseBody)
         start = self._start if asked.is_stored else self._start_one_shot
         reader, renderer = start(asked, place, read)
         if asked.stream:
@@ -119,17 +116,20 @@ class _Responses:
         return self._responses.whole(reader, lambda turn, _: json_response(renderer.response(turn.read_all())))
 
     def compact_response(self) -> Response:
-        with body_with_files(self._responses.max_file_bytes) as (body, uploads):
-            asked = parse_body(CompactBody, body)
-            place = self._check_place(asked)
-            read = self._read(asked, place, uploads)
-            if read.answers:
-                raise NothingToContinue
+        asked, place, read = self._take(CompactBody)
+        if read.answers:
+            raise NothingToContinue
         messages, wish = self._find_one_shot(asked, place, read)
-        options = {"tool_choice": "none"} if self._agent.tools else None
-        wish = dataclasses.replace(wish, options=options, response=None, continues=True, answers=None)
-        asking = [*messages, new_message(user_message(SUM_UP))]
-        reader = self._responses.start_one_shot(asking, wish, place.session.current_compacted)
+        wish = dataclasses.replace(
+            wish,
+            options={"tool_choice": "none"} if self._agent.tools else None,
+            response=None,
+            continues=True,
+            answers=None,
+        )
+        reader = self._responses.start_one_shot(
+            [*messages, new_message(user_message(SUM_UP))], wish, place.session.current_compacted
+        )
         return self._responses.whole(reader, lambda _, last: json_response(render_compaction(messages, last)))
 
     def get_response(self, id: str) -> Response:
@@ -178,40 +178,41 @@ class _Responses:
         runs = turn is not None and not turn.ended and turn.message_id == id.message_id
         return found, turn if turn is not None and runs and turn.attempt in found.attempts else found.replay()
 
-    def _check_place(self, asked: ResponseBody) -> _Place:
-        """Where a response takes place. Raises ApiError for what cannot be served, before anything is made."""
-        asked.check()
-        key = idempotency_key() if asked.is_stored else None
-        self._responses.sessions.models.check(asked.model)
-        return self._find_place(asked, key)
-
-    def _read(self, asked: ResponseBody, place: _Place, uploads: Uploads) -> ResponseInput:
-        names = {} if asked.is_stored else {call.id: call.name for call in place.waiting.values()}
-        find = ItemFinder(self._responses).find
-        return ResponseInput(uploads, find, place.waiting, names, self._agent.server).read(asked.input or ())
+    def _take(self, kind: type[ResponseBody]) -> tuple[ResponseBody, _Place, ResponseInput]:
+        """What the request asks for, where that takes place, and what it brings. Nothing is made yet. Raises ApiError
+        for what cannot be served."""
+        with body_with_files(self._responses.max_file_bytes) as (body, uploads):
+            asked = parse_body(kind, body)
+            asked.check()
+            key = idempotency_key() if asked.is_stored else None
+            self._responses.sessions.models.check(asked.model)
+            place = self._find_place(asked, key)
+            names = {} if asked.is_stored else {call.id: call.name for call in place.waiting.values()}
+            find = ItemFinder(self._responses).find
+            read = ResponseInput(uploads, find, place.waiting, names, self._agent.server)
+            return asked, place, read.read(asked.input or ())
 
     def _start(self, asked: ResponseBody, place: _Place, read: ResponseInput) -> tuple[TurnReader, ResponseRenderer]:
         """A turn in a session."""
-        wish = self._turn_request(asked, place.session, read)
-        wish = dataclasses.replace(wish, key=idempotency_key(), behind=place.behind)
-        with self._made(place) as session_id:
+        wish = self._turn_request(asked, place, read, key=idempotency_key(), behind=place.behind)
+        session_id = place.new_id or place.session.id
+        with self._made(place):
             wish = self._complete(session_id, place.session, read, wish)
             reader = self._responses.start(session_id, wish)
         if reader.turn.request is wish:
             id = ResponseId(session_id, reader.turn.message_id, reader.turn.attempt)
             return reader, ResponseRenderer(id, wish.response or {}, place.waiting)
-        with contextlib.ExitStack() as stack:
-            stack.callback(reader.close)
+        try:
             found = response_of_key(self._responses.session(session_id), reader.turn.message_id, wish.key)
             if reader.turn.attempt > found.turn.attempt:  # another try, of which nothing is stored yet
-                stack.pop_all()
                 id = dataclasses.replace(found.id, attempt=reader.turn.attempt)
                 return reader, ResponseRenderer(id, found.record, place.waiting)
             if not found.is_told_by(reader.turn):  # the turn has gone on since, under another key
                 reader = dataclasses.replace(reader, turn=self._responses.show(found.replay()))
-            renderer = found.renderer(reader.turn.attempt)
-            stack.pop_all()
-        return reader, renderer
+            return reader, found.renderer(reader.turn.attempt)
+        except BaseException:
+            reader.close()
+            raise
 
     def _start_one_shot(
         self, asked: ResponseBody, place: _Place, read: ResponseInput
@@ -228,8 +229,7 @@ class _Responses:
         self, asked: ResponseBody, place: _Place, read: ResponseInput
     ) -> tuple[list[StoredMessage], TurnRequest]:
         """The whole conversation of a request of which nothing is stored, and what it asks for."""
-        wish = self._turn_request(asked, place.session, read)
-        wish = dataclasses.replace(wish, continues=not read.answers, answers=read.answers or None)
+        wish = self._turn_request(asked, place, read, continues=not read.answers, answers=read.answers or None)
         files, earlier = self._responses.sessions.storage.files, place.session.conversation
         read_files = {name: files.read(place.session.id, name) for name in named_files(earlier)}
         wish.files.update({name: data for name, data in read_files.items() if data is not None})
@@ -260,26 +260,22 @@ class _Responses:
         """A session of its own that begins with this content. That of a key is always the same."""
         if not asked.is_stored:
             return _Place(copy)
-        if key is None:
-            return _Place(copy, new_id=new_id("session"))
-        name = f"{key} {asked.previous_response_id}"
-        id = f"session-{hashlib.sha256(name.encode()).hexdigest()[:32]}"
-        try:
+        digest = hashlib.sha256(f"{key} {asked.previous_response_id}".encode()).hexdigest()
+        id = f"session-{digest[:32]}" if key else new_id("session")
+        with contextlib.suppress(SessionNotFound):
             return _Place(self._responses.sessions.session(id))
-        except SessionNotFound:
-            return _Place(copy, new_id=id)
+        return _Place(copy, new_id=id)
 
-    def _made(self, place: _Place) -> contextlib.AbstractContextManager[str]:
-        """The id of the session, which is made for a response where it is a new one."""
+    def _made(self, place: _Place) -> contextlib.AbstractContextManager[None]:
+        """Has a session for a response, which is made where it is a new one."""
         if not place.new_id:
-            return contextlib.nullcontext(place.session.id)
+            return contextlib.nullcontext()
         fields = {name: getattr(place.session, name) for name in (*CONFIGURABLE, *STATE)}
-        return self._responses.sessions.made(
-            place.session.messages, files=place.session.id, id=place.new_id, **fields
-        )
+        return self._responses.sessions.made(place.new_id, place.session.messages, files=place.session.id, **fields)
 
-    def _turn_request(self, asked: ResponseBody, session: Session, read: ResponseInput) -> TurnRequest:
-        """What the body sets for this turn alone."""
+    def _turn_request(self, asked: ResponseBody, place: _Place, read: ResponseInput, **others: Any) -> TurnRequest:
+        """What the body sets for this turn alone, beside other fields."""
+        session = place.session
         earlier = [text for one in session.conversation for text in one.get("response", {}).get("system", ())]
         own = [text for text in (asked.instructions, session.system_prompt) if text]
         texts = [*own, *earlier, *read.system] if asked.instructions or earlier or read.system else []
@@ -292,6 +288,7 @@ class _Responses:
             client_tools=tools,
             response=asked.record(model, input=len(read.messages), system=read.system),
             files=read.files,
+            **others,
         )
 
     def _complete(self, session_id: str, session: Session, read: ResponseInput, wish: TurnRequest) -> TurnRequest:
@@ -300,26 +297,26 @@ class _Responses:
         answers = read.answers or None
         if read.has_question:
             if any(answer.get("approve") for answer in read.answers.values()):
-                self._run_answered(session_id, read.answers)
-                answers, wish = None, dataclasses.replace(wish, behind=None)
+                answers, wish = None, self._run_answered(session_id, read.answers, wish)
             *history, question = read.messages
-            content = check_question(question["content"])
-            return dataclasses.replace(wish, content=content, history=tuple(history), answers=answers)
+            return dataclasses.replace(
+                wish, content=check_question(question["content"]), history=tuple(history), answers=answers
+            )
         if not read.messages:
             return dataclasses.replace(wish, answers=answers or {})
         wish = dataclasses.replace(wish, continues=True, history=tuple(read.messages))
         if wish.key is None or find_turn(session, wish.key) is None:
             _check_end(read.messages, wish)
             if answers:
-                self._run_answered(session_id, answers)
-                wish = dataclasses.replace(wish, behind=None)
+                return self._run_answered(session_id, answers, wish)
         return wish
 
-    def _run_answered(self, session_id: str, answers: Mapping[str, Mapping[str, Any]]) -> None:
-        """Has the calls that wait get their results, before what the client says next. Once: a request that is sent
-        again, since what it says next was not taken, finds them."""
+    def _run_answered(self, session_id: str, answers: Answers, wish: TurnRequest) -> TurnRequest:
+        """Has the calls that wait get their results, before the wish, which stands behind them then. Once: a request
+        that is sent again, since its wish was not taken, finds them."""
         asked = TurnRequest(answers=answers, results_only=True)
         self._responses.finish(session_id, dataclasses.replace(asked, key=RESULTS_KEY + asked.answers_digest))
+        return dataclasses.replace(wish, behind=None)
 
 
 def items_page(items: list[dict[str, Any]]) -> Response:

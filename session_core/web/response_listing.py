@@ -34,19 +34,19 @@ from session_core.web.turn_responses import TurnResponses
 from storage import Session, SessionNotFound
 
 
+@dataclass(frozen=True)
 class ItemFinder:
     """Finds items of any conversation, for one request."""
 
-    def __init__(self, responses: TurnResponses) -> None:
-        self._responses = responses
-        self._found: dict[str, dict[str, Any]] = {}
+    _responses: TurnResponses
+    _found: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def find(self, id: str) -> Mapping[str, Any]:
         """The item of this id. Raises ApiError."""
         if id not in self._found:
             with contextlib.suppress(SessionNotFound):
                 session = self._responses.session(f"session-{[*id.split('_'), ''][1]}")
-                self._found |= {placed.item["id"]: placed.item for placed in list_items(session)}
+                self._found.update({placed.item["id"]: placed.item for placed in list_items(session)})
         if id not in self._found:
             raise item_not_found(id)
         return self._found[id]

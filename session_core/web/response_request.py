@@ -171,16 +171,15 @@ class ResponseBody(BaseModel, strict=True):
 
     def check(self) -> None:
         """Raises ApiError for what cannot be served."""
-        if not self.input:
-            raise ApiError("invalid_request", "input must be given, and must not be empty.")
-        if self.conversation is not None and self.previous_response_id is not None:
-            raise ApiError(
-                "invalid_request", "previous_response_id and conversation are mutually exclusive: leave one out."
-            )
-        if self.background and not self.is_stored:
-            raise ApiError("invalid_request", "A response in the background must be stored: leave store out.")
-        if self.prompt is not None:
-            raise ApiError("invalid_request", "prompt names a template at OpenAI, which is not served here.")
+        both = self.conversation is not None and self.previous_response_id is not None
+        faults = {
+            "input must be given, and must not be empty.": not self.input,
+            "previous_response_id and conversation are mutually exclusive: leave one out.": both,
+            "A response in the background must be stored: leave store out.": self.background and not self.is_stored,
+            "prompt names a template at OpenAI, which is not served here.": self.prompt is not None,
+        }
+        if found := [text for text, is_there in faults.items() if is_there]:
+            raise ApiError("invalid_request", found[0])
         for name, tool in self._functions:
             if tool.type not in ("function", "custom"):
                 raise ApiError(

@@ -104,8 +104,7 @@ class TurnResponses:
     def finish(self, session_id: str, asked: TurnRequest) -> None:
         """Waits for the end of the turn that a request asks for, which is to come before what it asks for beside
         that. Raises what `Turns.start` raises."""
-        reader = self.start(session_id, asked)
-        with contextlib.closing(reader):
+        with contextlib.closing(self.start(session_id, asked)) as reader:
             reader.turn.result()
 
     def start_one_shot(
