@@ -47,8 +47,8 @@ def begin_attempt(storage: Storage, session: LockedSession, request: TurnRequest
     if stored is None and request.behind not in (None, *(one["id"] for one in session.session.messages[-1:])):
         raise SessionBusy(session.id)
     if request.goes_on:
-        came = request.history if stored is None else ()  # else it was added by the first request of this key
-        found, added = with_added(session.session, came)
+        # the history was added by the first request of this key
+        found, added = with_added(session.session, () if stored else request.history)
         stored, fields, answers = _go_on(found, request)
         keep_new_files(storage, session.session, request.files, added)
         session.set_continues({**fields, **({"answers": answers} if answers else {})}, added)
