@@ -284,7 +284,7 @@ class LockedSession(ABC):
         It ends the force of `last_error`. Durable when this returns. Raises ValueError for what JSON in UTF-8 cannot
         hold.
         """
-        self._update(*map(to_json, added), continues=json.loads(to_json(attempt)))
+        self._update(*(to_json({"id": None, **one}) for one in added), continues=json.loads(to_json(attempt)))
 
     def configure(self, **settings: Any) -> None:
         """Sets fields of `CONFIGURABLE`, or removes them with None. Durable when this returns.

@@ -18,6 +18,12 @@ def removed_parts(responses: Mapping[str, Any] | None, message_id: str) -> list[
     return [part for part in parts if isinstance(part, str)] if isinstance(parts, list) else []
 
 
+def removed_of(responses: Mapping[str, Any] | None, messages: Sequence[StoredMessage]) -> dict[str, Any] | None:
+    """`Session.responses` of a session of these messages alone: what was removed of them. None where nothing was."""
+    found = {one["id"]: parts for one in messages if (parts := removed_parts(responses, one["id"]))}
+    return {"removed": found} if found else None
+
+
 def without_removed(messages: Sequence[StoredMessage], responses: Mapping[str, Any] | None) -> list[StoredMessage]:
     """The messages, without what was removed of them. One of which nothing is left is left out."""
     if not (responses or {}).get("removed"):

@@ -22,7 +22,11 @@ def with_added(session: Session, messages: Sequence[StoredMessage]) -> tuple[Ses
             session = replace(session, continues=None)
         elif turn is not None:
             fields = {**fields, **turn.fields}
-        own = {"id": message["id"], "created_at": message["created_at"]}
-        added = cast(StoredMessage, {"id": "", **fields, "imported": True, "added": True, **own})
-        session = replace(session, messages=[*session.messages, added], last_error=None, last_refused=False)
+        added = {**fields, "imported": True, "added": True, "id": message["id"], "created_at": message["created_at"]}
+        session = replace(
+            session,
+            messages=[*session.messages, cast(StoredMessage, added)],
+            last_error=None,
+            last_refused=False,
+        )
     return session, session.messages[len(session.messages) - len(messages) :]

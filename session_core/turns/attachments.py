@@ -46,11 +46,14 @@ def keep_new_files(
     whole = {part["sha256"]: part for one in messages for part in file_parts(one["content"]) if "media_type" in part}
     for message in messages:
         message["content"] = _with_whole_parts(message["content"], {**known, **whole})
-    kept, sent = SessionFiles(storage, session.id), named & files.keys()
-    # also what the session names whose bytes are gone
-    if new := {name: files[name] for name in sent if name not in known or kept.read(known[name]) is None}:
-        kept.keep(new)
+    _keep_new(SessionFiles(storage, session.id), {name: files[name] for name in named & files.keys()}, known)
     files.clear()
+
+
+def _keep_new(files: SessionFiles, sent: Mapping[str, bytes], known: Mapping[str, ContentPart]) -> None:
+    """Keeps what the session does not name yet, and what it names whose bytes are gone."""
+    if new := {name: sent[name] for name in sent if name not in known or files.read(known[name]) is None}:
+        files.keep(new)
 
 
 def _with_whole_parts(content: Content, whole: Mapping[str, ContentPart]) -> Content:

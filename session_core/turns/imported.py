@@ -21,7 +21,7 @@ from session_core.data.message import (
     tool_message,
     user_message,
 )
-from session_core.data.removed import removed_parts
+from session_core.data.removed import removed_of
 from session_core.data.session import expanded
 from session_core.data.text import as_object, utf8_text
 from session_core.data.versions import find_parents, find_path
@@ -52,13 +52,12 @@ def copied(session: Session, until: str | None) -> tuple[list[StoredMessage], di
     for message in found.messages:  # these tell of the other session's turns
         for name in ("idempotency_key", "replaces", "after", "client_id", "terms"):
             message.pop(name, None)  # type: ignore[misc]
-    removed = {one["id"]: parts for one in found.messages if (parts := removed_parts(session.responses, one["id"]))}
     state: dict[str, Any] = {
         "last_error": found.last_error,
         "last_refused": found.last_refused,
         "continues": None,
         "compacted": found.current_compacted,
-        "responses": {"removed": removed} if removed else None,
+        "responses": removed_of(session.responses, found.messages),
     }
     if last == len(ids) - 1 and "answers" in (session.continues or {}):  # by which no call runs in the copy too
         state["continues"] = {name: (session.continues or {}).get(name) for name in ("attempt", "answers")}

@@ -114,8 +114,10 @@ class Sessions:
             if added:
                 session.set_continues(session.session.continues, added)
             found = session.session.responses or {}
-            gone = {**parts, **{one["id"]: TEXT for one in added}}
-            removed = {id: [*removed_parts(found, id), part] for id, part in gone.items()}
+            removed = {
+                id: [*removed_parts(found, id), part]
+                for id, part in (*parts.items(), *((one["id"], TEXT) for one in added))
+            }
             session.configure(
                 responses={**found, "removed": {**found.get("removed", {}), **removed}},
                 compacted=without_summary_of(session.session, parts),

@@ -171,10 +171,11 @@ class ResponseBody(BaseModel, strict=True):
 
     def check(self) -> None:
         """Raises ApiError for what cannot be served."""
-        both = self.conversation is not None and self.previous_response_id is not None
         faults = {
             "input must be given, and must not be empty.": not self.input,
-            "previous_response_id and conversation are mutually exclusive: leave one out.": both,
+            "previous_response_id and conversation are mutually exclusive: leave one out.": (
+                self.conversation is not None and self.previous_response_id is not None
+            ),
             "A response in the background must be stored: leave store out.": self.background and not self.is_stored,
             "prompt names a template at OpenAI, which is not served here.": self.prompt is not None,
         }

@@ -350,6 +350,16 @@ def test_items_that_cannot_be_added_are_refused(client: Client, body: dict[str, 
     assert items(client, conversation) == []
 
 
+def test_items_stand_in_the_layout_of_a_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with Client(storage=storages(tmp_path)["files"]()) as client:
+        conversation = create(client, USER, ANSWER, USER)
+        for added in ([USER], [USER, ANSWER], [USER, CALL, OUTPUT]):
+            client.request("POST", f"{PATH}/{conversation}/items", {"items": added})
+        respond(client, conversation)
+        assert len(items(client, conversation)) == 11
+    assert "another layout" not in caplog.text
+
+
 def test_items_are_added_all_or_none(client: Client) -> None:
     address = "http://localhost/sessions/session-1/files/" + "a" * 64
     unknown = {"role": "user", "content": [{"type": "input_image", "image_url": address}]}
