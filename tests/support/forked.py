@@ -23,6 +23,7 @@ _CONTEXT.set_forkserver_preload(
         "session_core.telemetry.metrics",
         "session_core.telemetry.traces",
         _EXPORTER,
+        *("httpcore", "httpcore2"),  # that of the SDK, old or new, which it imports for its first connection
         "tests.support.forked",
     ]
 )
