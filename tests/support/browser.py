@@ -29,9 +29,9 @@ NEEDED = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason=NEEDS)
 
 Driver = webdriver.Chrome
 
-# What `is_displayed` tells of each element, at the cost of one short script.
-SHOWS = """
-return [...document.querySelectorAll(arguments[0])].some((node) => {
+# The first element that is displayed, as `is_displayed` tells it, at the cost of one short script.
+SHOWN = """
+return [...document.querySelectorAll(arguments[0])].find((node) => {
   const { width, height } = node.getBoundingClientRect();
   return width && height && node.checkVisibility({ opacityProperty: true, visibilityProperty: true });
 });
@@ -112,7 +112,10 @@ class Page:
         return self.driver.find_elements(By.CSS_SELECTOR, selector)
 
     def shows(self, selector: str) -> bool:
-        return bool(self.driver.execute_script(SHOWS, selector))
+        return self._shown(selector) is not None
+
+    def _shown(self, selector: str) -> WebElement | None:
+        return cast(WebElement | None, self.driver.execute_script(SHOWN, selector))
 
     def texts(self, selector: str) -> list[str]:
         """What can be read in each element, all at one moment."""
@@ -140,13 +143,13 @@ class Page:
         self._with_first(selector, lambda found: found.send_keys(*keys))
 
     def _with_first(self, selector: str, act: Callable[[WebElement], object]) -> None:
-        """Does something with the first of these elements, once one is shown. The page may replace it meanwhile: then
-        with what stands there next."""
+        """Does something with the first of these elements that is shown, once one is. The page may replace it
+        meanwhile: then with what stands there next."""
 
         def done() -> bool:
-            if not self.shows(selector):
+            if (found := self._shown(selector)) is None:
                 return False
-            act(self.all(selector)[0])
+            act(found)
             return True
 
         self.wait_until(done, selector)
@@ -164,7 +167,14 @@ class Page:
     # The conversation
 
     def send(self, text: str) -> None:
-        self.type("#message", text, Keys.ENTER)
+        """Puts a text into the message box at once, as an input method does, and presses Enter."""
+
+        def write(box: WebElement) -> None:
+            self.driver.execute_script("arguments[0].focus()", box)
+            self.driver.execute_cdp_cmd("Input.insertText", {"text": text})
+            box.send_keys(Keys.ENTER)
+
+        self._with_first("#message", write)
 
     def ask(self, text: str) -> None:
         """Sends and waits for the end of the answer."""
@@ -175,9 +185,7 @@ class Page:
 
     def settle(self) -> None:
         """Waits until nothing is loaded or answered any more."""
-        self.wait_until(
-            lambda: self.all("#conversation[aria-busy=false]") and self.shows("#send"), "the answer's end"
-        )
+        self.wait_until(lambda: self.shows(":root:has(#conversation[aria-busy=false]) #send"), "the answer's end")
 
     @property
     def written(self) -> str:

@@ -24,11 +24,13 @@ TEXT = "# Plan\n\n1. **one**\n\n| a | b |\n|---|--:|\n| 1 | 2 |\n\n```python\nx 
 
 
 def findings(page: Page) -> list[str]:
-    """What axe finds on the page as it is now."""
+    """What axe finds on the page as it is now, when what moves into its place stands there."""
     if page.run("return !window.axe"):
         page.driver.execute_cdp_cmd("Runtime.evaluate", {"expression": AXE.read_text()})
     found = page.run(
         """
+        const moving = document.getAnimations().filter((one) => isFinite(one.effect.getComputedTiming().endTime));
+        await Promise.allSettled(moving.map((one) => one.finished));
         const { violations } = await axe.run(document, { resultTypes: ["violations"] });
         return violations.map(({ id, nodes }) => `${id}: ${nodes.map(({ html }) => html.slice(0, 120)).join(" ")}`);
         """
