@@ -5,8 +5,6 @@ for event in agent.run([{"role": "user", "content": "What is 15 * 23?"}], Cancel
     print(event)
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import itertools

@@ -1,7 +1,5 @@
 """What a message is, as it is stored: its fields, how each kind is built, and what it says of its turn."""
 
-from __future__ import annotations
-
 import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -78,7 +76,7 @@ class QuestionFields(TypedDict, total=False):
     after: str
     client_id: str
     terms: str
-    history: list[StoredMessage]
+    history: "list[StoredMessage]"
     steered: bool  # it has come into a turn that ran, and begins none
     response: dict[str, Any]
 

@@ -1,7 +1,5 @@
 """The messages that wait in a session until their turn begins, or until they go into the turn that runs."""
 
-from __future__ import annotations
-
 import logging
 import threading
 from abc import ABC, abstractmethod

@@ -1,7 +1,5 @@
 """What callers have taken out of a conversation item by item, and what is stored all the same."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

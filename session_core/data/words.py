@@ -1,7 +1,5 @@
 """The words of a search: read from a query, found in texts whatever their case, shown with what is around them."""
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from bisect import bisect_right

@@ -1,7 +1,5 @@
 """What a model server takes and what it misses, learned from its refusals."""
 
-from __future__ import annotations
-
 import logging
 import re
 import time
@@ -76,7 +74,7 @@ class RequestForm:
         """Whether a request has this part, where there is something to put into it."""
         return part not in self.refused
 
-    def without(self, parts: Set[OptionalPart]) -> RequestForm:
+    def without(self, parts: Set[OptionalPart]) -> "RequestForm":
         """This form without some parts."""
         form = replace(self, refused=self.refused | parts)
         if "provider_metadata" in parts:  # signatures and empty reasoning are of the same kind

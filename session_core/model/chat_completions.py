@@ -1,7 +1,5 @@
 """Asks a model server for one answer after the other: adapts to what it takes, tries again, and reads."""
 
-from __future__ import annotations
-
 import functools
 import json
 import logging
@@ -67,7 +65,7 @@ class ChatCompletions:
     @contextmanager
     def connect(
         self, budget: Budget, observer: Observer, options: Mapping[str, Any], callers_tools: Iterable[str] = ()
-    ) -> Iterator[Completions]:
+    ) -> Iterator["Completions"]:
         """A connection for the requests of one run. `options` are merged over those of every request. Of the tools
         with `callers_tools` as names nothing is remembered."""
         with self.client.connection(budget.cancellation) as connection:

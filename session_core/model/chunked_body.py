@@ -4,8 +4,6 @@ It takes 1 µs a chunk in place of 15, which doubles the chunks a second in a bu
 `session_core/model/stream.py` alone uses it, and takes the library's own way where this file is gone.
 """
 
-from __future__ import annotations
-
 import os
 import socket
 import ssl
@@ -36,7 +34,7 @@ class ChunkedBody:
         stream.read = cls(stream).read
 
     @classmethod
-    def find(cls, response: Any) -> ChunkedBody | None:
+    def find(cls, response: Any) -> "ChunkedBody | None":
         """The reader of a chunked body whose first byte has not been read. None for any other body."""
         headers = response.headers
         if headers.get("transfer-encoding", "").lower() != "chunked" or "content-encoding" in headers:

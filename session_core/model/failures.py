@@ -1,7 +1,5 @@
 """What an error of a model server means."""
 
-from __future__ import annotations
-
 import email.utils
 import logging
 import math
@@ -81,7 +79,7 @@ class Failure(ModelError):
         """Whether the model called a tool in a wrong way, as its server says."""
         return bool(_BAD_CALL.search(self.words))
 
-    def blame(self, options: Collection[str]) -> Failure:
+    def blame(self, options: Collection[str]) -> "Failure":
         """This failure, or the one of a request whose `options` are the caller's own and which the server refuses."""
         if not options or self.code != "model_error" or self.status not in (400, 422):
             return self

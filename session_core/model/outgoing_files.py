@@ -1,7 +1,5 @@
 """Pictures and files in the form that model servers take: as data in a URL, and files of text as text."""
 
-from __future__ import annotations
-
 import base64
 import itertools
 import secrets

@@ -1,7 +1,5 @@
 """Stored messages in the form that every model server takes."""
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence

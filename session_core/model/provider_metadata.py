@@ -10,8 +10,6 @@ A stored assistant's message has a field `provider_metadata`, which the API does
     first              the id of the first message that fitted into the model's context, where earlier ones did not
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -41,7 +39,7 @@ class ModelId:
     model: str
 
     @classmethod
-    def at(cls, base_url: str, model: str) -> ModelId:
+    def at(cls, base_url: str, model: str) -> "ModelId":
         """The identity of a model at an address, without the credentials and the query in it."""
         url = urlsplit(base_url)
         return cls(url._replace(netloc=url.netloc.rpartition("@")[2], query="", fragment="").geturl(), model)

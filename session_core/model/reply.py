@@ -1,7 +1,5 @@
 """The frames of one answer, put together."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Summaries of what is old in a history: how much of it is old, and what the model is asked for."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass

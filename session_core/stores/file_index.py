@@ -1,7 +1,5 @@
 """The sessions of a directory in the order of the list, without a look at every file for every list."""
 
-from __future__ import annotations
-
 import os
 import threading
 from bisect import bisect_left, insort

@@ -5,8 +5,6 @@ has the session locked, in whichever process. A message that stands in the sessi
 just before a crash.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import secrets

@@ -1,7 +1,5 @@
 """What changes in a directory, as Linux tells it (inotify(7))."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import struct

@@ -1,7 +1,5 @@
 """One JSON file per session."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import logging
@@ -62,7 +60,7 @@ class FileStorage(Storage):
     `open` makes one. A store `beside` another one shares its caches and its thread.
     """
 
-    def __init__(self, directory: str, beside: FileStorage | None = None) -> None:
+    def __init__(self, directory: str, beside: "FileStorage | None" = None) -> None:
         self._directory = os.path.abspath(directory)
         self.files: DirectoryFiles = DirectoryFiles(self._directory)
         self._index = FileIndex(self._directory)
@@ -70,7 +68,7 @@ class FileStorage(Storage):
         self._writer: BackgroundWriter = beside._writer if beside else BackgroundWriter(_FLUSH_SECONDS)
 
     @classmethod
-    def open(cls, directory: str, beside: FileStorage | None = None) -> Self:
+    def open(cls, directory: str, beside: "FileStorage | None" = None) -> Self:
         """The sessions of a directory, which is made where it is missing, and cleared of what a crash has left.
 
         Raises StorageUnavailable when the directory cannot be created or written, or where there is no `flock`.

@@ -1,7 +1,5 @@
 """What may see the work of the server: requests, turns, calls of the model, calls of tools."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from types import MappingProxyType
@@ -83,7 +81,7 @@ class Observer:
 
     headers: Mapping[str, str] = MappingProxyType({})  # for the peer that does the work
 
-    def start_span(self, work: Span) -> Observer:
+    def start_span(self, work: Span) -> "Observer":
         """Work that begins within this. Returns what sees it, until its `end`, which comes once."""
         return self
 

@@ -1,7 +1,5 @@
 """Tools that a client brings with its request: they are offered to the model, and run at the client."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any

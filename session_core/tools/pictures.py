@@ -1,7 +1,5 @@
 """Pictures among the results of tools."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

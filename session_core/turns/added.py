@@ -1,7 +1,5 @@
 """Messages that a client adds to a session, of which no turn has asked the model."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import cast

@@ -1,7 +1,5 @@
 """The summary of a session's older messages: what goes to the model behind it, and when a new one is made."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 

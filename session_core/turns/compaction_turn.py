@@ -1,7 +1,5 @@
 """A summary on request: a turn without a question, whose answer is the session's summary."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

@@ -5,8 +5,6 @@ first caller that ends the turn, ends it: the model's answer, a failure, a cance
 shutdown. All of them go through `LocalTurn._end`, which drops what comes later.
 """
 
-from __future__ import annotations
-
 import contextlib
 import functools
 import logging
@@ -60,7 +58,7 @@ class LocalTurn(Turn):
         request: TurnRequest,
         attempt: Attempt,
         report: TurnReport,
-        on_end: Callable[[LocalTurn, tuple[Any, ...]], None],
+        on_end: Callable[["LocalTurn", tuple[Any, ...]], None],
     ) -> None:
         super().__init__(recorder.id, request)
         self.message_id = attempt.message_id

@@ -1,7 +1,5 @@
 """Begins the turns of messages that wait, each when the one before has ended."""
 
-from __future__ import annotations
-
 import functools
 import logging
 import threading

@@ -1,7 +1,5 @@
 """A request as it waits in its session's queue, and which of those that wait begins next."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any

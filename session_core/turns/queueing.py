@@ -1,7 +1,5 @@
 """What callers do with a message while a turn runs: have it wait, go into the turn or interrupt it, and watch it."""
 
-from __future__ import annotations
-
 import contextlib
 from dataclasses import dataclass
 

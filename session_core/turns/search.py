@@ -1,7 +1,5 @@
 """Search without an index: sessions are read, newest first, until enough of them hold the words or the time is up."""
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections.abc import Iterator

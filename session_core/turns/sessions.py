@@ -1,7 +1,5 @@
 """The sessions of one store, as callers make, change and use them."""
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import threading

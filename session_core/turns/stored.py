@@ -5,8 +5,6 @@ attempt stay stored and are left out of what the model gets. An attempt may go o
 carry `continues`, and the tool calls and results of the one before go to the model, but not its partial answer.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, pairwise

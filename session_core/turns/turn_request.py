@@ -1,7 +1,5 @@
 """What a caller asks for with a turn."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -99,7 +97,7 @@ class TurnRequest:
         known = sorted((id, sorted(answer.items())) for id, answer in self.answers.items())
         return hashlib.sha256(to_json(known)).hexdigest()[:32]
 
-    def is_same(self, other: TurnRequest) -> bool:
+    def is_same(self, other: "TurnRequest") -> bool:
         """Whether both ask for the same, so that one key may stand for both."""
         if self.goes_on or other.goes_on:
             return self.goes_on and other.goes_on and self.answers_digest == other.answers_digest
@@ -108,7 +106,7 @@ class TurnRequest:
         return self.content is None or other.content is None or same_content(self.content, other.content)
 
     @classmethod
-    def stored(cls, message: StoredMessage) -> TurnRequest:
+    def stored(cls, message: StoredMessage) -> "TurnRequest":
         """What the request asked for whose key is stored in this message: a question, or that its turn goes on."""
         if message["role"] != "user":
             return cls(continues=True, stored_digest=message.get("answers_digest", ""))

@@ -1,7 +1,5 @@
 """Calls that wait for answers: what is pending in a session, and what the answers are to the model."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Who sees what the server does: metrics and traces, each where it is asked for."""
 
-from __future__ import annotations
-
 import functools
 import logging
 import re
@@ -22,7 +20,7 @@ log = logging.getLogger(__name__)
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 
-def load_metrics(observer: Observer) -> Metrics:
+def load_metrics(observer: Observer) -> "Metrics":
     """Metrics, before another observer. Raises SettingsError where their library is missing."""
     try:
         from session_core.telemetry.metrics import Metrics
@@ -33,7 +31,7 @@ def load_metrics(observer: Observer) -> Metrics:
     return Metrics(observer)
 
 
-def load_traces(environment: Mapping[str, str]) -> Traces | None:
+def load_traces(environment: Mapping[str, str]) -> "Traces | None":
     """Traces, where the environment names an exporter and the OpenTelemetry SDK is installed.
 
     Raises SettingsError where the SDK has no such exporter.
@@ -72,7 +70,7 @@ def observe_requests(app: Flask, observer: Observer) -> None:
     app.after_request(end_when_sent)
 
 
-def add_metrics_route(app: Flask, metrics: Metrics) -> None:
+def add_metrics_route(app: Flask, metrics: "Metrics") -> None:
     """Serves `GET /metrics`."""
 
     app.add_url_rule("/metrics", "metrics", lambda: Response(metrics.render(), content_type=metrics.content_type))

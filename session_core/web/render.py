@@ -4,8 +4,6 @@ A tree is a text, or a name with attributes and children. The elements, attribut
 here by name; nothing of the text becomes another. So whoever makes nodes of it trusts no string.
 """
 
-from __future__ import annotations
-
 import functools
 import html
 import itertools

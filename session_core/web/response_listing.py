@@ -1,7 +1,5 @@
 """The items of a conversation, or of what a response was asked with, as they are stored."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import re
@@ -52,7 +50,7 @@ class ItemFinder:
         return self._found[id]
 
 
-def placed_item(session: Session, id: str) -> PlacedItem:
+def placed_item(session: Session, id: str) -> "PlacedItem":
     """The item of this id. Raises ApiError."""
     found = next((placed for placed in list_items(session) if placed.item["id"] == id), None)
     if found is None:

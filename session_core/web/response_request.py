@@ -1,7 +1,5 @@
 """What a client asks a response for: the body, its tools, and what of it goes to the model server."""
 
-from __future__ import annotations
-
 import time
 from typing import Annotated, Any, Literal
 
@@ -37,10 +35,10 @@ class _Tool(BaseModel, strict=True):
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
     format: dict[str, Any] | None = None
-    tools: list[_Tool] | None = None
+    tools: "list[_Tool] | None" = None
 
     @property
-    def functions(self) -> dict[str, _Tool]:
+    def functions(self) -> "dict[str, _Tool]":
         """The tools that it stands for, by the names under which they are offered."""
         if self.type != "namespace":
             return {self.name: self}

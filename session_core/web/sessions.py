@@ -1,7 +1,5 @@
 """The native dialect: sessions, and turns in them."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Mapping
 from typing import Any, Self

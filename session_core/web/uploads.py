@@ -1,7 +1,5 @@
 """Pictures and files that come in: the bodies that may be larger for them, and their parts in all dialects."""
 
-from __future__ import annotations
-
 import binascii
 import contextlib
 import re
