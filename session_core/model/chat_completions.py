@@ -196,7 +196,6 @@ class Completions:
         log.debug("Asking %s with %d messages, %.0f s left", request["model"], len(request["messages"]), left)
         client = self._server.client
         body = RequestBody(request)
-        length = {"Content-Length": str(body.size)}
         stream: Any = client.over(self._connection).post(
             client.chat_url,
             content=body,
@@ -205,7 +204,7 @@ class Completions:
             stream_cls=openai.Stream[object],
             options={
                 "timeout": openai.Timeout(left, connect=min(left, _CONNECT_SECONDS)),
-                "headers": {**headers, **length},
+                "headers": {**headers, "Content-Length": str(body.size)},
             },
         )
         body.clear()

@@ -143,7 +143,6 @@ def _meaning(error: Exception, begun: bool, status: int | None, words: str) -> t
     timed_out = isinstance(error, _TIMEOUTS) or status in (408, 504) or gave_up
     overflows = status == 413 or (status in (None, 400, 422, 500) and not gave_up and _OVERFLOW.search(words))
     refuses_key = status in (401, 403) or (status == 400 and _BAD_KEY.search(words))
-    is_empty = isinstance(error, NoEvent)
     cases = (  # the first one counts
         (overflows, "context_length_exceeded", "The conversation is too long for the model."),
         (refuses_key, "model_unauthorized", "The model server does not accept the API key: check api_key."),
@@ -163,7 +162,7 @@ def _meaning(error: Exception, begun: bool, status: int | None, words: str) -> t
         ),
         (words, "model_error", "The model server answered with an error."),
         (
-            is_empty,
+            isinstance(error, NoEvent),
             "model_error",
             "The model server answered with nothing. The message may be too long for the model.",
         ),

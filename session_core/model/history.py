@@ -115,12 +115,15 @@ class OutgoingHistory:
 
         Returns whether anything was left to cut. With `keep`, the session's next turns begin there too.
         """
-        before, current = self._begin, self._turns()[-1]
+        turns = self._turns()
+        before, current = self._begin, turns[-1]
         if before == current:
             return False
         self._trims += 1
-        limit = text_size(self._messages[before:current]) // 2 if self._trims < _MAX_TRIMS else 0
-        self._keep_newest(limit)
+        sizes = [text_size(self._messages[begin:end]) for begin, end in itertools.pairwise(turns)]
+        limit = sum(sizes) // 2 if self._trims < _MAX_TRIMS else 0
+        kept = sum(size <= limit for size in itertools.accumulate(reversed(sizes)))
+        self._begin = turns[-1 - kept]
         if self._begin == before:  # turns without text
             self._begin = current
         if keep:
@@ -165,13 +168,6 @@ class OutgoingHistory:
             if current - self._begin > limit:
                 newest = current - last if current - last <= limit else 0
                 self._begin = turns[bisect.bisect_left(turns, current - max(2 * limit // 3, newest))]
-
-    def _keep_newest(self, limit: int) -> None:
-        turns = self._turns()
-        earlier = (self._messages[begin:end] for begin, end in itertools.pairwise(turns))
-        sizes = list(map(text_size, earlier))[::-1]
-        kept = sum(size <= limit for size in itertools.accumulate(sizes))
-        self._begin = turns[-1 - kept]
 
 
 def _is_answer(message: MessageFields) -> bool:

@@ -254,8 +254,9 @@ class _LockedRedis(LockedSession):
             self._storage._keys.run("release", "release", self.id, self.lease.fence, self.lease.holder, count)
 
     def _change(self, script: str, *arguments: Argument) -> None:
-        fence = self.lease.fence
-        found = self._storage._keys.run(script, script, self.id, fence, *arguments, retry_seconds=RETRY_SECONDS)
+        found = self._storage._keys.run(
+            script, script, self.id, self.lease.fence, *arguments, retry_seconds=RETRY_SECONDS
+        )
         if found == b"taken":
             raise NotQueued
         if found in (b"lost", b"vanished"):

@@ -156,8 +156,11 @@ class _Dispatcher(JSONRPCDispatcher[Any]):
         raw = await super().send_raw_request(method, *rest, **more)
         if method == "initialize":
             tools = as_object(as_object(raw.get("capabilities")).get("tools"))
-            version = raw.get("protocolVersion")
-            return {"protocolVersion": version, "capabilities": {"tools": tools}, "serverInfo": _NAMELESS}
+            return {
+                "protocolVersion": raw.get("protocolVersion"),
+                "capabilities": {"tools": tools},
+                "serverInfo": _NAMELESS,
+            }
         if method == "tools/call" and raw.get("resultType") != "input_required":
             return read_result(raw)
         if method != "tools/list":

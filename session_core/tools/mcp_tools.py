@@ -50,8 +50,7 @@ class McpTool(AnyTool):
 
         Raises ValueError in words for the model.
         """
-        given = read_arguments(arguments)
-        coroutine = self._call(self._tool, given, call_id)
+        coroutine = self._call(self._tool, read_arguments(arguments), call_id)
         try:
             future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         except RuntimeError:  # the loop is closed

@@ -107,7 +107,7 @@ class EventLog:
         self._chunks = 0
         self._thoughts = 0
         self._stored_until = 0  # the text behind so many entries is in no stored message yet
-        self._sealed = False
+        self.sealed = False  # then only the last event may still be added
         self._over = threading.Event()
 
     def __len__(self) -> int:
@@ -116,19 +116,14 @@ class EventLog:
     def append(self, event: Event) -> None:
         """Adds an event and wakes the readers. Raises TurnEnded once the log is sealed."""
         with self._lock:
-            if self._sealed:
+            if self.sealed:
                 raise TurnEnded
             self._add(event)
-
-    @property
-    def sealed(self) -> bool:
-        """Whether only the last event may still be added."""
-        return self._sealed
 
     def seal(self) -> bool:
         """Refuses all further events but the last one. Returns whether this call sealed the log."""
         with self._lock:
-            sealed, self._sealed = self._sealed, True
+            sealed, self.sealed = self.sealed, True
             return not sealed
 
     def close(self, event: Ended | Failed) -> None:

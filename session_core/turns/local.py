@@ -72,8 +72,9 @@ class LocalTurn(Turn):
     def start(self) -> None:
         """Begins the record and the log. Never raises."""
         attempt = self._attempt
-        fields = {**attempt.fields, "model": attempt.settings["model"]}
-        first = identity(self.id, self.message_id, attempt.number, fields)
+        first = identity(
+            self.id, self.message_id, attempt.number, {**attempt.fields, "model": attempt.settings["model"]}
+        )
         self._recorder.record(first, self._log, self._end_from_elsewhere)
         self._log.append(Started())
         if self.request.prefix:
@@ -102,8 +103,7 @@ class LocalTurn(Turn):
             log.warning("turn %s of %s goes on without a new summary: %r", self.id, self.session_id, error)
         report, steer = self.report, functools.partial(self._take_steered, queue)
         settings = {**settings, "usage": report.usage, "steer": steer}
-        run = agent.run(history, self._cancellation, observer=report.span, **settings)
-        with contextlib.closing(run) as events:
+        with contextlib.closing(agent.run(history, self._cancellation, observer=report.span, **settings)) as events:
             for event in events:
                 self._handle(event)
         self._end("cancelled", "cancelled")  # where the run had no answer to give
@@ -240,8 +240,7 @@ class LocalTurn(Turn):
         with self._storing, self._apart():
             last = self._store_end(self._answer(status, reason, finish_reason, fields), finish_reason, failure)
             version = version_of(self._recorder.session)
-        parts = (self._recorder.release, lambda: self.report.end(last), lambda: self._on_end(self, version))
-        for part in parts:
+        for part in (self._recorder.release, lambda: self.report.end(last), lambda: self._on_end(self, version)):
             with self._apart():
                 part()
         self._log.close(last)

@@ -65,8 +65,7 @@ class ClientIntent:
             return TurnRequest(content, history=history)
         if self.kind == "retry":
             return TurnRequest(content, self.id)
-        after = None if self.replaces else self.id
-        return TurnRequest(content, self.replaces, after, history=history)
+        return TurnRequest(content, self.replaces, None if self.replaces else self.id, history=history)
 
 
 def compare_histories(stored: _Messages, transcript: Sequence[ClientMessage]) -> ClientIntent:

@@ -52,7 +52,7 @@ class Turns:
         self.queues = QueueRunner(self.start, self._local.__contains__, self._workers)
         self._recent = RecentTurns()
         self._remote = RemoteTurns()
-        self._closing = False
+        self.closing = False  # whether `shut_down` was called
         self._clock = Clock(self._tick)
 
     def start(
@@ -71,7 +71,7 @@ class Turns:
         while True:
             start = TurnStart(request, time.monotonic())
             with self._lock:
-                closing, other = self._closing, self._local.get(place)
+                closing, other = self.closing, self._local.get(place)
                 if not closing and other is None:
                     self._local[place] = start
             if other is None and not closing:
@@ -121,7 +121,7 @@ class Turns:
         """
         until = time.monotonic() + grace
         with self._lock:
-            self._closing = True
+            self.closing = True
             starts = list(self._local.values())
         self._remote.close()
         self.queues.close()
@@ -136,11 +136,6 @@ class Turns:
         self._remote.leave(until)
         self._clock.hurry()
         self._workers.close()
-
-    @property
-    def closing(self) -> bool:
-        """Whether `shut_down` was called."""
-        return self._closing
 
     def _beside(self, place: Place, request: TurnRequest, other: TurnStart | None) -> tuple[Turn, bool] | None:
         """What a request gets where another one has the session, or at a shutdown. None where it may try again."""
@@ -158,7 +153,7 @@ class Turns:
             running = other.turn if other is not None else None
             if earlier := self._earlier_turn(place, request, storage.get(session_id), running):
                 return earlier
-        raise ShuttingDown if self._closing else SessionBusy(session_id)
+        raise ShuttingDown if self.closing else SessionBusy(session_id)
 
     def _take(
         self, place: Place, start: TurnStart, admit: _Admit | None, observer: Observer, *, last_try: bool
@@ -227,7 +222,7 @@ class Turns:
         return turn, session
 
     def _admit(self, start: TurnStart, admit: _Admit | None, undo: contextlib.ExitStack) -> None:
-        if self._closing:
+        if self.closing:
             raise ShuttingDown
         if admit is not None:
             admit()
@@ -306,7 +301,7 @@ class Turns:
         with self._lock:
             next_expiry = self._recent.remove_expired(now)
             starts = list(self._local.values())
-            if not starts and (self._closing or next_expiry is None):
+            if not starts and (self.closing or next_expiry is None):
                 return None
         running = [(start.began_at + self._timeout, turn) for start in starts if (turn := start.turn)]
         fail_all([turn for deadline, turn in running if deadline <= now and not turn.ending], "model_timeout")

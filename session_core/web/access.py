@@ -60,8 +60,9 @@ def add_common_headers(response: Response, settings: Settings) -> Response:
         if request.method == "OPTIONS":
             response.headers["Access-Control-Allow-Methods"] = "DELETE, GET, PATCH, POST"
             # The origin is one that may call, and SDKs and tracers send headers of their own.
-            asked = request.headers.get("Access-Control-Request-Headers", "Authorization, Content-Type")
-            response.headers["Access-Control-Allow-Headers"] = asked
+            response.headers["Access-Control-Allow-Headers"] = request.headers.get(
+                "Access-Control-Request-Headers", "Authorization, Content-Type"
+            )
             response.headers["Access-Control-Max-Age"] = "600"
     method, path = urllib.parse.quote(request.method[:20]), urllib.parse.quote(request.path[:200])
     client = urllib.parse.quote((request.remote_addr or "-")[:60], safe=":")
@@ -79,8 +80,7 @@ def _authenticate(settings: Settings, users: Users | None) -> str:
     if users:
         user = users.find_user(token.strip())
     else:
-        is_valid = hmac.compare_digest(token.strip().encode("latin-1"), settings.auth_token.encode())
-        user = "" if is_valid else None
+        user = "" if hmac.compare_digest(token.strip().encode("latin-1"), settings.auth_token.encode()) else None
     if user is None or scheme.lower() != "bearer":
         raise ApiError("unauthorized", headers={"WWW-Authenticate": "Bearer"})
     return user

@@ -67,8 +67,7 @@ class _Conversations:
     def update_conversation(self, id: str) -> Response:
         asked = parse_body(_Body, json_body())
         with self._responses.sessions.storage.lock(session_of(id)) as session:
-            kept = session.session.responses or {}
-            session.configure(responses={**kept, "metadata": asked.metadata or {}})
+            session.configure(responses={**(session.session.responses or {}), "metadata": asked.metadata or {}})
         return _render(self._session(id))
 
     def delete_conversation(self, id: str) -> Response:
@@ -114,5 +113,11 @@ class _Conversations:
 
 
 def _render(session: Session) -> Response:
-    shown = {"id": conversation_id(session.id), "object": "conversation", "created_at": seconds(session.created_at)}
-    return json_response({**shown, "metadata": (session.responses or {}).get("metadata", {})})
+    return json_response(
+        {
+            "id": conversation_id(session.id),
+            "object": "conversation",
+            "created_at": seconds(session.created_at),
+            "metadata": (session.responses or {}).get("metadata", {}),
+        }
+    )

@@ -188,8 +188,7 @@ class _Responses:
             self._responses.sessions.models.check(asked.model)
             place = self._find_place(asked, key)
             names = {} if asked.is_stored else {call.id: call.name for call in place.waiting.values()}
-            find = ItemFinder(self._responses).find
-            read = ResponseInput(uploads, find, place.waiting, names, self._agent.server)
+            read = ResponseInput(uploads, ItemFinder(self._responses).find, place.waiting, names, self._agent.server)
             return asked, place, read.read(asked.input or ())
 
     def _start(self, asked: ResponseBody, place: _Place, read: ResponseInput) -> tuple[TurnReader, ResponseRenderer]:
@@ -280,13 +279,14 @@ class _Responses:
         own = [text for text in (asked.instructions, session.system_prompt) if text]
         texts = [*own, *earlier, *read.system] if asked.instructions or earlier or read.system else []
         tools = asked.client_tools
-        model = asked.model or session.model or self._agent.model
         return TurnRequest(
             model=asked.model,
             system_prompt="\n\n".join(texts) if texts else None,
             options=asked.options(any_tools=bool(tools.tools or self._agent.tools)) or None,
             client_tools=tools,
-            response=asked.record(model, input=len(read.messages), system=read.system),
+            response=asked.record(
+                asked.model or session.model or self._agent.model, input=len(read.messages), system=read.system
+            ),
             files=read.files,
             **others,
         )

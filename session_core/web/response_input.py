@@ -168,8 +168,7 @@ class ResponseInput:
         if item.approve or item.call not in self._names:
             self.answers[item.call] = {"approve": item.approve, "reason": item.reason or ""}
         else:
-            denied = NOT_EXECUTED + (item.reason or "")
-            self._append(tool_message(item.call, self._names[item.call], denied, True))
+            self._append(tool_message(item.call, self._names[item.call], NOT_EXECUTED + (item.reason or ""), True))
 
     def _add_reference(self, item: InputItem) -> None:
         self._add(parse_body(InputItem, self._find(item.id or "")))

@@ -228,5 +228,4 @@ class ResponseItems:
         return {"type": "response.output_item.added", "output_index": len(self.output) - 1, "item": item.copy()}
 
     def _done(self, item: dict[str, Any]) -> Told:
-        index = self._index(item)
-        return {"type": "response.output_item.done", "output_index": index, "item": item.copy()}
+        return {"type": "response.output_item.done", "output_index": self._index(item), "item": item.copy()}

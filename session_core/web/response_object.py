@@ -82,8 +82,7 @@ class ResponseRenderer(Renderer):
         self._id = id
         self._record = record
         sealed = record["model"] if record.get("sealed") else ""
-        tools = client_tools_of(record)
-        self._items = ResponseItems(id, earlier=calls, tools=tools, sealed=sealed, pieces=deltas)
+        self._items = ResponseItems(id, earlier=calls, tools=client_tools_of(record), sealed=sealed, pieces=deltas)
         self._earlier = list(earlier)
         self._after = after
         self._number = 0

@@ -83,8 +83,13 @@ class _Format(BaseModel, strict=True):
         """The format as the response shows it."""
         if self.type != "json_schema":
             return {"type": self.type}
-        schema = {"name": self.name, "description": self.description, "schema": self.schema_}
-        return {"type": self.type, **schema, "strict": bool(self.strict)}
+        return {
+            "type": self.type,
+            "name": self.name,
+            "description": self.description,
+            "schema": self.schema_,
+            "strict": bool(self.strict),
+        }
 
     @property
     def response_format(self) -> dict[str, Any] | None:

@@ -214,8 +214,7 @@ class _Sessions:
             find = functools.partial(sessions.find_turn, session_id, message_id)
             return stream_queued(self._responses, find, renderer, EventRenderer.comment)
         event_id = request.headers.get("Last-Event-ID") or request.args.get("after", "")
-        index = functools.partial(find_resume_index, event_id=event_id)
-        return self._responses.watch(turn, index, renderer)
+        return self._responses.watch(turn, functools.partial(find_resume_index, event_id=event_id), renderer)
 
     def take_back(self, session_id: str, message_id: str) -> Response:
         json_body(optional=True)
@@ -233,7 +232,8 @@ class _Sessions:
 
     def _start(self, session_id: str) -> TurnReader | Response:
         """A reader of the turn that the request asks for, or the answer that its message waits."""
-        asked = self._parse_turn_request()
+        with body_with_files(self._responses.max_file_bytes) as (body, uploads):
+            asked = _parse_turn_request(body, uploads)
         try:
             return self._responses.start(session_id, asked)
         except SessionBusy:
@@ -252,10 +252,6 @@ class _Sessions:
             return json_response({"status": done, "compacted": None, **_compacted(session)})
 
         return self._responses.whole(reader, render)
-
-    def _parse_turn_request(self) -> TurnRequest:
-        with body_with_files(self._responses.max_file_bytes) as (body, uploads):
-            return _parse_turn_request(body, uploads)
 
     def _in_other_form(self, session: Session, *, running: bool) -> Response | None:
         """The session in the form that `Accept` names, where that is not this dialect's own."""

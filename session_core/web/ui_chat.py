@@ -229,9 +229,12 @@ def _find_request(session: Session, asked: _Body, question: _Message | None, key
         found = _compare(session, asked.transcript)
     else:
         found = _find_alone(session, asked, question)
-    client_id = question.id if question else None
     return dataclasses.replace(
-        found, key=key, client_id=client_id, model=asked.model, client_tools=asked.client_tools
+        found,
+        key=key,
+        client_id=question.id if question else None,
+        model=asked.model,
+        client_tools=asked.client_tools,
     )
 
 

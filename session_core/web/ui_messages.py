@@ -161,8 +161,9 @@ class UiRenderer:
 
 def queued_frames(message_id: str, position: int) -> bytes:
     """The frames that tell that a message waits. They are no part of the client's transcript."""
-    data = {"id": message_id, "position": position}
-    return _as_data({"type": "data-queued", "data": data, "transient": True}) + DONE
+    return (
+        _as_data({"type": "data-queued", "data": {"id": message_id, "position": position}, "transient": True}) + DONE
+    )
 
 
 def ui_messages(session: Session, files_at: str, *, running: bool, show_reasoning: bool) -> list[_Json]:
