@@ -93,9 +93,12 @@ class Agent:
         own, budget, observer = self._tools(), Budget(cancellation, self._timeout), observer or Observer()
         client_tools = client_tools or ClientTools()
         tools = client_tools.beside(own)
-        keep = functools.partial(keep_pictures, files, self._max_file_bytes)
         run_tools = functools.partial(
-            run_calls, budget=budget, timeout=self._tool_timeout, observer=observer, keep=keep
+            run_calls,
+            budget=budget,
+            timeout=self._tool_timeout,
+            observer=observer,
+            keep=functools.partial(keep_pictures, files, self._max_file_bytes),
         )
         with self._completions.connect(budget, observer, options or {}, client_tools.tools) as completions:
             yield from _tell(outgoing, _settle(answered, functools.partial(run_tools, own)), usage)
@@ -262,7 +265,8 @@ def _tell(
 ) -> Iterator[Message | ToolResult]:
     """For each result the tool's message, which goes into the history, and then the result itself."""
     for result in results:
-        content = with_files(result.content, result.files)
-        told = tool_message(result.id, result.name, content, result.error is not None)
+        told = tool_message(
+            result.id, result.name, with_files(result.content, result.files), result.error is not None
+        )
         yield Message(outgoing.add(told), usage)
         yield result

@@ -90,8 +90,7 @@ def create_app(
     )
     sessions = SessionsOfUsers(storage, turns, lambda: users.names if users else [""], settings.session_ttl)
     sessions.sweeps.start()
-    one_shot = Sessions(MemoryStorage(), turns)
-    responses = TurnResponses(sessions, one_shot, settings)
+    responses = TurnResponses(sessions, Sessions(MemoryStorage(), turns), settings)
     app.extensions.update(turns=sessions, turn_responses=responses, users=users)
     app.register_blueprint(service_routes(agent, sessions, responses))
     app.register_blueprint(native_dialect(responses, show_reasoning=settings.show_reasoning))
@@ -132,13 +131,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _assemble(settings: Settings, at_end: Callable[[Callable[[], object]], object]) -> Flask:
     """The app. What must be closed at the end is given to `at_end`."""
-    base_url: str | None = settings.base_url or None
-    if settings.demo:
-        base_url = ModelServer(demo_script()).start().base_url
+    base_url = ModelServer(demo_script()).start().base_url if settings.demo else settings.base_url or None
     tools = _tools(settings)
     tool_sources = [_mcp_tools(settings, at_end)] if settings.mcp_config else []
-    all_tools: list[AnyTool] = [*tools, *(tool for source in tool_sources for tool in source())]
-    _refuse_same_names(all_tools)
+    _refuse_same_names([*tools, *(tool for source in tool_sources for tool in source())])
     try:
         agent = Agent(
             api_key=settings.api_key or "none",
@@ -237,8 +233,7 @@ def _banner(settings: Settings, listener: socket.socket) -> str:
         if settings.demo
         else f"{settings.model} at {without_secrets(settings.base_url) or 'OpenAI'}"
     )
-    needs_token = settings.auth_token or settings.users
-    token = ' -H "Authorization: Bearer $SESSION_SERVER_TOKEN"' if needs_token else ""
+    token = ' -H "Authorization: Bearer $SESSION_SERVER_TOKEN"' if settings.auth_token or settings.users else ""
     return (
         f"session_server listens on http://{host}:{port}\n"
         f"model:    {model}\n"

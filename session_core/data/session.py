@@ -138,7 +138,6 @@ def session_from(session_id: str, value: Any) -> Session:
     updated = value.get("updated_at", messages[-1]["created_at"] if messages else created)
     if not isinstance(created, str) or not isinstance(updated, str):
         raise ValueError("its times are missing")
-    extra = {name: field for name, field in value.items() if name not in _KNOWN_FIELDS}
     return Session(
         session_id,
         created,
@@ -149,7 +148,7 @@ def session_from(session_id: str, value: Any) -> Session:
         continues=continues,
         responses=responses,
         compacted=read_compacted(value.get("compacted")),
-        extra=extra,
+        extra={name: field for name, field in value.items() if name not in _KNOWN_FIELDS},
         **texts,
     )
 

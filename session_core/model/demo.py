@@ -106,14 +106,24 @@ def event(data: Mapping[str, Any] | str) -> bytes:
 
 def chunk(delta: Mapping[str, Any], finish_reason: str | None = None, **more: Any) -> dict[str, Any]:
     """One chunk of a streamed completion."""
-    choice = {"index": 0, "delta": delta, "finish_reason": finish_reason}
-    return {"id": "chatcmpl-1", "object": "chat.completion.chunk", "model": "demo", "choices": [choice], **more}
+    return {
+        "id": "chatcmpl-1",
+        "object": "chat.completion.chunk",
+        "model": "demo",
+        "choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason}],
+        **more,
+    }
 
 
 def completion(message: Mapping[str, Any], finish_reason: str, usage: Mapping[str, Any]) -> dict[str, Any]:
     """A whole completion."""
-    choice = {"index": 0, "message": {"role": "assistant", **message}, "finish_reason": finish_reason}
-    return {"id": "chatcmpl-1", "object": "chat.completion", "model": "demo", "choices": [choice], "usage": usage}
+    return {
+        "id": "chatcmpl-1",
+        "object": "chat.completion",
+        "model": "demo",
+        "choices": [{"index": 0, "message": {"role": "assistant", **message}, "finish_reason": finish_reason}],
+        "usage": usage,
+    }
 
 
 # The demo
@@ -183,8 +193,11 @@ def _demo_message(request: Mapping[str, Any]) -> dict[str, Any]:
         return {"content": f"{expression} is {result}."}
     expression = _expression(said[-1] if said else "")
     if expression and any(tool["function"]["name"] == "calculator" for tool in request.get("tools", ())):
-        function = {"name": "calculator", "arguments": json.dumps({"expression": expression})}
-        call = {"id": f"call{len(messages):05}", "type": "function", "function": function}
+        call = {
+            "id": f"call{len(messages):05}",
+            "type": "function",
+            "function": {"name": "calculator", "arguments": json.dumps({"expression": expression})},
+        }
         return {"content": "", "tool_calls": [call]}
     count = "your first message" if len(said) == 1 else f"your message number {len(said)} in this conversation"
     return {

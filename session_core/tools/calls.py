@@ -118,8 +118,7 @@ class _Call:
             self.pictures = output.pictures
             return ToolResult(id, name, result=output.text)
         except ValueError as error:
-            text = utf8_text(str(error))[:MAX_RESULT_CHARACTERS]
-            return ToolResult(id, name, error=text or "the tool failed")
+            return ToolResult(id, name, error=utf8_text(str(error))[:MAX_RESULT_CHARACTERS] or "the tool failed")
         except BaseException as error:  # noqa: BLE001  a tool is anybody's code
             where = "".join(traceback.format_tb(error.__traceback__))  # without the text, which may quote a message
             log.warning("Tool %s failed with %s", name, type(error).__name__, extra={"where": where})

@@ -62,13 +62,12 @@ def begin_attempt(storage: Storage, session: LockedSession, request: TurnRequest
     else:
         message, fields = stored.messages[0], {"attempt": 1 + stored.attempt}
     found = session.session
-    instructions = found.system_prompt if request.system_prompt is None else request.system_prompt
     number = fields.get("attempt", 1)
     outgoing = outgoing_messages(found.messages, number, continues=request.goes_on)
     history, summary = behind_summary(found, without_removed(outgoing, found.responses))
     settings = {
         "model": request.model or found.model or default_model,
-        "system_prompt": instructions,
+        "system_prompt": found.system_prompt if request.system_prompt is None else request.system_prompt,
         "summary": summary,
         "options": request.options,
         "answered": answered,
@@ -78,8 +77,14 @@ def begin_attempt(storage: Storage, session: LockedSession, request: TurnRequest
     }
     if request.prefix:
         history.append({"id": "", "role": "assistant", "content": request.prefix, "created_at": timestamp()})
-    keeps_deltas = request.response is not None or "response" in message
-    return Attempt(message["id"], number, fields, settings, history, keeps_deltas)
+    return Attempt(
+        message["id"],
+        number,
+        fields,
+        settings,
+        history,
+        keeps_deltas=request.response is not None or "response" in message,
+    )
 
 
 def _go_on(session: Session, request: TurnRequest) -> tuple[StoredTurn, AttemptFields, Answers]:

@@ -46,8 +46,13 @@ def queued_request(message: QueuedMessage) -> TurnRequest:
     asked = {name: value for name, value in message.get("asked", {}).items() if name in _ASKED}
     tools = message.get("asked", {}).get("client_tools")
     made = ClientTools({name: ClientTool(schema) for name, schema in tools.items()}) if tools else None
-    key, queued_id = message.get("idempotency_key"), message["id"]
-    return TurnRequest(message["content"], key=key, client_tools=made, queued_id=queued_id, **asked)
+    return TurnRequest(
+        message["content"],
+        key=message.get("idempotency_key"),
+        client_tools=made,
+        queued_id=message["id"],
+        **asked,
+    )
 
 
 def steered_message(message: QueuedMessage, attempt: int) -> MessageFields:

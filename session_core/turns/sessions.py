@@ -288,11 +288,6 @@ class SessionsOfUsers:
                 self._sessions[name] = Sessions(self.storage.for_user(name), self.turns)
             return self._sessions[name]
 
-    @property
-    def closing(self) -> bool:
-        """Whether no new turn starts any more."""
-        return self.turns.closing
-
     def shut_down(self, grace: float) -> None:
         """Ends the turns of all users, and the sweeps. See `Turns.shut_down`."""
         self.sweeps.stop()

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 from session_core.data.message import StoredMessage, tool_failed
 from session_core.model.events import Chunk, Reasoning, ToolCall, ToolResult
@@ -10,7 +10,7 @@ from session_core.turns.event_log import Ended, Failed, LoggedEvent, Started, St
 from session_core.turns.turn import Turn
 from session_core.turns.waiting import pending_calls
 from session_core.web.errors import ApiError, describe_error
-from session_core.web.turn_responses import encode_json, sse_data
+from session_core.web.turn_responses import Renderer, encode_json, sse_data
 
 _PUBLIC_FIELDS = (
     *("id", "role", "content", "reasoning", "tool_calls", "tool_call_id", "name", "status", "reason"),
@@ -19,12 +19,11 @@ _PUBLIC_FIELDS = (
 _SUBSTITUTED = "-s"  # ends the id of an event that stands in place of events of a server that is gone
 
 
-class EventRenderer:
-    """The events of a turn, each as one frame. With `resumable` a frame has an `id:` line."""
+class EventRenderer(Renderer):
+    """The events of a turn, each as one frame. With `resumable` a frame has an `id:` line. A client can resume a
+    stream that is broken off."""
 
-    headers: ClassVar[Mapping[str, str]] = {}
     comment = b": keep-alive\n\n"
-    broken_off = b""  # a client can resume the stream
 
     def __init__(self, turn: Turn, *, resumable: bool = False) -> None:
         self._turn_id = turn.id
@@ -61,25 +60,23 @@ def render_event(
     event: Started | Reasoning | ToolCall | ToolResult | Steered | Ended | Failed, sequence: int
 ) -> tuple[str, dict[str, Any]]:
     """The `type` of an event, and an object that holds its `data`, if it has any."""
-    data: dict[str, Any]
     match event:
         case Started():
             return "stream_start", {}
         case Reasoning():
-            kind, data = "stream_reasoning", {"content": event.content, "sequence": sequence}
+            return "stream_reasoning", {"data": {"content": event.content, "sequence": sequence}}
         case ToolCall():
-            kind, data = "stream_tool_call", {"id": event.id, "name": event.name, "arguments": event.arguments}
+            return "stream_tool_call", {"data": {"id": event.id, "name": event.name, "arguments": event.arguments}}
         case ToolResult():
             outcome = {"result": event.result} if event.error is None else {"error": event.error}
             files = {"files": event.files} if event.files else {}
-            kind, data = "stream_tool_result", {"id": event.id, "name": event.name, **outcome, **files}
+            return "stream_tool_result", {"data": {"id": event.id, "name": event.name, **outcome, **files}}
         case Steered():
-            kind, data = "stream_message", {"message_id": event.message_id, "content": event.content}
+            return "stream_message", {"data": {"message_id": event.message_id, "content": event.content}}
         case Ended():
-            kind, data = "stream_end", _render_end(event)
+            return "stream_end", {"data": _render_end(event)}
         case Failed():
-            kind, data = "error", _render_failure(event)
-    return kind, {"data": data}
+            return "error", {"data": _render_failure(event)}
 
 
 def _render_end(event: Ended) -> dict[str, Any]:

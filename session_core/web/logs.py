@@ -17,8 +17,7 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
 def set_up_logging(settings: Settings) -> None:
     """Writes the log to standard error, at this level and in this format."""
     handler = logging.StreamHandler()
-    json_lines = settings.log_format == "json"
-    handler.setFormatter(JsonLines() if json_lines else PlainLines())
+    handler.setFormatter(JsonLines() if settings.log_format == "json" else PlainLines())
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
     logging.getLogger("waitress.queue").setLevel(logging.ERROR)  # it warns of a queue while threads start on demand
     for name in LOGGED_ROOMS:

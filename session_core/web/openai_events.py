@@ -82,17 +82,22 @@ def render_completion(turn: Turn, last: Ended, *, asked: ChatRequest) -> Respons
     if last.status == "waiting":
         message |= {"content": message["content"] or None, **render_calls(last.message, asked.functions)}
     logprobs = [token for event in events if isinstance(event, Chunk) for token in event.logprobs or ()]
-    choice = {"index": 0, "message": message, "finish_reason": _finish_reason(last, asked)}
-    choice |= _render_logprobs(logprobs)
-    completion = {
-        "id": f"chatcmpl-{turn.id}",
-        "object": "chat.completion",
-        "created": int(time.time()),
-        "model": last.message.get("model", ""),
-        "choices": [choice],
-        "usage": _usage(last),
+    choice = {
+        "index": 0,
+        "message": message,
+        "finish_reason": _finish_reason(last, asked),
+        **_render_logprobs(logprobs),
     }
-    return json_response(completion)
+    return json_response(
+        {
+            "id": f"chatcmpl-{turn.id}",
+            "object": "chat.completion",
+            "created": int(time.time()),
+            "model": last.message.get("model", ""),
+            "choices": [choice],
+            "usage": _usage(last),
+        }
+    )
 
 
 def _usage(last: Ended) -> dict[str, Any]:

@@ -52,8 +52,11 @@ def find_tool_choice(function_call: str | dict[str, Any] | None) -> str | dict[s
 
 def stored_answer(text: str, calls: Sequence[ToolCall]) -> MessageFields:
     """An assistant's message of the client's transcript, as it is stored."""
-    made = [tool_call(call.id, call.name, call.arguments) for call in calls]
-    return assistant_message(text, made, pending={call.id: "client" for call in calls})
+    return assistant_message(
+        text,
+        [tool_call(call.id, call.name, call.arguments) for call in calls],
+        pending={call.id: "client" for call in calls},
+    )
 
 
 def find_results(messages: Sequence[StoredMessage]) -> dict[str, dict[str, str]]:

@@ -164,8 +164,15 @@ class ResponseItems:
     def _call(self, call: ToolCall) -> Iterator[Told]:
         if call.waits_for == "approval":
             label, name = server_label(call.name)
-            item = {"id": APPROVAL + call.id, "type": "mcp_approval_request", "server_label": label, "name": name}
-            yield self._added({**item, "arguments": call.arguments})
+            yield self._added(
+                {
+                    "id": APPROVAL + call.id,
+                    "type": "mcp_approval_request",
+                    "server_label": label,
+                    "name": name,
+                    "arguments": call.arguments,
+                }
+            )
             yield self._done(self.output[-1])
         elif call.waits_for == "client":
             tool = self._tools.get(call.name, {"type": "function", "name": call.name})
@@ -182,8 +189,16 @@ class ResponseItems:
 
     def _run(self, call: ToolCall, approval: str | None) -> Iterator[Told]:
         label, name = server_label(call.name)
-        item: dict[str, Any] = {"id": self._next_id("mcp"), "type": "mcp_call", "status": "in_progress"}
-        item |= {"server_label": label, "name": name, "approval_request_id": approval, "output": None, "error": None}
+        item: dict[str, Any] = {
+            "id": self._next_id("mcp"),
+            "type": "mcp_call",
+            "status": "in_progress",
+            "server_label": label,
+            "name": name,
+            "approval_request_id": approval,
+            "output": None,
+            "error": None,
+        }
         self._running[call.id] = len(self.output)
         yield from self._tell_call(item, "mcp_call_arguments", "arguments", call.arguments)
         self.output[-1]["status"] = "in_progress"

@@ -167,8 +167,13 @@ class _Items:
 
 def message_item(id: str, role: str, content: Content, session_id: str = "") -> dict[str, Any]:
     """A message of the client as an item. Its pictures and files are those of this session."""
-    parts = [_render_part(part, session_id) for part in as_parts(content)]
-    return {"id": id, "type": "message", "role": role, "status": "completed", "content": parts}
+    return {
+        "id": id,
+        "type": "message",
+        "role": role,
+        "status": "completed",
+        "content": [_render_part(part, session_id) for part in as_parts(content)],
+    }
 
 
 def _render_part(part: ContentPart, session_id: str) -> dict[str, Any]:

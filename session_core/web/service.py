@@ -38,7 +38,7 @@ def service_routes(agent: Agent, sessions: SessionsOfUsers, responses: TurnRespo
 
     @blueprint.get("/ready")
     def ready() -> Response:
-        if sessions.closing:
+        if sessions.turns.closing:
             raise ShuttingDown
         sessions.storage.check()
         return json_response({"status": "ok"})

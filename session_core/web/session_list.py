@@ -20,8 +20,7 @@ def answer_list(sessions: Sessions, *, show_reasoning: bool) -> Response:
     limit, after = number_argument("limit", 1, 1000), request.args.get("after")
     try:
         if words:
-            search = Search(sessions.storage, words, show_reasoning)
-            found, next_id = search.page(limit or _DEFAULT_LIMIT, after)
+            found, next_id = Search(sessions.storage, words, show_reasoning).page(limit or _DEFAULT_LIMIT, after)
             rows = [{"id": one.session_id, "message_id": one.message_id, "snippet": one.snippet} for one in found]
         else:
             ids, next_id = sessions.storage.page(limit or (_DEFAULT_LIMIT if details else None), after)

@@ -185,8 +185,12 @@ class _Sessions:
                 "invalid_request", "The body must set title, model or system_prompt, or remove one with null."
             )
         self._responses.sessions.configure(session_id, settings)
-        shown = _set_settings(self._storage.get(session_id))
-        return json_response({**shown, **session_details(self._responses.sessions, session_id)})
+        return json_response(
+            {
+                **_set_settings(self._storage.get(session_id)),
+                **session_details(self._responses.sessions, session_id),
+            }
+        )
 
     def delete_session(self, session_id: str) -> Response:
         json_body(optional=True)

@@ -187,7 +187,7 @@ def test_a_turn_that_runs_on_while_the_server_shuts_down_can_be_joined() -> None
     with Client() as client:
         session, first, gate = halted(client)
         stopping = client.later(client.shut_down, TIMEOUT)
-        wait_until(lambda: client.app.extensions["turns"].closing)
+        wait_until(lambda: client.app.extensions["turns"].turns.closing)
         second = client.stream(session, **KEY)
         assert second.status == 200
         gate.open()
