@@ -202,8 +202,9 @@ class Negotiation:
         none."""
         left = [part for part in ("pictures", "files") if part in self.sent and part not in self._tried]
         named = [part for part in left if _NAMES[part].search(failure.words)]
-        never = bool(_NOT_SERVED.search(failure.words) or _TAKES_NONE.search(failure.words))
-        says_never = never and not _BAD_FILE.search(failure.words)
+        says_never = not _BAD_FILE.search(failure.words) and (
+            _NOT_SERVED.search(failure.words) or _TAKES_NONE.search(failure.words)
+        )
         statuses = (400, 404, 415, 422, 500, 501) if says_never else (400, 415, 422)
         if failure.code != "model_error" or failure.status not in statuses:
             return set()

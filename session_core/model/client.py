@@ -69,18 +69,15 @@ class ModelClient:
             ended_well = not connection.is_shut
         finally:
             if ended_well:
-                self._give_back(connection)
+                connection.idle_since = time.monotonic()
+                self._idle.append(connection)
+                self._close_surplus()
             else:
                 connection.close()
 
     def close(self) -> None:
         """Closes the idle connections now, and those of runs when the runs end."""
         self._max_idle = 0
-        self._close_surplus()
-
-    def _give_back(self, connection: ModelConnection) -> None:
-        connection.idle_since = time.monotonic()
-        self._idle.append(connection)
         self._close_surplus()
 
     def _close_surplus(self) -> None:

@@ -41,8 +41,8 @@ class DirectoryFiles(KeptFiles):
                         _share(os.path.join(self._path(source_id), found), directory, name)
 
     def read(self, session_id: str, name: str) -> bytes | None:
-        found = (name, name + _UNSURE, name)  # it may be named meanwhile
-        paths = (os.path.join(self._path(session_id), one) for one in found)
+        # The same name again, since it may be named meanwhile.
+        paths = (os.path.join(self._path(session_id), one) for one in (name, name + _UNSURE, name))
         with unavailable("read a file of", session_id):
             return next((data for path in paths if (data := read_regular(path, math.inf)) is not None), None)
 

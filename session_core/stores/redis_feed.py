@@ -135,8 +135,9 @@ class Publisher:
 
 def published_lines(keys: RedisKeys, session_id: str, fence: str) -> list[bytes]:
     """What a turn itself has published so far under a fence."""
-    client = keys.connection.client
-    entries: Any = call(f"read what was published of {session_id}", lambda: client.xrange(keys.events(fence)))
+    entries: Any = call(
+        f"read what was published of {session_id}", lambda: keys.connection.client.xrange(keys.events(fence))
+    )
     return [
         line for id, fields in entries if not _is_substitute(id, fields) for line in fields[b"lines"].split(b"\n")
     ]
@@ -161,9 +162,11 @@ class RedisTurnFeed(TurnFeed):
 
     def read(self, seconds: float) -> list[bytes]:
         wait = max(1, int(min(seconds, 1.0) * 1000))
-        client = self._keys.connection.waiting_client
         streams: dict[Any, Any] = {self._keys.events(self.id): self._entry}
-        found: Any = call("follow a turn", lambda: client.xread(streams, count=256, block=wait))
+        found: Any = call(
+            "follow a turn",
+            lambda: self._keys.connection.waiting_client.xread(streams, count=256, block=wait),
+        )
         lines: list[bytes] = []
         for _, entries in found or []:
             for id, fields in entries:

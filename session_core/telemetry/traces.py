@@ -151,8 +151,12 @@ def _described(work: Span) -> tuple[str, SpanKind, _Attributes]:
             model = model[:_MAX_TEXT]
             return f"chat {model}", SpanKind.CLIENT, _gen_ai("chat", {"gen_ai.request.model": model}) | _peer(address)
         case ToolSpan(id, name, offered):  # a name that the model made up may be any text
-            called: _Attributes = {"gen_ai.operation.name": "execute_tool", "gen_ai.tool.type": "function"}
-            called |= {"gen_ai.tool.call.id": id[:_MAX_TEXT], **({"gen_ai.tool.name": name} if offered else {})}
+            called: _Attributes = {
+                "gen_ai.operation.name": "execute_tool",
+                "gen_ai.tool.type": "function",
+                "gen_ai.tool.call.id": id[:_MAX_TEXT],
+                **({"gen_ai.tool.name": name} if offered else {}),
+            }
             return f"execute_tool {name}" if offered else "execute_tool", SpanKind.INTERNAL, called
 
 

@@ -170,9 +170,12 @@ class _Server:
         if self.settings.url:
             transport = http_transport(self.settings)
         else:
-            rubbish = "it writes lines to its output that are no messages"
             transport = stdio_transport(
-                self.settings, self._guard, self._stderr, connection.gone.set, lambda: connection.warn(rubbish)
+                self.settings,
+                self._guard,
+                self._stderr,
+                on_end=connection.gone.set,
+                on_rubbish=lambda: connection.warn("it writes lines to its output that are no messages"),
             )
         seconds = self.settings.start_seconds if self.settings.url else None
         try:

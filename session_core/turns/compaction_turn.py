@@ -28,14 +28,19 @@ def begin_compaction(storage: Storage, session: LockedSession, request: TurnRequ
     turn = last_turn(found)
     outgoing = without_removed(outgoing_messages(found.messages, turn.attempt if turn else 1), found.responses)
     messages, summary = behind_summary(found, outgoing)
-    settings = {
-        "model": found.model or default_model,
-        "system_prompt": found.system_prompt,
-        "client_tools": None,
-        "files": SessionFiles(storage, session.id),
-        "summary": summary,
-    }
-    return Attempt("", 1, {}, settings, list(messages if turn and turn.complete else before_last_turn(messages)))
+    return Attempt(
+        "",
+        1,
+        {},
+        settings={
+            "model": found.model or default_model,
+            "system_prompt": found.system_prompt,
+            "client_tools": None,
+            "files": SessionFiles(storage, session.id),
+            "summary": summary,
+        },
+        history=list(messages if turn and turn.complete else before_last_turn(messages)),
+    )
 
 
 class CompactionTurn(LocalTurn):
@@ -52,5 +57,6 @@ class CompactionTurn(LocalTurn):
         made = None if failure or "status" in answer else self._attempt.settings["compacted"]
         if made:
             store(self._recorder, made, self.report.usage)
-        text = made["content"] if made else ""
-        return failure or Ended({**answer, "id": "", "created_at": timestamp()}, text, finish_reason)
+        return failure or Ended(
+            {**answer, "id": "", "created_at": timestamp()}, made["content"] if made else "", finish_reason
+        )

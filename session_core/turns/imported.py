@@ -110,8 +110,11 @@ def imported_summary(value: Any, given: Sequence[Any], messages: Sequence[Stored
     made = read_compacted(value)
     if made is None or made["until"] not in ids or not 0 < len(made["content"].strip()) <= MAX_SUMMARY_CHARACTERS:
         raise ImportRefused("compacted must have the id of one of the messages as until, a content, and created_at.")
-    until = messages[ids.index(made["until"])]["id"]
-    return {"until": until, "content": made["content"], "created_at": _time(made["created_at"])}
+    return {
+        "until": messages[ids.index(made["until"])]["id"],
+        "content": made["content"],
+        "created_at": _time(made["created_at"]),
+    }
 
 
 def _content(content: Any, index: int, *, may_miss: bool) -> Content:
@@ -152,8 +155,11 @@ def _time(given: Any) -> str:
 def _answer(text: str, message: dict[str, Any], index: int) -> MessageFields:
     calls = _calls(message["tool_calls"], index) if message.get("tool_calls") else []
     known = answer_fields(message)
-    kept: AnswerFields = {"reasoning": known.get("reasoning", ""), "model": known.get("model", "")}
-    kept["usage"] = sum_usage(None, known.get("usage")) or {}
+    kept: AnswerFields = {
+        "reasoning": known.get("reasoning", ""),
+        "model": known.get("model", ""),
+        "usage": sum_usage(None, known.get("usage")) or {},
+    }
     if (status := known.get("status")) in _STATUSES:
         reason = known.get("reason", "")
         kept |= {"status": status, "reason": reason if _REASON.fullmatch(reason) else "interrupted"}

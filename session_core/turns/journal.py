@@ -43,8 +43,12 @@ def partial_answer(session: Session, lines: Sequence[bytes]) -> StoredMessage | 
     if len(stored) > rounds or not (reasoning or text):
         return None  # the text was stored with the tool calls behind it
     digest = hashlib.sha256(lines[0] + b"%d" % rounds).hexdigest()
-    beside = answer_fields(fields) | {"reasoning": reasoning, "status": "incomplete", "reason": "interrupted"}
-    beside["deltas"] = deltas
+    beside = answer_fields(fields) | {
+        "reasoning": reasoning,
+        "status": "incomplete",
+        "reason": "interrupted",
+        "deltas": deltas,
+    }
     return {**assistant_message(text, **beside), "id": f"msg-{digest[:32]}", "created_at": created_at}
 
 

@@ -28,8 +28,13 @@ def read_result(message: StoredMessage) -> ToolResult:
     """The outcome of a call that a tool's message tells of."""
     text, failed = message_text(message), tool_failed(message)
     result, error = (None, text.removeprefix(ERROR)) if failed else (text, None)
-    call_id, name = message.get("tool_call_id", ""), message.get("name", "")
-    return ToolResult(call_id, name, result, error, files=file_parts(message["content"]))
+    return ToolResult(
+        message.get("tool_call_id", ""),
+        message.get("name", ""),
+        result,
+        error,
+        files=file_parts(message["content"]),
+    )
 
 
 def _fit(lengths: Sequence[int], thought: int, said: int) -> bool:

@@ -190,9 +190,14 @@ def _find_agreement(tree: _Tree, parts: Sequence[_Part]) -> _Agreement:
         if len(parts) == 1 or (count < 2 and count != len(parts) - 1):
             count = whole.bit_length() - 1
         if count > 0:
-            by_id = tree.is_called(index, parts[count - 1].id)
-            from_beginning = bool(whole >> count & 1)
-            best = max(best, _Agreement(count, by_id, from_beginning, index in tree.current, index))
+            agreement = _Agreement(
+                count,
+                by_id=tree.is_called(index, parts[count - 1].id),
+                from_beginning=bool(whole >> count & 1),
+                current=index in tree.current,
+                place=index,
+            )
+            best = max(best, agreement)
     return best
 
 

@@ -31,8 +31,10 @@ def render_markdown(title: str | None, head: Mapping[str, str], messages: Iterab
         if text := message_text(message):
             parts.append(_block(text, "markdown" if role == "Assistant" else "text"))
         parts += [_link(part) for part in file_parts(message["content"])]
-        for call in read_tool_calls(message):
-            parts.append(f"\nTool call of {_plain(call.name)}:\n\n{_block(call.arguments, 'json')}")
+        parts += [
+            f"\nTool call of {_plain(call.name)}:\n\n{_block(call.arguments, 'json')}"
+            for call in read_tool_calls(message)
+        ]
     return "\n".join(parts) + "\n"
 
 

@@ -90,8 +90,9 @@ def openai_dialect(responses: TurnResponses, agent: Agent, session_headers: Sequ
 
     @blueprint.get("/models")
     def list_openai_models() -> Response:
-        names = responses.sessions.models.names()
-        return json_response({"object": "list", "data": [_render_model(name) for name in names]})
+        return json_response(
+            {"object": "list", "data": [_render_model(name) for name in responses.sessions.models.names()]}
+        )
 
     @blueprint.get("/models/<path:model>")
     def get_openai_model(model: str) -> Response:
@@ -125,9 +126,14 @@ def _parse_request(body: Mapping[str, Any], agent: Agent, uploads: Uploads) -> C
         prefix=prefix,
         files=uploads.files,
     )
-    with_usage = bool(asked.stream_options and asked.stream_options.include_usage)
-    functions = bool(asked.functions and not asked.tools)
-    return ChatRequest(messages, own, bool(asked.stream), with_usage, find_results(messages), functions)
+    return ChatRequest(
+        messages,
+        own,
+        stream=bool(asked.stream),
+        with_usage=bool(asked.stream_options and asked.stream_options.include_usage),
+        results=find_results(messages),
+        functions=bool(asked.functions and not asked.tools),
+    )
 
 
 def _find_options(asked: _Body, *, any_tools: bool) -> dict[str, Any] | None:

@@ -69,8 +69,10 @@ class CompletionRenderer(Renderer):
     def _chunk(
         self, delta: dict[str, Any], finish_reason: str | None = None, logprobs: Sequence[Any] | None = None
     ) -> dict[str, Any]:
-        choice = {"index": 0, "delta": delta, "finish_reason": finish_reason, **_render_logprobs(logprobs)}
-        return {**self._fixed, "choices": [choice]}
+        return {
+            **self._fixed,
+            "choices": [{"index": 0, "delta": delta, "finish_reason": finish_reason, **_render_logprobs(logprobs)}],
+        }
 
 
 def render_completion(turn: Turn, last: Ended, *, asked: ChatRequest) -> Response:

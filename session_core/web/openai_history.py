@@ -196,13 +196,13 @@ def _has_question(session: Session, chat: ChatName, asked: ChatRequest, question
 def _compare(session: Session, chat: ChatName, asked: ChatRequest) -> ClientIntent:
     if len(asked.messages) == 1 and not chat.whole_chats:
         return compare_question(session.conversation, asked.messages[0]["content"])
-    return compare_histories(expanded(session.messages), [_client_message(one) for one in asked.messages])
-
-
-def _client_message(message: StoredMessage) -> ClientMessage:
-    """A message of the transcript as it is compared: results of calls are no texts of an answer."""
-    content = "" if message["role"] == "tool" else message["content"]
-    return ClientMessage("user" if message["role"] == "user" else "assistant", content)
+    transcript = [  # results of calls are no texts of an answer
+        ClientMessage(
+            "user" if one["role"] == "user" else "assistant", "" if one["role"] == "tool" else one["content"]
+        )
+        for one in asked.messages
+    ]
+    return compare_histories(expanded(session.messages), transcript)
 
 
 def _retry(

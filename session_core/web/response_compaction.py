@@ -42,8 +42,13 @@ def render_compaction(messages: Sequence[StoredMessage], last: Ended) -> dict[st
     session_id = new_id("session")
     asked = (message for message in messages if message["role"] == "user")
     output = [message_item(message_item_id("msg", session_id, one["id"]), "user", message_text(one)) for one in asked]
-    id = message_item_id("cmp", session_id, last.message["id"])
-    output.append({"id": id, "type": "compaction", "encrypted_content": seal({"summary": last.complete_text})})
+    output.append(
+        {
+            "id": message_item_id("cmp", session_id, last.message["id"]),
+            "type": "compaction",
+            "encrypted_content": seal({"summary": last.complete_text}),
+        }
+    )
     return {
         "id": message_item_id("resp", session_id, last.message["id"]),
         "object": "response.compaction",

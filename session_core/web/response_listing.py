@@ -116,8 +116,9 @@ class _Items:
             anchor = message["id"] if is_question or not self._id.message_id else self._id.message_id
             self._id = ResponseId(self._id.session_id, anchor, attempt)
             self._called = {} if is_question else dict(self._called)
-            tools = client_tools_of(message.get("response", {}))
-            self._output = ResponseItems(self._id, earlier=dict(self._called), tools=tools)
+            self._output = ResponseItems(
+                self._id, earlier=dict(self._called), tools=client_tools_of(message.get("response", {}))
+            )
         if message["role"] == "user":
             self._add_question(message)
         elif message["role"] == "assistant":
@@ -142,9 +143,8 @@ class _Items:
             self.placed.append(PlacedItem(item, message["id"], {message["id"]: part}))
         for call in read_tool_calls(message):
             list(self._output.tell(dataclasses.replace(call, waits_for=pending.get(call.id))))
-            placed = PlacedItem(self._output.output[-1], message["id"], {message["id"]: call.id})
-            self.placed.append(placed)
-            self._called[call.id], self._running[call.id] = call, placed
+            self.placed.append(PlacedItem(self._output.output[-1], message["id"], {message["id"]: call.id}))
+            self._called[call.id], self._running[call.id] = call, self.placed[-1]
 
     def _add_result(self, message: StoredMessage) -> None:
         call_id, text, count = message.get("tool_call_id", ""), message_text(message), len(self._output.output)

@@ -104,13 +104,7 @@ class ResponseRenderer(Renderer):
         record, last = self._record, self._last
         message = last.message if isinstance(last, Ended) else None
         if last is not None:
-            ends = {
-                "completed": "completed",
-                "waiting": "completed",
-                "incomplete": "incomplete",
-                "cancelled": "cancelled",
-            }
-            status = "failed" if isinstance(last, Failed) else ends[last.status]
+            status = "failed" if isinstance(last, Failed) else {"waiting": "completed"}.get(last.status, last.status)
         reason = message.get("reason") if message and status == "incomplete" else None
         return {
             "id": str(self._id),

@@ -48,9 +48,16 @@ class _Tool(BaseModel, strict=True):
         """The tool as the model server gets it: one that takes a text is a function of one argument."""
         text = {"type": "object", "properties": {CUSTOM_INPUT: {"type": "string"}}, "required": [CUSTOM_INPUT]}
         parameters = text if self.type == "custom" else self.parameters
-        described = {"description": self._description, "parameters": parameters, "strict": self.strict}
-        given = {name: value for name, value in described.items() if value is not None}
-        return {"type": "function", "function": {"name": called, **given}}
+        function = {
+            "name": called,
+            "description": self._description,
+            "parameters": parameters,
+            "strict": self.strict,
+        }
+        return {
+            "type": "function",
+            "function": {name: value for name, value in function.items() if value is not None},
+        }
 
     @property
     def _description(self) -> str | None:
@@ -165,8 +172,13 @@ class ResponseBody(BaseModel, strict=True):
         if not isinstance(named, list) or not all(isinstance(tool, dict) for tool in named):
             raise ApiError("invalid_request", "tool_choice.tools must be a list of objects.")
         allowed = [tool.get("name") for tool in named] if "mode" in choice else None
-        functions = [one for one in self._functions if allowed is None or one[0] in allowed]
-        return ClientTools({name: ClientTool(tool.offered(name)) for name, tool in functions})
+        return ClientTools(
+            {
+                name: ClientTool(tool.offered(name))
+                for name, tool in self._functions
+                if allowed is None or name in allowed
+            }
+        )
 
     @property
     def _functions(self) -> list[tuple[str, _Tool]]:
@@ -195,8 +207,8 @@ class ResponseBody(BaseModel, strict=True):
     def options(self, *, any_tools: bool) -> dict[str, Any]:
         """What goes to the model server beside the conversation. Without `any_tools` it takes nothing of tools."""
         text = self.text or _Text()
-        options = {name: getattr(self, name) for name in _SAMPLING}
-        options |= {
+        options = {
+            **{name: getattr(self, name) for name in _SAMPLING},
             "max_completion_tokens": self.max_output_tokens,
             "reasoning_effort": self.reasoning.effort if self.reasoning else None,
             "response_format": text.format.response_format if text.format else None,

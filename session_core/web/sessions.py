@@ -252,8 +252,9 @@ class _Sessions:
 
         def render(_: Turn, last: Ended) -> Response:
             done = last.status if last.complete_text or last.status == "cancelled" else "nothing_to_sum_up"
-            session = self._responses.sessions.session(session_id)
-            return json_response({"status": done, "compacted": None, **_compacted(session)})
+            return json_response(
+                {"status": done, "compacted": None, **_compacted(self._responses.sessions.session(session_id))}
+            )
 
         return self._responses.whole(reader, render)
 

@@ -36,12 +36,15 @@ class StoredResponse:
         defaults."""
         continues = self.turn.continues
         begun = [continues] if continues.get("attempt") in self.attempts else []
-        question = [self.turn.messages[0]]
-        known = (one.get("response") for one in [*self.messages, *begun, *question])
+        known = (one.get("response") for one in [*self.messages, *begun, self.turn.messages[0]])
         found: dict[str, Any] = next(filter(None, known), {})
         model = next((one["model"] for one in self.messages if "model" in one), "")
-        created_at = (self.messages or self.turn.messages)[0]["created_at"]
-        return {"created_at": seconds(created_at), "model": model, "conversation": not found, **found}
+        return {
+            "created_at": seconds((self.messages or self.turn.messages)[0]["created_at"]),
+            "model": model,
+            "conversation": not found,
+            **found,
+        }
 
     @property
     def last_message(self) -> StoredMessage:
@@ -79,8 +82,12 @@ class StoredResponse:
         """The turn as this attempt has left it."""
         own = (one for index, one in enumerate(self.turn.messages) if not index or "added" not in one)
         messages = [one for one in own if one.get("attempt", 1) <= attempt]
-        error = self.turn.error if attempt == self.turn.attempt else None
-        return dataclasses.replace(self.turn, messages=messages, error=error, continues={"attempt": attempt})
+        return dataclasses.replace(
+            self.turn,
+            messages=messages,
+            error=self.turn.error if attempt == self.turn.attempt else None,
+            continues={"attempt": attempt},
+        )
 
 
 def find_response(session: Session, id: ResponseId) -> StoredResponse:

@@ -98,8 +98,9 @@ class TurnResponses:
             admit = functools.cache(functools.partial(_take_place, self._responses, stack))  # once, in several tries
             turn, replayed = sessions.start(session_id, asked, admit=admit, observer=g.observed)
             headers = {"Idempotency-Replayed": "true"} if replayed else {}
-            role: Role = "first" if turn.request is asked else "joined"
-            return self._read(turn, headers, stack, role, keeps_running=keeps_running)
+            return self._read(
+                turn, headers, stack, "first" if turn.request is asked else "joined", keeps_running=keeps_running
+            )
 
     def finish(self, session_id: str, asked: TurnRequest) -> None:
         """Waits for the end of the turn that a request asks for, which is to come before what it asks for beside
@@ -170,8 +171,10 @@ class TurnResponses:
 
     def stream(self, reader: TurnReader, renderer: Renderer, after: int = 0) -> Response:
         """The turn's events behind the first `after` ones, as they come, until the last."""
-        blocks = event_blocks(reader.turn, after, renderer, self.keep_alive, self._client_left(reader.turn))
-        response = event_stream(blocks, {**reader.headers, **renderer.headers})
+        response = event_stream(
+            event_blocks(reader.turn, after, renderer, self.keep_alive, self._client_left(reader.turn)),
+            {**reader.headers, **renderer.headers},
+        )
         response.call_on_close(reader.close)
         return response
 
@@ -234,8 +237,12 @@ class TurnResponses:
 
 def event_stream(blocks: Iterator[bytes], headers: Mapping[str, str], status: int = 200) -> Response:
     """A response of these frames."""
-    fixed = {"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no"}
-    return Response(blocks, status, {**headers, **fixed}, content_type="text/event-stream; charset=utf-8")
+    return Response(
+        blocks,
+        status,
+        {**headers, "Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no"},
+        content_type="text/event-stream; charset=utf-8",
+    )
 
 
 def _take_place(places: threading.BoundedSemaphore, stack: contextlib.ExitStack) -> None:

@@ -190,8 +190,7 @@ def _queued(
     """The answer to a message that waits. What the client has before it does not count, since of a turn that runs it
     has a part only. Raises SessionBusy."""
     session, alone = sessions.session(asked.id), asked.model_copy(update={"messages": [], "message": question})
-    found = _find_request(session, alone, question, key)
-    request = dataclasses.replace(found, if_busy=asked.if_busy, files=files)
+    request = dataclasses.replace(_find_request(session, alone, question, key), if_busy=asked.if_busy, files=files)
     if request.goes_on:
         raise SessionBusy(asked.id)
     accepted = sessions.accept(asked.id, request)

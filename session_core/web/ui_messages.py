@@ -75,8 +75,11 @@ class UiRenderer:
         """The chunks that the next event is to the client, as objects."""
         match event:
             case Started():
-                message_id = self._metadata["questionId"] + ANSWER
-                yield {"type": "start", "messageId": message_id, "messageMetadata": self._metadata}
+                yield {
+                    "type": "start",
+                    "messageId": self._metadata["questionId"] + ANSWER,
+                    "messageMetadata": self._metadata,
+                }
                 yield {"type": "start-step"}
                 for one in self._earlier:
                     yield from self.ui_chunks(one)
@@ -179,8 +182,13 @@ def ui_messages(session: Session, files_at: str, *, running: bool, show_reasonin
         found.append(_answer(StoredTurn([greeting[0], *greeting], None, is_last=False), show_reasoning))
     for index in questions:
         question = session.messages[index]
-        parts = [_user_part(part, files_at) for part in as_parts(question["content"])]
-        found.append({"id": question["id"], "role": "user", "parts": parts})
+        found.append(
+            {
+                "id": question["id"],
+                "role": "user",
+                "parts": [_user_part(part, files_at) for part in as_parts(question["content"])],
+            }
+        )
         turn = turn_at(session, index)
         if not (running and turn.is_last and turn.interrupted) and (turn.error or len(turn.messages) > 1):
             found.append(_answer(turn, show_reasoning))
@@ -216,8 +224,7 @@ def earlier_events(session: Session) -> list[Event]:
     if turn is None:
         return []
     attempt = turn.attempt
-    begun = turn.continues.get("attempt") == attempt
-    kept = without_failed_attempts(turn.messages[1:], attempt, continues=begun)
+    kept = without_failed_attempts(turn.messages[1:], attempt, continues=turn.continues.get("attempt") == attempt)
     before: list[StoredMessage] = [{**one, "attempt": 1} for one in kept if one.get("attempt", 1) < attempt]
     events = StoredTurn([turn.messages[0], *before], None, is_last=False).events()[1:-1]
     return [_without_approval(event) for event in events]
