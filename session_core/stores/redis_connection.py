@@ -145,8 +145,12 @@ class RedisKeys:
         retry_seconds: float = 0,
     ) -> Any:
         """The result of a script on a session. Raises SessionNotFound, SessionCorrupt, StorageUnavailable."""
-        messages, sessions = f"{self.prefix}messages:{session_id}", f"{self.prefix}sessions"
-        keys = [self.session(session_id), messages, self.lease(session_id), sessions]
+        keys = [
+            self.session(session_id),
+            f"{self.prefix}messages:{session_id}",
+            self.lease(session_id),
+            f"{self.prefix}sessions",
+        ]
         what = f"{verb} {session_id}".strip()
         found = call(what, lambda: self.connection.run(script, keys, arguments), retry_seconds, session_id)
         if found == b"missing" and session_id:

@@ -90,8 +90,7 @@ def read_mcp_config(path: str, environment: Mapping[str, str]) -> list[McpServer
         with open(path, encoding="utf-8-sig") as file:
             text = file.read()
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "it is not UTF-8"
-        raise McpError(f"cannot read {path}: {reason}") from None
+        raise McpError(f"cannot read {path}: {getattr(error, 'strerror', None) or 'it is not UTF-8'}") from None
     servers = (json_object(text) or {}).get("mcpServers")
     if not isinstance(servers, dict):
         raise McpError(f'{path} is not a JSON object such as {{"mcpServers": {{"time": {{"command": "…"}}}}}}')

@@ -26,7 +26,7 @@ from session_core.web.openai_tools import (
     stored_answer,
     with_call_ids,
 )
-from session_core.web.turn_responses import TurnReader, TurnResponses
+from session_core.web.turn_responses import TurnResponses
 from session_core.web.uploads import Uploads, body_with_files, has_files
 
 # What is between the client and this server, and not passed on to the model server.
@@ -74,19 +74,17 @@ def openai_dialect(responses: TurnResponses, agent: Agent, session_headers: Sequ
         with body_with_files(responses.max_file_bytes) as (body, uploads):
             asked = _parse_request(body, agent, uploads)
         responses.sessions.models.check(asked.own.model)
-        reader = start(asked)
+        key = idempotency_key()
+        chat = None if _is_task(asked) else find_chat(responses.sessions.storage, session_headers)
+        if chat is None:
+            reader = responses.start_one_shot(asked.messages, asked.turn_request(TurnRequest(continues=True)))
+        else:
+            reader = start_in_session(responses, chat, asked, key)
         if not asked.stream:
             return responses.whole(reader, functools.partial(render_completion, asked=asked))
         renderer = CompletionRenderer(reader.turn, asked, asked.own.model or agent.model)
         started = 2 if asked.own.prefix else 1  # events before the first one of the model
         return responses.fail_early(reader, started, _FIRST_EVENT_SECONDS) or responses.stream(reader, renderer)
-
-    def start(asked: ChatRequest) -> TurnReader:
-        key = idempotency_key()
-        chat = None if _is_task(asked) else find_chat(responses.sessions.storage, session_headers)
-        if chat is None:
-            return responses.start_one_shot(asked.messages, asked.turn_request(TurnRequest(continues=True)))
-        return start_in_session(responses, chat, asked, key)
 
     @blueprint.get("/models")
     def list_openai_models() -> Response:

@@ -41,8 +41,10 @@ class ClientsTool(BaseModel, strict=True, extra="allow"):
 def client_tools(body: Mapping[str, Any]) -> ClientTools:
     """The tools in a body, whose form was checked. The client cannot be asked for approval."""
     functions = [{"type": "function", "function": one} for one in body.get("functions") or ()]
-    tools = [*functions, *(body.get("tools") or ())]
-    return ClientTools({one["function"]["name"]: ClientTool(one) for one in tools}, can_approve=False)
+    return ClientTools(
+        {one["function"]["name"]: ClientTool(one) for one in [*functions, *(body.get("tools") or ())]},
+        can_approve=False,
+    )
 
 
 def find_tool_choice(function_call: str | dict[str, Any] | None) -> str | dict[str, Any] | None:

@@ -56,8 +56,7 @@ def page_file(name: str, version: str = "") -> BaseResponse:
     if encodings["gzip"]:
         response.headers["Content-Encoding"] = "gzip"
     response.headers["Vary"] = "Accept-Encoding"
-    known = version == _version()
-    response.headers["Cache-Control"] = "public, max-age=31536000, immutable" if known else "no-cache"
+    response.headers["Cache-Control"] = "public, max-age=31536000, immutable" if version == _version() else "no-cache"
     response.headers["Content-Security-Policy"] = _POLICY
     response.set_etag(tag, weak=True)
     return response.make_conditional(request)
@@ -75,10 +74,7 @@ def _contents(name: str) -> tuple[bytes, bytes, str]:
 @functools.cache
 def _version() -> str:
     """The digest of all files of the page."""
-    digest = hashlib.sha256()
-    for name in _FILES:
-        digest.update((_PAGE / name).read_bytes())
-    return digest.hexdigest()[:16]
+    return hashlib.sha256(b"".join((_PAGE / name).read_bytes() for name in _FILES)).hexdigest()[:16]
 
 
 def _text(name: str) -> str:
