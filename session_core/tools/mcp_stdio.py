@@ -209,10 +209,16 @@ async def _end(process: asyncio.subprocess.Process) -> None:
     """Closes the input of a server, waits, and then ends its process group."""
     assert process.stdin
     process.stdin.close()
-    with anyio.move_on_after(_END_SECONDS):
-        while process.returncode is None:
-            await anyio.sleep(0.01)
+    await _await_end(process, _END_SECONDS)
     if os.name == "posix":
         await terminate_posix_process_tree(process, _END_SECONDS)  # type: ignore[arg-type]  # it needs the pid alone
     elif process.returncode is None:
         process.kill()
+    await _await_end(process, _CLOSE_SECONDS)  # else the loop may be closed before it hears of the end
+
+
+async def _await_end(process: asyncio.subprocess.Process, seconds: float) -> None:
+    """Waits for the end of the process itself: its children may hold its streams open."""
+    with anyio.move_on_after(seconds):
+        while process.returncode is None:
+            await anyio.sleep(0.01)

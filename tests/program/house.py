@@ -33,7 +33,7 @@ EXTRAS = {
 }  # library: the room, with its neighbours of the same prefix, that may import it
 MAX_LINES = {"storage": 500}  # of a room; 350 for all others
 ROOM_LINES = 350
-HOUSE_STATEMENTS = 11973  # of all rooms; 8,000 is what the house shall come down to
+HOUSE_STATEMENTS = 11976  # of all rooms; 8,000 is what the house shall come down to
 EXTRA_STATEMENTS = 1500  # of the rooms that need an extra, among them
 TEST_LINES = 700  # of a file of tests, or of what they share
 FILE_BYTES = 128 << 10  # of a file that is kept in the repository
