@@ -39,8 +39,11 @@ def keep_new_files(
     """
     messages = [one for message in added for one in (message, *message.get("history", ()))]
     named = named_files(messages)
-    stored = expanded(session.messages) if named else ()  # since histories are long
-    known = {part["sha256"]: part for one in stored for part in file_parts(one["content"])}
+    known = {  # histories are long, and most messages name nothing
+        part["sha256"]: part
+        for one in (expanded(session.messages) if named else ())
+        for part in file_parts(one["content"])
+    }
     if missing := [name for name in named if name not in known and name not in files]:
         raise TurnRefused(f"There is no picture or file {missing[0]} in this session: send its data.")
     whole = {part["sha256"]: part for one in messages for part in file_parts(one["content"]) if "media_type" in part}

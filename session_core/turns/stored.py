@@ -248,16 +248,15 @@ def question_message(session: Session, request: TurnRequest) -> MessageFields:
         "terms": request.terms or "",
         "response": dict(request.response or {}),
     }
-    known = {message["id"]: message for message in expanded(session.messages)}
     place: QuestionFields = {}
     if request.replaces is not None:
-        replaced = known.get(request.replaces)
+        replaced = _by_id(session).get(request.replaces)
         if replaced is None or replaced["role"] != "user":
             raise TurnRefused("replaces must be the id of a user's message of this session.")
         content = replaced["content"] if content is None else content
         place = {"replaces": request.replaces}
     elif request.after is not None:
-        if request.after not in (BEGINNING, *known):
+        if request.after not in (BEGINNING, *_by_id(session)):
             raise TurnRefused("after must be the id of a message of this session.")
         place = {"after": request.after}
     history = [*request.history] if place else [*settled_messages(session, request.answers), *request.history]
@@ -267,6 +266,10 @@ def question_message(session: Session, request: TurnRequest) -> MessageFields:
     else:
         fields |= place
     return user_message(content or "", request.key, **fields)
+
+
+def _by_id(session: Session) -> dict[str, StoredMessage]:
+    return {message["id"]: message for message in expanded(session.messages)}
 
 
 def settled_messages(session: Session, answers: Answers | None = None) -> list[StoredMessage]:

@@ -24,6 +24,7 @@ from tests.support.browser import Page
 from tests.support.client import Client
 from tests.support.cost import cost, fastest_growth, longest_hold
 from tests.support.model_server import answer, status, tool_call
+from tests.support.responses import checked
 from tests.support.server import Server
 
 LARGE = 125_000  # bytes, an eighth of the largest body
@@ -185,6 +186,24 @@ def test_a_text_of_a_caller(client: Client, way: Callable[[Client, str], object]
 @pytest.mark.parametrize("way", [_show, _continue], ids=["show", "continue"])
 def test_a_conversation_that_comes_in(client: Client, way: Callable[..., object], shape: str) -> None:
     holds(CONVERSATIONS[shape], lambda made: way(client, made))
+
+
+@pytest.mark.parametrize("shape", ["questions", "turns", "rounds of calls"])
+def test_the_input_of_a_response(client: Client, shape: str) -> None:
+    def items(message: dict[str, Any]) -> list[dict[str, Any]]:
+        if message["role"] == "tool":
+            return [{"type": "function_call_output", "call_id": message["tool_call_id"], "output": "r"}]
+        calls = [
+            {"type": "function_call", "call_id": one["id"], **one["function"]}
+            for one in message.get("tool_calls", ())
+        ]
+        return calls or [message]
+
+    def make(size: int) -> list[dict[str, Any]]:
+        messages = [*CONVERSATIONS[shape](size), *CONVERSATIONS["rounds of calls"](220)]
+        return [item for message in messages for item in items(message)]
+
+    holds(make, lambda made: checked(client.request("POST", "/v1/responses", {"input": made})), size=4 * LARGE)
 
 
 @pytest.mark.parametrize("shape", [*CONVERSATIONS, "numbers"])
