@@ -281,9 +281,10 @@ class _LockedFile(LockedSession):
             self._add(session, lines)
 
     def _add(self, session: Session, lines: Sequence[bytes]) -> None:
-        added = [json.loads(line) for line in lines]
         if len(lines) > 1:  # of which a crash could leave some
-            return self._rewrite(replace(session, messages=session.messages + added), time.time_ns())
+            return self._rewrite(
+                replace(session, messages=[*session.messages, *map(json.loads, lines)]), time.time_ns()
+            )
         if self._end is None:
             log.warning("%s.json is torn or has another layout: it is rewritten before a message is added", self.id)
             self._rewrite(self.session)
@@ -301,7 +302,7 @@ class _LockedFile(LockedSession):
                 raise
         self._end += len(data)
         if parsed is not None:
-            parsed.session.messages.extend(added)
+            parsed.session.messages.extend(map(json.loads, lines))
             self._parsed = ParsedFile(replace(session, messages=parsed.session.messages), self._end)
 
     def _rewrite(self, session: Session, modified: int = 0) -> None:

@@ -259,8 +259,9 @@ class _Responses:
         """A session of its own that begins with this content. That of a key is always the same."""
         if not asked.is_stored:
             return _Place(copy)
-        digest = hashlib.sha256(f"{key} {asked.previous_response_id}".encode()).hexdigest()
-        id = f"session-{digest[:32]}" if key else new_id("session")
+        if key is None:
+            return _Place(copy, new_id=new_id("session"))
+        id = f"session-{hashlib.sha256(f'{key} {asked.previous_response_id}'.encode()).hexdigest()[:32]}"
         with contextlib.suppress(SessionNotFound):
             return _Place(self._responses.sessions.session(id))
         return _Place(copy, new_id=id)
