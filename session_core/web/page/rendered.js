@@ -1,6 +1,7 @@
 // Colours of code and mathematics, which the server draws where it can: a tree of elements, from which nodes are made.
 
 import { element } from "./element.js";
+import { pause } from "./follow.js";
 import { markAgain } from "./found.js";
 import { json } from "./http.js";
 import { replaceInPlace, whenSeen } from "./layout.js";
@@ -30,7 +31,7 @@ async function draw(node, text) {
   if (refused) return;
   try {
     const { tree } = await json("render", { method: "POST", body: { text }, quiet: true });
-    while (node.matches(IN_USE)) await new Promise((done) => setTimeout(done, 100));
+    while (node.matches(IN_USE)) await pause(100);
     replaceInPlace(node, () => node.replaceChildren(...tree.map(build)));
     markAgain();
   } catch (error) {

@@ -43,7 +43,12 @@ export async function openSession(id, place = null) {
 export async function load(view) {
   view.phase = "loading";
   render();
-  const passes = (error) => error instanceof ConnectionLost && isShown(view) && (setUnreachable(true), showUnsent(view), true);
+  const passes = (error) => {
+    if (!(error instanceof ConnectionLost) || !isShown(view)) return false;
+    setUnreachable(true);
+    showUnsent(view);
+    return true;
+  };
   await patiently(() => isShown(view) && !view.turn && refresh(view), passes).catch((error) => fail(view, error));
 }
 
