@@ -4,6 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from agent import tool
+
+sent: list[str] = []  # to whom letters were sent in the test's own process
+
+
+@tool(needs_approval=True)
+def send(to: str) -> str:
+    """Sends a letter."""
+    sent.append(to)
+    return f"sent to {to}"
+
+
 _TOOLS = '''
 import pathlib
 from agent import tool

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from werkzeug.test import TestResponse
 
-from agent import tool
 from storage import LockedSession, MemoryStorage, StorageUnavailable
 from tests.support.client import BreakableStorage, Client, error_of, json_of
+from tests.support.letters import send, sent
 from tests.support.model_server import STALL, answer, tool_call
 from tests.support.responses import checked
 
@@ -26,15 +26,6 @@ OUTPUTS = [{"type": "function_call_output", "call_id": id, "output": "rain"} for
 REFERENCE = {"type": "item_reference", "id": "msg_1"}
 SEND = tool_call("send", {"to": "Ann"}, id="call_s")
 APPROVED = {"type": "mcp_approval_response", "approval_request_id": "mcpr_call_s", "approve": True}
-
-sent: list[str] = []
-
-
-@tool(needs_approval=True)
-def send(to: str) -> str:
-    """Sends a letter."""
-    sent.append(to)
-    return f"sent to {to}"
 
 
 @pytest.fixture

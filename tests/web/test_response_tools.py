@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from werkzeug.test import TestResponse
 
-from agent import tool
 from session_core.stores.files import FileStorage
 from tests.support.client import Client, error_of, json_of
+from tests.support.letters import send, sent
 from tests.support.model_server import answer, frames, status, tool_call, tool_calls, wait
 from tests.support.responses import (
     check_input_item,
@@ -36,19 +36,10 @@ QUESTION = [{"role": "user", "content": "Weather?"}]
 OUTPUT = {"type": "function_call_output", "call_id": "call_w", "output": "rain"}
 SEND = tool_call("send", {"to": "Ann"}, id="call_s")
 
-sent: list[str] = []
-
 
 def look() -> str:
     """Looks around."""
     return "all is well"
-
-
-@tool(needs_approval=True)
-def send(to: str) -> str:
-    """Sends a letter."""
-    sent.append(to)
-    return f"sent to {to}"
 
 
 @pytest.fixture
